@@ -1,0 +1,1 @@
+"""MemFactory: train, evaluate and run memory agents from YAML."""

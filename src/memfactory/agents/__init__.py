@@ -1,0 +1,1 @@
+"""Agents: compositions of modules, one file each."""

@@ -1,0 +1,1 @@
+"""Configuration: schema, composition, overrides, errors with file and line."""

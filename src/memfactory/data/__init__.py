@@ -1,0 +1,1 @@
+"""Datasets: loaders, converters and generators. Rows in, rows out; no torch."""

@@ -1,0 +1,1 @@
+"""Engines: who speaks. One protocol, four kinds: hf, vllm, openai, scripted."""

@@ -1,0 +1,1 @@
+"""Environments: rows to tasks, episodes to rewards."""

@@ -1,0 +1,46 @@
+"""The errors that are a user's to mend: they are shown as a message, without a traceback."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class MemFactoryError(Exception):
+    """Something a user can mend. Exit code 1."""
+
+    exit_code = 1
+
+
+class ConfigError(MemFactoryError):
+    """The configuration or the command line is wrong. `problems` holds every message. Exit code 2."""
+
+    exit_code = 2
+
+    def __init__(self, problems: str | Iterable[str]) -> None:
+        self.problems = (problems,) if isinstance(problems, str) else tuple(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class DataError(MemFactoryError):
+    """A data file or row cannot be used; the message has the file, the row number and the field. Exit code 2."""
+
+    exit_code = 2
+
+
+class EngineError(MemFactoryError):
+    """An engine or endpoint failed for good, after its retries. Exit code 1."""
+
+
+def nearest(given: str, existing: Iterable[str]) -> str | None:
+    """The existing name most like `given`, or None when none is close."""
+    near = difflib.get_close_matches(given, list(existing), n=1, cutoff=0.6)
+    return near[0] if near else None
+
+
+def unknown(kind: str, given: str, existing: Iterable[str]) -> str:
+    """The sentence for a name that does not exist: what was given, the nearest, and what there is."""
+    names = sorted(existing)
+    near = nearest(given, names)
+    hint = f"; did you mean {near!r}?" if near else "."
+    return f"no {kind} is called {given!r}{hint} There are: {', '.join(names) or '(none)'}."

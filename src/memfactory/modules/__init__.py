@@ -1,0 +1,1 @@
+"""Modules: the skills of memory agents, one file each; none imports another."""

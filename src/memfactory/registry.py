@@ -1,0 +1,173 @@
+"""String-keyed registries that find components by reading source files, and import one only when it is asked for.
+
+A component is one file with `@MODULES.register("my_module")` above its class. Built-in packages are scanned as text, so
+listing what exists imports nothing. A user's own file joins through `plugins:` (see `load_plugin`), where the
+decorator runs on import. It does not know what the components are for.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from memfactory.errors import ConfigError, unknown
+
+T = TypeVar("T")
+C = TypeVar("C", bound=type)
+
+
+class Options(BaseModel):
+    """Base of every component's options: unknown keys are errors, values are checked, nothing changes afterwards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, protected_namespaces=())
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a component lives. `options` is "module:attribute" where the options must be read without the class."""
+
+    name: str
+    target: str
+    summary: str
+    options: str | None = None
+
+
+def _resolve(target: str) -> Any:
+    module, _, attribute = target.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+class Registry(Generic[T]):
+    """The components of one kind (`kind` is the word used in messages), looked up by name."""
+
+    def __init__(self, kind: str, package: str) -> None:
+        self.kind = kind
+        self.package = package
+        self._scanned: dict[str, Entry] | None = None
+        self._registered: dict[str, tuple[Entry, Any]] = {}
+
+    def register(self, name: str, *, options: str | None = None) -> Callable[[C], C]:
+        """Class decorator: the class becomes the component called `name`.
+
+        `options` ("module:attribute") is only for classes whose file is expensive to import; otherwise the nested
+        class `Options` counts. Registering a name that another class holds is an error.
+        """
+
+        def decorate(cls: C) -> C:
+            target = f"{cls.__module__}:{cls.__qualname__}"
+            summary = (cls.__doc__ or "").strip().partition("\n")[0]
+            held = self._registered.get(name)
+            other = held[0].target if held else self._builtin().get(name, Entry(name, target, "")).target
+            if other != target:
+                raise ConfigError(f"{self.kind} {name!r} is registered twice: by {other} and by {target}")
+            self._registered[name] = (Entry(name, target, summary, options), cls)
+            return cls
+
+        return decorate
+
+    def names(self) -> list[str]:
+        """Every name, sorted."""
+        return sorted({**self._builtin(), **{name: entry for name, (entry, _) in self._registered.items()}})
+
+    def entry(self, name: str) -> Entry:
+        """The entry of `name`; ConfigError with the nearest name when there is none."""
+        if name in self._registered:
+            return self._registered[name][0]
+        if name in self._builtin():
+            return self._builtin()[name]
+        raise ConfigError(unknown(self.kind, name, self.names()))
+
+    def get(self, name: str) -> type[T]:
+        """The class of `name`, imported now if need be."""
+        entry = self.entry(name)
+        if name in self._registered:
+            return self._registered[name][1]
+        return _resolve(entry.target)
+
+    def options(self, name: str) -> type[Options]:
+        """The options model of `name`; a component without options takes none."""
+        entry = self.entry(name)
+        found = _resolve(entry.options) if entry.options else getattr(self.get(name), "Options", Options)
+        return found
+
+    def _builtin(self) -> dict[str, Entry]:
+        if self._scanned is None:
+            spec = importlib.util.find_spec(self.package)
+            folders = list(spec.submodule_search_locations or []) if spec else []
+            self._scanned = {
+                entry.name: entry for folder in folders for path in sorted(Path(folder).glob("*.py"))
+                for entry in _scan(path, f"{self.package}.{path.stem}")
+            }
+        return self._scanned
+
+
+def _scan(path: Path, module: str) -> list[Entry]:
+    """The classes of a source file that carry `@X.register("name", ...)`, read without importing it."""
+    source = path.read_text(encoding="utf-8")
+    if ".register(" not in source:
+        return []
+    entries = []
+    for node in ast.parse(source, str(path)).body:
+        if not isinstance(node, ast.ClassDef):
+            continue
+        for call in node.decorator_list:
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "register":
+                name = ast.literal_eval(call.args[0])
+                options = next((ast.literal_eval(k.value) for k in call.keywords if k.arg == "options"), None)
+                summary = (ast.get_docstring(node) or "").partition("\n")[0]
+                entries.append(Entry(name, f"{module}:{node.name}", summary, options))
+    return entries
+
+
+MODULES: Registry[Any] = Registry("module", "memfactory.modules")
+AGENTS: Registry[Any] = Registry("agent", "memfactory.agents")
+ENVS: Registry[Any] = Registry("environment", "memfactory.envs")
+REWARDS: Registry[Any] = Registry("reward", "memfactory.envs.rewards")
+DATASETS: Registry[Any] = Registry("dataset", "memfactory.data")
+TRAINERS: Registry[Any] = Registry("trainer", "memfactory.trainers")
+ALL = (MODULES, AGENTS, ENVS, REWARDS, DATASETS, TRAINERS)
+
+
+def load_plugin(name: str, relative_to: Path | None = None) -> None:
+    """Import a user's components: a dotted module name, or a path to a .py file (relative to the config's folder).
+
+    Loading the same plugin twice does nothing. A plugin that is not there is a ConfigError; an error inside the
+    plugin's own code is the plugin's traceback.
+    """
+    if name.endswith(".py") or "/" in name:
+        candidates = [Path(name)] if relative_to is None else [relative_to / name, Path(name)]
+        path = next((p.resolve() for p in candidates if p.is_file()), None)
+        if path is None:
+            raise ConfigError(f"plugin {name!r} is not a file (looked at {', '.join(str(p) for p in candidates)})")
+        module_name = f"memfactory_plugin_{path.stem}_{abs(hash(str(path))):x}"
+        if module_name in sys.modules:
+            return
+        spec = importlib.util.spec_from_file_location(module_name, path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[module_name] = module
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[module_name]
+            raise
+        return
+    if name in sys.modules:
+        return
+    sys.path.insert(0, str(relative_to or Path.cwd()))
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name and (name == error.name or name.startswith(error.name + ".")):
+            raise ConfigError(f"plugin {name!r} cannot be imported: there is no module of that name") from None
+        raise
+    finally:
+        sys.path.pop(0)

@@ -1,0 +1,1 @@
+"""Trainers: GRPO and SFT, and what they share. The only place beside the engines that imports torch."""
