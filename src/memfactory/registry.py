@@ -103,7 +103,9 @@ class Registry(Generic[T]):
             spec = importlib.util.find_spec(self.package)
             folders = list(spec.submodule_search_locations or []) if spec else []
             self._scanned = {
-                entry.name: entry for folder in folders for path in sorted(Path(folder).glob("*.py"))
+                entry.name: entry
+                for folder in folders
+                for path in sorted(Path(folder).glob("*.py"))
                 for entry in _scan(path, f"{self.package}.{path.stem}")
             }
         return self._scanned

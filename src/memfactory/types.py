@@ -152,7 +152,7 @@ class Reward:
 
     def of_step(self, step: str) -> float | None:
         """The reward that credits `step`."""
-        return self.steps[step] if step in self.steps else self.total
+        return self.steps.get(step, self.total)
 
 
 @dataclass

@@ -1,0 +1,17 @@
+"""MemoryAgent: MemAgent's agent, one recurrent memory module from the first section to the answer."""
+
+from __future__ import annotations
+
+from memfactory.dialogue import Agent, Dialogue
+from memfactory.registry import AGENTS
+from memfactory.types import Episode
+
+
+@AGENTS.register("memory_agent")
+class MemoryAgent(Agent):
+    """Reads a long text into a fixed-size memory and answers from it."""
+
+    slots = {"memory": "recurrent_memory"}
+
+    def dialogue(self, episode: Episode) -> Dialogue:
+        yield from self.modules["memory"].play(episode)

@@ -1,0 +1,176 @@
+"""What a trainer can be told: the options of GRPO and SFT as data. No torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from memfactory.registry import Options
+
+
+class LoraOptions(Options):
+    """Low-rank adapters (arXiv 2106.09685) in float32; the base model stays frozen."""
+
+    rank: int = Field(16, ge=1)
+    """Rank of the adapters."""
+    alpha: float = Field(32.0, gt=0)
+    """Scale: an adapter's output is multiplied by alpha / rank."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout on the adapters' input."""
+    target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    """Which linear layers get an adapter."""
+
+
+class OptimizerOptions(Options):
+    """AdamW, its schedule and its limits."""
+
+    kind: Literal["adamw", "adamw_8bit"] = "adamw"
+    """adamw: float32 state; adamw_8bit: bitsandbytes' 8-bit state (extra `bitsandbytes`, CUDA)."""
+    learning_rate: float = Field(1e-6, gt=0)
+    """Peak learning rate."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled weight decay on matrices; vectors (norms, biases) get none."""
+    beta1: float = Field(0.9, ge=0, lt=1)
+    """Decay of the first moment."""
+    beta2: float = Field(0.999, ge=0, lt=1)
+    """Decay of the second moment."""
+    epsilon: float = Field(1e-8, gt=0)
+    """Added to the root of the second moment."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the learning rate falls after the warm-up: not at all, or to `final_share` of its peak."""
+    warmup_steps: int = Field(0, ge=0)
+    """Optimizer steps over which the learning rate rises linearly from 0."""
+    final_share: float = Field(0.0, ge=0, le=1)
+    """The share of the peak that a falling schedule ends at."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """The gradient is scaled down to this norm."""
+
+
+Objective = Literal["ppo", "gspo", "cispo", "sapo", "vespo", "reinforce"]
+Weighting = Literal["token", "turn", "trajectory", "prompt", "constant"]
+
+
+class LossOptions(Options):
+    """The per-token objective and how tokens are weighed; formulas in `trainers/objective.py`."""
+
+    objective: Objective = "ppo"
+    """The per-token loss."""
+    clip_low: float = Field(0.2, ge=0)
+    """The ratio is clipped below at 1 - clip_low."""
+    clip_high: float = Field(0.2, ge=0)
+    """The ratio is clipped above at 1 + clip_high (cispo: the upper bound itself is clip_high)."""
+    dual_clip: float | None = Field(None, gt=1)
+    """For negative advantages the ratio counts at most this much (arXiv 1912.09729); null: off."""
+    sapo_positive: float = Field(1.0, gt=0)
+    """SAPO's temperature for positive advantages (arXiv 2511.20347)."""
+    sapo_negative: float = Field(1.05, gt=0)
+    """SAPO's temperature for negative advantages."""
+    weighting: Weighting = "token"
+    """Each trained token weighs the same (token), or each turn, trajectory or prompt does; constant: Dr. GRPO."""
+    constant_length: int | None = Field(None, ge=1)
+    """The length L that `weighting: constant` divides by: each token weighs 1 / (turns x L)."""
+    kl_weight: float = Field(0.0, ge=0)
+    """Weight of the KL term against the reference; 0: no reference is kept at all."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    """The per-token KL estimator."""
+    sampler_correction: Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = "none"
+    """Importance weight policy / sampler for engines whose log-probabilities differ from the trainer's."""
+    correction_low: float = Field(0.5, ge=0)
+    """Masks: weights below this drop the token or turn."""
+    correction_high: float = Field(2.0, gt=0)
+    """Truncation: weights are cut here. Masks: weights above this drop the token or turn."""
+    mask_truncated: bool = False
+    """Turns that were cut by length train nothing (the rest of their trajectory does)."""
+
+    @model_validator(mode="after")
+    def _constant_needs_length(self) -> LossOptions:
+        if self.weighting == "constant" and self.constant_length is None:
+            raise ValueError("weighting 'constant' needs constant_length (the longest reply, in tokens)")
+        return self
+
+
+class TrainerOptions(Options):
+    """What every trainer can be told."""
+
+    steps: int = Field(100, ge=1)
+    """Optimizer steps."""
+    optimizer: OptimizerOptions = OptimizerOptions()
+    """The optimizer."""
+    lora: LoraOptions | None = None
+    """Train adapters instead of the whole model."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more work."""
+    micro_batch_tokens: int = Field(16384, ge=1)
+    """Tokens (padding included) in one forward and backward pass; halved when memory runs out."""
+    logprob_chunk_tokens: int = Field(2048, ge=1)
+    """Reply tokens whose logits exist at one time."""
+    save_every: int = Field(50, ge=0)
+    """Optimizer steps between checkpoints; 0: only at the end."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """Older checkpoints are deleted."""
+    save_seconds: float | None = Field(None, gt=0)
+    """Also save a checkpoint when this many seconds have passed since the last."""
+    eval_every: int = Field(0, ge=0)
+    """Optimizer steps between evaluations; 0: none in between."""
+    eval_at_start: bool = True
+    """Evaluate before the first step."""
+    eval_at_end: bool = True
+    """Evaluate after the last step."""
+
+
+class GrpoOptions(TrainerOptions):
+    """Group-relative policy optimization over trajectories of several conversations (arXiv 2402.03300)."""
+
+    prompts_per_step: int = Field(8, ge=1)
+    """Tasks whose groups make one optimizer step."""
+    generations: int = Field(8, ge=1)
+    """Attempts at each task: the group size G."""
+    rollout_prompts: int | None = Field(None, ge=1)
+    """Tasks that are rolled out together; null: prompts_per_step."""
+    require_variance: bool = False
+    """Only groups whose rewards differ count towards prompts_per_step; further tasks are rolled out until they do."""
+    max_rollouts_per_step: int = Field(20, ge=1)
+    """With require_variance: after this many rollouts the step goes on with the groups it has, or stops the run."""
+    valid_groups: int | None = Field(None, ge=1)
+    """Stop after this many groups with different rewards (the last step may be smaller); null: after `steps`."""
+    minibatches: int = Field(1, ge=1)
+    """Optimizer steps the groups of one rollout are split into."""
+    epochs: int = Field(1, ge=1)
+    """How often the groups of one rollout are gone through."""
+    normalize: Literal["std", "none", "batch_std"] = "std"
+    """Advantage: reward minus group mean, divided by the group's std, by nothing (Dr. GRPO), or by the batch's std."""
+    advantage_epsilon: float = Field(1e-4, ge=0)
+    """Added to the std that divides."""
+    loss: LossOptions = LossOptions()
+    """The objective."""
+    temperature: float = Field(1.0, gt=0)
+    """Sampling temperature; the log-probabilities that train use the same."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Nucleus sampling in training. Below 1 the sampling and the scored distribution differ."""
+    top_k: int = Field(0, ge=0)
+    """Top-k sampling in training; 0: off."""
+    transcripts_per_step: int = Field(2, ge=0)
+    """Groups whose conversations are written to transcripts/ each step."""
+    max_unknown_share: float = Field(0.2, ge=0, le=1)
+    """The run stops when a larger share of a step's rewards is unknown (the judge failed)."""
+
+
+class SftStage(Options):
+    """One part of a curriculum: so many optimizer steps on one dataset."""
+
+    steps: int = Field(ge=1)
+    """Optimizer steps of this stage."""
+    data: str | dict[str, object]
+    """The dataset of this stage, as under `data.train`."""
+    learning_rate: float | None = Field(None, gt=0)
+    """Peak learning rate of this stage; null: the optimizer's."""
+
+
+class SftOptions(TrainerOptions):
+    """Supervised fine-tuning on conversations; only the assistant's tokens are trained on."""
+
+    batch_size: int = Field(64, ge=1)
+    """Conversations in one optimizer step."""
+    stages: tuple[SftStage, ...] = ()
+    """A curriculum, one stage after the other; empty: `steps` on `data.train`."""

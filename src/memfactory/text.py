@@ -1,0 +1,70 @@
+"""Pure text functions: chunks, boxed answers, think tags, prompt templates."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+
+def fill(template: str, values: Mapping[str, str]) -> str:
+    """`template` with each `{name}` of `values` replaced; every other brace (`\\boxed{}`) stays as it is.
+
+    Values are never searched for placeholders themselves.
+    """
+    pattern = re.compile("|".join(re.escape("{" + name + "}") for name in values))
+    return pattern.sub(lambda match: values[match.group()[1:-1]], template) if values else template
+
+
+def placeholders(template: str) -> set[str]:
+    """The names in `{name}` form that occur in `template`."""
+    return set(re.findall(r"\{([a-z_]+)\}", template))
+
+
+def split_chunks(text: str, offsets: Sequence[tuple[int, int]], size: int) -> list[str]:
+    """`text` cut into consecutive pieces of `size` tokens; joined, the pieces are `text` again.
+
+    `offsets` are the character spans of the tokens in order. A piece never ends inside a character that several
+    tokens share, so a piece can hold a few tokens more.
+    """
+    if size < 1:
+        raise ValueError(f"a chunk must hold at least 1 token, got {size}")
+    if not text:
+        return []
+    cuts = [0]
+    for index in range(size, len(offsets), size):
+        start = offsets[index][0]
+        if cuts[-1] < start < len(text):
+            cuts.append(start)
+    return [text[a:b] for a, b in zip(cuts, [*cuts[1:], len(text)], strict=True)]
+
+
+def keep_ends(text: str, offsets: Sequence[tuple[int, int]], tokens: int) -> str:
+    """The first and the last `tokens` / 2 tokens of `text` (all of it when it is short): centre truncation."""
+    if len(offsets) <= tokens:
+        return text
+    head = tokens - tokens // 2
+    end, start = offsets[head - 1][1], offsets[len(offsets) - tokens // 2][0] if tokens > 1 else len(text)
+    return text[:end] + text[max(start, end) :]
+
+
+def last_boxed(text: str) -> str | None:
+    """The content of the last `\\boxed{...}` or `\\fbox{...}` with balanced braces, or of `\\boxed x`; None without one."""
+    found: str | None = None
+    for match in re.finditer(r"\\(?:boxed|fbox)\s*\{", text):
+        depth, start = 1, match.end()
+        for position in range(start, len(text)):
+            depth += {"{": 1, "}": -1}.get(text[position], 0)
+            if depth == 0:
+                found = text[start:position]
+                break
+    if found is None:
+        bare = re.findall(r"\\boxed ([^\s$]+)", text)
+        found = bare[-1] if bare else None
+    return found
+
+
+def after_thinking(text: str, close: str = "</think>", open_tag: str = "<think>") -> str | None:
+    """What follows the last `</think>`; the text itself when it has no think tag; None when thinking never ended."""
+    if close in text:
+        return text.rpartition(close)[2].strip()
+    return None if open_tag in text else text
