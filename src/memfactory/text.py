@@ -48,7 +48,7 @@ def keep_ends(text: str, offsets: Sequence[tuple[int, int]], tokens: int) -> str
 
 
 def last_boxed(text: str) -> str | None:
-    """The content of the last `\\boxed{...}` or `\\fbox{...}` with balanced braces, or of `\\boxed x`; None without one."""
+    """The content of the last `\\boxed{...}` or `\\fbox{...}` with balanced braces, or of `\\boxed x`; else None."""
     found: str | None = None
     for match in re.finditer(r"\\(?:boxed|fbox)\s*\{", text):
         depth, start = 1, match.end()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 from memfactory.dialogue import Agent, Dialogue
 from memfactory.registry import AGENTS
 from memfactory.types import Episode
@@ -11,7 +14,7 @@ from memfactory.types import Episode
 class MemoryAgent(Agent):
     """Reads a long text into a fixed-size memory and answers from it."""
 
-    slots = {"memory": "recurrent_memory"}
+    slots: ClassVar[Mapping[str, str]] = {"memory": "recurrent_memory"}
 
     def dialogue(self, episode: Episode) -> Dialogue:
         yield from self.modules["memory"].play(episode)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
 
 from pydantic import Field
 
+from memfactory.engines.options import EngineConfig, HfEngineConfig, ModelConfig
 from memfactory.registry import Options
-from memfactory.types import Scalar
+from memfactory.trackers.options import ConsoleConfig, SwanlabConfig, TrackerConfig
 
 
 @dataclass(frozen=True)
@@ -24,113 +24,6 @@ class AgentSpec(Component):
     """An agent and the module in each of its slots."""
 
     modules: dict[str, Component]
-
-
-class ModelConfig(Options):
-    """The model in training, or the one that is evaluated."""
-
-    path: str = "tiny"
-    """A Hugging Face id, a local folder, or `tiny`: the model inside the package."""
-    adapter: str | None = None
-    """A PEFT adapter folder to put on top."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Compute type; auto: bfloat16 on CUDA, float32 elsewhere. Trained weights are kept in float32 all the same."""
-    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
-    """Attention kernel; auto: flash_attention_2 on CUDA where it is installed, else sdpa."""
-    device: str = "auto"
-    """auto: CUDA where there is one, else the CPU."""
-    random_weights: bool = False
-    """Initialise at random from the config alone (benchmarks; needs config.json and tokenizer only)."""
-    trust_remote_code: bool = False
-    """Let the model folder's own Python code run."""
-    chat_template: str | None = None
-    """A Jinja chat template file that replaces the tokenizer's own."""
-    template_options: dict[str, Scalar] = {}
-    """Passed to the chat template, such as enable_thinking: false."""
-
-
-class HfEngineConfig(Options):
-    """The policy's own weights through transformers, with continuous refilling."""
-
-    kind: Literal["hf"] = "hf"
-    max_batch: int = Field(64, ge=1)
-    """Conversations that decode at one time."""
-    max_batch_tokens: int = Field(262144, ge=1)
-    """Tokens of key-value cache at one time."""
-    prefill_tokens: int = Field(16384, ge=1)
-    """Prompt tokens that are prefilled in one pass."""
-
-
-class VllmEngineConfig(Options):
-    """vLLM in this process, on the same GPU (extra `vllm`)."""
-
-    kind: Literal["vllm"] = "vllm"
-    gpu_memory_utilization: float = Field(0.4, gt=0, lt=1)
-    """Share of the GPU that vLLM may take."""
-    max_model_len: int | None = Field(None, ge=1)
-    """Longest prompt plus reply; null: the model's own."""
-    enforce_eager: bool = False
-    """No CUDA graphs."""
-    sleep: bool = True
-    """Give the memory back while the policy trains."""
-
-
-class OpenAIEngineConfig(Options):
-    """Any OpenAI-compatible chat endpoint. The key is named by environment variable and never written."""
-
-    kind: Literal["openai"] = "openai"
-    model: str
-    """The model's name at the endpoint."""
-    base_url: str | None = None
-    """The endpoint, such as http://localhost:8000/v1; null: OPENAI_BASE_URL or OpenAI's own."""
-    api_key_env: str = "OPENAI_API_KEY"
-    """The environment variable that holds the key."""
-    concurrency: int = Field(16, ge=1)
-    """Requests under way at one time."""
-    timeout: float = Field(60.0, gt=0)
-    """Seconds until a request counts as failed."""
-    retries: int = Field(4, ge=0)
-    """Further tries after 429, 5xx, a timeout or a broken connection, with exponential backoff and jitter."""
-    backoff: float = Field(1.0, gt=0)
-    """Seconds before the first further try; doubled each time."""
-    temperature: float = Field(0.0, ge=0)
-    """Sampling temperature where the engine is a helper; as the policy, the run's own decoding counts."""
-    top_p: float = Field(1.0, gt=0, le=1)
-    """Nucleus sampling where the engine is a helper."""
-    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
-    """What the endpoint calls the reply's limit."""
-    tokenizer: str | None = None
-    """Tokenizer folder or id that chunks are measured with where no local model is loaded; null: model.path's."""
-
-
-EngineConfig = Annotated[HfEngineConfig | VllmEngineConfig | OpenAIEngineConfig, Field(discriminator="kind")]
-
-
-class SwanlabConfig(Options):
-    """SwanLab; never able to stop a run."""
-
-    kind: Literal["swanlab"] = "swanlab"
-    mode: Literal["offline", "local", "online", "disabled"] = "offline"
-    """offline: files to `swanlab sync` later; local: `swanlab watch` (extra dashboard); online needs SWANLAB_API_KEY."""
-    project: str = "memfactory"
-    """The project's name."""
-    workspace: str | None = None
-    """The workspace; null: your own."""
-
-
-class JsonlConfig(Options):
-    """metrics.jsonl in the run folder: one object a step. Always written, listed or not."""
-
-    kind: Literal["jsonl"] = "jsonl"
-
-
-class ConsoleConfig(Options):
-    """The progress display: live on a terminal, one line a step elsewhere."""
-
-    kind: Literal["console"] = "console"
-
-
-TrackerConfig = Annotated[SwanlabConfig | JsonlConfig | ConsoleConfig, Field(discriminator="kind")]
 
 
 class EvalConfig(Options):
@@ -157,7 +50,7 @@ class DataConfig(Options):
 
     train: Component | None = None
     """The training tasks."""
-    eval: dict[str, Component] = {}
+    eval: dict[str, Component] = Field(default_factory=dict)
     """Evaluation sets by the name they are reported under."""
     shuffle: bool = True
     """Go through the training tasks in a new seeded order each epoch."""
@@ -172,7 +65,7 @@ class RunConfig(Options):
     train: Component | None = None
     data: DataConfig = DataConfig()
     engine: EngineConfig = HfEngineConfig()
-    engines: dict[str, EngineConfig] = {}
+    engines: dict[str, EngineConfig] = Field(default_factory=dict)
     trackers: tuple[TrackerConfig, ...] = (ConsoleConfig(), SwanlabConfig())
     eval: EvalConfig = EvalConfig()
     plugins: tuple[str, ...] = ()

@@ -107,7 +107,7 @@ class RecurrentMemoryModule(Module):
             if options.truncate == "error":
                 raise DataError(
                     f"the context of task {task_id!r} has {len(offsets)} tokens, but max_chunks x chunk_tokens is "
-                    f"{options.max_chunks} x {options.chunk_tokens} = {limit}; raise one of them or set truncate: center"
+                    f"{options.max_chunks} x {options.chunk_tokens} = {limit}; raise one or set truncate: center"
                 )
             context = keep_ends(context, offsets, limit)
             offsets = self.codec.offsets(context)

@@ -1,0 +1,36 @@
+"""What the trackers can be told, as data."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from memfactory.registry import Options
+
+
+class SwanlabConfig(Options):
+    """SwanLab; never able to stop a run."""
+
+    kind: Literal["swanlab"] = "swanlab"
+    mode: Literal["offline", "local", "online", "disabled"] = "offline"
+    """offline: files to `swanlab sync`; local: `swanlab watch` (extra dashboard); online: needs SWANLAB_API_KEY."""
+    project: str = "memfactory"
+    """The project's name."""
+    workspace: str | None = None
+    """The workspace; null: your own."""
+
+
+class JsonlConfig(Options):
+    """metrics.jsonl in the run folder: one object a step. Always written, listed or not."""
+
+    kind: Literal["jsonl"] = "jsonl"
+
+
+class ConsoleConfig(Options):
+    """The progress display: live on a terminal, one line a step elsewhere."""
+
+    kind: Literal["console"] = "console"
+
+
+TrackerConfig = Annotated[SwanlabConfig | JsonlConfig | ConsoleConfig, Field(discriminator="kind")]
