@@ -1,0 +1,142 @@
+"""Config to live objects: the only place where agents, environments, engines and policies are made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from memfactory.config import Resolved
+from memfactory.config.schema import AgentSpec, Component, RunConfig
+from memfactory.dialogue import POLICY, Agent, Module
+from memfactory.engines.base import Engine
+from memfactory.engines.options import EngineConfig, HfEngineConfig, OpenAIEngineConfig, VllmEngineConfig
+from memfactory.envs.base import Environment, RewardFunction, TaskSet
+from memfactory.errors import ConfigError
+from memfactory.registry import AGENTS, DATASETS, ENVS, MODULES, REWARDS
+from memfactory.types import Codec, Decoding
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from memfactory.engines.chat import ChatFormat
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The live objects of a run. `model` and `chat` are None where the policy speaks through an API."""
+
+    agent: Agent
+    env: Environment
+    engines: Mapping[str, Engine]
+    decodings: Mapping[str, Decoding]
+    codec: Codec
+    model: PreTrainedModel | None
+    chat: ChatFormat | None
+
+    def drawn_with(self, policy: Decoding) -> dict[str, Decoding]:
+        """How each engine's replies are drawn: the policy's as given, a helper's as it was configured."""
+        return {**self.decodings, POLICY: policy}
+
+    def close(self) -> None:
+        """Let every engine go."""
+        for engine in self.engines.values():
+            engine.close()
+
+
+def build_stack(resolved: Resolved, *, training: bool) -> Stack:
+    """Everything that a run's config names, model loaded.
+
+    Raises ConfigError where the parts do not fit, such as training on an engine whose replies have no token ids.
+    """
+    config = resolved.config
+    model: PreTrainedModel | None = None
+    chat: ChatFormat | None = None
+    codec: Codec
+    if isinstance(config.engine, OpenAIEngineConfig):
+        if training:
+            raise ConfigError(
+                "engine: kind 'openai' cannot be trained through: an API's replies have no token ids. Use kind hf or vllm."
+            )
+        from memfactory.engines.codec import FileCodec
+
+        codec = FileCodec(config.engine.tokenizer or config.model.path)
+    else:
+        from memfactory.engines.chat import ChatFormat
+        from memfactory.engines.loading import load_model, load_tokenizer
+
+        codec = chat = ChatFormat(load_tokenizer(config.model), config.model.template_options)
+        if training or isinstance(config.engine, HfEngineConfig):
+            model = load_model(config.model, training=training)
+    engines = build_engines(config, model, chat)
+    agent = build_agent(config.agent, codec)
+    return Stack(agent, build_env(config.env, engines), engines, _decodings(config), codec, model, chat)
+
+
+def build_agent(spec: AgentSpec, codec: Codec) -> Agent:
+    """The agent with a module in each of its slots."""
+    modules: dict[str, Module] = {
+        slot: MODULES.get(module.name)(module.options, codec) for slot, module in spec.modules.items()
+    }
+    agent: Agent = AGENTS.get(spec.name)(spec.options, modules)
+    return agent
+
+
+def build_env(component: Component, engines: Mapping[str, Engine]) -> Environment:
+    """The environment with its rewards."""
+    rewards = build_rewards(getattr(component.options, "rewards", {}), engines)
+    env: Environment = ENVS.get(component.name)(component.options, rewards)
+    return env
+
+
+def build_rewards(
+    entries: Mapping[str, float | dict[str, object]], engines: Mapping[str, Engine]
+) -> list[RewardFunction]:
+    """Reward functions by name; an entry is a weight or that reward's options."""
+    made = []
+    for name, entry in entries.items():
+        values = entry if isinstance(entry, dict) else {"weight": entry}
+        made.append(REWARDS.get(name)(REWARDS.options(name).model_validate(values), engines))
+    return made
+
+
+def build_tasks(component: Component, env: Environment, base_dir: Path) -> TaskSet:
+    """The tasks of a configured dataset, read by the environment."""
+    return env.tasks(DATASETS.get(component.name)(component.options, base_dir))
+
+
+def build_engines(config: RunConfig, model: PreTrainedModel | None, chat: ChatFormat | None) -> dict[str, Engine]:
+    """The policy's engine under "policy", and the helpers by their names; equal settings share one engine."""
+    engines = {POLICY: _engine(config.engine, config, model, chat)}
+    for name, settings in config.engines.items():
+        engines[name] = engines[POLICY] if settings == config.engine else _engine(settings, config, model, chat)
+    return engines
+
+
+def _engine(
+    settings: EngineConfig, config: RunConfig, model: PreTrainedModel | None, chat: ChatFormat | None
+) -> Engine:
+    if isinstance(settings, OpenAIEngineConfig):
+        from memfactory.engines.openai import OpenAIEngine
+
+        return OpenAIEngine(settings)
+    if chat is None:
+        raise ConfigError(f"engine: kind {settings.kind!r} needs a local model, but the policy speaks through an API")
+    if isinstance(settings, VllmEngineConfig):
+        from memfactory.engines.vllm import VllmEngine
+
+        return VllmEngine(config.model, chat, settings)
+    from memfactory.engines.hf import HfEngine
+
+    if model is None:
+        raise ConfigError("engine: kind 'hf' as a helper needs the policy to be local too")
+    return HfEngine(model, chat, settings)
+
+
+def _decodings(config: RunConfig) -> dict[str, Decoding]:
+    return {
+        name: Decoding(settings.temperature, settings.top_p)
+        for name, settings in config.engines.items()
+        if isinstance(settings, OpenAIEngineConfig)
+    }

@@ -1,0 +1,55 @@
+"""Tasks x group size to groups of trajectories: play every episode, then score them. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Protocol
+
+from memfactory.dialogue import Agent, play, stream_seed
+from memfactory.engines.base import Engine
+from memfactory.types import Decoding, Episode, Group, Reward, Task, Trajectory, Turn
+
+
+class Scorer(Protocol):
+    """What a rollout needs of an environment."""
+
+    def score(self, episodes: Sequence[Episode]) -> list[Reward]: ...
+
+
+def rollout(
+    agent: Agent,
+    env: Scorer,
+    tasks: Sequence[Task],
+    engines: Mapping[str, Engine],
+    *,
+    group_size: int,
+    decodings: Mapping[str, Decoding],
+    seed: int,
+    on_turn: Callable[[Episode, Turn], None] | None = None,
+) -> list[Group]:
+    """Play `group_size` attempts at each task and score them; the groups come in the order of the tasks.
+
+    `seed` names the random streams: with the task's id, the attempt's number and the turn's number it fixes every
+    draw, so equal weights and an equal seed give equal groups whatever else ran before.
+    """
+    episodes = [
+        Episode(task, member=member, seed=stream_seed(seed, task.id)) for task in tasks for member in range(group_size)
+    ]
+    for _ in play(agent, episodes, engines, decodings=decodings, score=env.score, on_turn=on_turn):
+        pass
+    rewards = env.score(episodes)
+    trajectories = [_trajectory(episode, reward) for episode, reward in zip(episodes, rewards, strict=True)]
+    return [
+        Group(task, tuple(trajectories[index * group_size : (index + 1) * group_size]))
+        for index, task in enumerate(tasks)
+    ]
+
+
+def _trajectory(episode: Episode, reward: Reward) -> Trajectory:
+    """A finished episode with its reward; rewards asked for at a module's end credit that module's steps."""
+    asked = {step: given.total for step, given in episode.step_rewards.items()}
+    if asked:
+        reward = replace(reward, steps=MappingProxyType({**asked, **reward.steps}))
+    return Trajectory(episode.member, tuple(episode.turns), episode.answer, reward)
