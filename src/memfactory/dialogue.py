@@ -8,6 +8,7 @@ reward comes after the episode), `rollout` (the same, and the task-level reward 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
@@ -134,18 +135,21 @@ def play(
     decodings: Mapping[str, Decoding] | None = None,
     score: Score | None = None,
     frozen: bool = False,
+    window: int | None = None,
     on_turn: Callable[[Episode, Turn], None] | None = None,
 ) -> Iterator[Episode]:
     """Play every episode to its end and yield each as it finishes; the slowest never holds up the others.
 
     An ask goes to its engine at once; whichever replies are ready are sent back into their dialogues. With `frozen`
     nothing is marked trainable (evaluation, inference), so an engine without token ids may speak as the policy.
+    With `window` at most so many episodes are under way at one time, so the first end long before the last begin.
     `decodings` says how each engine's replies are drawn (default: the model's own distribution).
     `score` answers the requests of modules played through `rollout`; without it they are sent an unknown reward.
-    `on_turn` is told of every finished turn. Errors of an engine and of a dialogue propagate, after the engines were
-    told to forget their pending work.
+    `on_turn` is told of every finished turn, once the dialogue has taken it in. Errors of an engine and of a dialogue
+    propagate, after the engines were told to forget their pending work.
     """
     dialogues = [agent.dialogue(episode) for episode in episodes]
+    upcoming = deque(range(len(episodes)))
     waiting: dict[int, Ask] = {}
 
     def advance(index: int, value: Reply | Reward | None) -> bool:
@@ -169,18 +173,24 @@ def play(
         ask, episode = waiting.pop(index), episodes[index]
         turn = Turn(ask.step, ask.messages, reply, ask.trainable and not frozen)
         episode.turns.append(turn)
+        ended = advance(index, reply)
         if on_turn:
             on_turn(episode, turn)
-        return advance(index, reply)
+        return ended
 
-    try:
-        for index in range(len(episodes)):
+    def admit() -> Iterator[Episode]:
+        while upcoming and (window is None or len(waiting) < window):
+            index = upcoming.popleft()
             if advance(index, None):
                 yield episodes[index]
+
+    try:
+        yield from admit()
         while waiting:
             for key, reply in list(_ready(engines.values(), {ask.engine for ask in waiting.values()}, engines)):
                 if receive(key, reply):
                     yield episodes[key]
+            yield from admit()
     finally:
         if waiting:
             for engine in set(engines.values()):
