@@ -1,0 +1,133 @@
+"""What every trainer shares: the loop over optimizer steps, evaluation and checkpoints when due, a clean stop.
+
+A trainer knows how to take one step. Where metrics go, how held-out tasks are evaluated and whether the user wants to
+stop is the run's business, which it is handed as a `Run`.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+from memfactory.build import Stack
+from memfactory.config import Resolved
+from memfactory.config.training import TrainerOptions
+from memfactory.trainers.checkpoint import TrainState, load_state, save_checkpoint, written_whole
+from memfactory.trainers.policy import Policy
+
+
+class Interrupted(Exception):
+    """The user wants the run to stop; the state of the last whole step is intact."""
+
+
+class Run(Protocol):
+    """What a trainer needs of the run around it. On processes other than the main one, all of it does nothing."""
+
+    folder: Path
+    main: bool
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
+
+    def evaluate(self, step: int) -> None:
+        """Evaluate the held-out tasks and keep the result under `step`."""
+        ...
+
+    def status(self, text: str) -> None:
+        """What is going on right now, for the progress display."""
+        ...
+
+    def check(self) -> None:
+        """Raise Interrupted when the user has asked to stop."""
+        ...
+
+
+class Trainer(ABC):
+    """One optimizer step after the other until `finished`."""
+
+    def __init__(self, resolved: Resolved, options: TrainerOptions, stack: Stack, policy: Policy, run: Run) -> None:
+        self.resolved = resolved
+        self.config = resolved.config
+        self.options = options
+        self.stack = stack
+        self.policy = policy
+        self.run = run
+        self.state = TrainState()
+        self._saved_at = time.monotonic()
+
+    @abstractmethod
+    def step(self, step: int) -> tuple[TrainState, dict[str, float]]:
+        """Take optimizer step number `step`; the state after it and its metrics."""
+
+    @abstractmethod
+    def finished(self) -> bool:
+        """Whether `self.state` is the end of training."""
+
+    def resume(self, checkpoint: Path) -> None:
+        """Go back to `checkpoint`: weights, optimizer, schedule, random generators, cursor, step."""
+        self.state, optimizer = load_state(checkpoint)
+        self.policy.load(checkpoint, optimizer)
+
+    def train(self) -> None:
+        """Train to the end. On Interrupted the state of the last whole step is saved first, then it goes on up."""
+        options = self.options
+        try:
+            if self.state.step == 0 and options.eval_at_start:
+                self.run.evaluate(0)
+            while not self.finished():
+                self.run.check()
+                begun = time.monotonic()
+                state, metrics = self.step(self.state.step + 1)
+                seconds = time.monotonic() - begun
+                self.state = replace(state, seconds=self.state.seconds + seconds)
+                self.run.log(self.state.step, {**metrics, "seconds": seconds})
+                done = self.finished()
+                if (done and options.eval_at_end) or (
+                    not done and options.eval_every and self.state.step % options.eval_every == 0
+                ):
+                    self.run.evaluate(self.state.step)
+                if done or self._save_is_due():
+                    self.save()
+        except Interrupted:
+            if self.state.step > 0:
+                self.save()
+            raise
+        self.save_final()
+
+    def _save_is_due(self) -> bool:
+        every, seconds = self.options.save_every, self.options.save_seconds
+        late = seconds is not None and time.monotonic() - self._saved_at >= seconds
+        return late or (every > 0 and self.state.step % every == 0)
+
+    def save(self) -> None:
+        """Write checkpoints/step-N."""
+        self._saved_at = time.monotonic()
+        self.policy.wait_for_everyone()
+        if self.run.main:
+            save_checkpoint(
+                self.run.folder / "checkpoints",
+                self.state,
+                save_weights=self.policy.save_masters,
+                optimizer=self.policy.optimizer_state(),
+                keep=self.options.keep_checkpoints,
+            )
+        self.policy.wait_for_everyone()
+
+    def save_final(self) -> None:
+        """Write final/: the model or adapter as `from_pretrained` or PEFT loads it."""
+        self.policy.wait_for_everyone()
+        if self.run.main:
+            target = self.run.folder / "final"
+            with written_whole(target) as working:
+                self.policy.save_pretrained(working)
+        self.policy.wait_for_everyone()
+
+
+def remove_partial(folder: Path) -> None:
+    """Delete what a killed save left behind in a run folder."""
+    for path in [*folder.glob(".*.partial"), *folder.glob("*/.*.partial")]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -1,0 +1,226 @@
+"""GRPO over trajectories of several conversations (arXiv 2402.03300): one optimizer step, read from top to bottom."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from random import Random
+from statistics import fmean
+
+from accelerate.utils import gather_object
+
+from memfactory.build import Stack, build_tasks
+from memfactory.config import Resolved
+from memfactory.config.training import GrpoOptions
+from memfactory.dialogue import stream_seed
+from memfactory.errors import ConfigError, MemFactoryError
+from memfactory.registry import TRAINERS
+from memfactory.rollout import rollout
+from memfactory.trainers.base import Run, Trainer
+from memfactory.trainers.batch import TrainingTurn, training_turns
+from memfactory.trainers.checkpoint import TrainState
+from memfactory.trainers.policy import Policy
+from memfactory.transcripts import write_transcripts
+from memfactory.types import Decoding, Episode, Group, Task, Turn
+
+
+@TRAINERS.register("grpo", options="memfactory.config.training:GrpoOptions")
+class GrpoTrainer(Trainer):
+    """Group-relative policy optimization from outcome rewards."""
+
+    options: GrpoOptions
+
+    def __init__(self, resolved: Resolved, options: GrpoOptions, stack: Stack, policy: Policy, run: Run) -> None:
+        super().__init__(resolved, options, stack, policy, run)
+        data = resolved.config.data.train
+        if data is None:
+            raise ConfigError("data.train: GRPO needs training tasks, but none are given")
+        found = build_tasks(data, stack.env, resolved.base_dir)
+        self.tasks = found.tasks
+        self.decodings = stack.drawn_with(Decoding(options.temperature, options.top_p, options.top_k))
+
+    def finished(self) -> bool:
+        wanted = self.options.valid_groups
+        if wanted is not None:
+            return self.state.valid_groups >= wanted
+        return self.state.step >= self.options.steps
+
+    def step(self, step: int) -> tuple[TrainState, dict[str, float]]:
+        options, policy = self.options, self.policy
+        begun = time.monotonic()
+        sampled, cursor = self.collect(step)
+        rolled_out = time.monotonic()
+
+        groups = [group for group in sampled if has_variance(group)]
+        turns = training_turns(groups, options)
+        self.keep_transcripts(step, sampled)
+
+        self.run.status("training")
+        if options.loss.kl_weight > 0:
+            turns = policy.score_reference(turns)
+        if options.minibatches * options.epochs > 1:
+            turns = policy.score_old(turns)
+        updates = [
+            policy.update(minibatch)
+            for epoch in range(options.epochs)
+            for minibatch in self.minibatches(turns, step, epoch)
+        ]
+        policy.weights_changed(self.stack.engines)
+
+        trained = time.monotonic()
+        metrics = {
+            **gathered_metrics(sampled),
+            **{name: fmean(update[name] for update in updates) for name in (updates[0] if updates else ())},
+            "seconds/rollout": rolled_out - begun,
+            "seconds/train": trained - rolled_out,
+        }
+        metrics["tokens_per_second"] = metrics["tokens/sampled"] / max(rolled_out - begun, 1e-9)
+        valid = int(metrics["groups/valid"])
+        state = replace(self.state, step=step, cursor=cursor, valid_groups=self.state.valid_groups + valid)
+        return state, metrics
+
+    def collect(self, step: int) -> tuple[list[Group], int]:
+        """This process's groups for one optimizer step, and the cursor after them.
+
+        With `require_variance` further tasks are rolled out until enough groups have rewards that differ.
+        """
+        options = self.options
+        wanted = options.prompts_per_step
+        if options.valid_groups is not None:
+            wanted = min(wanted, options.valid_groups - self.state.valid_groups)
+        groups: list[Group] = []
+        cursor, counted, rollouts = self.state.cursor, 0, 0
+        while counted < wanted:
+            if rollouts == options.max_rollouts_per_step and options.require_variance:
+                if counted:
+                    break
+                raise MemFactoryError(
+                    f"step {step}: {rollouts} rollouts ({cursor - self.state.cursor} tasks x {options.generations} "
+                    "attempts) gave no group whose rewards differ, so there is nothing to learn from. The tasks are "
+                    "too easy or too hard for this model, or the reward never varies; see transcripts/."
+                )
+            size = min(options.rollout_prompts or wanted, wanted - counted)
+            new = self.roll_out(step, self.upcoming(cursor, size))
+            cursor, rollouts = cursor + size, rollouts + 1
+            groups += new
+            self.stop_on_unknown(new, step)
+            counted += sum(gather_object([has_variance(g) or not options.require_variance for g in new]))
+        return groups, cursor
+
+    def roll_out(self, step: int, tasks: Sequence[Task]) -> list[Group]:
+        """This process's share of the groups of `tasks`."""
+        share = list(tasks)[self.policy.process_index :: self.policy.process_count]
+        conversations = 0
+
+        def on_turn(episode: Episode, turn: Turn) -> None:
+            nonlocal conversations
+            conversations += 1
+            self.run.status(f"rolling out: {conversations} conversations")
+            self.run.check()
+
+        return rollout(
+            self.stack.agent,
+            self.stack.env,
+            share,
+            self.stack.engines,
+            group_size=self.options.generations,
+            decodings=self.decodings,
+            seed=stream_seed(self.config.seed, "rollout", step),
+            on_turn=on_turn,
+        )
+
+    def upcoming(self, cursor: int, count: int) -> Iterator[Task]:
+        """The next `count` training tasks: one seeded order an epoch."""
+        for position in range(cursor, cursor + count):
+            epoch, index = divmod(position, len(self.tasks))
+            if self.config.data.shuffle:
+                order = list(range(len(self.tasks)))
+                Random(stream_seed(self.config.seed, "order", epoch)).shuffle(order)
+                index = order[index]
+            yield self.tasks[index]
+
+    def minibatches(self, turns: Sequence[TrainingTurn], step: int, epoch: int) -> Iterator[list[TrainingTurn]]:
+        """The turns in `minibatches` parts of whole prompts, in a seeded order where there are several."""
+        parts = self.options.minibatches
+        prompts = sorted({turn.prompt for turn in turns})
+        if parts > 1:
+            Random(stream_seed(self.config.seed, "minibatches", step, epoch)).shuffle(prompts)
+        for part in range(parts):
+            chosen = set(prompts[part::parts])
+            yield [turn for turn in turns if turn.prompt in chosen]
+
+    def keep_transcripts(self, step: int, groups: Sequence[Group]) -> None:
+        if self.run.main and self.options.transcripts_per_step:
+            write_transcripts(self.run.folder, step, groups[: self.options.transcripts_per_step], self.options)
+
+    def stop_on_unknown(self, groups: Sequence[Group], step: int) -> None:
+        """Raise MemFactoryError when too many rewards are unknown: the judge is down, not the policy bad."""
+        unknown = gather_object(
+            [trajectory.reward.total is None for group in groups for trajectory in group.trajectories]
+        )
+        share = sum(unknown) / max(len(unknown), 1)
+        if share > self.options.max_unknown_share:
+            raise MemFactoryError(
+                f"step {step}: {sum(unknown)} of {len(unknown)} rewards are unknown (the judge failed), more than "
+                f"train.max_unknown_share = {self.options.max_unknown_share:g} allows. Nothing was trained on them; "
+                "mend the judge and go on with --resume."
+            )
+
+
+def has_variance(group: Group) -> bool:
+    """Whether some step's known rewards differ within the group."""
+    steps = {turn.step for trajectory in group.trajectories for turn in trajectory.turns if turn.trainable}
+    for step in steps:
+        known = [r for r in (trajectory.reward.of_step(step) for trajectory in group.trajectories) if r is not None]
+        if len(set(known)) > 1:
+            return True
+    return False
+
+
+def gathered_metrics(groups: Sequence[Group]) -> dict[str, float]:
+    """What the rollout was like over all processes. Every group counts, also those that train nothing."""
+    rows = gather_object([_describe(group) for group in groups])
+    if not rows:
+        return {}
+    trajectories = [t for row in rows for t in row["trajectories"]]
+    known = [t["reward"] for t in trajectories if t["reward"] is not None]
+    turns = [turn for t in trajectories for turn in t["turns"]]
+    metrics: dict[str, float] = {}
+    if known:
+        metrics["reward"] = fmean(known)
+    for part in sorted({part for t in trajectories for part in t["parts"]}):
+        values = [t["parts"][part] for t in trajectories if t["parts"].get(part) is not None]
+        if values:
+            metrics[f"reward/{part}"] = fmean(values)
+    valid = sum(row["variance"] for row in rows)
+    metrics |= {
+        "groups": len(rows),
+        "groups/valid": valid,
+        "groups/zero_variance": 1 - valid / len(rows),
+        "groups/unknown": 1 - len(known) / len(trajectories),
+        "reply_tokens": fmean(length for _, length, _ in turns),
+        "truncated": fmean(cut for _, _, cut in turns),
+        "turns": len(turns) / len(trajectories),
+        "tokens/sampled": sum(length for _, length, _ in turns),
+        "tokens/prompts": sum(length for length, _, _ in turns),
+    }
+    return metrics
+
+
+def _describe(group: Group) -> Mapping[str, object] | object:
+    return {
+        "variance": has_variance(group),
+        "trajectories": [
+            {
+                "reward": trajectory.reward.total,
+                "parts": dict(trajectory.reward.parts),
+                "turns": [
+                    (len(tokens.prompt_ids), len(tokens.reply_ids), turn.reply.stop == "length")
+                    for turn in trajectory.turns
+                    if (tokens := turn.reply.tokens) is not None
+                ],
+            }
+            for trajectory in group.trajectories
+        ],
+    }
