@@ -1,0 +1,214 @@
+"""Model and tokenizer from a `ModelConfig`: where they lie, on which device, in which type, with which attention."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging
+
+from memfactory.engines.chat import ChatFormat
+from memfactory.engines.options import ModelConfig
+from memfactory.errors import ConfigError
+
+TINY = "tiny"
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device called `name`; auto is this process's CUDA device where there is one, else the CPU.
+
+    Raises ConfigError for a device that this machine does not have.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % count) if count else torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"model.device: {name!r} is no device; write auto, cpu, cuda or cuda:0") from None
+    if device.type == "cuda" and (device.index or 0) >= count:
+        there = f"{count} CUDA device(s)" if count else "no CUDA device that this build of torch can use"
+        raise ConfigError(f"model.device: {name!r} was asked for, but there is {there}; write auto or cpu")
+    return device
+
+
+def compute_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
+    """The type that the model computes in; auto is bfloat16 on CUDA and float32 elsewhere."""
+    if config.dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return _DTYPES[config.dtype]
+
+
+def resolve_attention(config: ModelConfig, device: torch.device) -> str:
+    """The attention kernel; ConfigError where flash-attention was asked for and cannot run."""
+    installed = importlib.util.find_spec("flash_attn") is not None
+    half = compute_dtype(config, device) != torch.float32
+    if config.attention == "auto":
+        return "flash_attention_2" if installed and half and device.type == "cuda" else "sdpa"
+    if config.attention == "flash_attention_2":
+        problems = []
+        if device.type != "cuda":
+            problems.append(f"a CUDA device, but the device is {device.type}")
+        if not half:
+            problems.append("model.dtype bfloat16 or float16, not float32")
+        if not installed:
+            problems.append("the package flash-attn (pip install 'memfactory[flash-attn]' --no-build-isolation)")
+        if problems:
+            needs = "; ".join(problems)
+            raise ConfigError(f"model.attention: flash_attention_2 needs {needs}. Write attention: auto")
+    return config.attention
+
+
+def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer of `config.path`, with `config.chat_template` in place of its own where that is named.
+
+    Raises ConfigError where there is none.
+    """
+    path, _ = _places(config)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            path, trust_remote_code=config.trust_remote_code, local_files_only=_is_local(path)
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise _missing("tokenizer", path, error) from error
+    if config.chat_template is not None:
+        template = Path(config.chat_template).expanduser()
+        if not template.is_file():
+            raise ConfigError(f"model.chat_template: there is no file {config.chat_template!r}")
+        tokenizer.chat_template = template.read_text(encoding="utf-8")
+    return tokenizer
+
+
+def load_chat(config: ModelConfig) -> ChatFormat:
+    """The chat format of `config.path`: its tokenizer, chat template and every id that ends a reply."""
+    tokenizer = load_tokenizer(config)
+    path, _ = _places(config)
+    try:
+        ends = GenerationConfig.from_pretrained(path, local_files_only=_is_local(path)).eos_token_id
+    except OSError:
+        ends = None
+    end_ids = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+    return ChatFormat(tokenizer, template_options=config.template_options, end_ids=end_ids)
+
+
+def load_model(config: ModelConfig, *, training: bool, frozen_base: bool = False) -> PreTrainedModel:
+    """The causal language model of `config`, on its device, in eval mode.
+
+    In training the weights are float32, whatever `config.dtype` says, unless only adapters will be trained
+    (`frozen_base`, or `config.adapter`): then the base keeps the compute type. `config.adapter` stays a trainable PEFT
+    adapter in training and is merged into the weights otherwise. `config.random_weights` reads config.json alone and
+    initialises from a fixed seed. Raises ConfigError for what is not there or does not fit this machine.
+    """
+    device = resolve_device(config.device)
+    path, adapter = _places(config)
+    master = training and not frozen_base and adapter is None
+    dtype = torch.float32 if master else compute_dtype(config, device)
+    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": resolve_attention(config, device)}
+    options |= {"trust_remote_code": config.trust_remote_code}
+    try:
+        if config.random_weights:
+            model = _random_model(path, device, options)
+        else:
+            with _without_progress_bar():
+                model = AutoModelForCausalLM.from_pretrained(path, local_files_only=_is_local(path), **options)
+    except (OSError, ValueError, ImportError) as error:
+        raise _missing("model", path, error) from error
+    model = model.to(device)
+    if adapter is not None:
+        model = _with_adapter(model, adapter, training)
+    return model.eval()
+
+
+@contextmanager
+def _without_progress_bar() -> Iterator[None]:
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _random_model(path: str, device: torch.device, options: dict[str, Any]) -> PreTrainedModel:
+    architecture = AutoConfig.from_pretrained(
+        path, local_files_only=_is_local(path), trust_remote_code=options["trust_remote_code"]
+    )
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), device:
+        torch.manual_seed(0)
+        return AutoModelForCausalLM.from_config(architecture, **options)
+
+
+def _with_adapter(model: PreTrainedModel, adapter: str, training: bool) -> PreTrainedModel:
+    from peft import PeftModel
+
+    try:
+        adapted = PeftModel.from_pretrained(model, adapter, is_trainable=training)
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"model.adapter: {adapter!r} cannot be loaded as a PEFT adapter: {error}") from error
+    return adapted if training else adapted.merge_and_unload()
+
+
+def _places(config: ModelConfig) -> tuple[str, str | None]:
+    """The folder or hub id of the base model, and the adapter on top.
+
+    `config.path` may itself be an adapter folder: then its base model is the one that it names.
+    """
+    path, adapter = _place(config.path), config.adapter
+    if adapter is not None and not Path(adapter).expanduser().is_dir() and _looks_local(adapter):
+        raise ConfigError(f"model.adapter: there is no folder {adapter!r}")
+    description = Path(path) / "adapter_config.json"
+    if adapter is None and description.is_file() and not (Path(path) / "config.json").is_file():
+        base = json.loads(description.read_text(encoding="utf-8")).get("base_model_name_or_path")
+        if not base:
+            raise ConfigError(f"model.path: the adapter in {config.path!r} does not name its base model")
+        return _place(base), path
+    return path, None if adapter is None else str(Path(adapter).expanduser()) if _is_local(adapter) else adapter
+
+
+def _place(path: str) -> str:
+    if path == TINY:
+        folder = resources.files("memfactory") / "assets" / TINY
+        if not folder.is_dir():
+            raise ConfigError("model.path: the model 'tiny' is not in this installation of memfactory")
+        return str(folder)
+    if _is_local(path):
+        return str(Path(path).expanduser())
+    if _looks_local(path):
+        raise ConfigError(f"model.path: there is no folder {path!r}")
+    return path
+
+
+def _is_local(path: str) -> bool:
+    return Path(path).expanduser().is_dir()
+
+
+def _looks_local(path: str) -> bool:
+    """Whether `path` can only be meant as a folder: a hub id is `name` or `owner/name`."""
+    return path.startswith((".", "/", "~")) or path.count("/") > 1 or path.endswith("/")
+
+
+def _missing(kind: str, path: str, error: Exception) -> ConfigError:
+    reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    if _is_local(path):
+        return ConfigError(f"model.path: the folder {path!r} does not hold a usable {kind}: {reason}")
+    return ConfigError(
+        f"model.path: {path!r} is not a local folder, and as a hub id its {kind} cannot be fetched (the hub cannot be "
+        f"reached, or has no such model): {reason}"
+    )

@@ -1,0 +1,69 @@
+"""An engine whose replies come from a function: the public double for tests and dry runs. No model, no network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from memfactory.engines.base import Key
+from memfactory.types import Message, Reply, Sampling, Tokens
+
+Script = Callable[[Sequence[Message], Sampling], str | Reply]
+END = 256
+
+
+class ScriptedEngine:
+    """Answers each conversation with `reply(messages, sampling)`; a plain string is a reply that stopped by itself.
+
+    With `tokens` a string reply also gets made-up ids: the UTF-8 bytes of prompt and reply (one id a byte), the end
+    token 256, and a log-probability of -1 a token. `delay(messages, sampling)` says after how many further calls of
+    `step` the reply is ready (default: at the next). What `reply` raises is raised from `step`.
+    `asked` keeps every conversation in the order in which it was submitted.
+    """
+
+    def __init__(
+        self,
+        reply: Script,
+        *,
+        tokens: bool = True,
+        delay: Callable[[Sequence[Message], Sampling], int] | None = None,
+    ) -> None:
+        self.gives_tokens = tokens
+        self.asked: list[tuple[tuple[Message, ...], Sampling]] = []
+        self._reply = reply
+        self._delay = delay
+        self._waiting: list[tuple[int, Key, tuple[Message, ...], Sampling]] = []
+        self._steps = 0
+
+    def submit(self, key: Key, messages: Sequence[Message], sampling: Sampling) -> None:
+        conversation = tuple(messages)
+        self.asked.append((conversation, sampling))
+        ready = self._steps + 1 + (self._delay(conversation, sampling) if self._delay else 0)
+        self._waiting.append((ready, key, conversation, sampling))
+
+    def step(self) -> list[tuple[Key, Reply]]:
+        self._steps += 1
+        ready = [entry for entry in self._waiting if entry[0] <= self._steps]
+        self._waiting = [entry for entry in self._waiting if entry[0] > self._steps]
+        return [(key, self._answer(messages, sampling)) for _, key, messages, sampling in ready]
+
+    def pending(self) -> int:
+        return len(self._waiting)
+
+    def cancel(self) -> None:
+        self._waiting.clear()
+
+    def close(self) -> None:
+        self.cancel()
+
+    def _answer(self, messages: tuple[Message, ...], sampling: Sampling) -> Reply:
+        said = self._reply(messages, sampling)
+        if isinstance(said, Reply):
+            return said
+        return Reply(said, "stop", fake_tokens(messages, said) if self.gives_tokens else None)
+
+
+def fake_tokens(messages: Sequence[Message], reply: str) -> Tokens:
+    """Made-up ids: one id a UTF-8 byte, the end token last, each sampled with log-probability -1."""
+    prompt = "".join(f"{message.role}\n{message.content}\n" for message in messages).encode()
+    reply_ids = (*reply.encode(), END)
+    return Tokens(tuple(prompt), reply_ids, (-1.0,) * len(reply_ids))
