@@ -80,6 +80,8 @@ class LossOptions(Options):
     """Masks: weights below this drop the token or turn."""
     correction_high: float = Field(2.0, gt=0)
     """Truncation: weights are cut here. Masks: weights above this drop the token or turn."""
+    correction_turn: Literal["geometric", "product"] = "geometric"
+    """Sequence corrections: a turn's weight is the geometric mean of its tokens' weights, or their product."""
     mask_truncated: bool = False
     """Turns that were cut by length train nothing (the rest of their trajectory does)."""
 
@@ -87,6 +89,14 @@ class LossOptions(Options):
     def _constant_needs_length(self) -> LossOptions:
         if self.weighting == "constant" and self.constant_length is None:
             raise ValueError("weighting 'constant' needs constant_length (the longest reply, in tokens)")
+        return self
+
+    @model_validator(mode="after")
+    def _cispo_bound(self) -> LossOptions:
+        if self.objective == "cispo" and self.clip_high < 1:
+            raise ValueError(
+                f"objective 'cispo' takes clip_high as the largest ratio itself (5 is usual), got {self.clip_high}"
+            )
         return self
 
 
