@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from memfactory.config import Resolved
 from memfactory.config.schema import AgentSpec, Component, RunConfig
+from memfactory.config.training import TrainerOptions
 from memfactory.dialogue import POLICY, Agent, Module
 from memfactory.engines.base import Engine
 from memfactory.engines.options import EngineConfig, HfEngineConfig, OpenAIEngineConfig, VllmEngineConfig
@@ -57,21 +58,25 @@ def build_stack(resolved: Resolved, *, training: bool) -> Stack:
     if isinstance(config.engine, OpenAIEngineConfig):
         if training:
             raise ConfigError(
-                "engine: kind 'openai' cannot be trained through: an API's replies have no token ids. Use kind hf or vllm."
+                "engine: kind 'openai' gives no token ids, so it cannot be trained through; use kind hf or vllm"
             )
         from memfactory.engines.codec import FileCodec
 
         codec = FileCodec(config.engine.tokenizer or config.model.path)
     else:
-        from memfactory.engines.chat import ChatFormat
-        from memfactory.engines.loading import load_model, load_tokenizer
+        from memfactory.engines.loading import load_chat, load_model
 
-        codec = chat = ChatFormat(load_tokenizer(config.model), config.model.template_options)
+        codec = chat = load_chat(config.model)
         if training or isinstance(config.engine, HfEngineConfig):
-            model = load_model(config.model, training=training)
+            model = load_model(config.model, training=training, frozen_base=training and _trains_adapters(config))
     engines = build_engines(config, model, chat)
     agent = build_agent(config.agent, codec)
     return Stack(agent, build_env(config.env, engines), engines, _decodings(config), codec, model, chat)
+
+
+def _trains_adapters(config: RunConfig) -> bool:
+    options = config.train.options if config.train else None
+    return isinstance(options, TrainerOptions) and options.lora is not None
 
 
 def build_agent(spec: AgentSpec, codec: Codec) -> Agent:

@@ -18,7 +18,7 @@ from memfactory.errors import ConfigError, MemFactoryError
 from memfactory.registry import TRAINERS
 from memfactory.rollout import rollout
 from memfactory.trainers.base import Run, Trainer
-from memfactory.trainers.batch import TrainingTurn, training_turns
+from memfactory.trainers.batch import TrainingTurn, has_variance, training_turns
 from memfactory.trainers.checkpoint import TrainState
 from memfactory.trainers.policy import Policy
 from memfactory.transcripts import write_transcripts
@@ -166,16 +166,6 @@ class GrpoTrainer(Trainer):
                 f"train.max_unknown_share = {self.options.max_unknown_share:g} allows. Nothing was trained on them; "
                 "mend the judge and go on with --resume."
             )
-
-
-def has_variance(group: Group) -> bool:
-    """Whether some step's known rewards differ within the group."""
-    steps = {turn.step for trajectory in group.trajectories for turn in trajectory.turns if turn.trainable}
-    for step in steps:
-        known = [r for r in (trajectory.reward.of_step(step) for trajectory in group.trajectories) if r is not None]
-        if len(set(known)) > 1:
-            return True
-    return False
 
 
 def gathered_metrics(groups: Sequence[Group]) -> dict[str, float]:

@@ -14,6 +14,7 @@ from memfactory.build import build_agent, build_env, build_tasks
 from memfactory.config import Resolved
 from memfactory.config.training import GrpoOptions, TrainerOptions
 from memfactory.dialogue import POLICY, play
+from memfactory.engines.loading import load_chat
 from memfactory.engines.options import HfEngineConfig, ModelConfig
 from memfactory.engines.scripted import ScriptedEngine
 from memfactory.environment import memory_bytes
@@ -180,14 +181,11 @@ def _lengths(resolved: Resolved, problems: list[str], warnings: list[str]) -> Le
 
 
 def _codec(model: ModelConfig, warnings: list[str]) -> Codec:
-    from memfactory.engines.chat import ChatFormat
-    from memfactory.engines.loading import load_tokenizer
-
     try:
-        return ChatFormat(load_tokenizer(model), model.template_options)
+        return load_chat(model)
     except ConfigError as error:
         warnings.append(f"tokens are counted with the tokenizer of `tiny`: {error}")
-        return ChatFormat(load_tokenizer(ModelConfig()), {})
+        return load_chat(ModelConfig())
 
 
 def _longest() -> ScriptedEngine:
