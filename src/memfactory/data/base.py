@@ -1,0 +1,57 @@
+"""What a dataset is: rows and where each comes from. It does not know what a row means; an environment does.
+
+A dataset is one file in this package, or a user's own, with `@DATASETS.register("my_rows")` above its class. Generated
+rows use the schema of MemAgent's JSON files: `context`, `input`, `answers`, `num_docs`, `index`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from memfactory.registry import Options
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row as it was found. `source` names it for a person: "data/eval_50.json row 12".
+
+    `problem` says why a row could not be read at all (a line that is not JSON); its `values` are empty then.
+    """
+
+    values: Mapping[str, object]
+    source: str
+    problem: str | None = None
+
+
+class DatasetOptions(Options):
+    """Options every dataset has."""
+
+    limit: int | None = Field(None, ge=1)
+    """Only the first so many rows; null: all of them."""
+    skip_bad_rows: bool = False
+    """Leave out rows that cannot be used, and report them, instead of stopping."""
+
+
+class Dataset(ABC):
+    """Rows from somewhere. Relative paths are tried from the working directory first, then from `base_dir`."""
+
+    Options: ClassVar[type[DatasetOptions]] = DatasetOptions
+
+    def __init__(self, options: Any, base_dir: Path) -> None:
+        self.options = options
+        self.base_dir = base_dir
+
+    @property
+    def source(self) -> str:
+        """What the rows come from, for messages."""
+        return f"the dataset of {type(self).__name__}"
+
+    @abstractmethod
+    def rows(self) -> Sequence[Row]:
+        """Every row in order, at most `limit`. Raises DataError where the source as a whole cannot be read."""

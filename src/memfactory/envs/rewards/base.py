@@ -1,0 +1,39 @@
+"""What a reward is: a name, a weight, and a score for each finished episode.
+
+A reward is one file in this package, or a user's own, with `@REWARDS.register("my_reward")` above a class whose `name`
+is the same. Rewards serve as metrics too, where the weight does not count.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from memfactory.engines.base import Engine
+from memfactory.registry import Options
+from memfactory.types import Episode
+
+
+class RewardOptions(Options):
+    """Options every reward has."""
+
+    weight: float = Field(1.0, allow_inf_nan=False)
+    """How much this reward counts in the total; 0: it is only logged."""
+
+
+class RewardFunction(ABC):
+    """Scores episodes. `engines` are the run's engines by name, for rewards that ask a model."""
+
+    name: ClassVar[str]
+    Options: ClassVar[type[RewardOptions]] = RewardOptions
+
+    def __init__(self, options: Any, engines: Mapping[str, Engine]) -> None:
+        self.options = options
+        self.engines = engines
+
+    @abstractmethod
+    def score(self, episodes: Sequence[Episode]) -> list[float | None]:
+        """One score an episode, in [0, 1] by custom. None: unknown (a judge failed), which is never 0."""
