@@ -1,0 +1,251 @@
+"""Groups to training turns, their weights, micro-batches and tensors. Pure; it knows no model and no process.
+
+A group whose known rewards are all equal trains nothing: its turns are dropped here, from the KL term and from every
+count as well. So are turns of a trajectory whose reward is unknown, turns without a single token, and, with
+`mask_truncated`, turns cut by length. What is left is what the weights count.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from memfactory.config.training import GrpoOptions, LossOptions
+from memfactory.trainers.objective import advantages, deviation
+from memfactory.types import Group
+
+
+@dataclass(frozen=True)
+class TrainingTurn:
+    """One conversation to train on: `prompt_ids` (P) as fed, `reply_ids` (R) as sampled, and its credit.
+
+    `sampler_logprobs`, `old_logprobs` and `reference_logprobs` (R, nats) are None where there are none. `trajectory`
+    and `prompt` number the trajectory and the group the turn comes from, unique within one process.
+    """
+
+    prompt_ids: tuple[int, ...]
+    reply_ids: tuple[int, ...]
+    advantage: float
+    trajectory: int
+    prompt: int
+    step: str
+    truncated: bool = False
+    sampler_logprobs: tuple[float, ...] | None = None
+    old_logprobs: tuple[float, ...] | None = None
+    reference_logprobs: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.prompt_ids or not self.reply_ids:
+            raise ValueError(f"a training turn needs prompt and reply tokens (step {self.step!r})")
+        for name in ("sampler_logprobs", "old_logprobs", "reference_logprobs"):
+            values = getattr(self, name)
+            if values is not None and len(values) != len(self.reply_ids):
+                raise ValueError(f"{len(self.reply_ids)} reply ids but {len(values)} {name} (step {self.step!r})")
+
+    @property
+    def length(self) -> int:
+        """Prompt and reply tokens together."""
+        return len(self.prompt_ids) + len(self.reply_ids)
+
+
+def step_rewards(groups: Sequence[Group]) -> dict[str, list[float]]:
+    """The known rewards of every trained step over all trajectories: what `normalize: batch_std` is taken of."""
+    rewards: dict[str, list[float]] = {}
+    for group in groups:
+        for step in _trained_steps(group):
+            known = (trajectory.reward.of_step(step) for trajectory in group.trajectories)
+            rewards.setdefault(step, []).extend(reward for reward in known if reward is not None)
+    return rewards
+
+
+def step_advantages(
+    group: Group, options: GrpoOptions, batch_rewards: Mapping[str, Sequence[float]] | None = None
+) -> dict[str, list[float | None]]:
+    """For each step with trainable turns, the advantage of every trajectory of the group (None: reward unknown).
+
+    All trajectories count in a step's mean, also those that never came to that step. `batch_rewards` are the rewards
+    of the whole batch (`step_rewards`) and needed for `normalize: batch_std` only; None: those of this group.
+    """
+    rewards = {step: [t.reward.of_step(step) for t in group.trajectories] for step in _trained_steps(group)}
+    whole = rewards if batch_rewards is None else batch_rewards
+    return {
+        step: advantages(given, options.normalize, options.advantage_epsilon, deviation(whole.get(step, given)))
+        for step, given in rewards.items()
+    }
+
+
+def has_variance(group: Group) -> bool:
+    """Whether the group can train anything: some trained step's known rewards differ."""
+    rewards = step_rewards([group])
+    return any(min(known) != max(known) for known in rewards.values() if known)
+
+
+def training_turns(
+    groups: Sequence[Group],
+    options: GrpoOptions,
+    batch_rewards: Mapping[str, Sequence[float]] | None = None,
+) -> list[TrainingTurn]:
+    """The turns that train, each stamped with the advantage of its (group, step, trajectory).
+
+    What is dropped stands at the top of this file; a turn of advantage 0 in a group whose rewards do differ is kept,
+    since it counts in the weights and in the KL term. With several processes `batch_rewards` are the merged
+    `step_rewards` of all of them.
+    """
+    if batch_rewards is None:
+        batch_rewards = step_rewards(groups)
+    turns: list[TrainingTurn] = []
+    trajectories = 0
+    for prompt, group in enumerate(groups):
+        credit = step_advantages(group, options, batch_rewards)
+        training = {step: given for step, given in credit.items() if any(given)}
+        for member, trajectory in enumerate(group.trajectories):
+            for turn in trajectory.turns:
+                tokens = turn.reply.tokens
+                if not turn.trainable or tokens is None or not tokens.reply_ids or turn.step not in training:
+                    continue
+                advantage = training[turn.step][member]
+                truncated = turn.reply.stop == "length"
+                if advantage is None or (truncated and options.loss.mask_truncated):
+                    continue
+                turns.append(
+                    TrainingTurn(
+                        prompt_ids=tokens.prompt_ids,
+                        reply_ids=tokens.reply_ids,
+                        advantage=advantage,
+                        trajectory=trajectories + member,
+                        prompt=prompt,
+                        step=turn.step,
+                        truncated=truncated,
+                        sampler_logprobs=tokens.logprobs,
+                    )
+                )
+        trajectories += len(group.trajectories)
+    return turns
+
+
+def _trained_steps(group: Group) -> list[str]:
+    """The steps of the group's trainable turns, in order of appearance."""
+    turns = (turn for trajectory in group.trajectories for turn in trajectory.turns)
+    return list(dict.fromkeys(turn.step for turn in turns if turn.trainable))
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What an optimizer step trains on, over all processes: reply tokens, turns, trajectories and prompts."""
+
+    tokens: int
+    turns: int
+    trajectories: int
+    prompts: int
+
+
+def count(turns: Sequence[TrainingTurn]) -> Totals:
+    """The totals of these turns; with several processes their sum is what the weights need."""
+    return Totals(
+        tokens=sum(len(turn.reply_ids) for turn in turns),
+        turns=len(turns),
+        trajectories=len({turn.trajectory for turn in turns}),
+        prompts=len({turn.prompt for turn in turns}),
+    )
+
+
+def token_weights(turns: Sequence[TrainingTurn], options: LossOptions, totals: Totals | None = None) -> list[float]:
+    """For each turn the weight w of every one of its T reply tokens, fixed over the whole optimizer step.
+
+    The loss of the step is the sum over tokens of w x loss, however the turns are later batched and wherever they
+    run, as long as gradients are summed (not averaged) over processes. `totals` are those of all processes; None:
+    of these turns. The turns of one trajectory and of one prompt are all in one process.
+
+    token: 1 / tokens (DAPO, arXiv 2503.14476). turn: 1 / (turns T) (GRPO, arXiv 2402.03300). trajectory:
+    1 / (trajectories x tokens of the turn's trajectory). prompt: 1 / (prompts x tokens of the turn's prompt).
+    constant: 1 / (turns x constant_length) (Dr. GRPO, arXiv 2503.20783).
+    """
+    totals = count(turns) if totals is None else totals
+    if options.weighting == "token":
+        return [1 / totals.tokens for _ in turns]
+    if options.weighting == "turn":
+        return [1 / (totals.turns * len(turn.reply_ids)) for turn in turns]
+    if options.weighting == "constant":
+        assert options.constant_length is not None
+        return [1 / (totals.turns * options.constant_length) for _ in turns]
+    by_trajectory, by_prompt = Counter[int](), Counter[int]()
+    for turn in turns:
+        by_trajectory[turn.trajectory] += len(turn.reply_ids)
+        by_prompt[turn.prompt] += len(turn.reply_ids)
+    if options.weighting == "trajectory":
+        return [1 / (totals.trajectories * by_trajectory[turn.trajectory]) for turn in turns]
+    return [1 / (totals.prompts * by_prompt[turn.prompt]) for turn in turns]
+
+
+def micro_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Indices of `lengths` in batches of at most `budget` tokens, padding included, the longest first.
+
+    Lengths are sorted, so that a batch holds turns of like length and the largest comes first (memory that is too
+    small shows at once). A turn longer than the budget is a batch of its own.
+    """
+    batches: list[list[int]] = []
+    widest = 0
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        if batches and (len(batches[-1]) + 1) * widest <= budget:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+            widest = lengths[index]
+    return batches
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Turns as tensors: [rows, tokens] padded on the right, every per-token array aligned to `input_ids`.
+
+    `reply_mask` marks reply tokens. `advantages` and `weights` are [rows]. The log-probabilities are 0 off the reply
+    and None where the turns have none. There is no attention mask: padding stands to the right of every real token,
+    and under causal attention nothing looks to the right.
+    """
+
+    input_ids: Tensor
+    reply_mask: Tensor
+    advantages: Tensor
+    weights: Tensor
+    sampler_logprobs: Tensor | None
+    old_logprobs: Tensor | None
+    reference_logprobs: Tensor | None
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on another device."""
+        moved = {name: value.to(device) for name, value in vars(self).items() if value is not None}
+        return replace(self, **moved)
+
+
+def collate(turns: Sequence[TrainingTurn], weights: Sequence[float], pad_id: int) -> Batch:
+    """The turns as one batch; `weights` are those of `token_weights`."""
+    width = max(turn.length for turn in turns)
+    input_ids = torch.full((len(turns), width), pad_id, dtype=torch.long)
+    reply_mask = torch.zeros((len(turns), width), dtype=torch.bool)
+    for row, turn in enumerate(turns):
+        input_ids[row, : turn.length] = torch.tensor(turn.prompt_ids + turn.reply_ids)
+        reply_mask[row, len(turn.prompt_ids) : turn.length] = True
+    return Batch(
+        input_ids=input_ids,
+        reply_mask=reply_mask,
+        advantages=torch.tensor([turn.advantage for turn in turns], dtype=torch.float32),
+        weights=torch.tensor(weights, dtype=torch.float32),
+        sampler_logprobs=_aligned([turn.sampler_logprobs for turn in turns], reply_mask),
+        old_logprobs=_aligned([turn.old_logprobs for turn in turns], reply_mask),
+        reference_logprobs=_aligned([turn.reference_logprobs for turn in turns], reply_mask),
+    )
+
+
+def _aligned(rows: Sequence[tuple[float, ...] | None], reply_mask: Tensor) -> Tensor | None:
+    """Values of reply tokens laid out as `reply_mask`; None where no row has any."""
+    given = [row for row in rows if row is not None]
+    if not given:
+        return None
+    if len(given) < len(rows):
+        raise ValueError(f"{len(given)} of {len(rows)} turns have log-probabilities; all or none must")
+    flat = torch.tensor([value for row in given for value in row], dtype=torch.float32)
+    return torch.zeros(reply_mask.shape).masked_scatter(reply_mask, flat)

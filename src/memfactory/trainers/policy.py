@@ -1,0 +1,381 @@
+"""The model in training: log-probabilities, optimizer steps, saving. The only place that shifts by one.
+
+Gradients are summed over processes here, once an optimizer step (docs/decisions/0001). It does not know where turns
+come from, nor when a step is due.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, broadcast
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils import load_peft_weights, set_peft_model_state_dict
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from memfactory.config.training import GrpoOptions, LoraOptions, LossOptions, OptimizerOptions, TrainerOptions
+from memfactory.engines.chat import ChatFormat
+from memfactory.engines.loading import compute_dtype
+from memfactory.engines.options import ModelConfig
+from memfactory.errors import ConfigError, MemFactoryError
+from memfactory.trainers.batch import Batch, Totals, TrainingTurn, collate, count, micro_batches, token_weights
+from memfactory.trainers.logprobs import chunked_logprobs
+from memfactory.trainers.measures import Measures
+from memfactory.trainers.objective import token_losses
+from memfactory.trainers.optimizer import Schedule, make_optimizer
+
+T = TypeVar("T")
+log = logging.getLogger("memfactory")
+SUPERVISED = LossOptions(objective="reinforce")
+
+
+class Policy:
+    """A causal language model that is trained whole (float32 weights) or through LoRA adapters (float32).
+
+    `model` is loaded for training (`load_model(..., training=True)`); it is changed in place, so an engine that holds
+    it speaks with the trained weights at once. A model that already carries an adapter goes on training that adapter.
+    Under `options` of GRPO the loss is theirs, else it is the negative log-likelihood of the replies of turns with
+    advantage 1. The model is in eval mode except while a gradient is computed. `seed` fixes new adapters.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel | PeftModel,
+        chat: ChatFormat,
+        config: ModelConfig,
+        options: TrainerOptions,
+        *,
+        accelerator: Accelerator | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.device = next(model.parameters()).device
+        self.accelerator = accelerator or Accelerator(cpu=self.device.type == "cpu")
+        supported = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+        if self.accelerator.distributed_type not in supported:
+            raise ConfigError(
+                f"training runs in one process or in several that each hold the model, not under "
+                f"{self.accelerator.distributed_type.value}; start it with torchrun or `accelerate launch --multi_gpu`"
+            )
+        self.compute_dtype = compute_dtype(config, self.device)
+        if self.compute_dtype == torch.float16:
+            raise ConfigError("model.dtype: float16 is too narrow to train in; write bfloat16 or float32")
+        self.chat = chat
+        self.options = options
+        self.loss = options.loss if isinstance(options, GrpoOptions) else SUPERVISED
+        self.temperature = options.temperature if isinstance(options, GrpoOptions) else 1.0
+        self.micro_batch_tokens = options.micro_batch_tokens
+        self.skipped_steps = 0
+
+        continued = isinstance(model, PeftModel)
+        self.reference: PreTrainedModel | None = None
+        self.starting_adapter: dict[str, Tensor] = {}
+        if options.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if options.lora is not None and not isinstance(model, PeftModel):
+            model = with_adapters(model, options.lora, self.compute_dtype, seed)
+        self.adapters = model if isinstance(model, PeftModel) else None
+        self.model: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model
+        if self.adapters is None:
+            self.model.requires_grad_(True)
+            if self.loss.kl_weight > 0:
+                self.reference = frozen_copy(self.model, self.compute_dtype)
+        self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        for parameter in self.trained.values():
+            parameter.data = parameter.data.float()
+            parameter.data.copy_(broadcast(parameter.data))
+        if continued and self.loss.kl_weight > 0:
+            self.starting_adapter = {name: p.detach().clone() for name, p in self.trained.items()}
+        model.eval()
+        self.set_optimizer(options.optimizer, options.steps)
+
+    def set_optimizer(self, options: OptimizerOptions, total_steps: int) -> None:
+        """A fresh optimizer, and a schedule over `total_steps` steps from here on."""
+        self.max_grad_norm = options.max_grad_norm
+        self.optimizer = self.accelerator.prepare(make_optimizer(self.trained.values(), options))
+        # Accelerate's own scheduler would advance once for every process.
+        self.schedule = Schedule(self.optimizer, options, total_steps)
+
+    @property
+    def process_index(self) -> int:
+        return self.accelerator.process_index
+
+    @property
+    def process_count(self) -> int:
+        return self.accelerator.num_processes
+
+    def wait_for_everyone(self) -> None:
+        self.accelerator.wait_for_everyone()
+
+    # Log-probabilities
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """bfloat16 compute over float32 weights; nothing where the model computes in float32."""
+        if self.compute_dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.compute_dtype)
+
+    def logprobs(
+        self, batch: Batch, temperature: float | None = None, *, with_entropy: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Log-probabilities (and entropies) of the reply tokens, [rows, tokens] aligned to `batch.input_ids`, else 0.
+
+        The distribution is softmax(logits / temperature) over the whole vocabulary; None: the temperature in
+        training. float32 whatever the model computes in; entropies carry no gradient.
+        """
+        return self._logprobs(self.model, batch, temperature or self.temperature, with_entropy)
+
+    def _logprobs(
+        self, model: PreTrainedModel, batch: Batch, temperature: float, with_entropy: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        with self.autocast():
+            hidden = model.get_decoder()(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+            # The state at one position predicts the token at the next.
+            states = hidden[:, :-1][batch.reply_mask[:, 1:]]
+            values, entropies = chunked_logprobs(
+                states,
+                batch.input_ids[batch.reply_mask],
+                model.get_output_embeddings(),
+                temperature=temperature,
+                chunk_tokens=self.options.logprob_chunk_tokens,
+                with_entropy=with_entropy,
+            )
+        return _spread(values, batch.reply_mask), None if entropies is None else _spread(entropies, batch.reply_mask)
+
+    def score_old(self, turns: Sequence[TrainingTurn]) -> list[TrainingTurn]:
+        """The turns with the policy's log-probabilities as they are now: before the first of several updates."""
+        scored = self._score(turns, self.model)
+        return [replace(turn, old_logprobs=row) for turn, row in zip(turns, scored, strict=True)]
+
+    def score_reference(self, turns: Sequence[TrainingTurn]) -> list[TrainingTurn]:
+        """The turns with the reference's log-probabilities: those of the policy as it was before training."""
+        with self._as_reference() as model:
+            scored = self._score(turns, model)
+        return [replace(turn, reference_logprobs=row) for turn, row in zip(turns, scored, strict=True)]
+
+    @contextmanager
+    def _as_reference(self) -> Iterator[PreTrainedModel]:
+        if self.reference is not None:
+            yield self.reference
+        elif self.adapters is None:
+            raise ValueError("no reference is kept: kl_weight is 0")
+        elif not self.starting_adapter:
+            with self.adapters.disable_adapter():
+                yield self.model
+        else:
+            now = {name: parameter.data for name, parameter in self.trained.items()}
+            try:
+                for name, parameter in self.trained.items():
+                    parameter.data = self.starting_adapter[name]
+                yield self.model
+            finally:
+                for name, parameter in self.trained.items():
+                    parameter.data = now[name]
+
+    @torch.no_grad()
+    def _score(self, turns: Sequence[TrainingTurn], model: PreTrainedModel) -> list[tuple[float, ...]]:
+        def score() -> dict[int, tuple[float, ...]]:
+            rows: dict[int, tuple[float, ...]] = {}
+            for indices, batch in self._batches(turns, [0.0] * len(turns)):
+                values, _ = self._logprobs(model, batch, self.temperature, with_entropy=False)
+                replies = values[batch.reply_mask].cpu().split(batch.reply_mask.sum(-1).tolist())
+                rows |= {index: tuple(reply.tolist()) for index, reply in zip(indices, replies, strict=True)}
+            return rows
+
+        rows = self._within_memory(turns, score)
+        return [rows[index] for index in range(len(turns))]
+
+    # Optimizer steps
+
+    def update(self, turns: Sequence[TrainingTurn]) -> dict[str, float]:
+        """One optimizer step on this process's share of the turns, and what was measured over all processes.
+
+        Every process must call it, also one without any turn. Where no process has a turn, no step is taken and the
+        result is empty. A step whose gradient is not finite is skipped and counted in `skipped_steps`. Either way
+        the schedule goes on, so that it ends with the run.
+        """
+        totals = self._totals(turns)
+        rate = self.schedule.learning_rate
+        if totals.tokens == 0:
+            self.schedule.step()
+            return {}
+        weights = token_weights(turns, self.loss, totals)
+        measures = self._within_memory(turns, lambda: self._accumulate(turns, weights))
+        self._sum_gradients()
+        norm = float(self.accelerator.clip_grad_norm_(self.trained.values(), self.max_grad_norm))
+        if math.isfinite(norm):
+            self.optimizer.step()
+        else:
+            self.skipped_steps += 1
+            log.warning("the gradient is not finite (norm %s): this optimizer step is skipped", norm)
+        self.optimizer.zero_grad()
+        self.schedule.step()
+        return {
+            **measures.merged(self.accelerator),
+            "grad_norm": norm,
+            "learning_rate": rate,
+            "skipped_steps": float(self.skipped_steps),
+        }
+
+    def _accumulate(self, turns: Sequence[TrainingTurn], weights: Sequence[float]) -> Measures:
+        """Leave the gradient of this process's turns in the parameters."""
+        self.optimizer.zero_grad()
+        measures = Measures(self.device)
+        self.model.train()
+        try:
+            for _, batch in self._batches(turns, weights):
+                logprobs, entropies = self.logprobs(batch, with_entropy=True)
+                losses = token_losses(
+                    logprobs,
+                    batch.old_logprobs,
+                    batch.advantages,
+                    batch.reply_mask,
+                    self.loss,
+                    batch.reference_logprobs,
+                    batch.sampler_logprobs,
+                )
+                measures.add(batch, logprobs, losses, entropies)
+                self.accelerator.backward((batch.weights[:, None] * losses.loss).sum())
+        finally:
+            self.model.eval()
+        return measures
+
+    def _batches(self, turns: Sequence[TrainingTurn], weights: Sequence[float]) -> Iterator[tuple[list[int], Batch]]:
+        for indices in micro_batches([turn.length for turn in turns], self.micro_batch_tokens):
+            chosen = collate([turns[i] for i in indices], [weights[i] for i in indices], self.chat.pad_id)
+            yield indices, chosen.to(self.device)
+
+    def _within_memory(self, turns: Sequence[TrainingTurn], work: Callable[[], T]) -> T:
+        """The result of `work`, which is done again from its start with half the micro-batch where memory ran out."""
+        while True:
+            try:
+                return work()
+            except torch.OutOfMemoryError as error:
+                reason = str(error).partition("\n")[0]
+            # Only out here is the failed work's memory free: the exception held on to its tensors.
+            longest = max(turn.length for turn in turns)
+            if self.micro_batch_tokens <= longest:
+                raise MemFactoryError(
+                    f"one conversation of {longest} tokens alone does not fit into memory ({reason}). Train adapters "
+                    "(train.lora), turn on train.gradient_checkpointing, or make the conversations shorter."
+                )
+            self.micro_batch_tokens = max(longest, self.micro_batch_tokens // 2)
+            log.warning("out of memory: micro_batch_tokens is %d from here on", self.micro_batch_tokens)
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _totals(self, turns: Sequence[TrainingTurn]) -> Totals:
+        """The totals of all processes."""
+        own = count(turns)
+        counts = torch.tensor([own.tokens, own.turns, own.trajectories, own.prompts], device=self.device)
+        return Totals(*self.accelerator.reduce(counts, reduction="sum").tolist())
+
+    def _sum_gradients(self) -> None:
+        """Every process's gradient becomes the sum of all; a process without turns adds zeros."""
+        if self.process_count == 1:
+            return
+        for parameter in self.trained.values():
+            own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            parameter.grad = self.accelerator.reduce(own, reduction="sum")
+
+    # Saving
+
+    def optimizer_state(self) -> dict[str, object]:
+        """Optimizer, schedule and counters: with the weights of `save_masters` all that a step depends on."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "skipped_steps": self.skipped_steps,
+        }
+
+    def save_masters(self, folder: Path) -> None:
+        """Write the trained weights in float32 and the tokenizer, as `from_pretrained` or PEFT loads them."""
+        self._save(folder, torch.float32)
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write the model in the type it computes in (an adapter in float32) and the tokenizer, as safetensors."""
+        self._save(folder, self.compute_dtype)
+
+    def _save(self, folder: Path, dtype: torch.dtype) -> None:
+        if self.adapters is not None:
+            # Anything but False would have PEFT look at the hub for the base model's vocabulary.
+            self.adapters.save_pretrained(str(folder), save_embedding_layers=False)
+        else:
+            state = self.model.state_dict()
+            # Tied weights are one tensor and stay one.
+            cast = {value.data_ptr(): value.to(dtype) for value in state.values()}
+            self.model.save_pretrained(folder, state_dict={k: cast[v.data_ptr()] for k, v in state.items()})
+            description = deepcopy(self.model.config)
+            description.dtype = dtype
+            description.save_pretrained(folder)
+        self.chat.tokenizer.save_pretrained(str(folder))
+
+    def load(self, folder: Path, optimizer: Mapping[str, Any]) -> None:
+        """Go back to what `save_masters` wrote to `folder` and to the state that `optimizer_state` gave."""
+        if self.adapters is not None:
+            set_peft_model_state_dict(self.adapters, load_peft_weights(str(folder), device=str(self.device)))
+        else:
+            saved = type(self.model).from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+            weights = dict(saved.named_parameters())
+            with torch.no_grad():
+                for name, parameter in self.trained.items():
+                    parameter.copy_(weights[name])
+        self.optimizer.load_state_dict(optimizer["optimizer"])
+        self.schedule.load_state_dict(optimizer["schedule"])
+        self.skipped_steps = int(optimizer["skipped_steps"])
+
+
+def with_adapters(model: PreTrainedModel, options: LoraOptions, dtype: torch.dtype, seed: int) -> PeftModel:
+    """The model with new LoRA adapters in float32 inside its layers; its own weights are frozen in `dtype`.
+
+    Raises ConfigError when the target modules are not in the model.
+    """
+    # Parameters only: a buffer such as the rotary frequencies needs its precision.
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    targets = options.target_modules
+    lora = LoraConfig(
+        r=options.rank,
+        lora_alpha=options.alpha,
+        lora_dropout=options.dropout,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        task_type="CAUSAL_LM",
+    )
+    device = next(model.parameters()).device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        try:
+            adapted = get_peft_model(model, lora)
+        except ValueError as error:
+            raise ConfigError(f"train.lora.target_modules: {error}") from error
+    assert isinstance(adapted, PeftModel)
+    return adapted
+
+
+def frozen_copy(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """A reference that computes exactly what `model` computes now.
+
+    Weights of linear layers are kept in `dtype`, which autocast rounds them to anyway. Others (embeddings, tied
+    heads, norms) stay as they are, since autocast leaves them alone.
+    """
+    copy = deepcopy(model)
+    copy.requires_grad_(False)
+    embedding = copy.get_input_embeddings().weight
+    for module in copy.modules():
+        if isinstance(module, nn.Linear) and module.weight is not embedding:
+            module.to(dtype)
+    return copy.eval()
+
+
+def _spread(values: Tensor, mask: Tensor) -> Tensor:
+    """`values` at the places of `mask`, in order, and 0 elsewhere."""
+    return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values)
