@@ -1,0 +1,1 @@
+"""Evaluation: avg@k over datasets with clustered standard errors, per-sample records that resume, tables."""

@@ -1,0 +1,199 @@
+"""Playing k attempts at each question, scoring them as they finish, and what comes out for a dataset."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, replace
+
+from memfactory.dialogue import Agent, play, stream_seed
+from memfactory.engines.base import Engine
+from memfactory.envs.base import Environment
+from memfactory.envs.rewards.base import RewardFunction
+from memfactory.errors import DataError, MemFactoryError
+from memfactory.evaluate.records import RecordFile, SampleRecord, record
+from memfactory.evaluate.results import DatasetResult, MetricResult, metric_result
+from memfactory.evaluate.statistics import question_means
+from memfactory.registry import REWARDS
+from memfactory.types import Decoding, Episode, Task, Turn
+
+OnProgress = Callable[[int, int], None]
+"""Told (attempts finished, attempts in all) after every turn; those that were on disk already count as finished."""
+WINDOW = 128
+"""Attempts under way at one time, so that the first are on disk long before the last begin."""
+JUDGED_TOGETHER = 16
+"""Finished attempts that a judge scores at one time: enough to keep its connections busy, few to lose by a kill."""
+
+
+def evaluate_tasks(
+    agent: Agent,
+    env: Environment,
+    tasks: Sequence[Task],
+    engines: Mapping[str, Engine],
+    *,
+    samples: int,
+    decodings: Mapping[str, Decoding],
+    seed: int,
+    metrics: Sequence[str] = (),
+    records: RecordFile | None = None,
+    max_unknown_share: float = 0.1,
+    window: int = WINDOW,
+    on_progress: OnProgress | None = None,
+) -> DatasetResult:
+    """avg@`samples` of `tasks` by every metric (none named: the environment's defaults for these tasks).
+
+    Attempts that `records` holds are not played again, and scored only where a metric is missing or unknown; the
+    others are played and recorded as they finish. Seeds are by question and attempt, so a resumed evaluation finds
+    what an uninterrupted one does. Raises MemFactoryError when more than `max_unknown_share` of a metric's scores
+    are unknown, ConfigError for a metric that does not exist, DataError for tasks that share an id.
+    """
+    _refuse_equal_ids(tasks)
+    scorers = build_metrics(env, tuple(metrics) or env.default_metrics(tasks), engines)
+    collected = _Collected(scorers, records)
+    missing = collected.take_recorded([(task, number) for task in tasks for number in range(samples)])
+    total = len(tasks) * samples
+    played = total - len(missing)
+
+    def report(episode: Episode | None = None, turn: Turn | None = None) -> None:
+        if on_progress:
+            on_progress(played, total)
+
+    report()
+    with closing(
+        attempt(agent, missing, engines, decodings=decodings, seed=seed, window=window, on_turn=report)
+    ) as run:
+        waiting: list[Episode] = []
+        for episode in run:
+            played += 1
+            waiting.append(episode)
+            if len(waiting) == collected.scored_together:
+                collected.add(waiting)
+                waiting = []
+            report()
+        collected.add(waiting)
+    return collected.result(tasks, samples, max_unknown_share)
+
+
+def attempt(
+    agent: Agent,
+    attempts: Sequence[tuple[Task, int]],
+    engines: Mapping[str, Engine],
+    *,
+    decodings: Mapping[str, Decoding],
+    seed: int,
+    window: int = WINDOW,
+    on_turn: Callable[[Episode, Turn], None] | None = None,
+) -> Generator[Episode]:
+    """Play each (task, attempt's number) and yield the episodes as they finish; nothing is marked trainable."""
+    episodes = [Episode(task, member=number, seed=stream_seed(seed, task.id)) for task, number in attempts]
+    yield from play(agent, episodes, engines, decodings=decodings, frozen=True, window=window, on_turn=on_turn)
+
+
+def build_metrics(env: Environment, names: Sequence[str], engines: Mapping[str, Engine]) -> dict[str, RewardFunction]:
+    """The rewards called `names`: the environment's own where it has them, else with their default options.
+
+    Raises ConfigError for a name that no reward has.
+    """
+    own = {reward.name: reward for reward in env.rewards}
+    return {name: own.get(name) or REWARDS.get(name)(REWARDS.options(name)(), engines) for name in names}
+
+
+def asks_a_model(reward: RewardFunction) -> bool:
+    """Whether `reward` is a judge: such a reward has an option `engine`."""
+    return "engine" in type(reward.options).model_fields
+
+
+def data_hash(tasks: Sequence[Task]) -> str:
+    """16 hexadecimal digits that name the tasks' contents and order."""
+    digest = hashlib.sha256()
+    for task in tasks:
+        values = {
+            "id": task.id,
+            "question": task.question,
+            "answers": task.answers,
+            "context": task.context,
+            "memory": [asdict(item) for item in task.memory],
+            "messages": [asdict(message) for message in task.messages],
+        }
+        digest.update(json.dumps(values, sort_keys=True).encode())
+    return digest.hexdigest()[:16]
+
+
+class _Collected:
+    """The samples of one dataset while they come in: scored, recorded, and at last summed up."""
+
+    def __init__(self, scorers: Mapping[str, RewardFunction], records: RecordFile | None) -> None:
+        self.scorers = scorers
+        self.records = records
+        self.found: dict[tuple[str, int], SampleRecord] = {}
+        self.scored_together = JUDGED_TOGETHER if any(map(asks_a_model, scorers.values())) else 1
+
+    def take_recorded(self, wanted: Sequence[tuple[Task, int]]) -> list[tuple[Task, int]]:
+        """Take what is on disk, scoring what lacks a score; the attempts that are not there."""
+        missing: list[tuple[Task, int]] = []
+        unscored: list[tuple[SampleRecord, Task]] = []
+        for task, number in wanted:
+            held = None if self.records is None else self.records.get(task.id, number)
+            if held is None:
+                missing.append((task, number))
+                continue
+            self.found[task.id, number] = held
+            if any(held.scores.get(name) is None for name in self.scorers):
+                unscored.append((held, task))
+        for start in range(0, len(unscored), JUDGED_TOGETHER):
+            part = unscored[start : start + JUDGED_TOGETHER]
+            for (held, _), scores in zip(part, self._score([old.episode(task) for old, task in part]), strict=True):
+                known = {name: score for name, score in held.scores.items() if score is not None}
+                self._keep(replace(held, scores={**scores, **known}))
+        return missing
+
+    def add(self, episodes: Sequence[Episode]) -> None:
+        """Score and record finished attempts."""
+        dataset = "" if self.records is None else self.records.dataset
+        for episode, scores in zip(episodes, self._score(episodes), strict=True):
+            self._keep(record(dataset, episode, scores))
+
+    def _keep(self, new: SampleRecord) -> None:
+        self.found[new.task_id, new.sample] = new
+        if self.records is not None:
+            self.records.add(new)
+
+    def _score(self, episodes: Sequence[Episode]) -> list[dict[str, float | None]]:
+        columns = {name: reward.score(episodes) for name, reward in self.scorers.items()} if episodes else {}
+        return [{name: column[index] for name, column in columns.items()} for index in range(len(episodes))]
+
+    def result(self, tasks: Sequence[Task], samples: int, max_unknown_share: float) -> DatasetResult:
+        """The dataset's result; MemFactoryError where too many scores are unknown."""
+        scores = {
+            name: {task.id: [self.found[task.id, number].scores[name] for number in range(samples)] for task in tasks}
+            for name in self.scorers
+        }
+        metrics: dict[str, MetricResult] = {}
+        for name, given in scores.items():
+            unknown = sum(score is None for row in given.values() for score in row)
+            found = metric_result(given, samples)
+            if found is None or unknown > max_unknown_share * len(tasks) * samples:
+                raise MemFactoryError(
+                    f"{unknown} of {len(tasks) * samples} scores of {name!r} are unknown (the judge failed), more than "
+                    f"the share of {max_unknown_share:g} that eval.max_unknown_share allows"
+                )
+            metrics[name] = found
+        replies = [turn.stop for row in self.found.values() for turn in row.turns]
+        return DatasetResult(
+            metrics=metrics,
+            questions=len(tasks),
+            samples=samples,
+            truncated=replies.count("length") / len(replies) if replies else 0.0,
+            data_hash=data_hash(tasks),
+            by_question={name: question_means(given) for name, given in scores.items()},
+        )
+
+
+def _refuse_equal_ids(tasks: Sequence[Task]) -> None:
+    ids = Counter(task.id for task in tasks)
+    twice = [name for name, count in ids.items() if count > 1]
+    if twice:
+        raise DataError(f"tasks share an id, so their attempts cannot be told apart: {', '.join(twice[:5])}")
