@@ -33,8 +33,8 @@ class ChatFormat:
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
-        *,
         template_options: Mapping[str, Scalar] | None = None,
+        *,
         end_ids: Sequence[int] = (),
     ) -> None:
         name = tokenizer.name_or_path or "given"

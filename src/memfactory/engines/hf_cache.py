@@ -1,0 +1,147 @@
+"""The key-value cache of the rows that decode together: preallocated, each row with its own length.
+
+It knows nothing of conversations. Rows 0 .. n-1 are in use; a row that leaves is replaced by the last one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicLayer
+
+# Keys and values of one layer for some prompts: each [prompts, heads, length, head dimension].
+LayerStates = tuple[Tensor, Tensor]
+COLUMN_BLOCK = 32
+
+
+def round_up(columns: int) -> int:
+    """`columns` rounded up to whole blocks, so that shapes repeat and kernels find their alignment."""
+    return -(-columns // COLUMN_BLOCK) * COLUMN_BLOCK
+
+
+class SlotCache(Cache):
+    """Keys and values of up to `capacity` rows x columns, grown when `reserve` asks for more.
+
+    A forward pass over one new token a row ([n, 1] ids) writes it behind each row's `lengths` tokens and attends to
+    the first `columns` columns; what lies beyond a row's length is the mask's to hide. `dtype` is the type that is
+    stored; None: as computed.
+    """
+
+    def __init__(self, layers: int, device: torch.device, dtype: torch.dtype | None = None) -> None:
+        self.lengths = torch.zeros(0, dtype=torch.long, device=device)
+        self.columns = 0
+        self.capacity = (0, 0)
+        self.dtype = dtype
+        self._index = torch.zeros(0, dtype=torch.long, device=device)
+        super().__init__(layers=[_SlotLayer(self) for _ in range(layers)])
+
+    @property
+    def rows(self) -> int:
+        """How many rows are in use."""
+        return len(self.lengths)
+
+    @property
+    def index(self) -> Tensor:
+        """0 .. n-1, on the device."""
+        if len(self._index) != self.rows:
+            self._index = torch.arange(self.rows, device=self.lengths.device)
+        return self._index
+
+    def reserve(self, rows: int, columns: int) -> None:
+        """Make room for `rows` rows of `columns` tokens, keeping what is there."""
+        self.capacity = (max(self.capacity[0], rows), max(self.capacity[1], columns))
+
+    def enter(self, lengths: Sequence[int], source: Sequence[int], states: Sequence[LayerStates] | None) -> None:
+        """Add a row for each of `lengths`: a copy of the first tokens of `states[:][source]`.
+
+        `states` None: the new rows are empty.
+        """
+        first, device = self.rows, self.lengths.device
+        self.lengths = torch.cat([self.lengths, torch.tensor(lengths, dtype=torch.long, device=device)])
+        if states is None:
+            return
+        chosen = torch.tensor(source, dtype=torch.long, device=device)
+        for layer, (keys, values) in zip(self.layers, states, strict=True):
+            layer.copy_in(first, chosen, keys, values)
+
+    def leave(self, gone: Sequence[int]) -> list[int]:
+        """Take out the rows `gone`; the answer is where each row that is left came from."""
+        left = self.rows - len(gone)
+        leaving = set(gone)
+        fillers = [row for row in range(left, self.rows) if row not in leaving]
+        holes = [row for row in sorted(leaving) if row < left]
+        order = list(range(left))
+        for hole, filler in zip(holes, fillers, strict=True):
+            order[hole] = filler
+        if holes:
+            to = torch.tensor(holes, device=self.lengths.device)
+            source = torch.tensor(fillers, device=self.lengths.device)
+            for layer in self.layers:
+                layer.move(to, source, self.columns)
+        self.lengths = self.lengths[torch.tensor(order, dtype=torch.long, device=self.lengths.device)]
+        return order
+
+    def release(self) -> None:
+        """Give the memory back."""
+        self.lengths = self.lengths[:0]
+        self.capacity, self.columns = (0, 0), 0
+        for layer in self.layers:
+            layer.keys = layer.values = None
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return max(self.columns - 1, 0)
+
+
+class _SlotLayer(DynamicLayer):
+    """One layer of a `SlotCache`."""
+
+    keys: Any
+    values: Any
+
+    def __init__(self, cache: SlotCache) -> None:
+        super().__init__()
+        self.cache = cache
+        self.is_initialized = True
+
+    # The signature is transformers' own, which hands different extras through in different versions.
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        self._hold(key_states, value_states)
+        cache = self.cache
+        self.keys[cache.index, :, cache.lengths] = key_states[:, :, 0].to(self.keys.dtype)
+        self.values[cache.index, :, cache.lengths] = value_states[:, :, 0].to(self.values.dtype)
+        return self.keys[: cache.rows, :, : cache.columns], self.values[: cache.rows, :, : cache.columns]
+
+    def copy_in(self, first: int, source: Tensor, keys: Tensor, values: Tensor) -> None:
+        self._hold(keys, values)
+        end, columns = first + len(source), keys.shape[2]
+        self.keys[first:end, :, :columns] = keys[source]
+        self.values[first:end, :, :columns] = values[source]
+
+    def move(self, to: Tensor, source: Tensor, columns: int) -> None:
+        self.keys[to, :, :columns] = self.keys[source, :, :columns]
+        self.values[to, :, :columns] = self.values[source, :, :columns]
+
+    def get_seq_length(self) -> int:
+        return self.cache.get_seq_length()
+
+    def _hold(self, keys: Tensor, values: Tensor) -> None:
+        if (
+            self.keys is None
+            or self.keys.shape[0] < self.cache.capacity[0]
+            or (self.keys.shape[2] < self.cache.capacity[1])
+        ):
+            self.keys = self._grown(self.keys, keys)
+            self.values = self._grown(self.values, values)
+
+    def _grown(self, old: Tensor | None, like: Tensor) -> Tensor:
+        rows, columns = self.cache.capacity
+        # Zeros, not whatever lies in memory: a masked column still meets the softmax's 0, and 0 x NaN is NaN.
+        new = torch.zeros(
+            (rows, like.shape[1], columns, like.shape[3]), dtype=self.cache.dtype or like.dtype, device=like.device
+        )
+        if old is not None:
+            new[: old.shape[0], :, : old.shape[2]] = old
+        return new
