@@ -20,7 +20,8 @@ from memfactory.config import Resolved
 from memfactory.config.training import TrainerOptions
 from memfactory.environment import describe_environment
 from memfactory.errors import ConfigError
-from memfactory.evaluate import EvalHistory, evaluate_tasks
+from memfactory.evaluate.attempts import evaluate_tasks
+from memfactory.evaluate.results import EvalHistory
 from memfactory.figures import draw_run
 from memfactory.registry import TRAINERS
 from memfactory.trackers import Trackers

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from random import Random
 from statistics import fmean
+from typing import Any
 
 from accelerate.utils import gather_object
 
@@ -18,7 +19,7 @@ from memfactory.errors import ConfigError, MemFactoryError
 from memfactory.registry import TRAINERS
 from memfactory.rollout import rollout
 from memfactory.trainers.base import Run, Trainer
-from memfactory.trainers.batch import TrainingTurn, has_variance, training_turns
+from memfactory.trainers.batch import TrainingTurn, has_variance, step_advantages, step_rewards, training_turns
 from memfactory.trainers.checkpoint import TrainState
 from memfactory.trainers.policy import Policy
 from memfactory.transcripts import write_transcripts
@@ -52,9 +53,9 @@ class GrpoTrainer(Trainer):
         sampled, cursor = self.collect(step)
         rolled_out = time.monotonic()
 
-        groups = [group for group in sampled if has_variance(group)]
-        turns = training_turns(groups, options)
-        self.keep_transcripts(step, sampled)
+        batch_rewards = gathered_rewards(sampled)
+        turns = training_turns(sampled, options, batch_rewards)
+        self.keep_transcripts(step, sampled, batch_rewards)
 
         self.run.status("training")
         if options.loss.kl_weight > 0:
@@ -66,8 +67,6 @@ class GrpoTrainer(Trainer):
             for epoch in range(options.epochs)
             for minibatch in self.minibatches(turns, step, epoch)
         ]
-        policy.weights_changed(self.stack.engines)
-
         trained = time.monotonic()
         metrics = {
             **gathered_metrics(sampled),
@@ -150,9 +149,12 @@ class GrpoTrainer(Trainer):
             chosen = set(prompts[part::parts])
             yield [turn for turn in turns if turn.prompt in chosen]
 
-    def keep_transcripts(self, step: int, groups: Sequence[Group]) -> None:
-        if self.run.main and self.options.transcripts_per_step:
-            write_transcripts(self.run.folder, step, groups[: self.options.transcripts_per_step], self.options)
+    def keep_transcripts(self, step: int, groups: Sequence[Group], batch_rewards: Mapping[str, list[float]]) -> None:
+        """Write the conversations of the first groups, with their rewards and advantages."""
+        kept = groups[: self.options.transcripts_per_step]
+        if self.run.main and kept:
+            advantages = [step_advantages(group, self.options, batch_rewards) for group in kept]
+            write_transcripts(self.run.folder, step, kept, advantages)
 
     def stop_on_unknown(self, groups: Sequence[Group], step: int) -> None:
         """Raise MemFactoryError when too many rewards are unknown: the judge is down, not the policy bad."""
@@ -166,6 +168,15 @@ class GrpoTrainer(Trainer):
                 f"train.max_unknown_share = {self.options.max_unknown_share:g} allows. Nothing was trained on them; "
                 "mend the judge and go on with --resume."
             )
+
+
+def gathered_rewards(groups: Sequence[Group]) -> dict[str, list[float]]:
+    """The known rewards of every trained step, of all processes."""
+    merged: dict[str, list[float]] = {}
+    for rewards in gather_object([step_rewards(groups)]):
+        for step, values in rewards.items():
+            merged.setdefault(step, []).extend(values)
+    return merged
 
 
 def gathered_metrics(groups: Sequence[Group]) -> dict[str, float]:
@@ -198,7 +209,7 @@ def gathered_metrics(groups: Sequence[Group]) -> dict[str, float]:
     return metrics
 
 
-def _describe(group: Group) -> Mapping[str, object] | object:
+def _describe(group: Group) -> dict[str, Any]:
     return {
         "variance": has_variance(group),
         "trajectories": [
