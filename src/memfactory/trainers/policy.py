@@ -9,8 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from copy import deepcopy
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,12 +17,11 @@ from typing import Any, TypeVar
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, broadcast
-from peft import LoraConfig, PeftModel, get_peft_model
-from peft.utils import load_peft_weights, set_peft_model_state_dict
-from torch import Tensor, nn
+from peft import PeftModel
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from memfactory.config.training import GrpoOptions, LoraOptions, LossOptions, OptimizerOptions, TrainerOptions
+from memfactory.config.training import GrpoOptions, LossOptions, OptimizerOptions, TrainerOptions
 from memfactory.engines.chat import ChatFormat
 from memfactory.engines.loading import compute_dtype
 from memfactory.engines.options import ModelConfig
@@ -33,6 +31,8 @@ from memfactory.trainers.logprobs import chunked_logprobs
 from memfactory.trainers.measures import Measures
 from memfactory.trainers.objective import token_losses
 from memfactory.trainers.optimizer import Schedule, make_optimizer
+from memfactory.trainers.reference import Reference
+from memfactory.trainers.weights import Network, load_weights, save_weights, with_adapters
 
 T = TypeVar("T")
 log = logging.getLogger("memfactory")
@@ -77,31 +77,28 @@ class Policy:
         self.skipped_steps = 0
 
         continued = isinstance(model, PeftModel)
-        self.reference: PreTrainedModel | None = None
-        self.starting_adapter: dict[str, Tensor] = {}
         if options.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        if options.lora is not None and not isinstance(model, PeftModel):
-            model = with_adapters(model, options.lora, self.compute_dtype, seed)
-        self.adapters = model if isinstance(model, PeftModel) else None
-        self.model: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model
-        if self.adapters is None:
-            self.model.requires_grad_(True)
-            if self.loss.kl_weight > 0:
-                self.reference = frozen_copy(self.model, self.compute_dtype)
-        self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        for parameter in self.trained.values():
+        if continued:
+            self.network: Network = model
+        elif options.lora is not None:
+            self.network = with_adapters(model, options.lora, self.compute_dtype, seed)
+        else:
+            self.network = model.requires_grad_(True)
+        self.model: PreTrainedModel = self.network.get_base_model() if isinstance(self.network, PeftModel) else model
+        self.trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        for parameter in self.trained:
             parameter.data = parameter.data.float()
-            parameter.data.copy_(broadcast(parameter.data))
-        if continued and self.loss.kl_weight > 0:
-            self.starting_adapter = {name: p.detach().clone() for name, p in self.trained.items()}
-        model.eval()
+            broadcast(parameter.data)
+        self.network.eval()
+        kept = self.loss.kl_weight > 0
+        self.reference = Reference(self.network, self.compute_dtype, continued=continued) if kept else None
         self.set_optimizer(options.optimizer, options.steps)
 
     def set_optimizer(self, options: OptimizerOptions, total_steps: int) -> None:
         """A fresh optimizer, and a schedule over `total_steps` steps from here on."""
         self.max_grad_norm = options.max_grad_norm
-        self.optimizer = self.accelerator.prepare(make_optimizer(self.trained.values(), options))
+        self.optimizer = self.accelerator.prepare(make_optimizer(self.trained, options))
         # Accelerate's own scheduler would advance once for every process.
         self.schedule = Schedule(self.optimizer, options, total_steps)
 
@@ -129,8 +126,8 @@ class Policy:
     ) -> tuple[Tensor, Tensor | None]:
         """Log-probabilities (and entropies) of the reply tokens, [rows, tokens] aligned to `batch.input_ids`, else 0.
 
-        The distribution is softmax(logits / temperature) over the whole vocabulary; None: the temperature in
-        training. float32 whatever the model computes in; entropies carry no gradient.
+        The distribution is softmax(logits / temperature) over all tokens of the tokenizer, as engines sample from;
+        None: the temperature in training. float32 whatever the model computes in; entropies carry no gradient.
         """
         return self._logprobs(self.model, batch, temperature or self.temperature, with_entropy)
 
@@ -145,6 +142,7 @@ class Policy:
                 states,
                 batch.input_ids[batch.reply_mask],
                 model.get_output_embeddings(),
+                vocabulary=self.chat.vocab_size,
                 temperature=temperature,
                 chunk_tokens=self.options.logprob_chunk_tokens,
                 with_entropy=with_entropy,
@@ -158,28 +156,11 @@ class Policy:
 
     def score_reference(self, turns: Sequence[TrainingTurn]) -> list[TrainingTurn]:
         """The turns with the reference's log-probabilities: those of the policy as it was before training."""
-        with self._as_reference() as model:
+        if self.reference is None:
+            raise ValueError("no reference is kept: kl_weight is 0")
+        with self.reference.model() as model:
             scored = self._score(turns, model)
         return [replace(turn, reference_logprobs=row) for turn, row in zip(turns, scored, strict=True)]
-
-    @contextmanager
-    def _as_reference(self) -> Iterator[PreTrainedModel]:
-        if self.reference is not None:
-            yield self.reference
-        elif self.adapters is None:
-            raise ValueError("no reference is kept: kl_weight is 0")
-        elif not self.starting_adapter:
-            with self.adapters.disable_adapter():
-                yield self.model
-        else:
-            now = {name: parameter.data for name, parameter in self.trained.items()}
-            try:
-                for name, parameter in self.trained.items():
-                    parameter.data = self.starting_adapter[name]
-                yield self.model
-            finally:
-                for name, parameter in self.trained.items():
-                    parameter.data = now[name]
 
     @torch.no_grad()
     def _score(self, turns: Sequence[TrainingTurn], model: PreTrainedModel) -> list[tuple[float, ...]]:
@@ -211,7 +192,7 @@ class Policy:
         weights = token_weights(turns, self.loss, totals)
         measures = self._within_memory(turns, lambda: self._accumulate(turns, weights))
         self._sum_gradients()
-        norm = float(self.accelerator.clip_grad_norm_(self.trained.values(), self.max_grad_norm))
+        norm = float(self.accelerator.clip_grad_norm_(self.trained, self.max_grad_norm))
         if math.isfinite(norm):
             self.optimizer.step()
         else:
@@ -283,7 +264,7 @@ class Policy:
         """Every process's gradient becomes the sum of all; a process without turns adds zeros."""
         if self.process_count == 1:
             return
-        for parameter in self.trained.values():
+        for parameter in self.trained:
             own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             parameter.grad = self.accelerator.reduce(own, reduction="sum")
 
@@ -299,81 +280,20 @@ class Policy:
 
     def save_masters(self, folder: Path) -> None:
         """Write the trained weights in float32 and the tokenizer, as `from_pretrained` or PEFT loads them."""
-        self._save(folder, torch.float32)
+        save_weights(self.network, folder, torch.float32)
+        self.chat.tokenizer.save_pretrained(str(folder))
 
     def save_pretrained(self, folder: Path) -> None:
         """Write the model in the type it computes in (an adapter in float32) and the tokenizer, as safetensors."""
-        self._save(folder, self.compute_dtype)
-
-    def _save(self, folder: Path, dtype: torch.dtype) -> None:
-        if self.adapters is not None:
-            # Anything but False would have PEFT look at the hub for the base model's vocabulary.
-            self.adapters.save_pretrained(str(folder), save_embedding_layers=False)
-        else:
-            state = self.model.state_dict()
-            # Tied weights are one tensor and stay one.
-            cast = {value.data_ptr(): value.to(dtype) for value in state.values()}
-            self.model.save_pretrained(folder, state_dict={k: cast[v.data_ptr()] for k, v in state.items()})
-            description = deepcopy(self.model.config)
-            description.dtype = dtype
-            description.save_pretrained(folder)
+        save_weights(self.network, folder, self.compute_dtype)
         self.chat.tokenizer.save_pretrained(str(folder))
 
     def load(self, folder: Path, optimizer: Mapping[str, Any]) -> None:
         """Go back to what `save_masters` wrote to `folder` and to the state that `optimizer_state` gave."""
-        if self.adapters is not None:
-            set_peft_model_state_dict(self.adapters, load_peft_weights(str(folder), device=str(self.device)))
-        else:
-            saved = type(self.model).from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-            weights = dict(saved.named_parameters())
-            with torch.no_grad():
-                for name, parameter in self.trained.items():
-                    parameter.copy_(weights[name])
+        load_weights(self.network, folder)
         self.optimizer.load_state_dict(optimizer["optimizer"])
         self.schedule.load_state_dict(optimizer["schedule"])
         self.skipped_steps = int(optimizer["skipped_steps"])
-
-
-def with_adapters(model: PreTrainedModel, options: LoraOptions, dtype: torch.dtype, seed: int) -> PeftModel:
-    """The model with new LoRA adapters in float32 inside its layers; its own weights are frozen in `dtype`.
-
-    Raises ConfigError when the target modules are not in the model.
-    """
-    # Parameters only: a buffer such as the rotary frequencies needs its precision.
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
-    targets = options.target_modules
-    lora = LoraConfig(
-        r=options.rank,
-        lora_alpha=options.alpha,
-        lora_dropout=options.dropout,
-        target_modules=targets if isinstance(targets, str) else list(targets),
-        task_type="CAUSAL_LM",
-    )
-    device = next(model.parameters()).device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        try:
-            adapted = get_peft_model(model, lora)
-        except ValueError as error:
-            raise ConfigError(f"train.lora.target_modules: {error}") from error
-    assert isinstance(adapted, PeftModel)
-    return adapted
-
-
-def frozen_copy(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """A reference that computes exactly what `model` computes now.
-
-    Weights of linear layers are kept in `dtype`, which autocast rounds them to anyway. Others (embeddings, tied
-    heads, norms) stay as they are, since autocast leaves them alone.
-    """
-    copy = deepcopy(model)
-    copy.requires_grad_(False)
-    embedding = copy.get_input_embeddings().weight
-    for module in copy.modules():
-        if isinstance(module, nn.Linear) and module.weight is not embedding:
-            module.to(dtype)
-    return copy.eval()
 
 
 def _spread(values: Tensor, mask: Tensor) -> Tensor:

@@ -1,0 +1,92 @@
+"""The weights of a policy: made trainable, written, read back, handed on. It knows no loss and no process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from copy import deepcopy
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from peft.utils import load_peft_weights, set_peft_model_state_dict
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from memfactory.config.training import LoraOptions
+from memfactory.errors import ConfigError
+
+Network: TypeAlias = "PreTrainedModel | PeftModel"
+
+
+def with_adapters(model: PreTrainedModel, options: LoraOptions, dtype: torch.dtype, seed: int) -> PeftModel:
+    """The model with new LoRA adapters in float32 inside its layers; its own weights are frozen in `dtype`.
+
+    Raises ConfigError when the target modules are not in the model.
+    """
+    # Parameters only: a buffer such as the rotary frequencies needs its precision.
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    targets = options.target_modules
+    lora = LoraConfig(
+        r=options.rank,
+        lora_alpha=options.alpha,
+        lora_dropout=options.dropout,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        try:
+            adapted = get_peft_model(model, lora)
+        except ValueError as error:
+            raise ConfigError(f"train.lora.target_modules: {error}") from error
+    assert isinstance(adapted, PeftModel)
+    return adapted
+
+
+def save_weights(network: Network, folder: Path, dtype: torch.dtype) -> None:
+    """Write a model in `dtype`, or an adapter in its own type, as safetensors that `from_pretrained` or PEFT loads."""
+    if isinstance(network, PeftModel):
+        # Anything but False would have PEFT look at the hub for the base model's vocabulary.
+        network.save_pretrained(str(folder), save_embedding_layers=False)
+        return
+    state = network.state_dict()
+    # Tied weights are one tensor and stay one.
+    cast = {value.data_ptr(): value.to(dtype) for value in state.values()}
+    network.save_pretrained(folder, state_dict={name: cast[value.data_ptr()] for name, value in state.items()})
+    description = deepcopy(network.config)
+    description.dtype = dtype
+    description.save_pretrained(folder)
+
+
+@torch.no_grad()
+def load_weights(network: Network, folder: Path) -> None:
+    """Copy what `save_weights` wrote in float32 into the network's weights."""
+    if isinstance(network, PeftModel):
+        set_peft_model_state_dict(network, load_peft_weights(str(folder), device=str(network.device)))
+        return
+    saved = type(network).from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    for parameter, value in zip(network.parameters(), saved.parameters(), strict=True):
+        parameter.copy_(value)
+
+
+@torch.no_grad()
+def merged_weights(network: Network, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """The whole model's weights in `dtype` under its own names, adapters added in, for an engine with its own copy.
+
+    The network stays as it is: merging in place and taking it back would leave rounding errors behind.
+    """
+    model = network.get_base_model() if isinstance(network, PeftModel) else network
+    adapted = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    for name, value in model.named_parameters():
+        layer, _, parameter = name.rpartition(".base_layer.")
+        if layer in adapted:
+            if parameter == "weight":
+                value = value.float()
+                for adapter in adapted[layer].active_adapters:
+                    value = value + adapted[layer].get_delta_weight(adapter).float()
+            yield f"{layer}.{parameter}", value.to(dtype)
+        elif ".lora_" not in name:
+            yield name, value.to(dtype)
