@@ -1,1 +1,16 @@
 """Evaluation: avg@k over datasets with clustered standard errors, per-sample records that resume, tables."""
+
+from memfactory.evaluate.attempts import attempt, evaluate_tasks
+from memfactory.evaluate.records import RecordFile, SampleRecord, read_records
+from memfactory.evaluate.results import DatasetResult, EvalHistory, MetricResult
+
+__all__ = [
+    "DatasetResult",
+    "EvalHistory",
+    "MetricResult",
+    "RecordFile",
+    "SampleRecord",
+    "attempt",
+    "evaluate_tasks",
+    "read_records",
+]

@@ -1,0 +1,331 @@
+"""Attempts, their records and what comes out, over a scripted engine."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from math import sqrt
+
+import pytest
+
+from memfactory.dialogue import Agent, Ask, Module, ModuleOptions, play
+from memfactory.engines.scripted import ScriptedEngine
+from memfactory.envs.base import Environment, EnvironmentOptions
+from memfactory.envs.rewards.base import RewardFunction, RewardOptions
+from memfactory.errors import ConfigError, DataError, MemFactoryError
+from memfactory.evaluate.attempts import attempt, data_hash, evaluate_tasks
+from memfactory.evaluate.records import RecordFile, read_records
+from memfactory.types import Decoding, Episode, Message, Reply, Task
+
+
+class Echo(Module):
+    """Asks the question; the reply is the answer and the memory."""
+
+    steps = ("answer",)
+
+    def dialogue(self, episode):
+        reply = yield Ask("answer", (Message("user", episode.task.question),), 8)
+        episode.answer = episode.memory = reply.text
+
+
+class EchoAgent(Agent):
+    def dialogue(self, episode):
+        yield from self.modules["echo"].play(episode)
+
+
+class Exact(RewardFunction):
+    name = "exact"
+
+    def score(self, episodes):
+        return [float(episode.answer in episode.task.answers) for episode in episodes]
+
+
+class JudgeOptions(RewardOptions):
+    engine: str = "judge"
+
+
+class Judge(RewardFunction):
+    """Knows nothing about answers with a question mark, until it is mended."""
+
+    name = "verdict"
+    Options = JudgeOptions
+
+    def __init__(self, *, mended=False):
+        super().__init__(JudgeOptions(), {})
+        self.mended = mended
+        self.sizes = []
+
+    def score(self, episodes):
+        self.sizes.append(len(episodes))
+        return [None if "?" in episode.answer and not self.mended else 0.5 for episode in episodes]
+
+
+class Quiz(Environment):
+    def task(self, row):
+        raise NotImplementedError
+
+    def default_metrics(self, tasks):
+        return ("exact",)
+
+
+AGENT = EchoAgent(None, {"echo": Echo(ModuleOptions(), None)})
+TASKS = [Task("a", "one", ("1",)), Task("b", "two", ("2",)), Task("c", "three", ("3",))]
+SAMPLED = {"policy": Decoding()}
+
+
+def quiz(*rewards):
+    return Quiz(EnvironmentOptions(), [Exact(RewardOptions(), {}), *rewards])
+
+
+def answering(answers):
+    """An engine that gives each question its answers in turn, by attempt."""
+    told = {question: iter(given) for question, given in answers.items()}
+    return {"policy": ScriptedEngine(lambda messages, sampling: next(told[messages[0].content]))}
+
+
+def coin(messages, sampling):
+    return messages[0].content if sampling.seed % 2 else "?"
+
+
+def coins():
+    return {"policy": ScriptedEngine(coin)}
+
+
+def test_avg_at_2_of_three_questions_by_hand():
+    # Right: a 2 of 2, b 1 of 2, c 0 of 2. Mean 1/2, question sd 1/2, standard error 1/2 / sqrt(3). pass@2: (1+1+0)/3.
+    engines = answering({"one": ["1", "1"], "two": ["2", "x"], "three": ["x", "y"]})
+    result = evaluate_tasks(AGENT, quiz(), TASKS, engines, samples=2, decodings=SAMPLED, seed=0)
+    exact = result.metrics["exact"]
+    assert exact.mean == 0.5
+    assert exact.standard_error == pytest.approx(0.5 / sqrt(3), rel=1e-12)
+    assert (exact.n, exact.k, exact.unknown) == (3, 2, 0)
+    assert exact.pass_at == {1: 0.5, 2: pytest.approx(2 / 3, rel=1e-12)}
+    assert result.by_question == {"exact": {"a": 1.0, "b": 0.5, "c": 0.0}}
+    assert (result.questions, result.samples, result.truncated) == (3, 2, 0.0)
+
+
+def test_the_share_of_cut_replies_is_reported():
+    cut = {
+        "policy": ScriptedEngine(lambda messages, _: Reply("1", "length" if messages[0].content == "one" else "stop"))
+    }
+    result = evaluate_tasks(AGENT, quiz(), TASKS, cut, samples=1, decodings=SAMPLED, seed=0)
+    assert result.truncated == 1 / 3
+
+
+def test_nothing_is_trained_on_in_an_evaluation_so_an_engine_without_ids_will_do():
+    engine = ScriptedEngine(lambda *_: "1", tokens=False)
+    (episode,) = attempt(AGENT, [(TASKS[0], 0)], {"policy": engine}, decodings=SAMPLED, seed=0)
+    assert not episode.turns[0].trainable
+
+
+def test_a_window_keeps_later_attempts_waiting_until_earlier_ones_end():
+    engine = ScriptedEngine(lambda *_: "1")
+    episodes = [Episode(TASKS[0], member=member) for member in range(5)]
+    under_way = []
+    for _ in play(AGENT, episodes, {"policy": engine}, frozen=True, window=2):
+        under_way.append(len(engine.asked))
+    # Two are asked, both end; two more, both end; the fifth.
+    assert under_way == [2, 2, 4, 4, 5]
+
+
+def test_every_attempt_has_its_own_seed_whatever_else_is_played():
+    alone, together = coins(), coins()
+    evaluate_tasks(AGENT, quiz(), TASKS[2:], alone, samples=4, decodings=SAMPLED, seed=7)
+    evaluate_tasks(AGENT, quiz(), TASKS, together, samples=4, decodings=SAMPLED, seed=7, window=5)
+    seeds = [sampling.seed for messages, sampling in together["policy"].asked if messages[0].content == "three"]
+    assert seeds == [sampling.seed for _, sampling in alone["policy"].asked]
+    assert len(set(seeds)) == 4
+
+
+def test_unknown_scores_are_counted_and_left_out():
+    # b's answer is unknown to the judge: 1 of 3.
+    engines = answering({"one": ["1"], "two": ["?"], "three": ["3"]})
+    result = evaluate_tasks(
+        AGENT,
+        quiz(Judge()),
+        TASKS,
+        engines,
+        samples=1,
+        decodings=SAMPLED,
+        seed=0,
+        metrics=["verdict"],
+        max_unknown_share=0.4,
+    )
+    assert (result.metrics["verdict"].mean, result.metrics["verdict"].n, result.metrics["verdict"].unknown) == (
+        0.5,
+        2,
+        1,
+    )
+
+
+def test_too_many_unknown_scores_fail_the_dataset():
+    engines = answering({"one": ["1"], "two": ["?"], "three": ["3"]})
+    with pytest.raises(MemFactoryError, match=r"1 of 3 scores of 'verdict' are unknown .* share of 0.3 "):
+        evaluate_tasks(
+            AGENT,
+            quiz(Judge()),
+            TASKS,
+            engines,
+            samples=1,
+            decodings=SAMPLED,
+            seed=0,
+            metrics=["verdict"],
+            max_unknown_share=0.3,
+        )
+
+
+def test_a_metric_that_does_not_exist_is_named_with_what_there_is():
+    with pytest.raises(ConfigError, match="no reward is called 'exactt'"):
+        evaluate_tasks(AGENT, quiz(), TASKS, coins(), samples=1, decodings=SAMPLED, seed=0, metrics=["exactt"])
+
+
+def test_tasks_that_share_an_id_are_refused():
+    with pytest.raises(DataError, match="share an id.*: a"):
+        evaluate_tasks(AGENT, quiz(), [TASKS[0], TASKS[0]], coins(), samples=1, decodings=SAMPLED, seed=0)
+
+
+def test_progress_ends_at_all_attempts():
+    told = []
+    evaluate_tasks(
+        AGENT, quiz(), TASKS, coins(), samples=2, decodings=SAMPLED, seed=0, on_progress=lambda *now: told.append(now)
+    )
+    assert told[0] == (0, 6) and told[-1] == (6, 6)
+
+
+def evaluate_into(path, engines, *, samples=2, fingerprint=None, metrics=(), judge=None, window=128):
+    with RecordFile(path, "quiz", fingerprint or {"model": "tiny", "judge": None}) as records:
+        return evaluate_tasks(
+            AGENT,
+            quiz(*([judge] if judge else [])),
+            TASKS,
+            engines,
+            samples=samples,
+            decodings=SAMPLED,
+            seed=3,
+            metrics=metrics,
+            records=records,
+            max_unknown_share=1.0,
+            window=window,
+        )
+
+
+def test_a_record_holds_question_answer_scores_and_turns(tmp_path):
+    path = tmp_path / "quiz.jsonl"
+    evaluate_into(path, answering({"one": ["1"], "two": ["x"], "three": ["3"]}), samples=1)
+    header, first, *_ = map(json.loads, path.read_text().splitlines())
+    assert header == {"fingerprint": {"model": "tiny"}}
+    # "user\none\n" is 9 bytes and ids; the reply "1" is one byte and the end token.
+    assert first == {
+        "dataset": "quiz",
+        "task_id": "a",
+        "sample": 0,
+        "question": "one",
+        "answers": ["1"],
+        "answer": "1",
+        "memory": "1",
+        "scores": {"exact": 1.0},
+        "turns": [{"step": "answer", "text": "1", "stop": "stop", "prompt_tokens": 9, "reply_tokens": 2}],
+    }
+
+
+def test_recorded_attempts_are_not_played_again(tmp_path):
+    path = tmp_path / "quiz.jsonl"
+    first = evaluate_into(path, coins())
+    silent = {"policy": ScriptedEngine(lambda *_: pytest.fail("asked again"))}
+    assert evaluate_into(path, silent) == first
+
+
+def test_more_samples_play_only_the_further_ones(tmp_path):
+    path = tmp_path / "quiz.jsonl"
+    evaluate_into(path, coins(), samples=2)
+    engines = coins()
+    more = evaluate_into(path, engines, samples=4)
+    assert len(engines["policy"].asked) == 6
+    assert more == evaluate_into(tmp_path / "fresh.jsonl", coins(), samples=4)
+
+
+def test_a_metric_asked_for_later_is_scored_from_the_records(tmp_path):
+    path = tmp_path / "quiz.jsonl"
+    evaluate_into(path, coins())
+    silent = {"policy": ScriptedEngine(lambda *_: pytest.fail("asked again"))}
+    judged = evaluate_into(
+        path,
+        silent,
+        metrics=("exact", "verdict"),
+        judge=Judge(mended=True),
+        fingerprint={"model": "tiny", "judge": "j"},
+    )
+    assert judged.metrics["verdict"].mean == 0.5
+    assert all(set(record.scores) == {"exact", "verdict"} for record in read_records(path))
+    with pytest.raises(ConfigError, match="judge was j, now other"):
+        RecordFile(path, "quiz", {"model": "tiny", "judge": "other"})
+
+
+def test_scores_that_were_unknown_are_asked_for_again(tmp_path):
+    path = tmp_path / "quiz.jsonl"
+    down = evaluate_into(path, coins(), metrics=("verdict",), judge=Judge())
+    assert down.metrics["verdict"].unknown > 0
+    up = evaluate_into(path, {}, metrics=("verdict",), judge=Judge(mended=True))
+    assert up.metrics["verdict"].unknown == 0 and up.metrics["verdict"].n == 3
+
+
+def test_a_judge_scores_finished_attempts_together(tmp_path):
+    judge = Judge(mended=True)
+    evaluate_into(tmp_path / "quiz.jsonl", coins(), samples=7, metrics=("verdict",), judge=judge)
+    # 21 attempts: sixteen, then the rest.
+    assert judge.sizes == [16, 5]
+
+
+def test_another_model_is_refused_with_both_ways_out(tmp_path):
+    path = tmp_path / "quiz.jsonl"
+    evaluate_into(path, coins())
+    with pytest.raises(ConfigError, match=r"model was tiny, now large.*another --output.*--overwrite"):
+        RecordFile(path, "quiz", {"model": "large"})
+    with RecordFile(path, "quiz", {"model": "large"}, overwrite=True) as records:
+        assert records.get("a", 0) is None
+
+
+def test_the_data_hash_names_contents_and_order():
+    assert data_hash(TASKS) == data_hash(list(TASKS))
+    assert data_hash(TASKS) != data_hash(TASKS[::-1])
+    assert data_hash(TASKS) != data_hash([*TASKS[:2], Task("c", "three", ("4",))])
+
+
+SLOW = """
+import sys, time
+sys.path.insert(0, sys.argv[2])
+from pathlib import Path
+from memfactory.engines.scripted import ScriptedEngine
+import test_evaluate_attempts as here
+
+def slow(messages, sampling):
+    time.sleep(0.03)
+    return here.coin(messages, sampling)
+
+here.evaluate_into(Path(sys.argv[1]), {"policy": ScriptedEngine(slow)}, samples=40, window=4)
+"""
+
+
+def test_an_evaluation_killed_midway_and_resumed_ends_as_an_uninterrupted_one(tmp_path):
+    path = tmp_path / "killed.jsonl"
+    folder = os.path.dirname(__file__)
+    process = subprocess.Popen([sys.executable, "-c", SLOW, str(path), folder])
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (path.exists() and path.read_bytes().count(b"\n") > 5):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    with open(path, "ab") as file:  # The kill came in the middle of a line.
+        file.write(b'{"dataset": "quiz", "task_id": "a", "samp')
+    finished = path.read_bytes().count(b"\n") - 1
+    assert 5 <= finished < 120
+
+    engines = coins()
+    resumed = evaluate_into(path, engines, samples=40)
+    assert len(engines["policy"].asked) == 120 - finished
+    whole = evaluate_into(tmp_path / "whole.jsonl", coins(), samples=40)
+    assert resumed == whole
+    by_attempt = lambda record: (record.task_id, record.sample)  # noqa: E731
+    assert sorted(read_records(path), key=by_attempt) == sorted(read_records(tmp_path / "whole.jsonl"), key=by_attempt)
