@@ -182,7 +182,7 @@ def test_a_metric_that_does_not_exist_is_named_with_what_there_is():
 
 
 def test_tasks_that_share_an_id_are_refused():
-    with pytest.raises(DataError, match="share an id.*: a"):
+    with pytest.raises(DataError, match="share an id"):
         evaluate_tasks(AGENT, quiz(), [TASKS[0], TASKS[0]], coins(), samples=1, decodings=SAMPLED, seed=0)
 
 

@@ -5,6 +5,7 @@ from types import MappingProxyType
 
 import pytest
 
+from memfactory.files import json_line
 from memfactory.transcripts import read_transcripts, write_transcripts
 from memfactory.types import Group, Message, Reply, Reward, Task, Tokens, Trajectory, Turn
 
@@ -61,7 +62,7 @@ def test_what_was_written_is_read_again(tmp_path):
     first, second = read_transcripts(path)
     assert first.turns[0].messages == (Message("user", "Who?"),)
     assert first.answers == ("Ana", "Anna") and second.reward is None
-    assert [row.to_json() for row in (first, second)] == [json.loads(line) for line in path.read_text().splitlines()]
+    assert path.read_text() == "".join(json_line(row.to_json()) for row in (first, second))
 
 
 def test_a_resumed_step_rewrites_its_file(tmp_path):
