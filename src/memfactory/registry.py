@@ -94,6 +94,10 @@ class Registry(Generic[T]):
         """Every name, sorted."""
         return sorted({**self._builtin(), **{name: entry for name, (entry, _) in self._registered.items()}})
 
+    def name_of(self, cls: type) -> str:
+        """The name that `cls` is registered under; a class that never was goes by its own."""
+        return next((name for name, (_, held) in self._registered.items() if held is cls), cls.__name__)
+
     def entry(self, name: str) -> Entry:
         """The entry of `name`; ConfigError with the nearest name when there is none."""
         if name in self._registered:

@@ -47,20 +47,32 @@ def keep_ends(text: str, offsets: Sequence[tuple[int, int]], tokens: int) -> str
     return text[:end] + text[max(start, end) :]
 
 
+def closing_braces(text: str) -> dict[int, int]:
+    """Where each `{` of `text` is closed; one that never is, is not there."""
+    closings: dict[int, int] = {}
+    opened: list[int] = []
+    for match in re.finditer(r"[{}]", text):
+        if match.group() == "{":
+            opened.append(match.start())
+        elif opened:
+            closings[opened.pop()] = match.start()
+    return closings
+
+
+def boxed(text: str) -> list[str | None]:
+    """The content of every `\\boxed{...}` or `\\fbox{...}` in order; None for one whose brace is never closed."""
+    closings = closing_braces(text)
+    openings = [match.end() - 1 for match in re.finditer(r"\\(?:boxed|fbox)\s*\{", text)]
+    return [text[start + 1 : closings[start]] if start in closings else None for start in openings]
+
+
 def last_boxed(text: str) -> str | None:
     """The content of the last `\\boxed{...}` or `\\fbox{...}` with balanced braces, or of `\\boxed x`; else None."""
-    found: str | None = None
-    for match in re.finditer(r"\\(?:boxed|fbox)\s*\{", text):
-        depth, start = 1, match.end()
-        for position in range(start, len(text)):
-            depth += {"{": 1, "}": -1}.get(text[position], 0)
-            if depth == 0:
-                found = text[start:position]
-                break
-    if found is None:
-        bare = re.findall(r"\\boxed ([^\s$]+)", text)
-        found = bare[-1] if bare else None
-    return found
+    closed = [content for content in boxed(text) if content is not None]
+    if closed:
+        return closed[-1]
+    bare = re.findall(r"\\boxed ([^\s$]+)", text)
+    return bare[-1] if bare else None
 
 
 def after_thinking(text: str, close: str = "</think>", open_tag: str = "<think>") -> str | None:

@@ -53,9 +53,12 @@ class Environment(ABC):
     def task(self, row: Row) -> Task:
         """The task of `row`. Raises DataError that names the row's source, the field, what was given and expected."""
 
-    @abstractmethod
     def default_metrics(self, tasks: Sequence[Task]) -> tuple[str, ...]:
-        """The rewards to report on `tasks` where none are asked for; the first is the headline."""
+        """The registered rewards to report on `tasks` where none are asked for; the first is the headline.
+
+        Unless an environment knows better, they are the rewards that it trains on.
+        """
+        return tuple(reward.name for reward in self.rewards)
 
     def tasks(self, dataset: Dataset) -> TaskSet:
         """Every task of `dataset`. An id that occurs again gets a number, so ids name tasks.

@@ -1,7 +1,7 @@
 """What a reward is: a name, a weight, and a score for each finished episode.
 
-A reward is one file in this package, or a user's own, with `@REWARDS.register("my_reward")` above a class whose `name`
-is the same. Rewards serve as metrics too, where the weight does not count.
+A reward is one file in this package, or a user's own, with `@REWARDS.register("my_reward")` above its class. Rewards
+serve as metrics too, where the weight does not count.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from memfactory.engines.base import Engine
-from memfactory.registry import Options
+from memfactory.registry import REWARDS, Options
 from memfactory.types import Episode
 
 
@@ -27,12 +27,16 @@ class RewardOptions(Options):
 class RewardFunction(ABC):
     """Scores episodes. `engines` are the run's engines by name, for rewards that ask a model."""
 
-    name: ClassVar[str]
     Options: ClassVar[type[RewardOptions]] = RewardOptions
 
     def __init__(self, options: Any, engines: Mapping[str, Engine]) -> None:
         self.options = options
         self.engines = engines
+
+    @property
+    def name(self) -> str:
+        """What the reward is registered as, and logged under."""
+        return REWARDS.name_of(type(self))
 
     @abstractmethod
     def score(self, episodes: Sequence[Episode]) -> list[float | None]:

@@ -1,0 +1,55 @@
+"""The dataset `hub`: rows of a dataset on the Hugging Face hub, or in its cache, through `datasets`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from memfactory.data.base import Dataset, DatasetOptions, Row
+from memfactory.errors import DataError
+from memfactory.registry import DATASETS
+
+
+class HubOptions(DatasetOptions):
+    """Options of `hub`."""
+
+    id: str
+    """The dataset's id, such as org/name, or a folder in that layout."""
+    subset: str | None = None
+    """The dataset's configuration, where it has several."""
+    data_files: str | tuple[str, ...] | None = None
+    """Only these files of the repository, such as eval_50.json."""
+    split: str = "train"
+    """The split; a repository of plain files has only train."""
+    revision: str | None = None
+    """A commit, tag or branch; name a commit to get the same rows every time."""
+
+
+@DATASETS.register("hub")
+class HubDataset(Dataset):
+    """Rows of a dataset on the Hugging Face hub."""
+
+    Options: ClassVar[type[HubOptions]] = HubOptions
+    options: HubOptions
+
+    @property
+    def source(self) -> str:
+        return self.options.id
+
+    def rows(self) -> Sequence[Row]:
+        import datasets
+
+        options = self.options
+        files = list(options.data_files) if isinstance(options.data_files, tuple) else options.data_files
+        try:
+            found = datasets.load_dataset(
+                options.id, options.subset, data_files=files, split=options.split, revision=options.revision
+            )
+        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+            raise DataError(
+                f"the hub dataset {options.id!r} (split {options.split!r}) cannot be loaded: {error}. "
+                "A local file is named by its path"
+            ) from error
+        if options.limit is not None:
+            found = found.select(range(min(options.limit, len(found))))
+        return [Row(values, f"{options.id} row {number}") for number, values in enumerate(found, start=1)]

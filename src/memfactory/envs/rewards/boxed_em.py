@@ -1,0 +1,71 @@
+r"""The reward `boxed_em`: boxed exact match by the rule that MemAgent trains on (arXiv 2507.02259)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from pydantic import Field
+
+from memfactory.envs.rewards.base import RewardFunction, RewardOptions
+from memfactory.registry import REWARDS
+from memfactory.text import closing_braces
+from memfactory.types import Episode
+
+DELETED = ("\n", "\\!")
+REPLACED = (("\\\\", "\\"), ("tfrac", "frac"), ("dfrac", "frac"))
+DELETED_THEN = ("\\left", "\\right", "^{\\circ}", "^\\circ", "\\$", "\\%")
+
+
+class BoxedExactMatchOptions(RewardOptions):
+    """Options of `boxed_em`."""
+
+    last_characters: int = Field(300, ge=1)
+    """Only the end of the reply is looked at: so many characters."""
+
+
+@REWARDS.register("boxed_em")
+class BoxedExactMatch(RewardFunction):
+    r"""1 when the last \boxed{...} equals a gold answer but for case and spaces, as MemAgent trains."""
+
+    Options: ClassVar[type[BoxedExactMatchOptions]] = BoxedExactMatchOptions
+    options: BoxedExactMatchOptions
+
+    def score(self, episodes: Sequence[Episode]) -> list[float | None]:
+        return [self._score(episode) for episode in episodes]
+
+    def _score(self, episode: Episode) -> float | None:
+        if not episode.task.answers:
+            return None
+        content = final_boxed((episode.answer or "")[-self.options.last_characters :].lower())
+        if content is None:
+            return 0.0
+        return float(any(stripped(content) == stripped(gold.lower()) for gold in episode.task.answers))
+
+
+def final_boxed(text: str) -> str | None:
+    r"""What the last `\boxed{...}` holds; where there is none, what the last `\fbox{...}` holds; None without either.
+
+    A last box whose brace is never closed is None, whatever comes before it. Where `\boxed ` with a space occurs,
+    all that follows it counts, up to a dollar sign.
+    """
+    if "\\boxed " in text:
+        return text.rpartition("\\boxed ")[2].partition("$")[0]
+    for command in ("\\boxed", "\\fbox"):
+        start = text.rfind(command)
+        if start >= 0:
+            brace = start + len(command)
+            end = closing_braces(text).get(brace)
+            return None if end is None else text[brace + 1 : end]
+    return None
+
+
+def stripped(text: str) -> str:
+    """`text` without line breaks, LaTeX's spacing, sizing, degree, dollar and percent marks, and any space."""
+    for mark in DELETED:
+        text = text.replace(mark, "")
+    for old, new in REPLACED:
+        text = text.replace(old, new)
+    for mark in DELETED_THEN:
+        text = text.replace(mark, "")
+    return text.replace(" .", " 0.").replace("{.", "{0.").replace(" ", "")

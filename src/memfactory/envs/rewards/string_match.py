@@ -1,0 +1,38 @@
+"""RULER's rewards: gold answers that occur in the reply (arXiv 2404.06654). Case does not count."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+from typing import ClassVar
+
+from memfactory.envs.rewards.answers import AnswerOptions, AnswerReward, Extract
+from memfactory.registry import REWARDS
+
+
+class StringMatchOptions(AnswerOptions):
+    """Options of `string_match_all` and `string_match_part`."""
+
+    extract: Extract = "all"
+    """Where the answer stands; RULER looks at the whole reply."""
+
+
+@REWARDS.register("string_match_all")
+class StringMatchAll(AnswerReward):
+    """RULER: the share of the gold answers that occur in the reply (not rounded)."""
+
+    Options: ClassVar[type[StringMatchOptions]] = StringMatchOptions
+
+    def worth(self, answer: str, golds: Sequence[str]) -> float:
+        return fmean(self.against(answer, gold) for gold in golds)
+
+    def against(self, answer: str, gold: str) -> float:
+        return float(bool(gold) and gold.lower() in answer.lower())
+
+
+@REWARDS.register("string_match_part")
+class StringMatchPart(StringMatchAll):
+    """RULER's question answering: 1 when any of the gold answers occurs in the reply."""
+
+    def worth(self, answer: str, golds: Sequence[str]) -> float:
+        return max(self.against(answer, gold) for gold in golds)
