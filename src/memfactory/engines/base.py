@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Protocol, TypeVar
+from typing import Protocol, runtime_checkable
 
+from memfactory.errors import EngineError
 from memfactory.types import Message, Reply, Sampling
 
 Key = Hashable
-E_co = TypeVar("E_co", covariant=True)
 
 
 class Engine(Protocol):
@@ -37,11 +37,46 @@ class Engine(Protocol):
     def close(self) -> None: ...
 
 
+@runtime_checkable
+class TolerantEngine(Protocol):
+    """An engine that tells of each conversation whether it failed, such as a judge's endpoint."""
+
+    def try_sample(self, prompts: Sequence[tuple[Sequence[Message], Sampling]]) -> list[Reply | EngineError]: ...
+
+
 def sample(engine: Engine, prompts: Sequence[tuple[Sequence[Message], Sampling]]) -> list[Reply]:
-    """The replies to `prompts`, in their order."""
-    for index, (messages, sampling) in enumerate(prompts):
-        engine.submit(index, messages, sampling)
+    """The replies to `prompts`, in their order. Nothing else may be pending at `engine`."""
     replies: dict[Key, Reply] = {}
-    while len(replies) < len(prompts):
-        replies.update(engine.step())
+    _collect(engine, prompts, replies)
     return [replies[index] for index in range(len(prompts))]
+
+
+def sample_or_errors(
+    engine: Engine, prompts: Sequence[tuple[Sequence[Message], Sampling]]
+) -> list[Reply | EngineError]:
+    """The reply to each of `prompts`, or the error that stands in its place, in their order.
+
+    An engine that cannot tell which conversation failed loses all that had no reply yet.
+    """
+    if isinstance(engine, TolerantEngine):
+        return engine.try_sample(prompts)
+    replies: dict[Key, Reply] = {}
+    try:
+        _collect(engine, prompts, replies)
+    except EngineError as error:
+        return [replies.get(index, error) for index in range(len(prompts))]
+    return [replies[index] for index in range(len(prompts))]
+
+
+def _collect(engine: Engine, prompts: Sequence[tuple[Sequence[Message], Sampling]], replies: dict[Key, Reply]) -> None:
+    """Ask all of `prompts` under their numbers and gather the replies; a failure leaves nothing pending."""
+    if engine.pending():
+        raise ValueError(f"{engine.pending()} conversations are pending at the engine, whose replies would be lost")
+    try:
+        for index, (messages, sampling) in enumerate(prompts):
+            engine.submit(index, messages, sampling)
+        while len(replies) < len(prompts):
+            replies.update(engine.step())
+    except BaseException:
+        engine.cancel()
+        raise

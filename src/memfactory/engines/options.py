@@ -68,7 +68,7 @@ class OpenAIEngineConfig(Options):
     base_url: str | None = None
     """The endpoint, such as http://localhost:8000/v1; null: OPENAI_BASE_URL or OpenAI's own."""
     api_key_env: str = "OPENAI_API_KEY"
-    """The environment variable that holds the key."""
+    """The environment variable that holds the key; empty: the endpoint needs none."""
     concurrency: int = Field(16, ge=1)
     """Requests under way at one time."""
     timeout: float = Field(60.0, gt=0)
@@ -83,6 +83,8 @@ class OpenAIEngineConfig(Options):
     """Nucleus sampling where the engine is a helper."""
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     """What the endpoint calls the reply's limit."""
+    send_seed: bool = True
+    """Send each reply's seed; false for an endpoint that knows no such field."""
     tokenizer: str | None = None
     """Tokenizer folder or id that chunks are measured with where no local model is loaded; null: model.path's."""
 

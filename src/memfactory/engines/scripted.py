@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from memfactory.engines.base import Key
+from memfactory.errors import EngineError
 from memfactory.types import Message, Reply, Sampling, Tokens
 
 Script = Callable[[Sequence[Message], Sampling], str | Reply]
@@ -46,6 +47,10 @@ class ScriptedEngine:
         self._waiting = [entry for entry in self._waiting if entry[0] > self._steps]
         return [(key, self._answer(messages, sampling)) for _, key, messages, sampling in ready]
 
+    def try_sample(self, prompts: Sequence[tuple[Sequence[Message], Sampling]]) -> list[Reply | EngineError]:
+        """The reply to each of `prompts`, or the EngineError that `reply` raised instead of one."""
+        return [self._tried(tuple(messages), sampling) for messages, sampling in prompts]
+
     def pending(self) -> int:
         return len(self._waiting)
 
@@ -54,6 +59,13 @@ class ScriptedEngine:
 
     def close(self) -> None:
         self.cancel()
+
+    def _tried(self, messages: tuple[Message, ...], sampling: Sampling) -> Reply | EngineError:
+        self.asked.append((messages, sampling))
+        try:
+            return self._answer(messages, sampling)
+        except EngineError as error:
+            return error
 
     def _answer(self, messages: tuple[Message, ...], sampling: Sampling) -> Reply:
         said = self._reply(messages, sampling)
