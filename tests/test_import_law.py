@@ -40,7 +40,7 @@ FLOORS = {
     "types": 0,
     "": 0,
 }
-MAY_IMPORT_TORCH = ("trainers/", "engines/hf.py", "engines/loading.py", "engines/chat.py", "engines/vllm.py")
+MAY_IMPORT_TORCH = ("trainers/", "engines/hf", "engines/loading.py", "engines/chat.py", "engines/vllm.py")
 HEAVY = {"torch", "transformers", "peft", "accelerate", "vllm"}
 
 
