@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
-from pydantic_core import PydanticKnownError
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from memfactory.errors import ConfigError, unknown
 
@@ -37,14 +36,19 @@ class Options(BaseModel):
         use_attribute_docstrings=True,
     )
 
-    @field_validator("*", mode="before")
+    @model_validator(mode="before")
     @classmethod
-    def _truth_is_no_number(cls, value: object, info: ValidationInfo) -> object:
-        annotation = cls.model_fields[info.field_name or ""].annotation
-        kinds = {annotation, *get_args(annotation)}
-        if isinstance(value, bool) and bool not in kinds and kinds & {int, float}:
-            raise PydanticKnownError("int_type" if int in kinds else "float_type")
-        return value
+    def _truth_is_no_number(cls, values: Any) -> Any:
+        """Pydantic takes true for 1; as text it fails like any other text where a number is wanted."""
+        if not isinstance(values, dict):
+            return values
+        kinds = {name: {field.annotation, *get_args(field.annotation)} for name, field in cls.model_fields.items()}
+        return {
+            name: str(value).lower()
+            if isinstance(value, bool) and bool not in kinds.get(name, ()) and kinds.get(name, set()) & {int, float}
+            else value
+            for name, value in values.items()
+        }
 
 
 @dataclass(frozen=True)

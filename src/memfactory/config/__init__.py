@@ -1,1 +1,6 @@
-"""Configuration: schema, composition, overrides, errors with file and line."""
+"""Configuration: schema, composition, overrides, validation with every error at its file and line."""
+
+from memfactory.config.components import dataset_component
+from memfactory.config.loading import Resolved, load_config, load_values
+
+__all__ = ["Resolved", "dataset_component", "load_config", "load_values"]

@@ -56,19 +56,52 @@ class DataConfig(Options):
     """Go through the training tasks in a new seeded order each epoch."""
 
 
-class RunConfig(Options):
-    """A whole run. `train`, `eval` and `infer` take the same file and ignore the sections they do not use."""
+class PlainSections(Options):
+    """The sections that are checked by their shape alone."""
 
     model: ModelConfig = ModelConfig()
-    agent: AgentSpec
-    env: Component
-    train: Component | None = None
-    data: DataConfig = DataConfig()
+    """The model in training, or the one that is evaluated."""
     engine: EngineConfig = HfEngineConfig()
+    """What speaks as the policy."""
     engines: dict[str, EngineConfig] = Field(default_factory=dict)
+    """Helpers by name, for frozen modules and judges."""
     trackers: tuple[TrackerConfig, ...] = (ConsoleConfig(), SwanlabConfig())
+    """Where metrics go; metrics.jsonl is always written."""
     eval: EvalConfig = EvalConfig()
+    """How evaluation samples and scores."""
     plugins: tuple[str, ...] = ()
-    seed: int = 0
+    """Your own components: .py files (relative to the config) or dotted module names, imported before anything else."""
+    seed: int = Field(0, ge=0)
+    """Seed of everything that is drawn at random."""
     output: str | None = None
     """The run folder; null: runs/<config name>-<date>-<time>."""
+
+
+class RunConfig(PlainSections):
+    """A whole run. `train`, `eval` and `infer` take the same file and ignore the sections they do not use."""
+
+    agent: AgentSpec
+    """The agent, its options and its modules."""
+    env: Component
+    """What a row becomes as a task, and how it is rewarded."""
+    train: Component | None = None
+    """The trainer and its options."""
+    data: DataConfig = DataConfig()
+    """Which datasets train and evaluate."""
+
+
+SECTIONS = (
+    "model",
+    "agent",
+    "env",
+    "train",
+    "data",
+    "engine",
+    "engines",
+    "eval",
+    "trackers",
+    "plugins",
+    "seed",
+    "output",
+)
+"""Every section, in the order in which configs are written."""

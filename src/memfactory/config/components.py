@@ -1,0 +1,259 @@
+"""Validation of registered components: the agent with its modules, the environment, the trainer, the datasets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from memfactory.config.datasets import dataset_title, dataset_values
+from memfactory.config.messages import fields_at, holds, sentences, unknown_key
+from memfactory.config.problems import Problems, shown
+from memfactory.config.schema import AgentSpec, Component, DataConfig
+from memfactory.config.tree import KeyPath, Origin
+from memfactory.errors import unknown
+from memfactory.registry import AGENTS, DATASETS, ENVS, MODULES, REWARDS, TRAINERS, Options, Registry
+
+O = TypeVar("O", bound=Options)  # noqa: E741
+
+
+class Checker:
+    """Validates the sections of one config into components and notes every problem it finds.
+
+    `parts` are the names of configured parts by section, for messages. Where a value is in another place in the
+    resolved config than where it was written, `origins` gains an entry for the new place.
+    """
+
+    def __init__(
+        self, problems: Problems, origins: dict[KeyPath, Origin], base_dir: Path, parts: Mapping[str, list[str]]
+    ) -> None:
+        self.problems = problems
+        self.origins = origins
+        self.base_dir = base_dir
+        self.parts = parts
+        self._sources: dict[KeyPath, KeyPath] = {}
+
+    def options(self, model: type[O], values: object, path: KeyPath) -> O | None:
+        """`values` as `model`. What is wrong is noted and left out, so that the rest can be checked further; None
+        when nothing can be made of it."""
+        while True:
+            try:
+                return model.model_validate(values)
+            except ValidationError as error:
+                found = list(sentences(error, model, values))
+            for place, message in found:
+                self.problems.add(self._as_written((*path, *place)), message)
+            kept = without(values, [place for place, _ in found])
+            if kept is None or kept == values:
+                return None
+            values = kept
+
+    def _as_written(self, path: KeyPath) -> KeyPath:
+        """Where the value at `path` of the resolved config was written."""
+        for length in range(len(path), 0, -1):
+            if path[:length] in self._sources:
+                return (*self._sources[path[:length]], *path[length:])
+        return path
+
+    def component(self, registry: Registry[Any], value: object, path: KeyPath) -> Component | None:
+        """A registered component from `{name: ..., options...}`."""
+        name = self._name(registry, value, path)
+        if name is None or not isinstance(value, dict):
+            return None
+        options = self.options(registry.options(name), {k: v for k, v in value.items() if k != "name"}, path)
+        return None if options is None else Component(name, options)
+
+    def _name(self, registry: Registry[Any], value: object, path: KeyPath, default: str | None = None) -> str | None:
+        if not isinstance(value, dict):
+            self.problems.add(path, f"expected a name or a mapping with `name`; given {shown(value)}")
+            return None
+        name = value.get("name", default)
+        if name is None:
+            names = ", ".join(registry.names())
+            self.problems.add(path, f"needs `name`: which {registry.kind} it is. There are: {names}")
+            return None
+        if not isinstance(name, str):
+            self.problems.add((*path, "name"), f"expected the name of a {registry.kind}; given {shown(name)}")
+            return None
+        if name not in registry.names():
+            existing = {*registry.names(), *self.parts.get(str(path[0]), ())}
+            self.problems.add((*path, "name"), unknown(registry.kind, name, existing))
+            return None
+        return name
+
+    def agent(self, value: object) -> AgentSpec | None:
+        """The agent and its modules. Options of the agent's only module may stand beside the agent's own."""
+        path: KeyPath = ("agent",)
+        name = self._name(AGENTS, value, path)
+        if name is None or not isinstance(value, dict):
+            return None
+        model = AGENTS.options(name)
+        slots: Mapping[str, str] = AGENTS.get(name).slots
+        own = {k: v for k, v in value.items() if k in model.model_fields}
+        flat = {k: v for k, v in value.items() if k not in model.model_fields and k not in ("name", "modules")}
+        given = value.get("modules")
+        given = {} if given is None else given
+        if not isinstance(given, dict):
+            self.problems.add((*path, "modules"), f"expected a mapping of slot to module; given {shown(given)}")
+            return None
+        for slot in given:
+            if slot not in slots:
+                self.problems.add((*path, "modules", slot), unknown(f"slot of agent {name!r}", slot, slots))
+        if len(slots) != 1:
+            for key in flat:
+                self.problems.add((*path, key), unknown_key(key, [*model.model_fields, "modules"], model))
+            flat = {}
+        modules = {slot: self._module(slot, default, given.get(slot), flat) for slot, default in slots.items()}
+        options = self.options(model, own, path)
+        found = {slot: module for slot, module in modules.items() if module is not None}
+        return None if options is None or len(found) < len(slots) else AgentSpec(name, options, found)
+
+    def _module(self, slot: str, default: str, value: object, flat: dict[str, Any]) -> Component | None:
+        path: KeyPath = ("agent", "modules", slot)
+        if isinstance(value, str):
+            self.origins[(*path, "name")] = self.origins.get(path, Origin(""))
+            value = {"name": value}
+        value = {} if value is None else value
+        name = self._name(MODULES, value, path, default)
+        if name is None or not isinstance(value, dict):
+            return None
+        model = MODULES.options(name)
+        for key in [key for key in flat if key not in model.model_fields]:
+            self.problems.add(("agent", key), unknown_key(key, [*fields_at(model, ()), "modules"], model))
+        nested = {k: v for k, v in value.items() if k != "name"}
+        known = {k: v for k, v in flat.items() if k in model.model_fields}
+        options = self.options(model, self._overlaid(nested, known, path, ("agent",)), path)
+        return None if options is None else Component(name, options)
+
+    def _overlaid(self, nested: Any, flat: Any, path: KeyPath, flat_path: KeyPath) -> Any:
+        """Flat options over those under `modules`; the command line's win, and twice in files is a problem."""
+        if isinstance(nested, dict) and isinstance(flat, dict):
+            merged = dict(nested)
+            for key, value in flat.items():
+                inner, flat_inner = (*path, key), (*flat_path, key)
+                if key in nested:
+                    merged[key] = self._overlaid(nested[key], value, inner, flat_inner)
+                else:
+                    merged[key] = value
+                    self._move(flat_inner, inner)
+            return merged
+        said, flat_said = self.origins.get(path), self.origins.get(flat_path)
+        if flat_said is not None and flat_said.line is None:
+            self._move(flat_path, path)
+            return flat
+        if said is not None and said.line is not None:
+            self.problems.add(flat_path, f"is given twice, here and under `modules` ({said})")
+        return nested
+
+    def _move(self, source: KeyPath, target: KeyPath) -> None:
+        self._sources[target] = source
+        for written in [other for other in self.origins if other[: len(source)] == source]:
+            self.origins[(*target, *written[len(source) :])] = self.origins[written]
+
+    def env(self, value: object) -> Component | None:
+        """The environment; each of its rewards is checked against that reward's own options."""
+        rewards = value.get("rewards") if isinstance(value, dict) else None
+        if isinstance(rewards, dict):
+            for name, entry in rewards.items():
+                self.reward(name, entry, ("env", "rewards", name))
+        return self.component(ENVS, value, ("env",))
+
+    def reward(self, name: str, entry: object, path: KeyPath) -> None:
+        """One reward: a weight, or a mapping of its options."""
+        if name not in REWARDS.names():
+            self.problems.add(path, unknown("reward", name, REWARDS.names()))
+        elif isinstance(entry, dict):
+            self.options(REWARDS.options(name), entry, path)
+        elif isinstance(entry, bool) or not isinstance(entry, int | float):
+            self.problems.add(path, f"expected a weight or a mapping of options; given {shown(entry)}")
+        else:
+            self.options(REWARDS.options(name), {"weight": entry}, path)
+
+    def train(self, value: object) -> Component | None:
+        """The trainer; null is none. The datasets of its stages are checked like those under `data`."""
+        if value is None:
+            return None
+        found = self.component(TRAINERS, value, ("train",))
+        for index, stage in enumerate(getattr(found.options, "stages", ()) if found else ()):
+            self.dataset(stage.data, ("train", "stages", index, "data"))
+        return found
+
+    def dataset(self, spec: object, path: KeyPath) -> Component | None:
+        """One dataset, in any of the forms that it may be written in."""
+        try:
+            values = dataset_values(spec, self.base_dir)
+        except ValueError as error:
+            self.problems.add((*path, "name") if isinstance(spec, dict) and "name" in spec else path, str(error))
+            return None
+        if isinstance(spec, str) and path in self.origins:
+            self.origins |= {(*path, key): self.origins[path] for key in values}
+        return self.component(DATASETS, values, path)
+
+    def data(self, value: object) -> DataConfig | None:
+        """The datasets: `eval` is a mapping of names, or a list named by its files."""
+        value = {} if value is None else value
+        if not isinstance(value, dict):
+            self.problems.add(("data",), f"expected a mapping with `train` and `eval`; given {shown(value)}")
+            return None
+        train = value.get("train")
+        found = None if train is None else self.dataset(train, ("data", "train"))
+        evaluated = self._eval(value.get("eval"))
+        rest = {k: v for k, v in value.items() if k not in ("train", "eval")}
+        checked = self.options(DataConfig, rest, ("data",))
+        return None if checked is None else checked.model_copy(update={"train": found, "eval": evaluated})
+
+    def _eval(self, value: object) -> dict[str, Component]:
+        path: KeyPath = ("data", "eval")
+        found: dict[str, Component] = {}
+        if value is None:
+            return found
+        entries: list[tuple[str | None, object, KeyPath]]
+        if isinstance(value, dict):
+            entries = [(name, spec, (*path, name)) for name, spec in value.items()]
+        elif isinstance(value, list):
+            entries = [(None, spec, (*path, index)) for index, spec in enumerate(value)]
+        else:
+            entries = [(None, value, path)]
+        for name, spec, place in entries:
+            dataset = self.dataset(spec, place)
+            if dataset is None:
+                continue
+            title = name or dataset_title({"name": dataset.name, **dataset.options.model_dump()})
+            if title in found:
+                self.problems.add(place, f"two evaluation sets are called {title!r}; write a mapping of names to sets")
+            found[title] = dataset
+            self._move(place, (*path, title))
+        return found
+
+
+def without(values: object, places: Sequence[KeyPath]) -> Any:
+    """A copy of `values` without what lies at `places` (where a key is missing: what it is missing from), or None."""
+    kept = deepcopy(values)
+    return kept if all(_drop(kept, place) for place in places) else None
+
+
+def _drop(values: Any, place: KeyPath) -> bool:
+    """Delete the nearest key of a mapping at or around `place`; whether there was one. What is gone already counts."""
+    inside = [values]
+    for part in place:
+        if not holds(inside[-1], part):
+            break
+        inside.append(inside[-1][part])
+    for depth in range(len(inside) - 1, 0, -1):
+        if isinstance(inside[depth - 1], dict):
+            del inside[depth - 1][place[depth - 1]]
+            return True
+    return False
+
+
+def dataset_component(spec: object, base_dir: Path) -> Component:
+    """A dataset in any of the forms that a config may write it in. Raises ConfigError with every problem."""
+    origins: dict[KeyPath, Origin] = {}
+    problems = Problems(origins, "data")
+    found = Checker(problems, origins, base_dir, {}).dataset(spec, ("data",))
+    problems.raise_any()
+    assert found is not None
+    return found

@@ -1,0 +1,192 @@
+"""`load_config`: from a file, run, checkpoint or model and overrides to a validated configuration, or every problem."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, cast, get_args
+
+from memfactory.config.components import Checker
+from memfactory.config.datasets import anchored
+from memfactory.config.interpolation import escape, resolve, secrets_in
+from memfactory.config.messages import unknown_key
+from memfactory.config.overrides import apply_overrides, parse_overrides
+from memfactory.config.parts import PART_FOLDERS, compose_file, config_folders, expand_sections, merge, part_names
+from memfactory.config.problems import Problems
+from memfactory.config.readiness import Command, Readiness
+from memfactory.config.rules import check_rules
+from memfactory.config.schema import SECTIONS, AgentSpec, Component, DataConfig, PlainSections, RunConfig
+from memfactory.config.sources import Source, find_source
+from memfactory.config.tree import KeyPath, Origin, Tree, dotted, dump, leaves, origin_of
+from memfactory.registry import Options, load_plugin
+
+C = TypeVar("C", bound=Component)
+_SHORT_FORMS = {"model": "path", "engine": "kind"}
+_EXAMPLES = {"agent": "memory_agent", "env": "longcontext"}
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A validated configuration.
+
+    `values` is the whole of it as plain values, defaults written out; it holds no secrets. `source` is the file it
+    came from. Relative paths in it are looked for in the working directory first, then in `base_dir`. `run` is the
+    run folder it was read from, if it was. `origins` says where each dotted key was written; a key that is not in it
+    has its default.
+    """
+
+    config: RunConfig
+    values: dict[str, Any]
+    source: Path | None
+    base_dir: Path
+    name: str = "run"
+    run: Path | None = None
+    warnings: tuple[str, ...] = ()
+    origins: Mapping[str, str] = field(default_factory=dict)
+
+    def to_yaml(self) -> str:
+        """YAML that `load_config` reads back to an equal configuration, whatever parts exist by then."""
+        return dump(escape(self.values))
+
+
+def load_config(source: str | Path, overrides: Sequence[str] = (), *, command: str | None = None) -> Resolved:
+    """The configuration that `source` names, with `key=value` overrides, validated.
+
+    `source` is a YAML file, a run folder, a checkpoint, a model folder or `tiny`. With a `command` (train, eval,
+    infer) the files, keys, extras and hardware it needs are checked as well. Raises ConfigError with every problem.
+    """
+    if command is not None and command not in get_args(Command):
+        raise ValueError(f"no command {command!r}; there are {get_args(Command)}")
+    found = find_source(source, trained=command in ("eval", "infer"))
+    tree, folders = _composed(found, overrides)
+    problems = Problems(tree.origins, found.shown)
+    for path, message in secrets_in(tree.values):
+        problems.add(path, message)
+    tree.values = resolve(tree.values, problems)
+    _anchor(tree.values, found.base_dir)
+    for plugin in _plugins(tree.values):
+        load_plugin(plugin, found.base_dir)
+    parts = {section: part_names(section, folders) for section in PART_FOLDERS}
+    config = _validated(tree, problems, Checker(problems, tree.origins, found.base_dir, parts))
+    warnings = [] if problems else check_rules(config, problems)
+    if command is not None:
+        warnings += Readiness(config, found.base_dir, problems, cast("Command", command)).check()
+    problems.raise_any()
+    values = plain(config)
+    return Resolved(
+        config=config,
+        values=values,
+        source=found.file,
+        base_dir=found.base_dir,
+        name=found.name,
+        run=found.run,
+        warnings=tuple(warnings),
+        origins={dotted(path): str(tree.origins[path]) for path, _ in leaves(values) if path in tree.origins},
+    )
+
+
+def load_values(path: Path) -> dict[str, Any]:
+    """The plain values of a written config.yaml, as `Resolved.values` was when it was written."""
+    tree = compose_file(path)
+    return resolve(tree.values, Problems(tree.origins, str(path)))
+
+
+def _composed(found: Source, overrides: Sequence[str]) -> tuple[Tree, list[Path]]:
+    """The file with its parts, what the source itself says laid over it, and the overrides."""
+    parsed = parse_overrides(overrides)
+    folders = config_folders(found.base_dir if found.file is not None else None)
+    tree = Tree() if found.file is None else compose_file(found.file)
+    if found.values:
+        said = Origin(found.shown)
+        above = Tree(found.values, {path: said for path, _ in leaves(found.values)})
+        expand_sections(above, folders)
+        tree = merge(_written_out(tree), above)
+    apply_overrides(tree, parsed, folders)
+    return _written_out(tree), folders
+
+
+def _written_out(tree: Tree) -> Tree:
+    """The short forms of sections as mappings: `model: tiny`, `engine: vllm`, `trackers: [console]`."""
+
+    def write(value: object, key: str, path: KeyPath) -> object:
+        if not isinstance(value, str):
+            return value
+        origin = origin_of(tree.origins, path)
+        if origin is not None:
+            tree.origins[(*path, key)] = origin
+        return {key: value}
+
+    values = tree.values
+    for section, key in _SHORT_FORMS.items():
+        if section in values:
+            values[section] = write(values[section], key, (section,))
+    if isinstance(values.get("engines"), dict):
+        values["engines"] = {n: write(v, "kind", ("engines", n)) for n, v in values["engines"].items()}
+    if isinstance(values.get("trackers"), list):
+        values["trackers"] = [write(v, "kind", ("trackers", i)) for i, v in enumerate(values["trackers"])]
+    return tree
+
+
+def _anchor(values: dict[str, Any], base_dir: Path) -> None:
+    """Make paths absolute that exist beside the config only: a run's written config lies elsewhere."""
+    model, plugins = values.get("model"), values.get("plugins")
+    for key in ("path", "adapter", "chat_template"):
+        if isinstance(model, dict) and isinstance(model.get(key), str):
+            model[key] = anchored(model[key], base_dir)
+    if isinstance(plugins, list):
+        values["plugins"] = [anchored(p, base_dir) if str(p).endswith(".py") else p for p in plugins]
+
+
+def _plugins(values: Mapping[str, Any]) -> list[str]:
+    plugins = values.get("plugins")
+    return [name for name in plugins if isinstance(name, str)] if isinstance(plugins, list) else []
+
+
+def _validated(tree: Tree, problems: Problems, checker: Checker) -> RunConfig:
+    """The whole config. What is wrong is noted in `problems` and replaced by its default or by an empty component."""
+    values = {key: value for key, value in tree.values.items() if key != "resolved"}
+    for key in values:
+        if key not in SECTIONS:
+            problems.add((key,), unknown_key(key, [*SECTIONS, "base"], RunConfig))
+    plain_values = {key: value for key, value in values.items() if key in PlainSections.model_fields}
+    sections = checker.options(PlainSections, plain_values, ()) or PlainSections()
+    return RunConfig(
+        **{name: getattr(sections, name) for name in PlainSections.model_fields},
+        agent=_required("agent", values, problems, checker.agent) or AgentSpec("", Options(), {}),
+        env=_required("env", values, problems, checker.env) or Component("", Options()),
+        train=checker.train(values.get("train")),
+        data=checker.data(values.get("data")) or DataConfig(),
+    )
+
+
+def _required(
+    section: str, values: Mapping[str, Any], problems: Problems, check: Callable[[object], C | None]
+) -> C | None:
+    if values.get(section) is None:
+        problems.add((section,), f"is missing; write for example `{section}: {_EXAMPLES[section]}`")
+        return None
+    return check(values[section])
+
+
+def plain(config: RunConfig) -> dict[str, Any]:
+    """The configuration as plain values, in the order in which configs are written, defaults included."""
+    found: dict[str, Any] = {"resolved": True}
+    for name in SECTIONS:
+        value = getattr(config, name)
+        if isinstance(value, AgentSpec):
+            modules = {slot: _plain_component(module) for slot, module in value.modules.items()}
+            found[name] = {**_plain_component(value), "modules": modules}
+        elif isinstance(value, DataConfig):
+            sets = {title: _plain_component(dataset) for title, dataset in value.eval.items()}
+            train = None if value.train is None else _plain_component(value.train)
+            found[name] = {"train": train, "eval": sets, "shuffle": value.shuffle}
+        elif isinstance(value, Component):
+            found[name] = _plain_component(value)
+        else:
+            found[name] = config.model_dump(mode="json", include={name})[name]
+    return found
+
+
+def _plain_component(component: Component) -> dict[str, Any]:
+    return {"name": component.name, **component.options.model_dump(mode="json")}

@@ -1,0 +1,163 @@
+"""Pydantic's errors as sentences: what was expected, what was given, which keys exist and the nearest of them."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from memfactory.config.problems import shown
+from memfactory.config.tree import KeyPath, dotted
+from memfactory.errors import nearest
+
+_EXPECTED = {
+    "int": "a whole number",
+    "float": "a number",
+    "finite_number": "a finite number",
+    "decimal": "a number",
+    "number": "a number",
+    "bool": "true or false",
+    "string": "text",
+    "tuple": "a list",
+    "list": "a list",
+    "set": "a list",
+    "dict": "a mapping",
+    "mapping": "a mapping",
+    "model": "a mapping",
+    "dataclass": "a mapping",
+    "none_required": "null",
+}
+_RANGES = {
+    "greater_than": ("gt", "more than"),
+    "greater_than_equal": ("ge", "at least"),
+    "less_than": ("lt", "less than"),
+    "less_than_equal": ("le", "at most"),
+}
+
+
+def sentences(error: ValidationError, model: object, data: object) -> Iterator[tuple[KeyPath, str]]:
+    """(path inside `data`, message) for each place that is wrong; `model` is the type that `data` failed."""
+    places: dict[KeyPath, list[ErrorDetails]] = {}
+    for details in error.errors(include_url=False):
+        places.setdefault(_path_in(data, details), []).append(details)
+    for path, found in places.items():
+        if any(path != other and other[: len(path)] == path for other in places):
+            continue  # One member of a union fits down to a deeper key; that error is the one that helps.
+        yield path, _sentence(path, found, model)
+
+
+def holds(here: object, part: str | int) -> bool:
+    """Whether `part` is a key of the mapping, or a position of the list, `here`."""
+    return part in here if isinstance(here, dict) else isinstance(here, list) and part in range(len(here))
+
+
+def _path_in(data: Any, details: ErrorDetails) -> KeyPath:
+    """The error's location without the names of union members, which are no keys of the data."""
+    path: list[str | int] = []
+    here = data
+    for position, part in enumerate(details["loc"]):
+        if holds(here, part):
+            here = here[part]
+        elif position < len(details["loc"]) - 1 or details["type"] != "missing":
+            continue
+        path.append(part)
+    return tuple(path)
+
+
+def _sentence(path: KeyPath, found: list[ErrorDetails], model: object) -> str:
+    first = found[0]
+    if first["type"] == "missing":
+        return "is missing"
+    if first["type"] == "extra_forbidden":
+        return unknown_key(str(path[-1]), fields_at(model, path[:-1]), model if isinstance(model, type) else None)
+    if first["type"] == "value_error":
+        return first["msg"].removeprefix("Value error, ")
+    if first["type"] == "union_tag_not_found":
+        return f"needs `kind`, one of {_choices(first)}"
+    if first["type"] == "union_tag_invalid":
+        tag = str(first["ctx"]["tag"])
+        near = nearest(tag, [choice.strip("' ") for choice in _choices(first).split(",")])
+        hint = f"; did you mean {near!r}?" if near else "."
+        return f"there is no kind {tag!r}{hint} There are: {_choices(first)}"
+    expected = " or ".join(dict.fromkeys(_expected(details) for details in found))
+    given = first["input"]
+    message = f"expected {expected}; given {shown(given)}"
+    literals = [choice for details in found for choice in _literals(details)]
+    near = nearest(given, literals) if isinstance(given, str) else None
+    return f"{message}; did you mean {near!r}?" if near else message
+
+
+def _expected(details: ErrorDetails) -> str:
+    kind = details["type"]
+    if kind in _RANGES:
+        key, words = _RANGES[kind]
+        return f"{words} {details['ctx'][key]}"
+    if kind == "literal_error":
+        return f"one of {details['ctx']['expected']}"
+    return (
+        _EXPECTED.get(kind) or _EXPECTED.get(kind.partition("_")[0]) or details["msg"].removeprefix("Input should be ")
+    )
+
+
+def _choices(details: ErrorDetails) -> str:
+    return str(details.get("ctx", {}).get("expected_tags", "'hf', 'vllm', 'openai', 'swanlab', 'jsonl', 'console'"))
+
+
+def _literals(details: ErrorDetails) -> list[str]:
+    if details["type"] != "literal_error":
+        return []
+    return [choice.strip("' ") for choice in details["ctx"]["expected"].replace(" or ", ",").split(",")]
+
+
+def unknown_key(given: str, existing: list[str], model: type | None = None) -> str:
+    """The sentence for a key that does not exist, with the nearest, or where a key of that name does exist."""
+    near = nearest(given, existing)
+    elsewhere = next(places_of(given, model), None) if model is not None and near is None else None
+    hint = f"did you mean {near!r}? " if near else f"there is {dotted(elsewhere)!r}. " if elsewhere else ""
+    return f"unknown key; {hint}There are: {', '.join(sorted(existing)) or '(none)'}"
+
+
+def places_of(name: str, annotation: object, path: KeyPath = ()) -> Iterator[KeyPath]:
+    """Where a key called `name` exists in nested options."""
+    for model in models_in(annotation):
+        for key, info in model.model_fields.items():
+            if key == name and path:
+                yield (*path, key)
+            yield from places_of(name, info.annotation, (*path, key))
+
+
+def fields_at(annotation: object, path: KeyPath) -> list[str]:
+    """The keys that exist at `path` inside options of type `annotation`."""
+    here: list[object] = [annotation]
+    for part in path:
+        following: list[object] = []
+        for step in here:
+            for inner in _members(step):
+                if isinstance(inner, type) and issubclass(inner, BaseModel):
+                    if part in inner.model_fields:
+                        following.append(inner.model_fields[str(part)].annotation)
+                elif get_origin(inner) in (dict, tuple, list):
+                    following.extend(argument for argument in get_args(inner) if argument not in (str, ...))
+        here = following
+    return sorted({key for step in here for model in models_in(step) for key in model.model_fields})
+
+
+def models_in(annotation: object) -> Iterator[type[BaseModel]]:
+    """The options models that a field of type `annotation` can hold directly."""
+    for member in _members(annotation):
+        if isinstance(member, type) and issubclass(member, BaseModel):
+            yield member
+
+
+def _members(annotation: object) -> Iterator[Any]:
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        yield from _members(get_args(annotation)[0])
+    elif origin in (Union, types.UnionType):
+        for argument in get_args(annotation):
+            yield from _members(argument)
+    elif origin is not Literal:
+        yield annotation

@@ -1,0 +1,80 @@
+"""The problems of a configuration: all of them, each with where it was written, in the order of the lines."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from memfactory.config.tree import KeyPath, Origin, dotted, origin_of
+from memfactory.errors import ConfigError
+
+_SECRET = re.compile(
+    r"(?:.*_)?(?:api_?key|password|passwd|secret|secret_key|access_key|(?:auth|access|hf|hub|bearer|refresh)_token"
+    r"|token|credentials?)",
+    re.IGNORECASE,
+)
+
+
+def is_secret(key: object) -> bool:
+    """Whether a value under `key` would be a secret (`api_key_env` and `memory_tokens` are not)."""
+    return isinstance(key, str) and _SECRET.fullmatch(key) is not None
+
+
+def shown(value: object) -> str:
+    """A given value as messages quote it: short, and never what stands under a secret's key."""
+    if isinstance(value, dict):
+        inside = ", ".join(f"{key}: {'***' if is_secret(key) else shown(inner)}" for key, inner in value.items())
+        text = f"{{{inside}}}"
+    elif isinstance(value, list):
+        text = f"[{', '.join(shown(inner) for inner in value)}]"
+    elif value is None or isinstance(value, bool):
+        text = {None: "null", True: "true", False: "false"}[value]
+    else:
+        text = repr(value) if isinstance(value, str | int | float) else type(value).__name__
+    return text if len(text) <= 80 else text[:60] + "..."
+
+
+class Problems:
+    """Collects problems by path; `origins` says where each path was written.
+
+    A path that has a problem swallows later problems at, below and around it: they would be its consequences.
+    """
+
+    def __init__(self, origins: Mapping[KeyPath, Origin], source: str) -> None:
+        self._origins = origins
+        self._source = source
+        self._found: list[tuple[KeyPath, str]] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._found)
+
+    def add(self, path: KeyPath, message: str, written: KeyPath | None = None) -> None:
+        """Note `message` about `path`; `written` is where it was written, when that is another path."""
+        at = path if written is None else written
+        if any(other and (at[: len(other)] == other or other[: len(at)] == at) for other, _ in self._found if at):
+            return
+        self._found.append((at, message))
+
+    def messages(self) -> list[str]:
+        """Every problem as `file:line: dotted.key: message`, files in order and lines ascending."""
+
+        def order(item: tuple[KeyPath, str]) -> tuple[str, int]:
+            origin = origin_of(self._origins, item[0])
+            return (origin.source, origin.line or 0) if origin else ("", 0)
+
+        return [self._line(path, message) for path, message in sorted(self._found, key=order)]
+
+    def raise_any(self) -> None:
+        """ConfigError with all problems, when there are any."""
+        if self._found:
+            raise ConfigError(self.messages())
+
+    def _line(self, path: KeyPath, message: str) -> str:
+        return located(path, message, origin_of(self._origins, path) or Origin(self._source))
+
+
+def located(path: KeyPath, message: str, origin: Origin) -> str:
+    """`file:line: dotted.key: message`; an override that already shows the key does not repeat it."""
+    key = dotted(path)
+    said = not key or origin.source.removeprefix("command line: ").partition("=")[0].lstrip("-") == key
+    return f"{origin}: {message}" if said else f"{origin}: {key}: {message}"

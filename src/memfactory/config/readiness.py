@@ -1,0 +1,200 @@
+"""Whether this machine is ready for a command: files, keys, installed extras, a GPU. Nothing heavy is imported."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+from memfactory.config.datasets import locate
+from memfactory.config.parts import is_dir
+from memfactory.config.problems import Problems
+from memfactory.config.rules import reward_engines
+from memfactory.config.schema import Component, RunConfig
+from memfactory.config.training import GrpoOptions, SftOptions, TrainerOptions
+from memfactory.config.tree import KeyPath
+from memfactory.dialogue import ModuleOptions
+from memfactory.engines.options import EngineConfig, OpenAIEngineConfig, VllmEngineConfig
+from memfactory.errors import nearest
+from memfactory.trackers.options import SwanlabConfig
+
+Command = Literal["train", "eval", "infer"]
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
+_HERE = ("localhost", "127.0.0.1", "::1", "0.0.0.0")
+
+
+class Readiness:
+    """Checks one validated config for one command: `problems` gains what stops it, `warnings` what deserves a word."""
+
+    def __init__(self, config: RunConfig, base_dir: Path, problems: Problems, command: Command) -> None:
+        self.config = config
+        self.base_dir = base_dir
+        self.problems = problems
+        self.command = command
+        self.warnings: list[str] = []
+
+    def check(self) -> list[str]:
+        """Check everything that the command uses; the warnings."""
+        if self.command == "train":
+            self._can_be_trained()
+        self._model_files()
+        self._datasets()
+        self._compute()
+        self._engines()
+        if self.command == "train":
+            self._optimizer()
+            self._trackers()
+        return self.warnings
+
+    def _can_be_trained(self) -> None:
+        config = self.config
+        if config.train is None:
+            self.problems.add(("train",), "is missing: training needs a trainer, such as `train: {name: grpo}`")
+            return
+        if isinstance(config.engine, OpenAIEngineConfig):
+            self.problems.add(
+                ("engine", "kind"),
+                "an OpenAI-compatible endpoint cannot be trained: its replies have no token ids; use hf or vllm",
+            )
+        options = config.train.options
+        staged = isinstance(options, SftOptions) and bool(options.stages)
+        if config.data.train is None and not staged:
+            self.problems.add(("data", "train"), "is missing: there is nothing to train on")
+        interfaces = [getattr(module.options, "interface", "generate") for module in config.agent.modules.values()]
+        if isinstance(options, GrpoOptions) and interfaces and all(name == "inference" for name in interfaces):
+            self.problems.add(("agent",), "no module is trained: every one has `interface: inference`")
+
+    def _folder(self, text: str) -> Path | None:
+        places = (Path(text).expanduser() if text.startswith("~/") else Path(text), self.base_dir / text)
+        return next((path for path in places if is_dir(path)), None)
+
+    def _model_files(self) -> None:
+        model = self.config.model
+        self._model_path(model.path)
+        adapter = None if model.adapter is None else self._folder(model.adapter)
+        if adapter is not None and not (adapter / "adapter_config.json").is_file():
+            self.problems.add(("model", "adapter"), f"{adapter} is no PEFT adapter: it has no adapter_config.json")
+        elif adapter is None and model.adapter is not None and not _may_be_hub_id(model.adapter):
+            self.problems.add(("model", "adapter"), f"there is no folder {model.adapter!r}")
+        if model.chat_template is not None and locate(model.chat_template, self.base_dir) is None:
+            self.problems.add(("model", "chat_template"), f"there is no file {model.chat_template!r}")
+
+    def _model_path(self, path: str) -> None:
+        if path == "tiny" or isinstance(self.config.engine, OpenAIEngineConfig):
+            return
+        place: KeyPath = ("model", "path")
+        folder = self._folder(path)
+        if folder is not None:
+            if not (folder / "config.json").is_file():
+                self.problems.add(place, f"{folder} is no model folder: it has no config.json")
+        elif not _may_be_hub_id(path):
+            self.problems.add(place, f"there is no folder {path!r}, and it is no hub id such as org/name")
+        elif "/" not in path and nearest(path, ("tiny",)):
+            self.problems.add(place, f"there is no folder {path!r}; did you mean 'tiny'?")
+
+    def _datasets(self) -> None:
+        data = self.config.data
+        used: dict[KeyPath, Component | None] = {}
+        if self.command == "train":
+            used[("data", "train")] = data.train
+        if self.command != "infer":
+            used |= {("data", "eval", name): dataset for name, dataset in data.eval.items()}
+        for path, dataset in used.items():
+            file = getattr(dataset.options, "path", None) if dataset is not None else None
+            if isinstance(file, str) and locate(file, self.base_dir) is None and self._folder(file) is None:
+                places = " or ".join(dict.fromkeys((str(Path.cwd()), str(self.base_dir.resolve()))))
+                self.problems.add((*path, "path"), f"there is no file {file!r} in {places}")
+
+    def _on_gpu(self) -> bool:
+        return has_cuda() and self.config.model.device != "cpu"
+
+    def _compute(self) -> None:
+        model = self.config.model
+        if model.device.startswith("cuda") and not has_cuda():
+            self.problems.add(
+                ("model", "device"), f"{model.device!r} is asked for, but no CUDA GPU is found; use auto or cpu"
+            )
+        if model.attention == "flash_attention_2":
+            self._needs(("model", "attention"), "flash_attention_2", "flash_attn", "flash-attn", "use auto or sdpa")
+        if model.dtype in ("bfloat16", "float16") and not self._on_gpu():
+            self.warnings.append(f"model.dtype: {model.dtype} on a CPU is slow; auto takes float32 there")
+
+    def _needs(self, path: KeyPath, what: str, package: str, extra: str, instead: str) -> None:
+        """Note when a CUDA GPU or the package of an extra is not there."""
+        if not self._on_gpu():
+            self.problems.add(path, f"{what} needs a CUDA GPU, and none is used here; {instead}")
+        elif not installed(package):
+            self.problems.add(
+                path, f"{what} needs an extra that is not installed: pip install 'memfactory[{extra}]'; or {instead}"
+            )
+
+    def _used_engines(self) -> Iterator[tuple[KeyPath, EngineConfig]]:
+        """The policy's engine and every helper that a module or (in training) a reward speaks through."""
+        yield ("engine",), self.config.engine
+        modules = [
+            module.options.engine
+            for module in self.config.agent.modules.values()
+            if isinstance(module.options, ModuleOptions) and module.options.interface == "inference"
+        ]
+        judges = [name for _, name in reward_engines(self.config)] if self.command == "train" else []
+        for name in dict.fromkeys([*modules, *judges]):
+            if name in self.config.engines:
+                yield ("engines", name), self.config.engines[name]
+
+    def _engines(self) -> None:
+        for path, engine in self._used_engines():
+            if isinstance(engine, VllmEngineConfig):
+                self._needs((*path, "kind"), "vLLM", "vllm", "vllm", "use kind: hf")
+            elif isinstance(engine, OpenAIEngineConfig) and needs_key(engine):
+                self.problems.add(
+                    (*path, "api_key_env"),
+                    f"the key of {engine.model!r} is expected in the environment variable {engine.api_key_env}, "
+                    "which is not set",
+                )
+
+    def _optimizer(self) -> None:
+        options = self.config.train.options if self.config.train is not None else None
+        if isinstance(options, TrainerOptions) and options.optimizer.kind == "adamw_8bit":
+            self._needs(("train", "optimizer", "kind"), "adamw_8bit", "bitsandbytes", "bitsandbytes", "use adamw")
+
+    def _trackers(self) -> None:
+        for tracker in self.config.trackers:
+            if not isinstance(tracker, SwanlabConfig):
+                continue
+            if tracker.mode == "online" and not os.environ.get("SWANLAB_API_KEY"):
+                self.warnings.append("trackers: SwanLab's mode online needs SWANLAB_API_KEY; it will log offline")
+            if tracker.mode == "local" and not installed("swanboard"):
+                self.warnings.append(
+                    "trackers: SwanLab's mode local shows nothing without its dashboard: "
+                    "pip install 'memfactory[dashboard]'"
+                )
+
+
+def needs_key(engine: OpenAIEngineConfig) -> bool:
+    """Whether an endpoint's key is missing; one on this machine can do without."""
+    here = urlsplit(engine.base_url or "").hostname in _HERE
+    return not here and not os.environ.get(engine.api_key_env)
+
+
+def installed(package: str) -> bool:
+    """Whether a package can be imported, without importing it."""
+    return importlib.util.find_spec(package) is not None
+
+
+def has_cuda() -> bool:
+    """Whether the installed torch can have a GPU to use, without importing it."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
+        return False
+    if metadata.version("torch").endswith("+cpu"):
+        return False
+    return any(Path(device).exists() for device in ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg"))
+
+
+def _may_be_hub_id(text: str) -> bool:
+    """Whether `text` could be a hub id: at most one slash, and no sign of a path."""
+    return _HUB_ID.fullmatch(text) is not None

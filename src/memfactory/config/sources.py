@@ -1,0 +1,124 @@
+"""What a config can be read from: a YAML file, a run folder, one of its checkpoints, a model folder, a model's name."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from memfactory.config.parts import SUFFIXES, config_folders, is_dir, is_file, runnable_configs, show_path
+from memfactory.errors import ConfigError, unknown
+
+RUN_CONFIG = "config.yaml"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_DEFAULTS: dict[str, Any] = {"agent": "memory_agent", "env": "longcontext"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a config comes from. `values` are laid over the file's (or are all there is).
+
+    `run` is the run folder that the file belongs to, `file` None where the source is a bare model.
+    """
+
+    name: str
+    shown: str
+    file: Path | None
+    base_dir: Path
+    values: dict[str, Any]
+    run: Path | None = None
+
+
+def find_source(source: str | Path, *, trained: bool) -> Source:
+    """What `source` names. With `trained`, a run folder stands for its trained model, else for its config alone.
+
+    Raises ConfigError when it names nothing, with the nearest config.
+    """
+    text, path = str(source), Path(source)
+    if is_file(path):
+        run = path.parent if _is_run(path.parent) and path.name == RUN_CONFIG else None
+        return Source(path.stem if run is None else run.name, text, path, path.parent, {}, run)
+    if is_dir(path):
+        return _folder(path, trained)
+    if text == "tiny":
+        return _model("tiny", {"path": "tiny"})
+    known = runnable_configs(config_folders(None))
+    if path.stem in known and (text == path.stem or (path.suffix in SUFFIXES and path.parent.name == "configs")):
+        return find_source(known[path.stem], trained=trained)
+    if _HUB_ID.fullmatch(text) and path.suffix not in SUFFIXES and not is_dir(path.parent):
+        return _model(text.replace("/", "-"), {"path": text})
+    raise ConfigError(
+        f"{text}: there is no such config file, run folder or model folder; "
+        + unknown("config", path.stem, {*known, "tiny"})
+    )
+
+
+def _model(name: str, values: dict[str, str]) -> Source:
+    return Source(name, name, None, Path("."), {**_DEFAULTS, "model": values})
+
+
+def _folder(folder: Path, trained: bool) -> Source:
+    if _is_run(folder):
+        source = Source(folder.resolve().name, show_path(folder / RUN_CONFIG), folder / RUN_CONFIG, folder, {}, folder)
+        return replace(source, values={"model": _of_run(folder)}) if trained else source
+    model = _weights(folder)
+    run = next((parent for parent in list(folder.resolve().parents)[:2] if _is_run(parent)), None)
+    if run is not None and model is not None:
+        name = f"{run.name}-{folder.resolve().name}"
+        return Source(name, show_path(run / RUN_CONFIG), run / RUN_CONFIG, run, {"model": model}, run)
+    if model is None:
+        raise ConfigError(
+            f"{folder}: this folder is no run (it has no {RUN_CONFIG}), no checkpoint and no model (it has neither "
+            "config.json nor adapter_config.json)"
+        )
+    if "adapter" in model:
+        base = _base_of(folder)
+        if base is None:
+            raise ConfigError(f"{folder}: adapter_config.json does not say which model the adapter belongs to")
+        model = {"path": base, **model}
+    return _model(folder.resolve().name, model)
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether `folder` is a run's: a written config beside what a run writes."""
+    return is_file(folder / RUN_CONFIG) and (
+        is_file(folder / "environment.json") or is_file(folder / "metrics.jsonl") or is_dir(folder / "checkpoints")
+    )
+
+
+def _of_run(run: Path) -> dict[str, Any]:
+    """The newest weights of a run: final/, else its last whole checkpoint."""
+    places = [run / "final", *reversed(_checkpoints(run))]
+    for folder in places:
+        model = _weights(folder) if is_dir(folder) else None
+        if model is not None:
+            return model
+    raise ConfigError(
+        f"{run}: this run has neither final/ nor a checkpoint yet. Its untrained model is {run / RUN_CONFIG}"
+    )
+
+
+def _checkpoints(run: Path) -> list[Path]:
+    found = [path for path in (run / "checkpoints").glob("step-*") if path.name.removeprefix("step-").isdecimal()]
+    whole = [path for path in found if (path / "COMPLETE").is_file()]
+    return sorted(whole, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def _weights(folder: Path) -> dict[str, Any] | None:
+    """The `model:` values that point at what `folder` holds; None when it holds no model."""
+    if is_file(folder / "adapter_config.json"):
+        return {"adapter": str(folder)}
+    if is_file(folder / "config.json"):
+        return {"path": str(folder), "adapter": None, "random_weights": False}
+    return None
+
+
+def _base_of(folder: Path) -> str | None:
+    try:
+        described = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"{folder / 'adapter_config.json'}: cannot be read: {error}") from None
+    base = described.get("base_model_name_or_path") if isinstance(described, dict) else None
+    return base if isinstance(base, str) and base else None
