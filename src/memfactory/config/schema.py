@@ -43,6 +43,8 @@ class EvalConfig(Options):
     """Only the first so many questions of each dataset."""
     seed: int = 0
     """Seed of the attempts."""
+    max_unknown_share: float = Field(0.1, ge=0, le=1)
+    """A dataset fails when a larger share of a metric's scores is unknown (the judge failed)."""
 
 
 class DataConfig(Options):
