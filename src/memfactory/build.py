@@ -133,10 +133,11 @@ def _engine(
 
         return VllmEngine(config.model, chat, settings)
     from memfactory.engines.hf import HfEngine
+    from memfactory.engines.loading import compute_dtype
 
     if model is None:
         raise ConfigError("engine: kind 'hf' as a helper needs the policy to be local too")
-    return HfEngine(model, chat, settings)
+    return HfEngine(model, chat, settings, compute_dtype=compute_dtype(config.model, model.device))
 
 
 def _decodings(config: RunConfig) -> dict[str, Decoding]:

@@ -60,7 +60,7 @@ class HfEngine:
     Ids that stand for no token of the tokenizer are never sampled, and the model's own generation defaults play no
     part. A reply's randomness comes from its own `Sampling.seed`. While conversations are pending the model is in eval
     mode; its mode, its attention kernel and the cache's memory are given back when none is left.
-    With `compute_dtype` float32 weights compute in that type (autocast), as in the trainer.
+    Weights in float32 compute in `compute_dtype` (autocast), as in the trainer; None: in float32.
     Raises ConfigError for a model that slides or chunks its attention, EngineError for a prompt that does not fit
     the model's context and for logits that are not finite.
     """
@@ -84,9 +84,8 @@ class HfEngine:
                 f"{', '.join(sorted(kinds))}. Use kind 'vllm'"
             )
         self._context: int | None = getattr(architecture, "max_position_embeddings", None)
-        autocast = compute_dtype is not None and compute_dtype not in (torch.float32, model.dtype)
-        self._compute_dtype = compute_dtype if autocast else None
-        self._cache = SlotCache(architecture.num_hidden_layers, model.device, self._compute_dtype)
+        self._compute_dtype = compute_dtype or torch.float32
+        self._cache = SlotCache(architecture.num_hidden_layers, model.device)
         self._waiting: dict[tuple[int, ...], deque[_Row]] = {}
         # Prefilled prompts that some conversations have begun and others of the group still wait for.
         self._prefixes: dict[tuple[int, ...], list[LayerStates]] = {}
@@ -134,16 +133,19 @@ class HfEngine:
         self.cancel()
 
     def _autocast(self) -> AbstractContextManager[object]:
-        if self._compute_dtype is None:
+        if self._cache.dtype is None:
             return nullcontext()
         # Without its cache autocast would keep a second copy of all weights until the step ends.
-        return torch.autocast(self.model.device.type, self._compute_dtype, cache_enabled=False)
+        return torch.autocast(self.model.device.type, self._cache.dtype, cache_enabled=False)
 
     def _begin(self) -> None:
         if self._found is not None:
             return
         attention = str(self.model.config._attn_implementation)
         self._found = (self.model.training, attention)
+        # Read now and not at birth: adapters in float32 can have come on top since, and the model can have moved.
+        mixed = any(weight.dtype == torch.float32 for weight in self.model.parameters())
+        self._cache.dtype = self._compute_dtype if mixed and self._compute_dtype != torch.float32 else None
         self._cache.lengths = self._cache.lengths.to(self.model.device)
         self.model.eval()
         if attention not in MASKED_ATTENTION:
