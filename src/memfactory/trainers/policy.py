@@ -184,28 +184,35 @@ class Policy:
         result is empty. A step whose gradient is not finite is skipped and counted in `skipped_steps`. Either way
         the schedule goes on, so that it ends with the run.
         """
-        totals = self._totals(turns)
         rate = self.schedule.learning_rate
+        measured = self.backward(turns)
+        if measured:
+            norm = float(self.accelerator.clip_grad_norm_(self.trained, self.max_grad_norm))
+            if math.isfinite(norm):
+                self.optimizer.step()
+            else:
+                self.skipped_steps += 1
+                log.warning("the gradient is not finite (norm %s): this optimizer step is skipped", norm)
+            measured |= {"grad_norm": norm, "learning_rate": rate, "skipped_steps": float(self.skipped_steps)}
+        self.optimizer.zero_grad()
+        self.schedule.step()
+        return measured
+
+    def backward(self, turns: Sequence[TrainingTurn]) -> dict[str, float]:
+        """Leave the gradient of a whole optimizer step in the parameters, summed over processes.
+
+        The result is what was measured over all processes; it is empty where no process has a turn.
+        """
+        totals = self._totals(turns)
         if totals.tokens == 0:
-            self.schedule.step()
             return {}
         weights = token_weights(turns, self.loss, totals)
         measures = self._within_memory(turns, lambda: self._accumulate(turns, weights))
-        self._sum_gradients()
-        norm = float(self.accelerator.clip_grad_norm_(self.trained, self.max_grad_norm))
-        if math.isfinite(norm):
-            self.optimizer.step()
-        else:
-            self.skipped_steps += 1
-            log.warning("the gradient is not finite (norm %s): this optimizer step is skipped", norm)
-        self.optimizer.zero_grad()
-        self.schedule.step()
-        return {
-            **measures.merged(self.accelerator),
-            "grad_norm": norm,
-            "learning_rate": rate,
-            "skipped_steps": float(self.skipped_steps),
-        }
+        if self.process_count > 1:
+            for parameter in self.trained:
+                own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                parameter.grad = self.accelerator.reduce(own, reduction="sum")
+        return measures.merged(self.accelerator)
 
     def _accumulate(self, turns: Sequence[TrainingTurn], weights: Sequence[float]) -> Measures:
         """Leave the gradient of this process's turns in the parameters."""
@@ -259,14 +266,6 @@ class Policy:
         own = count(turns)
         counts = torch.tensor([own.tokens, own.turns, own.trajectories, own.prompts], device=self.device)
         return Totals(*self.accelerator.reduce(counts, reduction="sum").tolist())
-
-    def _sum_gradients(self) -> None:
-        """Every process's gradient becomes the sum of all; a process without turns adds zeros."""
-        if self.process_count == 1:
-            return
-        for parameter in self.trained:
-            own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            parameter.grad = self.accelerator.reduce(own, reduction="sum")
 
     # Saving
 
