@@ -3,6 +3,7 @@
 from memfactory.evaluate.attempts import attempt, evaluate_tasks
 from memfactory.evaluate.records import RecordFile, SampleRecord, read_records
 from memfactory.evaluate.results import DatasetResult, EvalHistory, MetricResult
+from memfactory.evaluate.running import run_evaluation
 
 __all__ = [
     "DatasetResult",
@@ -13,4 +14,5 @@ __all__ = [
     "attempt",
     "evaluate_tasks",
     "read_records",
+    "run_evaluation",
 ]

@@ -1,0 +1,90 @@
+"""What samples depend on, in a few words each: equal fingerprints mean that samples can stand in one file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib import resources
+from pathlib import Path
+
+from memfactory.config import Resolved
+from memfactory.dialogue import ModuleOptions
+from memfactory.engines.options import ModelConfig, OpenAIEngineConfig
+from memfactory.types import Decoding
+
+WEIGHT_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model")
+READ_WHOLE = 256 * 2**20
+"""Files up to this many bytes count by their contents, larger ones by size and time of change."""
+
+
+def digest(value: object) -> str:
+    """12 hexadecimal digits that name a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def sampling_fingerprint(resolved: Resolved, decoding: Decoding, seed: int) -> dict[str, str | None]:
+    """What an attempt depends on beside its task: the model, the agent and whom it asks, the decoding."""
+    config = resolved.config
+    helpers = {
+        module.options.engine
+        for module in config.agent.modules.values()
+        if isinstance(module.options, ModuleOptions) and module.options.engine in config.engines
+    }
+    agent = {"agent": resolved.values["agent"], "engines": {name: _speaker(config.engines[name]) for name in helpers}}
+    return {**_policy(resolved), "agent": digest(agent), "decoding": _decoding(decoding, seed)}
+
+
+def judge_fingerprint(resolved: Resolved, engine: str) -> str:
+    """Who judges: the engine called `engine`."""
+    return digest(_speaker(resolved.config.engines[engine]))
+
+
+def _policy(resolved: Resolved) -> dict[str, str | None]:
+    config = resolved.config
+    if isinstance(config.engine, OpenAIEngineConfig):
+        return {
+            "model": f"{config.engine.model} at {config.engine.base_url or 'the default endpoint'}",
+            "weights": None,
+        }
+    model = config.model
+    settings = model.model_dump(mode="json", include={"dtype", "random_weights", "chat_template", "template_options"})
+    name = model.path if model.adapter is None else f"{model.path} + {model.adapter}"
+    return {"model": name, "weights": digest([weights_fingerprint(model), settings])}
+
+
+def weights_fingerprint(model: ModelConfig) -> dict[str, str]:
+    """Each file of a local model and its adapter with a digest; empty for a model on the hub."""
+    found: dict[str, str] = {}
+    for place in (model.path, model.adapter):
+        folder = None if place is None else _folder(place)
+        if folder is not None:
+            for path in sorted({path for pattern in WEIGHT_FILES for path in folder.glob(pattern)}):
+                found[f"{place}/{path.name}"] = _file_digest(path)
+    return found
+
+
+def _folder(place: str) -> Path | None:
+    if place == "tiny":
+        return Path(str(resources.files("memfactory") / "assets" / "tiny"))
+    folder = Path(place).expanduser()
+    return folder if folder.is_dir() else None
+
+
+def _file_digest(path: Path) -> str:
+    facts = path.stat()
+    if facts.st_size > READ_WHOLE:
+        return f"{facts.st_size} bytes, changed {facts.st_mtime_ns}"
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _speaker(engine: object) -> Mapping[str, object]:
+    """What an engine's replies depend on."""
+    if isinstance(engine, OpenAIEngineConfig):
+        return engine.model_dump(include={"kind", "model", "base_url", "temperature", "top_p"})
+    return {"kind": "the policy's weights"}
+
+
+def _decoding(decoding: Decoding, seed: int) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in {**asdict(decoding), "seed": seed}.items())

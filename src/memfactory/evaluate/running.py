@@ -1,0 +1,213 @@
+"""`memfactory eval`: several models on several datasets, with records that resume, tables and results.json."""
+
+from __future__ import annotations
+
+import gc
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+
+from rich.console import Console
+
+from memfactory.build import Stack, build_env, build_stack, build_tasks
+from memfactory.config import Resolved
+from memfactory.config.schema import Component
+from memfactory.engines.options import HfEngineConfig, OpenAIEngineConfig
+from memfactory.environment import describe_environment
+from memfactory.errors import ConfigError, MemFactoryError
+from memfactory.evaluate.attempts import WINDOW, data_hash, evaluate_tasks
+from memfactory.evaluate.progress import shown_progress
+from memfactory.evaluate.records import RecordFile
+from memfactory.evaluate.results import DatasetResult, difference_json, differences
+from memfactory.evaluate.tables import Grid, comparable, detail_table, difference_table, main_table
+from memfactory.evaluate.targets import Settings, Target, prepare
+from memfactory.files import write_whole
+from memfactory.types import Task
+
+
+@dataclass
+class Report:
+    """What has come out so far, by model and dataset: a result, or why there is none."""
+
+    results: dict[str, dict[str, DatasetResult]] = field(default_factory=dict)
+    failures: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    def fail(self, target: Target, dataset: str, error: MemFactoryError) -> None:
+        self.failures.setdefault(target.label, {})[dataset] = str(error)
+
+
+def run_evaluation(
+    targets: Sequence[Resolved],
+    *,
+    data: Sequence[str],
+    output: Path,
+    samples: int | None = None,
+    metrics: Sequence[str] = (),
+    limit: int | None = None,
+    overwrite: bool = False,
+    judge: bool = False,
+    console: Console,
+) -> int:
+    """Evaluate every target on every dataset; 0, or 1 when a dataset failed.
+
+    `data` names sets of the configs' `data.eval`, files, hub ids or registered datasets (none: all of `data.eval`).
+    `samples`, `metrics` and `limit` stand in for the configs' `eval` sections; `judge` adds a judge to the metrics.
+    Tables go to `console`, progress to stderr. Under `output` come results.json, results.md and
+    samples/<model>/<dataset>.jsonl; samples that are there are not played again. Raises ConfigError, before any model
+    is loaded, for names that do not exist and for samples of another evaluation in `output`.
+    """
+    begun, errors, report = time.monotonic(), Console(stderr=True), Report()
+    prepared = prepare(targets, data, Settings(samples, tuple(metrics), limit, judge))
+    _check(prepared, output, overwrite, report)
+    for target in prepared:
+        report.results[target.label] = {}
+        _evaluate(target, output, report, errors, alone=len(prepared) == 1)
+        _write(prepared, output, report, time.monotonic() - begun)
+    for grid in _grids(prepared, report):
+        console.print(grid.rich())
+    for label, failures in report.failures.items():
+        for name, reason in failures.items():
+            errors.print(f"{name} failed on {label}: {reason}", style="red", markup=False, highlight=False)
+    return 1 if report.failures else 0
+
+
+def _records(target: Target, dataset: str, tasks: Sequence[Task], output: Path, *, overwrite: bool) -> RecordFile:
+    """The records of one dataset. The data's fingerprint is that of all tasks, so a larger limit goes on."""
+    path = output / "samples" / target.folder / f"{dataset}.jsonl"
+    return RecordFile(path, dataset, {"data": data_hash(tasks), **target.fingerprint}, overwrite=overwrite)
+
+
+def _tasks(target: Target, dataset: Component) -> tuple[Task, ...]:
+    """The tasks of `dataset` as the target's environment reads them; no engine is needed for it."""
+    env = target.resolved.config.env
+    reader = build_env(replace(env, options=env.options.model_copy(update={"rewards": {}})), {})
+    return build_tasks(dataset, reader, target.resolved.base_dir).tasks
+
+
+def _check(targets: Sequence[Target], output: Path, overwrite: bool, report: Report) -> None:
+    """Read every dataset and refuse samples of another evaluation, before hours are spent on a model."""
+    problems: list[str] = []
+    for target in targets:
+        for name, dataset in target.datasets.items():
+            try:
+                _records(target, name, _tasks(target, dataset), output, overwrite=overwrite).close()
+            except ConfigError as error:
+                problems += error.problems
+            except MemFactoryError as error:
+                report.fail(target, name, error)
+    if problems:
+        raise ConfigError(problems)
+
+
+def _evaluate(target: Target, output: Path, report: Report, errors: Console, *, alone: bool) -> None:
+    """Play every readable dataset of one target. A model that cannot be built fails them all."""
+    readable = [name for name in target.datasets if name not in report.failures.get(target.label, {})]
+    if not readable:
+        return
+    try:
+        stack = build_stack(target.resolved, training=False)
+    except MemFactoryError as error:
+        if alone:
+            raise
+        for name in readable:
+            report.fail(target, name, error)
+        return
+    try:
+        for name in readable:
+            try:
+                report.results[target.label][name] = _evaluate_dataset(target, name, stack, output, errors)
+            except MemFactoryError as error:
+                report.fail(target, name, error)
+    finally:
+        stack.close()
+        del stack
+        gc.collect()  # The next model needs this one's memory.
+
+
+def _evaluate_dataset(target: Target, name: str, stack: Stack, output: Path, errors: Console) -> DatasetResult:
+    settings = target.resolved.config.eval
+    every = _tasks(target, target.datasets[name])
+    tasks = every[: settings.limit]
+    metrics = target.metrics or stack.env.default_metrics(tasks)
+    with (
+        _records(target, name, every, output, overwrite=False) as records,
+        shown_progress(errors, f"{target.label} on {name}") as on_progress,
+    ):
+        return evaluate_tasks(
+            stack.agent,
+            stack.env,
+            tasks,
+            stack.engines,
+            metrics=tuple(dict.fromkeys((*metrics, *target.judges))),
+            samples=settings.samples,
+            decodings=stack.drawn_with(target.decoding),
+            seed=settings.seed,
+            records=records,
+            max_unknown_share=settings.max_unknown_share,
+            window=_window(target),
+            on_progress=on_progress,
+        )
+
+
+def _window(target: Target) -> int:
+    """Twice what the engine works on at one time: it never waits, and attempts still end early."""
+    engine = target.resolved.config.engine
+    if isinstance(engine, HfEngineConfig):
+        return 2 * engine.max_batch
+    return 2 * engine.concurrency if isinstance(engine, OpenAIEngineConfig) else 4 * WINDOW
+
+
+def _datasets(targets: Sequence[Target]) -> list[str]:
+    return list(dict.fromkeys(name for target in targets for name in target.datasets))
+
+
+def _grids(targets: Sequence[Target], report: Report) -> list[Grid]:
+    names = _datasets(targets)
+    grids = [main_table(report.results, names), difference_table(report.results, names), detail_table(report.results)]
+    return [grid for grid in grids if grid is not None]
+
+
+def _write(targets: Sequence[Target], output: Path, report: Report, seconds: float) -> None:
+    """results.json and results.md as they stand."""
+    models = {
+        target.label: {
+            "source": None if target.resolved.source is None else str(target.resolved.source),
+            "fingerprint": dict(target.fingerprint),
+            "decoding": asdict(target.decoding),
+            "seed": target.resolved.config.eval.seed,
+            "samples": target.resolved.config.eval.samples,
+            "limit": target.resolved.config.eval.limit,
+            "datasets": {name: found.to_json() for name, found in report.results.get(target.label, {}).items()},
+            "failures": report.failures.get(target.label, {}),
+            "config": target.resolved.values,
+        }
+        for target in targets
+    }
+    value = {
+        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "seconds": round(seconds, 1),
+        "models": models,
+        "differences": _differences(report.results),
+        "environment": dict(describe_environment()),
+    }
+    write_whole(output / "results.json", json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_whole(output / "results.md", "\n".join(grid.markdown() for grid in _grids(targets, report)))
+
+
+def _differences(results: Mapping[str, Mapping[str, DatasetResult]]) -> dict[str, object]:
+    """Every further model minus the first, by dataset and metric."""
+    (first, base), *others = results.items()
+    return {
+        "first": first,
+        "models": {
+            label: {
+                name: {metric: difference_json(found) for metric, found in differences(base[name], result).items()}
+                for name, result in by_dataset.items()
+                if name in base and comparable(base[name], result)
+            }
+            for label, by_dataset in others
+        },
+    }

@@ -1,0 +1,129 @@
+"""Tables of an evaluation as plain cells, for the terminal and as markdown. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from rich.table import Table
+
+from memfactory.evaluate.results import DatasetResult, MetricResult, differences
+from memfactory.evaluate.statistics import Estimate
+
+Results = Mapping[str, Mapping[str, DatasetResult]]
+"""Model to dataset to result; a dataset that failed is not there."""
+
+NOTHING = "–"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table: title, header, rows of equally many cells."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def markdown(self) -> str:
+        """The table as GitHub's markdown, all but the first column set to the right."""
+        lines = [self.header, ("---", *("---:" for _ in self.header[1:])), *self.rows]
+        escaped = ("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+        return f"{self.title}\n\n" + "\n".join(escaped) + "\n"
+
+    def rich(self) -> Table:
+        """The table for a terminal."""
+        table = Table(title=self.title, title_justify="left", title_style="bold")
+        for index, name in enumerate(self.header):
+            table.add_column(name, justify="left" if index == 0 else "right", no_wrap=index == 0, overflow="fold")
+        for row in self.rows:
+            table.add_row(*row)
+        return table
+
+
+def main_table(results: Results, datasets: Sequence[str]) -> Grid:
+    """Rows are models, columns datasets by their headline metric, then the average over the datasets.
+
+    A model without a result in every dataset has no average.
+    """
+    rows = []
+    for model, by_dataset in results.items():
+        found = [_headline(by_dataset.get(name)) for name in datasets]
+        whole = [cell.mean for cell in found if cell is not None]
+        average = f"{fmean(whole):.4f}" if len(whole) == len(datasets) else NOTHING
+        rows.append((model, *(NOTHING if cell is None else _value(cell.estimate) for cell in found), average))
+    samples = sorted({result.samples for by_dataset in results.values() for result in by_dataset.values()})
+    title = f"avg@{'/'.join(map(str, samples))} ± standard error, clustered by question" if samples else "No result"
+    return Grid(title, ("model", *(_column(results, name) for name in datasets), "average"), tuple(rows))
+
+
+def difference_table(results: Results, datasets: Sequence[str]) -> Grid | None:
+    """Every further model minus the first, paired by question, with 95 % intervals; None for a single model.
+
+    Models whose tasks differ (by data hash) are not compared.
+    """
+    (first, base), *others = results.items()
+    if not others:
+        return None
+    rows = [
+        (model, *(_difference(base.get(name), by_dataset.get(name)) for name in datasets))
+        for model, by_dataset in others
+    ]
+    title = f"Difference to {first}, paired by question [95 % interval]"
+    return Grid(title, ("model", *(_column(results, name) for name in datasets)), tuple(rows))
+
+
+def detail_table(results: Results) -> Grid:
+    """A line for every model, dataset and metric."""
+    header = ("model", "dataset", "metric", "n", "k", "value", "±", "95 % interval", "pass@k", "unknown", "truncated")
+    rows = [
+        (
+            model,
+            name,
+            metric,
+            str(found.n),
+            str(found.k),
+            f"{found.mean:.4f}",
+            NOTHING if found.standard_error is None else f"{found.standard_error:.4f}",
+            _interval(found.estimate),
+            f"{found.pass_at[max(found.pass_at)]:.4f}" if found.pass_at else NOTHING,
+            str(found.unknown),
+            f"{result.truncated:.1%}",
+        )
+        for model, by_dataset in results.items()
+        for name, result in by_dataset.items()
+        for metric, found in result.metrics.items()
+    ]
+    return Grid("All metrics", header, tuple(rows))
+
+
+def comparable(first: DatasetResult, second: DatasetResult) -> bool:
+    """Whether both are of the same tasks."""
+    return first.data_hash == second.data_hash
+
+
+def _headline(result: DatasetResult | None) -> MetricResult | None:
+    return None if result is None else result.metrics[result.headline]
+
+
+def _column(results: Results, name: str) -> str:
+    metrics = {by_dataset[name].headline for by_dataset in results.values() if name in by_dataset}
+    return f"{name} ({metrics.pop()})" if len(metrics) == 1 else name
+
+
+def _difference(first: DatasetResult | None, second: DatasetResult | None) -> str:
+    if first is None or second is None or not comparable(first, second):
+        return NOTHING
+    found = differences(first, second).get(first.headline)
+    return NOTHING if found is None else f"{found.mean:+.4f} {_interval(found, signed=True)}"
+
+
+def _value(found: Estimate) -> str:
+    return f"{found.mean:.4f}" if found.standard_error is None else f"{found.mean:.4f} ± {found.standard_error:.4f}"
+
+
+def _interval(found: Estimate, *, signed: bool = False) -> str:
+    if found.interval is None:
+        return NOTHING
+    low, high = found.interval
+    return f"[{low:+.3f}, {high:+.3f}]" if signed else f"[{low:.3f}, {high:.3f}]"

@@ -1,0 +1,174 @@
+"""What is to be evaluated, worked out and checked before any model is loaded."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from memfactory.config import Resolved, dataset_component
+from memfactory.config.datasets import dataset_title, locate
+from memfactory.config.schema import Component, RunConfig
+from memfactory.dialogue import ModuleOptions
+from memfactory.errors import ConfigError, unknown
+from memfactory.evaluate.fingerprint import judge_fingerprint, sampling_fingerprint
+from memfactory.evaluate.records import Fingerprint
+from memfactory.registry import REWARDS
+from memfactory.types import Decoding
+
+
+@dataclass(frozen=True)
+class Target:
+    """One model to evaluate.
+
+    `label` names its row, `resolved` is its config without what this evaluation does not use, `datasets` what it is
+    evaluated on. `metrics` are those asked for (none: the environment's defaults), and those in `judges` ask a model.
+    """
+
+    label: str
+    resolved: Resolved
+    datasets: Mapping[str, Component]
+    metrics: tuple[str, ...]
+    judges: tuple[str, ...]
+    decoding: Decoding
+    fingerprint: Fingerprint
+
+    @property
+    def folder(self) -> str:
+        """The label as a folder's name."""
+        return re.sub(r"[^\w.+-]+", "-", self.label)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the command line says in place of the configs' `eval` sections; None or empty: as configured."""
+
+    samples: int | None = None
+    metrics: tuple[str, ...] = ()
+    limit: int | None = None
+    judge: bool = False
+
+
+def prepare(resolved: Sequence[Resolved], data: Sequence[str], settings: Settings) -> list[Target]:
+    """The targets, each with a label of its own. Raises ConfigError with every problem of all of them."""
+    if not resolved:
+        raise ConfigError("nothing to evaluate: name a config, a run folder or a model")
+    targets: list[Target] = []
+    problems: list[str] = []
+    for one in resolved:
+        try:
+            targets.append(_target(one, data, settings, [target.label for target in targets]))
+        except ConfigError as error:
+            problems += [problem for problem in error.problems if problem not in problems]
+    if problems:
+        raise ConfigError(problems)
+    return targets
+
+
+def _target(resolved: Resolved, data: Sequence[str], settings: Settings, taken: Sequence[str]) -> Target:
+    problems: list[str] = []
+    resolved = _with_settings(resolved, settings)
+    asked = resolved.config.eval.metrics
+    problems += [unknown("metric", name, REWARDS.names()) for name in asked if name not in REWARDS.names()]
+    judges = tuple(name for name in asked if name in REWARDS.names() and asks_engine(name))
+    if settings.judge and not judges:
+        judges = _default_judges(resolved.config)
+        problems += [] if judges else ["--judge: there is no registered reward that asks a model"]
+    engines = {name: _judge_engine(resolved.config, name) for name in judges}
+    problems += [
+        f"{name}: the judge asks the engine {engine!r}. " + unknown("engine", engine, resolved.config.engines)
+        for name, engine in engines.items()
+        if engine not in resolved.config.engines
+    ]
+    datasets: dict[str, Component] = {}
+    for spec in data or resolved.config.data.eval:
+        try:
+            title, component = _dataset(resolved, spec)
+            datasets[title] = component
+        except ConfigError as error:
+            problems += error.problems
+    if not datasets and not problems:
+        problems.append("no dataset to evaluate on: add --data NAME_OR_FILE, or sets under data.eval in the config")
+    if problems:
+        raise ConfigError(problems)
+    settled = resolved.config.eval
+    decoding = Decoding(settled.temperature, settled.top_p, settled.top_k)
+    pruned = _without_unused(resolved, engines)
+    judged_by = {"judge": ", ".join(judge_fingerprint(pruned, name) for name in engines.values()) or None}
+    return Target(
+        label=_label(resolved.name, taken),
+        resolved=pruned,
+        datasets=datasets,
+        metrics=asked,
+        judges=judges,
+        decoding=decoding,
+        fingerprint={**sampling_fingerprint(pruned, decoding, settled.seed), **judged_by},
+    )
+
+
+def asks_engine(reward: str) -> bool:
+    """Whether the reward of that name asks a model: it has an option `engine`."""
+    return "engine" in REWARDS.options(reward).model_fields
+
+
+def _with_settings(resolved: Resolved, settings: Settings) -> Resolved:
+    given = {"samples": settings.samples, "limit": settings.limit, "metrics": settings.metrics or None}
+    update = {name: value for name, value in given.items() if value is not None}
+    section = type(resolved.config.eval).model_validate({**resolved.config.eval.model_dump(), **update})
+    values = {**resolved.values, "eval": section.model_dump(mode="json")}
+    return replace(resolved, config=resolved.config.model_copy(update={"eval": section}), values=values)
+
+
+def _dataset(resolved: Resolved, spec: str) -> tuple[str, Component]:
+    """The dataset that `spec` names and the name it is reported under."""
+    known = resolved.config.data.eval
+    if spec in known:
+        return spec, known[spec]
+    try:
+        component = dataset_component(spec, resolved.base_dir)
+    except ConfigError as error:
+        sets = f" data.eval of {resolved.name} has: {', '.join(known)}." if known else ""
+        raise ConfigError(f"--data {spec}: {error}{sets}") from None
+    path = getattr(component.options, "path", None)
+    if isinstance(path, str) and locate(path, resolved.base_dir) is None:
+        raise ConfigError(f"--data {spec}: there is no file {path!r}")
+    return dataset_title({"name": component.name, **component.options.model_dump()}), component
+
+
+def _label(name: str, taken: Sequence[str]) -> str:
+    label, number = name, 1
+    while label in taken:
+        number += 1
+        label = f"{name}-{number}"
+    return label
+
+
+def _reward_entries(config: RunConfig) -> dict[str, float | dict[str, object]]:
+    return dict(getattr(config.env.options, "rewards", {}))
+
+
+def _default_judges(config: RunConfig) -> tuple[str, ...]:
+    """The judge that the environment is configured with, else the first one registered."""
+    existing = [name for name in REWARDS.names() if asks_engine(name)]
+    own = [name for name in _reward_entries(config) if name in existing]
+    return tuple((own or existing)[:1])
+
+
+def _judge_engine(config: RunConfig, judge: str) -> str:
+    entry = _reward_entries(config).get(judge, {})
+    options = REWARDS.options(judge).model_validate(entry if isinstance(entry, dict) else {"weight": entry})
+    return str(options.model_dump()["engine"])
+
+
+def _without_unused(resolved: Resolved, judge_engines: Mapping[str, str]) -> Resolved:
+    """The config without the judges that are not asked and the engines that nobody asks."""
+    config = resolved.config
+    rewards = {
+        name: entry for name, entry in _reward_entries(config).items() if name in judge_engines or not asks_engine(name)
+    }
+    asked = {*judge_engines.values()} | {
+        module.options.engine for module in config.agent.modules.values() if isinstance(module.options, ModuleOptions)
+    }
+    env = replace(config.env, options=config.env.options.model_copy(update={"rewards": rewards}))
+    engines = {name: engine for name, engine in config.engines.items() if name in asked}
+    return replace(resolved, config=config.model_copy(update={"env": env, "engines": engines}))

@@ -1,0 +1,85 @@
+"""A chat endpoint on this machine that reads with recurrent memory as a model would, for tests of whole commands."""
+
+import json
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+NAMES = ("Alice", "Bob", "Carol", "Dora")
+CODES = ("seven", "nine", "three", "five")
+
+
+def rows():
+    """One question about each name, over a text that holds every code."""
+    text = " ".join(f"The code of {name} is {code}." for name, code in zip(NAMES, CODES))
+    return [
+        {"context": text, "input": f"What is the code of {name}?", "answers": [code], "num_docs": 4, "index": index}
+        for index, (name, code) in enumerate(zip(NAMES, CODES))
+    ]
+
+
+def reading(request):
+    """Keeps the code that is asked for in memory and answers with it; Dora's is never found."""
+    prompt = request["messages"][-1]["content"]
+    name = re.search(r"What is the code of (\w+)\?", prompt).group(1)
+    memory = re.search(r"<memory>\n(.*?)\n</memory>", prompt, re.DOTALL).group(1)
+    if "<section>" not in prompt:
+        return f"It is \\boxed{{{memory}}}."
+    found = re.search(rf"The code of {name} is (\w+)\.", prompt.partition("<section>")[2])
+    return found.group(1) if found and name != "Dora" else memory
+
+
+class ChatServer:
+    """Answers chat completions with `reply(request)`; a number is sent as that HTTP status. `requests` keeps them."""
+
+    def __init__(self, reply=reading):
+        self.reply = reply
+        self.requests = []
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                server.requests.append(request)
+                said = server.reply(request)
+                status = said if isinstance(said, int) else 200
+                message = {"choices": [{"message": {"role": "assistant", "content": said}, "finish_reason": "stop"}]}
+                body = json.dumps(message if status == 200 else {"error": {"message": "no"}}).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *words):
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+
+    def close(self):
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def write_tokenizer(path):
+    """A tokenizer file that takes words and full stops apart; a sentence of `rows` has seven tokens."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.WordLevel({"?": 0}, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(path))
+    return path
+
+
+def config_text(url, tokenizer, *, more=""):
+    """A config whose policy speaks through the endpoint at `url`, in sections of 14 tokens: two of the sentences."""
+    return f"""
+agent: {{name: memory_agent, chunk_tokens: 14}}
+env: {{name: longcontext, rewards: {{boxed_em: 1.0}}}}
+engine: {{kind: openai, model: reader, base_url: "{url}", api_key_env: "", retries: 0, tokenizer: "{tokenizer}"}}
+eval: {{samples: 2, temperature: 0.5}}
+{more}
+"""

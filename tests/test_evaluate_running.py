@@ -1,0 +1,157 @@
+"""`memfactory eval` from configs to tables, over a local chat endpoint."""
+
+import io
+import json
+
+import pytest
+from chat_server import ChatServer, config_text, reading, rows, write_tokenizer
+from rich.console import Console
+
+from memfactory.config import load_config
+from memfactory.errors import ConfigError
+from memfactory.evaluate.records import read_records
+from memfactory.evaluate.running import run_evaluation
+
+
+@pytest.fixture
+def server():
+    server = ChatServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def place(tmp_path, server, monkeypatch):
+    """A folder with a config and two datasets, one with more rows than the other."""
+    (tmp_path / "codes.json").write_text(json.dumps(rows()))
+    (tmp_path / "few.json").write_text(json.dumps(rows()[:2]))
+    (tmp_path / "reader.yaml").write_text(config_text(server.url, write_tokenizer(tmp_path / "words.json")))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def evaluate(targets, data, **options):
+    """The exit code and what was printed."""
+    console = Console(file=io.StringIO(), width=200)
+    settings = {"output": options.pop("output"), **options}
+    code = run_evaluation(targets, data=data, console=console, **settings)
+    return code, console.file.getvalue()
+
+
+def test_an_evaluation_gives_a_table_and_results_in_json_and_markdown(place):
+    target = load_config(place / "reader.yaml")
+    code, printed = evaluate([target], ["codes.json", "few.json"], output=place / "out", metrics=("boxed_em",))
+    assert code == 0
+    # Three of four questions are answered; sd of (1, 1, 1, 0) is 1/2, its standard error 1/4. Both of the few are.
+    assert "0.7500 ± 0.2500" in printed and "1.0000 ± 0.0000" in printed and "0.8750" in printed
+    assert "| reader | 0.7500 ± 0.2500 | 1.0000 ± 0.0000 | 0.8750 |" in (place / "out/results.md").read_text()
+    value = json.loads((place / "out/results.json").read_text())
+    model = value["models"]["reader"]
+    assert model["datasets"]["codes"]["metrics"]["boxed_em"]["mean"] == 0.75
+    assert model["decoding"] == {"temperature": 0.5, "top_p": 1.0, "top_k": 0}
+    assert model["config"]["agent"]["name"] == "memory_agent"
+    assert len(model["datasets"]["codes"]["data_hash"]) == 16
+    assert {"date", "seconds", "environment"} <= set(value)
+
+
+def test_the_environment_chooses_the_metrics_where_none_are_named(place):
+    evaluate([load_config(place / "reader.yaml")], ["codes.json"], output=place / "out")
+    metrics = json.loads((place / "out/results.json").read_text())["models"]["reader"]["datasets"]["codes"]["metrics"]
+    assert list(metrics)[0] == "sub_em" and metrics["sub_em"]["mean"] == 0.75
+
+
+def test_a_second_run_plays_nothing_and_finds_the_same(place, server):
+    target = load_config(place / "reader.yaml")
+    evaluate([target], ["codes.json"], output=place / "out")
+    first = json.loads((place / "out/results.json").read_text())["models"]
+    asked = len(server.requests)
+    evaluate([target], ["codes.json"], output=place / "out")
+    assert len(server.requests) == asked
+    assert json.loads((place / "out/results.json").read_text())["models"] == first
+
+
+def test_a_larger_limit_and_more_samples_go_on_from_the_records(place):
+    target = load_config(place / "reader.yaml")
+    evaluate([target], ["codes.json"], output=place / "out", limit=1, samples=1)
+    path = place / "out/samples/reader/codes.jsonl"
+    assert len(read_records(path)) == 1
+    evaluate([target], ["codes.json"], output=place / "out", limit=3, samples=2)
+    assert len(read_records(path)) == 6
+
+
+def test_several_models_are_compared_by_question(place):
+    mute = ChatServer(lambda request: "I do not know")
+    (place / "mute.yaml").write_text(config_text(mute.url, place / "words.json"))
+    targets = [load_config(place / name) for name in ("mute.yaml", "reader.yaml")]
+    code, printed = evaluate(targets, ["codes.json"], output=place / "out", metrics=("boxed_em",))
+    mute.close()
+    assert code == 0
+    # By question +1, +1, +1, 0: 0.75 with standard error 0.25, so 0.75 - 0.48999 to 0.75 + 0.48999.
+    assert "Difference to mute" in printed and "+0.7500 [+0.260, +1.240]" in printed
+    found = json.loads((place / "out/results.json").read_text())["differences"]
+    assert found["first"] == "mute"
+    assert found["models"]["reader"]["codes"]["boxed_em"]["mean"] == 0.75
+
+
+def test_a_dataset_that_fails_is_reported_and_the_others_go_on(place, capsys):
+    (place / "broken.json").write_text(json.dumps([{"context": "text", "input": "Who?"}]))
+    target = load_config(place / "reader.yaml")
+    code, printed = evaluate([target], ["broken.json", "few.json"], output=place / "out", metrics=("boxed_em",))
+    assert code == 1
+    assert "1.0000" in printed
+    told = " ".join(capsys.readouterr().err.split())
+    assert "broken failed on reader" in told and "row 1" in told
+    value = json.loads((place / "out/results.json").read_text())["models"]["reader"]
+    assert set(value["failures"]) == {"broken"} and set(value["datasets"]) == {"few"}
+
+
+def test_an_endpoint_that_goes_down_fails_the_dataset_and_a_later_run_goes_on(place, server):
+    def failing(request):
+        return reading(request) if "Alice" in request["messages"][-1]["content"].partition("?")[0] else 500
+
+    server.reply = failing
+    target = load_config(place / "reader.yaml")
+    code, _ = evaluate([target], ["few.json"], output=place / "out", metrics=("boxed_em",), samples=1)
+    assert code == 1
+    server.reply = reading
+    code, printed = evaluate([target], ["few.json"], output=place / "out", metrics=("boxed_em",), samples=1)
+    assert code == 0 and "1.0000" in printed
+
+
+def test_samples_of_another_evaluation_are_refused_before_anything_is_played(place, server):
+    evaluate([load_config(place / "reader.yaml")], ["few.json"], output=place / "out")
+    asked = len(server.requests)
+    hotter = load_config(place / "reader.yaml", ["eval.temperature=0.9"])
+    with pytest.raises(ConfigError, match=r"temperature 0.5.*temperature 0.9.*--output.*--overwrite"):
+        evaluate([hotter], ["few.json"], output=place / "out")
+    assert len(server.requests) == asked
+    code, _ = evaluate([hotter], ["few.json"], output=place / "out", overwrite=True)
+    assert code == 0 and len(server.requests) == 2 * asked
+
+
+def test_every_mistake_is_told_at_once(place):
+    target = load_config(place / "reader.yaml")
+    with pytest.raises(ConfigError) as caught:
+        evaluate([target], ["fewer.json", "nonsense"], output=place / "out", metrics=("boxed",))
+    told = "\n".join(caught.value.problems)
+    assert "no metric is called 'boxed'; did you mean 'boxed_em'?" in told
+    assert "there is no file 'fewer.json'" in told and "no dataset is called 'nonsense'" in told
+
+
+def test_no_dataset_at_all_is_a_mistake(place):
+    with pytest.raises(ConfigError, match="no dataset to evaluate on"):
+        evaluate([load_config(place / "reader.yaml")], [], output=place / "out")
+
+
+def test_the_configs_own_sets_are_evaluated_by_default(place, server):
+    more = "data: {eval: {small: few.json}}"
+    (place / "own.yaml").write_text(config_text(server.url, place / "words.json", more=more))
+    code, _ = evaluate([load_config(place / "own.yaml")], [], output=place / "out")
+    assert code == 0
+    assert (place / "out/samples/own/small.jsonl").is_file()
+
+
+def test_two_targets_of_one_name_get_rows_of_their_own(place):
+    targets = [load_config(place / "reader.yaml", overrides) for overrides in ([], ["eval.temperature=0"])]
+    evaluate(targets, ["few.json"], output=place / "out")
+    assert list(json.loads((place / "out/results.json").read_text())["models"]) == ["reader", "reader-2"]
