@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -27,6 +28,8 @@ from memfactory.engines.options import ModelConfig
 from memfactory.errors import ConfigError
 
 TINY = "tiny"
+# What the libraries raise for files that are missing, broken, or of another shape than the configuration says.
+_UNUSABLE = (OSError, ValueError, ImportError, RuntimeError, SafetensorError)
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -85,7 +88,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(
             path, trust_remote_code=config.trust_remote_code, local_files_only=_is_local(path)
         )
-    except (OSError, ValueError, ImportError) as error:
+    except _UNUSABLE as error:
         raise _missing("tokenizer", path, error) from error
     if config.chat_template is not None:
         template = Path(config.chat_template).expanduser()
@@ -122,17 +125,26 @@ def load_model(config: ModelConfig, *, training: bool, frozen_base: bool = False
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": resolve_attention(config, device)}
     options |= {"trust_remote_code": config.trust_remote_code}
     try:
-        if config.random_weights:
-            model = _random_model(path, device, options)
-        else:
-            with _without_progress_bar():
-                model = AutoModelForCausalLM.from_pretrained(path, local_files_only=_is_local(path), **options)
-    except (OSError, ValueError, ImportError) as error:
+        model = _random_model(path, device, options) if config.random_weights else _stored_model(path, options)
+        model = model.to(device)
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(f"model.path: {path!r} in {dtype} does not fit into the memory of {device}") from error
+    except _UNUSABLE as error:
         raise _missing("model", path, error) from error
-    model = model.to(device)
     if adapter is not None:
         model = _with_adapter(model, adapter, training)
     return model.eval()
+
+
+def _stored_model(path: str, options: dict[str, Any]) -> PreTrainedModel:
+    with _without_progress_bar():
+        model, info = AutoModelForCausalLM.from_pretrained(
+            path, local_files_only=_is_local(path), output_loading_info=True, **options
+        )
+    if info["missing_keys"]:
+        # They would be random numbers otherwise.
+        raise ValueError(f"its weights lack {', '.join(sorted(info['missing_keys'])[:5])}")
+    return model
 
 
 @contextmanager
@@ -160,7 +172,7 @@ def _with_adapter(model: PreTrainedModel, adapter: str, training: bool) -> PreTr
 
     try:
         adapted = PeftModel.from_pretrained(model, adapter, is_trainable=training)
-    except (OSError, ValueError, KeyError) as error:
+    except (*_UNUSABLE, KeyError) as error:
         raise ConfigError(f"model.adapter: {adapter!r} cannot be loaded as a PEFT adapter: {error}") from error
     return adapted if training else adapted.merge_and_unload()
 
