@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any, ClassVar, Literal
@@ -187,7 +187,7 @@ def play(
     try:
         yield from admit()
         while waiting:
-            for key, reply in list(_ready(engines.values(), {ask.engine for ask in waiting.values()}, engines)):
+            for key, reply in list(_ready(engines, {ask.engine for ask in waiting.values()})):
                 if receive(key, reply):
                     yield episodes[key]
             yield from admit()
@@ -197,9 +197,7 @@ def play(
                 engine.cancel()
 
 
-def _ready(
-    all_engines: Iterable[Engine], wanted: set[str], engines: Mapping[str, Engine]
-) -> Iterator[tuple[Any, Reply]]:
+def _ready(engines: Mapping[str, Engine], wanted: set[str]) -> Iterator[tuple[Any, Reply]]:
     """The replies that every engine with pending work has ready, each engine stepped once."""
     stepped: list[Engine] = []
     for name in sorted(wanted):

@@ -24,7 +24,7 @@ from memfactory.errors import ConfigError, EngineError
 from memfactory.types import Message, Reply, Sampling, Stop
 
 LONGEST_PAUSE = 60.0
-POLL_SECONDS = 0.02
+POLL_SECONDS = 0.005
 RETRIED_STATUS = (408, 409, 429)
 
 Outcome = Reply | BaseException
