@@ -79,7 +79,7 @@ class Checker:
             self.problems.add((*path, "name"), f"expected the name of a {registry.kind}; given {shown(name)}")
             return None
         if name not in registry.names():
-            existing = {*registry.names(), *self.parts.get(str(path[0]), ())}
+            existing = {*registry.names(), *(self.parts.get(str(path[0]), ()) if len(path) == 1 else ())}
             self.problems.add((*path, "name"), unknown(registry.kind, name, existing))
             return None
         return name
@@ -246,7 +246,7 @@ def _drop(values: Any, place: KeyPath) -> bool:
         if isinstance(inside[depth - 1], dict):
             del inside[depth - 1][place[depth - 1]]
             return True
-    return False
+    return len(place) > len(inside)
 
 
 def dataset_component(spec: object, base_dir: Path) -> Component:

@@ -69,7 +69,7 @@ def load_config(source: str | Path, overrides: Sequence[str] = (), *, command: s
         load_plugin(plugin, found.base_dir)
     parts = {section: part_names(section, folders) for section in PART_FOLDERS}
     config = _validated(tree, problems, Checker(problems, tree.origins, found.base_dir, parts))
-    warnings = [] if problems else check_rules(config, problems)
+    warnings = check_rules(config, problems)
     if command is not None:
         warnings += Readiness(config, found.base_dir, problems, cast("Command", command)).check()
     problems.raise_any()

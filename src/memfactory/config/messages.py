@@ -94,7 +94,7 @@ def _expected(details: ErrorDetails) -> str:
     kind = details["type"]
     if kind in _RANGES:
         key, words = _RANGES[kind]
-        return f"{words} {details['ctx'][key]}"
+        return f"{words} {details['ctx'][key]:g}"
     if kind == "literal_error":
         return f"one of {details['ctx']['expected']}"
     return (

@@ -51,9 +51,14 @@ class Problems:
     def add(self, path: KeyPath, message: str, written: KeyPath | None = None) -> None:
         """Note `message` about `path`; `written` is where it was written, when that is another path."""
         at = path if written is None else written
-        if any(other and (at[: len(other)] == other or other[: len(at)] == at) for other, _ in self._found if at):
-            return
-        self._found.append((at, message))
+        if not (at and self.touch(at)):
+            self._found.append((at, message))
+
+    def touch(self, *paths: KeyPath) -> bool:
+        """Whether a problem lies at, below or around one of `paths`."""
+        return any(
+            path[: len(other)] == other or other[: len(path)] == path for path in paths for other, _ in self._found
+        )
 
     def messages(self) -> list[str]:
         """Every problem as `file:line: dotted.key: message`, files in order and lines ascending."""
@@ -76,5 +81,6 @@ class Problems:
 def located(path: KeyPath, message: str, origin: Origin) -> str:
     """`file:line: dotted.key: message`; an override that already shows the key does not repeat it."""
     key = dotted(path)
-    said = not key or origin.source.removeprefix("command line: ").partition("=")[0].lstrip("-") == key
+    override = origin.source.removeprefix("command line: ").partition("=")[0].lstrip("-")
+    said = key in ("", override, *(f"{override}.{inner}" for inner in ("name", "path", "kind")))
     return f"{origin}: {message}" if said else f"{origin}: {key}: {message}"

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
 
 from memfactory.config.datasets import locate
 from memfactory.config.parts import is_dir
@@ -25,7 +24,6 @@ from memfactory.trackers.options import SwanlabConfig
 
 Command = Literal["train", "eval", "infer"]
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
-_HERE = ("localhost", "127.0.0.1", "::1", "0.0.0.0")
 
 
 class Readiness:
@@ -43,10 +41,10 @@ class Readiness:
         if self.command == "train":
             self._can_be_trained()
         self._model_files()
-        self._datasets()
         self._compute()
         self._engines()
         if self.command == "train":
+            self._datasets()
             self._optimizer()
             self._trackers()
         return self.warnings
@@ -99,11 +97,8 @@ class Readiness:
 
     def _datasets(self) -> None:
         data = self.config.data
-        used: dict[KeyPath, Component | None] = {}
-        if self.command == "train":
-            used[("data", "train")] = data.train
-        if self.command != "infer":
-            used |= {("data", "eval", name): dataset for name, dataset in data.eval.items()}
+        used: dict[KeyPath, Component | None] = {("data", "train"): data.train}
+        used |= {("data", "eval", name): dataset for name, dataset in data.eval.items()}
         for path, dataset in used.items():
             file = getattr(dataset.options, "path", None) if dataset is not None else None
             if isinstance(file, str) and locate(file, self.base_dir) is None and self._folder(file) is None:
@@ -154,7 +149,7 @@ class Readiness:
                 self.problems.add(
                     (*path, "api_key_env"),
                     f"the key of {engine.model!r} is expected in the environment variable {engine.api_key_env}, "
-                    "which is not set",
+                    'which is not set; write api_key_env: "" for an endpoint without keys',
                 )
 
     def _optimizer(self) -> None:
@@ -176,9 +171,8 @@ class Readiness:
 
 
 def needs_key(engine: OpenAIEngineConfig) -> bool:
-    """Whether an endpoint's key is missing; one on this machine can do without."""
-    here = urlsplit(engine.base_url or "").hostname in _HERE
-    return not here and not os.environ.get(engine.api_key_env)
+    """Whether an endpoint's key is wanted and missing; `api_key_env: ""` is an endpoint without keys."""
+    return bool(engine.api_key_env) and not os.environ.get(engine.api_key_env, "").strip()
 
 
 def installed(package: str) -> bool:

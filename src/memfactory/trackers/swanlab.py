@@ -1,0 +1,87 @@
+"""SwanLab as one more place for metrics: offline unless asked otherwise, and never able to stop a run."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from memfactory.trackers.base import RunInfo, State, Tracker
+from memfactory.trackers.options import SwanlabConfig
+
+log = logging.getLogger("memfactory")
+FOLDER = "swanlab"
+
+
+class SwanlabTracker(Tracker):
+    """A SwanLab run whose files lie in the run folder. Nothing is collected beyond the metrics and the config."""
+
+    def __init__(self, config: SwanlabConfig) -> None:
+        self._config = config
+        self._run: Any = None
+
+    def start(self, run: RunInfo) -> None:
+        mode = self._config.mode
+        if mode == "disabled":
+            return
+        if mode == "online" and not os.environ.get("SWANLAB_API_KEY"):
+            log.warning("SwanLab: SWANLAB_API_KEY is not set, so the run is logged offline (`swanlab sync` sends it)")
+            mode = "offline"
+        try:
+            self._run = self._open(run, mode)
+        except Exception as error:
+            if mode != "online":
+                raise
+            log.warning("SwanLab: online does not work (%s), so the run is logged offline", error)
+            self._run = self._open(run, "offline")
+
+    def _open(self, run: RunInfo, mode: str) -> Any:
+        import swanlab
+
+        folder = run.folder / FOLDER
+        folder.mkdir(parents=True, exist_ok=True)
+        with _as_it_was():
+            return swanlab.init(
+                mode=mode,
+                log_dir=str(folder),
+                project=self._config.project,
+                workspace=self._config.workspace,
+                name=run.name,
+                config=dict(run.values),
+                settings=swanlab.Settings(
+                    interactive=False,
+                    terminal={"proxy_type": "none"},
+                    probe=dict.fromkeys(("hardware", "runtime", "requirements", "conda", "git", "monitor"), False),
+                ),
+            )
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        if self._run is not None:
+            self._run.log({name: value for name, value in metrics.items() if math.isfinite(value)}, step=step)
+
+    def evaluation(self, step: int, means: Mapping[str, float]) -> None:
+        self.log(step, {f"eval/{name}": value for name, value in means.items()})
+
+    def finish(self, state: State, error: str | None) -> None:
+        if self._run is not None:
+            run, self._run = self._run, None
+            run.finish(state=state, error=error)
+
+
+@contextmanager
+def _as_it_was() -> Iterator[None]:
+    """Puts back what SwanLab's start changes: the hook for uncaught exceptions.
+
+    SWANLAB_PROJECT, which transformers documents, is a setting of another shape to SwanLab 0.10 and would fail it.
+    """
+    hook, project = sys.excepthook, os.environ.pop("SWANLAB_PROJECT", None)
+    try:
+        yield
+    finally:
+        sys.excepthook = hook
+        if project is not None:
+            os.environ["SWANLAB_PROJECT"] = project
