@@ -4,9 +4,9 @@ import io
 import json
 
 import pytest
-from chat_server import ChatServer, config_text, reading, rows, write_tokenizer
 from rich.console import Console
 
+from chat_server import ChatServer, config_text, reading, rows, write_tokenizer
 from memfactory.config import load_config
 from memfactory.errors import ConfigError
 from memfactory.evaluate.records import read_records
@@ -57,7 +57,7 @@ def test_an_evaluation_gives_a_table_and_results_in_json_and_markdown(place):
 def test_the_environment_chooses_the_metrics_where_none_are_named(place):
     evaluate([load_config(place / "reader.yaml")], ["codes.json"], output=place / "out")
     metrics = json.loads((place / "out/results.json").read_text())["models"]["reader"]["datasets"]["codes"]["metrics"]
-    assert list(metrics)[0] == "sub_em" and metrics["sub_em"]["mean"] == 0.75
+    assert next(iter(metrics)) == "sub_em" and metrics["sub_em"]["mean"] == 0.75
 
 
 def test_a_second_run_plays_nothing_and_finds_the_same(place, server):

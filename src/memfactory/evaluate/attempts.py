@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 
 from memfactory.dialogue import Agent, play, stream_seed
 from memfactory.engines.base import Engine
+from memfactory.engines.options import EngineConfig, HfEngineConfig, OpenAIEngineConfig
 from memfactory.envs.base import Environment
 from memfactory.envs.rewards.base import RewardFunction
 from memfactory.errors import DataError, MemFactoryError
@@ -90,6 +91,13 @@ def attempt(
     """Play each (task, attempt's number) and yield the episodes as they finish; nothing is marked trainable."""
     episodes = [Episode(task, member=number, seed=stream_seed(seed, task.id)) for task, number in attempts]
     yield from play(agent, episodes, engines, decodings=decodings, frozen=True, window=window, on_turn=on_turn)
+
+
+def attempts_under_way(engine: EngineConfig) -> int:
+    """Twice what the engine works on at one time: it never waits, and the first attempts still end early."""
+    if isinstance(engine, HfEngineConfig):
+        return 2 * engine.max_batch
+    return 2 * engine.concurrency if isinstance(engine, OpenAIEngineConfig) else 4 * WINDOW
 
 
 def build_metrics(env: Environment, names: Sequence[str], engines: Mapping[str, Engine]) -> dict[str, RewardFunction]:

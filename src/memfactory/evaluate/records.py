@@ -70,11 +70,12 @@ def record(dataset: str, episode: Episode, scores: Mapping[str, float | None]) -
         answer=episode.answer,
         memory=episode.memory,
         scores=dict(scores),
-        turns=tuple(map(_turn, episode.turns)),
+        turns=tuple(map(turn_record, episode.turns)),
     )
 
 
-def _turn(turn: Turn) -> TurnRecord:
+def turn_record(turn: Turn) -> TurnRecord:
+    """The record of one conversation."""
     tokens = turn.reply.tokens
     return TurnRecord(
         step=turn.step,

@@ -6,24 +6,23 @@ import gc
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 
 from rich.console import Console
 
-from memfactory.build import Stack, build_env, build_stack, build_tasks
+from memfactory.build import Stack, build_stack, build_tasks
 from memfactory.config import Resolved
 from memfactory.config.schema import Component
-from memfactory.engines.options import HfEngineConfig, OpenAIEngineConfig
 from memfactory.environment import describe_environment
 from memfactory.errors import ConfigError, MemFactoryError
-from memfactory.evaluate.attempts import WINDOW, data_hash, evaluate_tasks
+from memfactory.evaluate.attempts import attempts_under_way, data_hash, evaluate_tasks
 from memfactory.evaluate.progress import shown_progress
 from memfactory.evaluate.records import RecordFile
 from memfactory.evaluate.results import DatasetResult, difference_json, differences
 from memfactory.evaluate.tables import Grid, comparable, detail_table, difference_table, main_table
-from memfactory.evaluate.targets import Settings, Target, prepare
+from memfactory.evaluate.targets import Settings, Target, prepare, reading_env
 from memfactory.files import write_whole
 from memfactory.types import Task
 
@@ -70,7 +69,9 @@ def run_evaluation(
         console.print(grid.rich())
     for label, failures in report.failures.items():
         for name, reason in failures.items():
-            errors.print(f"{name} failed on {label}: {reason}", style="red", markup=False, highlight=False)
+            errors.print(
+                f"{name} failed on {label}: {reason}", style="red", markup=False, highlight=False, soft_wrap=True
+            )
     return 1 if report.failures else 0
 
 
@@ -82,9 +83,7 @@ def _records(target: Target, dataset: str, tasks: Sequence[Task], output: Path, 
 
 def _tasks(target: Target, dataset: Component) -> tuple[Task, ...]:
     """The tasks of `dataset` as the target's environment reads them; no engine is needed for it."""
-    env = target.resolved.config.env
-    reader = build_env(replace(env, options=env.options.model_copy(update={"rewards": {}})), {})
-    return build_tasks(dataset, reader, target.resolved.base_dir).tasks
+    return build_tasks(dataset, reading_env(target.resolved), target.resolved.base_dir).tasks
 
 
 def _check(targets: Sequence[Target], output: Path, overwrite: bool, report: Report) -> None:
@@ -147,17 +146,9 @@ def _evaluate_dataset(target: Target, name: str, stack: Stack, output: Path, err
             seed=settings.seed,
             records=records,
             max_unknown_share=settings.max_unknown_share,
-            window=_window(target),
+            window=attempts_under_way(target.resolved.config.engine),
             on_progress=on_progress,
         )
-
-
-def _window(target: Target) -> int:
-    """Twice what the engine works on at one time: it never waits, and attempts still end early."""
-    engine = target.resolved.config.engine
-    if isinstance(engine, HfEngineConfig):
-        return 2 * engine.max_batch
-    return 2 * engine.concurrency if isinstance(engine, OpenAIEngineConfig) else 4 * WINDOW
 
 
 def _datasets(targets: Sequence[Target]) -> list[str]:

@@ -6,10 +6,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from memfactory.build import build_env
 from memfactory.config import Resolved, dataset_component
 from memfactory.config.datasets import dataset_title, locate
 from memfactory.config.schema import Component, RunConfig
 from memfactory.dialogue import ModuleOptions
+from memfactory.envs.base import Environment
 from memfactory.errors import ConfigError, unknown
 from memfactory.evaluate.fingerprint import judge_fingerprint, sampling_fingerprint
 from memfactory.evaluate.records import Fingerprint
@@ -93,7 +95,7 @@ def _target(resolved: Resolved, data: Sequence[str], settings: Settings, taken: 
         raise ConfigError(problems)
     settled = resolved.config.eval
     decoding = Decoding(settled.temperature, settled.top_p, settled.top_k)
-    pruned = _without_unused(resolved, engines)
+    pruned = without_unused(resolved, engines)
     judged_by = {"judge": ", ".join(judge_fingerprint(pruned, name) for name in engines.values()) or None}
     return Target(
         label=_label(resolved.name, taken),
@@ -104,6 +106,12 @@ def _target(resolved: Resolved, data: Sequence[str], settings: Settings, taken: 
         decoding=decoding,
         fingerprint={**sampling_fingerprint(pruned, decoding, settled.seed), **judged_by},
     )
+
+
+def reading_env(resolved: Resolved) -> Environment:
+    """The environment as far as reading rows needs it: without rewards, and so without engines."""
+    env = resolved.config.env
+    return build_env(replace(env, options=env.options.model_copy(update={"rewards": {}})), {})
 
 
 def asks_engine(reward: str) -> bool:
@@ -160,7 +168,7 @@ def _judge_engine(config: RunConfig, judge: str) -> str:
     return str(options.model_dump()["engine"])
 
 
-def _without_unused(resolved: Resolved, judge_engines: Mapping[str, str]) -> Resolved:
+def without_unused(resolved: Resolved, judge_engines: Mapping[str, str]) -> Resolved:
     """The config without the judges that are not asked and the engines that nobody asks."""
     config = resolved.config
     rewards = {

@@ -1,0 +1,158 @@
+"""`memfactory infer` over a local chat endpoint."""
+
+import io
+import json
+import subprocess
+import sys
+
+import pytest
+from rich.console import Console
+
+from chat_server import ChatServer, config_text, rows, write_tokenizer
+from memfactory.config import load_config
+from memfactory.errors import ConfigError, DataError
+from memfactory.infer import run_inference, word_difference
+
+
+@pytest.fixture
+def server():
+    server = ChatServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def place(tmp_path, server, monkeypatch):
+    (tmp_path / "reader.yaml").write_text(config_text(server.url, write_tokenizer(tmp_path / "words.json")))
+    (tmp_path / "text.txt").write_text(rows()[0]["context"])
+    asked = [{"id": row["input"].split()[-1], "input": row["input"], "context": row["context"]} for row in rows()]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def infer(place, *overrides, **options):
+    console = Console(file=io.StringIO(), width=60)
+    code = run_inference(load_config(place / "reader.yaml", overrides), console=console, **options)
+    return code, console.file.getvalue()
+
+
+def answers(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_question_about_a_document_prints_the_answer_alone(place):
+    code, said = infer(place, question="What is the code of Carol?", documents=[place / "text.txt"])
+    assert (code, said) == (0, "It is \\boxed{three}.\n")
+
+
+def test_several_documents_are_numbered(place, server):
+    (place / "more.txt").write_text("The code of Eve is ten.")
+    documents = [place / "text.txt", place / "more.txt"]
+    _, said = infer(place, question="What is the code of Eve?", documents=documents)
+    assert said == "It is \\boxed{ten}.\n"
+    prompts = "".join(request["messages"][-1]["content"] for request in server.requests)
+    assert "Document 1:\nThe code of Alice" in prompts and "Document 2:\nThe code of" in prompts
+
+
+def test_rows_become_answers_with_memory_and_turns(place):
+    code, said = infer(place, input=place / "rows.jsonl", output=place / "answers.jsonl")
+    assert (code, said) == (0, "")
+    found = {row["id"]: row for row in answers(place / "answers.jsonl")}
+    assert set(found) == {"Alice?", "Bob?", "Carol?", "Dora?"}
+    assert found["Carol?"]["question"] == "What is the code of Carol?"
+    assert found["Carol?"]["memory"] == "three"
+    # 28 tokens in sections of 14: two updates, then the answer.
+    assert [(turn["step"], turn["text"]) for turn in found["Carol?"]["turns"]] == [
+        ("update", "No previous memory"),
+        ("update", "three"),
+        ("answer", "It is \\boxed{three}."),
+    ]
+
+
+def test_rows_without_an_output_are_json_lines_on_stdout(place):
+    _, said = infer(place, input=place / "rows.jsonl")
+    assert {json.loads(line)["memory"] for line in said.splitlines()} == {
+        "seven",
+        "nine",
+        "three",
+        "No previous memory",
+    }
+
+
+def test_answered_rows_are_not_played_again(place, server):
+    infer(place, input=place / "rows.jsonl", output=place / "answers.jsonl")
+    whole = (place / "answers.jsonl").read_bytes()
+    lines = whole.splitlines(keepends=True)
+    (place / "answers.jsonl").write_bytes(lines[0] + lines[1] + lines[2][:40])
+    asked = len(server.requests)
+    infer(place, input=place / "rows.jsonl", output=place / "answers.jsonl")
+    assert len(server.requests) - asked == 2 * 3
+    assert sorted((place / "answers.jsonl").read_bytes().splitlines()) == sorted(whole.splitlines())
+
+
+def test_answers_of_another_decoding_are_refused(place):
+    infer(place, input=place / "rows.jsonl", output=place / "answers.jsonl")
+    with pytest.raises(ConfigError, match="another --output"):
+        infer(place, "eval.temperature=0", input=place / "rows.jsonl", output=place / "answers.jsonl")
+
+
+def test_an_id_that_now_asks_another_question_is_refused(place):
+    infer(place, input=place / "rows.jsonl", output=place / "answers.jsonl")
+    (place / "rows.jsonl").write_text(json.dumps({"id": "Bob?", "input": "Who is Bob?", "context": "Bob."}) + "\n")
+    with pytest.raises(ConfigError, match=r"other questions under the ids Bob\?"):
+        infer(place, input=place / "rows.jsonl", output=place / "answers.jsonl")
+
+
+def test_a_bad_row_is_reported_by_its_number_and_the_others_are_answered(place, capsys):
+    text = (place / "rows.jsonl").read_text()
+    (place / "rows.jsonl").write_text('{"input": "What?"}\n' + text)
+    code, _ = infer(place, input=place / "rows.jsonl", output=place / "answers.jsonl")
+    assert code == 1
+    assert len(answers(place / "answers.jsonl")) == 4
+    assert "rows.jsonl line 1 has no text" in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_memory_is_shown_on_stderr_as_it_evolves(place, capsys):
+    _, said = infer(place, question="What is the code of Carol?", documents=[place / "text.txt"], show_memory=True)
+    shown = capsys.readouterr().err
+    assert shown.index("turn 1 (update): 3 words") < shown.index("No previous memory") < shown.index("turn 2 (update)")
+    assert said == "It is \\boxed{three}.\n"
+
+
+def test_a_word_difference_marks_what_came_and_what_went():
+    text = word_difference("Ana lives in Oslo.", "Ana lives in Rome now.")
+    assert text.plain == "Ana lives in Oslo. Rome now."
+    marked = {text.plain[span.start : span.end]: str(span.style) for span in text.spans if span.style}
+    assert marked == {"Oslo.": "red strike", "Rome now.": "green"}
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({}, "nothing to answer"),
+        ({"question": "What?", "input": "rows.jsonl"}, "brings its own questions"),
+        ({"documents": ["text.txt"]}, "--document needs a --question"),
+        ({"question": "  "}, "--question is empty"),
+    ],
+)
+def test_options_that_do_not_fit_are_told(place, options, told):
+    with pytest.raises(ConfigError, match=told):
+        infer(place, **options)
+
+
+def test_a_missing_document_is_told(place):
+    with pytest.raises(DataError, match=r"none\.txt cannot be read: No such file"):
+        infer(place, question="What?", documents=[place / "none.txt"])
+
+
+def test_an_endpoint_needs_no_torch(place):
+    script = (
+        "import sys; from pathlib import Path; from rich.console import Console; from memfactory.config import *; "
+        "from memfactory.infer import run_inference; "
+        "code = run_inference(load_config('reader.yaml'), question='What is the code of Bob?', "
+        "documents=[Path('text.txt')], console=Console()); "
+        "print(code, sorted({'torch', 'transformers', 'datasets', 'matplotlib', 'swanlab'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, cwd=place)
+    assert done.stdout == "It is \\boxed{nine}.\n0 []\n", done.stderr
