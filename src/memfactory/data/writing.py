@@ -1,0 +1,148 @@
+"""Generated rows into files: whole or not at all, one row in memory at a time, equal bytes for equal rows."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from statistics import fmean
+from typing import IO, Any, Literal
+
+from memfactory.errors import DataError
+
+Format = Literal["json", "jsonl", "parquet"]
+GeneratedRow = Mapping[str, object]
+CountTokens = Callable[[str], int]
+OnProgress = Callable[[str, int, int], None]
+"""Told (file name, rows written, rows in all)."""
+PARQUET_BATCH = 64
+
+
+@dataclass(frozen=True)
+class WrittenFile:
+    """A file that was made. `mean_tokens` of the rows' texts is None where nothing counts tokens."""
+
+    path: Path
+    rows: int
+    sha256: str
+    mean_tokens: float | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a generator made, and what it left out and why."""
+
+    files: tuple[WrittenFile, ...]
+    notes: tuple[str, ...] = ()
+
+
+def write_rows(
+    path: Path,
+    rows: Iterable[GeneratedRow],
+    total: int,
+    *,
+    count_tokens: CountTokens | None = None,
+    on_progress: OnProgress | None = None,
+) -> WrittenFile:
+    """Write `rows` (`total` of them) to `path`, in the form that its ending names: .json, .jsonl or .parquet.
+
+    Raises DataError where the file cannot be written.
+    """
+    lengths: list[int] = []
+    working = path.with_name(f".{path.name}.partial")
+
+    def counted() -> Iterable[GeneratedRow]:
+        for done, row in enumerate(rows, start=1):
+            if count_tokens is not None:
+                lengths.append(count_tokens(str(row["context"])))
+            yield row
+            if on_progress is not None:
+                on_progress(path.name, done, total)
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(working, "wb") as file:
+            WRITERS[path.suffix](file, counted())
+            file.flush()
+            os.fsync(file.fileno())
+        digest = _digest(working)
+        os.replace(working, path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be written: {error.strerror or error}") from error
+    finally:
+        with suppress(OSError):
+            working.unlink()
+    return WrittenFile(path, total, digest, fmean(lengths) if lengths else None)
+
+
+def _write_json(file: IO[bytes], rows: Iterable[GeneratedRow]) -> None:
+    separator = b"[\n"
+    for row in rows:
+        file.write(separator + _encoded(row))
+        separator = b",\n"
+    file.write(b"\n]\n" if separator == b",\n" else b"[]\n")
+
+
+def _write_json_lines(file: IO[bytes], rows: Iterable[GeneratedRow]) -> None:
+    for row in rows:
+        file.write(_encoded(row) + b"\n")
+
+
+def _write_parquet(file: IO[bytes], rows: Iterable[GeneratedRow]) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    writer: Any = None
+    batch: list[GeneratedRow] = []
+
+    def flush() -> None:
+        nonlocal writer
+        table = pyarrow.Table.from_pylist(batch, schema=writer.schema if writer else None)
+        writer = writer or parquet.ParquetWriter(file, table.schema)
+        writer.write_table(table)
+        batch.clear()
+
+    for row in rows:
+        batch.append(row)
+        if len(batch) == PARQUET_BATCH:
+            flush()
+    if batch:
+        flush()
+    if writer:
+        writer.close()
+
+
+WRITERS: Mapping[str, Callable[[IO[bytes], Iterable[GeneratedRow]], None]] = {
+    ".json": _write_json,
+    ".jsonl": _write_json_lines,
+    ".parquet": _write_parquet,
+}
+
+
+def _encoded(row: GeneratedRow) -> bytes:
+    return json.dumps(row, ensure_ascii=False).encode()
+
+
+def _digest(path: Path) -> str:
+    found = sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            found.update(block)
+    return found.hexdigest()
+
+
+def as_training_row(row: GeneratedRow, source: str) -> GeneratedRow:
+    """A row in the schema of MemAgent's training files: chat prompt, text, reward model and further facts."""
+    answers: Sequence[object] = list(row["answers"])  # type: ignore[call-overload]
+    return {
+        "data_source": source,
+        "prompt": [{"role": "user", "content": row["input"]}],
+        "context": row["context"],
+        "ability": "memory",
+        "reward_model": {"style": "rule", "ground_truth": answers},
+        "extra_info": {"index": row["index"], "question": row["input"], "num_docs": row["num_docs"]},
+    }
