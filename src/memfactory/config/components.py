@@ -129,7 +129,7 @@ class Checker:
         return None if options is None else Component(name, options)
 
     def _overlaid(self, nested: Any, flat: Any, path: KeyPath, flat_path: KeyPath) -> Any:
-        """Flat options over those under `modules`; the command line's win, and twice in files is a problem."""
+        """Flat options and those under `modules` as one; of the same option the upper layer's wins."""
         if isinstance(nested, dict) and isinstance(flat, dict):
             merged = dict(nested)
             for key, value in flat.items():
@@ -140,12 +140,12 @@ class Checker:
                     merged[key] = value
                     self._move(flat_inner, inner)
             return merged
-        said, flat_said = self.origins.get(path), self.origins.get(flat_path)
-        if flat_said is not None and flat_said.line is None:
+        below, above = self.origins.get(path, Origin("")), self.origins.get(flat_path, Origin(""))
+        if above.layer > below.layer:
             self._move(flat_path, path)
             return flat
-        if said is not None and said.line is not None:
-            self.problems.add(flat_path, f"is given twice, here and under `modules` ({said})")
+        if above.layer == below.layer and above.line is not None:
+            self.problems.add(flat_path, f"is given twice, here and under `modules` ({below})")
         return nested
 
     def _move(self, source: KeyPath, target: KeyPath) -> None:

@@ -13,6 +13,8 @@ from memfactory.config.problems import is_secret, shown
 from memfactory.config.tree import KeyPath, Origin, Tree, dotted, moved, parse_scalar
 from memfactory.errors import ConfigError
 
+COMMAND_LINE = 1_000_000
+"""The layer of overrides: above every file."""
 # A short form that has to be written out before a key below it can be set: `model: tiny` is `model: {path: tiny}`.
 _SHORT_FORMS = {"model": "path", "engine": "kind", "engines": "kind", "trackers": "kind"}
 
@@ -28,10 +30,10 @@ class Override:
     @property
     def origin(self) -> Origin:
         if is_secret(self.path[-1]):
-            return Origin(f"command line: {dotted(self.path)}=***")
+            return Origin(f"command line: {dotted(self.path)}=***", layer=COMMAND_LINE)
         if isinstance(self.value, dict | list):
-            return Origin(f"command line: {dotted(self.path)}={shown(self.value)}")
-        return Origin(f"command line: {self.text}")
+            return Origin(f"command line: {dotted(self.path)}={shown(self.value)}", layer=COMMAND_LINE)
+        return Origin(f"command line: {self.text}", layer=COMMAND_LINE)
 
 
 def parse_override(text: str) -> Override:

@@ -7,7 +7,7 @@ working directory's `configs/`, or in the package's own. It does not know what t
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -195,7 +195,8 @@ def merge(below: Tree, above: Tree, root: KeyPath = ()) -> Tree:
     """
     origins = dict(below.origins)
     values = _merged(below.values, above.values, (), root, origins)
-    origins.update(above.origins)
+    lift = max((origin.layer for origin in below.origins.values()), default=-1) + 1
+    origins |= {path: replace(origin, layer=origin.layer + lift) for path, origin in above.origins.items()}
     return Tree(values, origins)
 
 

@@ -73,7 +73,7 @@ def _folder(folder: Path, trained: bool) -> Source:
             f"{folder}: this folder is no run (it has no {RUN_CONFIG}), no checkpoint and no model (it has neither "
             "config.json nor adapter_config.json)"
         )
-    if "adapter" in model:
+    if model["adapter"] is not None:
         base = _base_of(folder)
         if base is None:
             raise ConfigError(f"{folder}: adapter_config.json does not say which model the adapter belongs to")

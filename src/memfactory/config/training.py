@@ -74,6 +74,8 @@ class LossOptions(Options):
     """Weight of the KL term against the reference; 0: no reference is kept at all."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
     """The per-token KL estimator."""
+    kl_unbiased: bool = False
+    """Multiply the KL estimate by the token's ratio, which makes its gradient that of the KL (arXiv 2512.02556)."""
     sampler_correction: Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = "none"
     """Importance weight policy / sampler for engines whose log-probabilities differ from the trainer's."""
     correction_low: float = Field(0.5, ge=0)

@@ -23,10 +23,14 @@ _PLAIN_TAGS = {_CORE + tag for tag in ("map", "seq", "str", "int", "float", "boo
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a value was written: a line of a file, or an override on the command line."""
+    """Where a value was written: a line of a file, or an override on the command line.
+
+    `layer` counts up from what lies at the bottom of a composition; the upper of two values wins.
+    """
 
     source: str
     line: int | None = None
+    layer: int = field(default=0, compare=False)
 
     def __str__(self) -> str:
         return self.source if self.line is None else f"{self.source}:{self.line}"
@@ -112,7 +116,8 @@ def _number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
 
 
 def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
-    style = "|" if "\n" in value.strip("\n") else ('"' if value == "???" else None)
+    escaped = value == "???" or any(separator in value for separator in "\x85\u2028\u2029\ufeff")
+    style = '"' if escaped else "|" if "\n" in value.strip("\n") else None
     return dumper.represent_scalar(_CORE + "str", value, style=style)
 
 
