@@ -20,7 +20,7 @@ FLOORS = {
     "trainers": 5,
     "build": 5,
     "measure": 5,
-    "figures": 5,
+    "figures": 6,
     "transcripts": 5,
     "rollout": 4,
     "agents": 4,
