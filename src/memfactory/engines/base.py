@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 from memfactory.errors import EngineError
 from memfactory.types import Message, Reply, Sampling
@@ -35,6 +35,19 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class WeightHolder(Protocol):
+    """An engine with its own copy of the policy's weights, which a trainer hands over after each of its updates."""
+
+    def update_weights(self, weights: Iterable[tuple[str, Any]]) -> None:
+        """Take the whole model's weights, by the names of the model's own parameters."""
+        ...
+
+    def sleep(self) -> None:
+        """Give the device's memory back until the next conversation or the next weights; nothing may be pending."""
+        ...
 
 
 @runtime_checkable
@@ -80,3 +93,8 @@ def _collect(engine: Engine, prompts: Sequence[tuple[Sequence[Message], Sampling
     except BaseException:
         engine.cancel()
         raise
+
+
+def stop_place(text: str, stop: Sequence[str]) -> int | None:
+    """Where in `text` the first of the `stop` strings begins; None when it holds none."""
+    return min((place for string in stop if (place := text.find(string)) >= 0), default=None)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from memfactory.engines.base import Key
+from memfactory.engines.base import Key, stop_place
 from memfactory.engines.chat import ChatFormat
 from memfactory.engines.hf_cache import LayerStates, SlotCache, round_up
 from memfactory.engines.hf_sampling import Drawing, draw, uniforms
@@ -315,11 +315,11 @@ class HfEngine:
 
     def _stop_string(self, row: _Row) -> int | None:
         """Where in the text the stop string begins that the newest token completed."""
-        if not row.sampling.stop:
+        stop = row.sampling.stop
+        if not stop:
             return None
         # A token spells at least one byte, so so many of them hold whatever the newest one completed.
-        recent = self.chat.decode(row.reply_ids[-max(len(stop.encode()) for stop in row.sampling.stop) - 8 :])
-        if not any(stop in recent for stop in row.sampling.stop):
+        recent = row.reply_ids[-max(len(string.encode()) for string in stop) - 8 :]
+        if stop_place(self.chat.decode(recent), stop) is None:
             return None
-        text = self.chat.reply_text(row.prompt, row.reply_ids)
-        return min((place for stop in row.sampling.stop if (place := text.find(stop)) >= 0), default=None)
+        return stop_place(self.chat.reply_text(row.prompt, row.reply_ids), stop)

@@ -83,7 +83,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
 
     Raises ConfigError where there is none.
     """
-    path, _ = _places(config)
+    path, _ = places(config)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             path, trust_remote_code=config.trust_remote_code, local_files_only=_is_local(path)
@@ -101,7 +101,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
 def load_chat(config: ModelConfig) -> ChatFormat:
     """The chat format of `config.path`: its tokenizer, chat template and every id that ends a reply."""
     tokenizer = load_tokenizer(config)
-    path, _ = _places(config)
+    path, _ = places(config)
     try:
         ends = GenerationConfig.from_pretrained(path, local_files_only=_is_local(path)).eos_token_id
     except OSError:
@@ -119,7 +119,7 @@ def load_model(config: ModelConfig, *, training: bool, frozen_base: bool = False
     initialises from a fixed seed. Raises ConfigError for what is not there or does not fit this machine.
     """
     device = resolve_device(config.device)
-    path, adapter = _places(config)
+    path, adapter = places(config)
     master = training and not frozen_base and adapter is None
     dtype = torch.float32 if master else compute_dtype(config, device)
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": resolve_attention(config, device)}
@@ -177,7 +177,7 @@ def _with_adapter(model: PreTrainedModel, adapter: str, training: bool) -> PreTr
     return adapted if training else adapted.merge_and_unload()
 
 
-def _places(config: ModelConfig) -> tuple[str, str | None]:
+def places(config: ModelConfig) -> tuple[str, str | None]:
     """The folder or hub id of the base model, and the adapter on top.
 
     `config.path` may itself be an adapter folder: then its base model is the one that it names.
