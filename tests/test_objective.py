@@ -127,6 +127,23 @@ def test_the_kl_term_is_added_with_its_weight_and_without_the_correction() -> No
     assert float(result.loss[0, 0]) == pytest.approx(-1.68 + 0.5 * 0.004837, abs=PRECISION)
 
 
+def test_the_unbiased_kl_has_the_gradient_of_the_kl_itself() -> None:
+    # Two tokens with logits (z, 0) against a reference of (0, 0): KL = sum p log p + log 2, and dKL/dz is
+    # p (1 - p) z. Summed over what can be drawn, weighed by its probability, the loss's gradient must be that.
+    z = torch.tensor(0.8, dtype=torch.float64, requires_grad=True)
+    logprobs = torch.stack([z, torch.zeros_like(z)]).log_softmax(-1)[:, None]
+    mask = torch.ones(2, 1, dtype=torch.bool)
+    reference = torch.full((2, 1), math.log(0.5), dtype=torch.float64)
+    slopes = []
+    for unbiased in (True, False):
+        options = LossOptions(kl_weight=1.0, kl_unbiased=unbiased)
+        kl = token_losses(logprobs, None, torch.zeros(2), mask, options, reference).loss
+        slopes.append(float(torch.autograd.grad((logprobs.detach().exp() * kl).sum(), z, retain_graph=True)[0]))
+    p = 1 / (1 + math.exp(-0.8))
+    assert slopes[0] == pytest.approx(p * (1 - p) * 0.8, abs=1e-12)
+    assert abs(slopes[1] - slopes[0]) > 0.01
+
+
 def test_k3_is_exact_in_single_precision_and_computed_there_for_half_precision() -> None:
     # u = .01: u^2 / 2 + u^3 / 6 = 5.0167e-5, where bfloat16 arithmetic would give -2.2e-3.
     exact = kl_estimate(torch.tensor([-1.01]), torch.tensor([-1.0]), "k3")

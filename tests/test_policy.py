@@ -12,15 +12,17 @@ import pytest
 import torch
 from safetensors import safe_open
 from torch import nn
+from transformers import Gemma2Config, Gemma2ForCausalLM
 
-from memfactory.config.training import LoraOptions, OptimizerOptions
+from memfactory.config.training import GrpoOptions, LoraOptions, OptimizerOptions, SftOptions
 from memfactory.engines.loading import load_chat, load_model
 from memfactory.engines.options import ModelConfig
 from memfactory.errors import ConfigError, MemFactoryError
 from memfactory.trainers.batch import collate
 from memfactory.trainers.logprobs import chunked_logprobs
+from memfactory.trainers.measures import summarized
 from memfactory.trainers.optimizer import Schedule, learning_rate_share, make_optimizer
-from memfactory.trainers.policy import Policy
+from memfactory.trainers.policy import Policy, planned_updates
 from memfactory.trainers.weights import merged_weights
 from small_policy import gradients, largest_difference, small_policy, some_turns
 
@@ -353,12 +355,39 @@ def test_new_adapters_come_from_the_seed_and_leave_other_randomness_alone(small_
 def test_float16_and_unknown_layers_are_refused_with_a_reason(small_model_path: Path) -> None:
     config = ModelConfig(path=str(small_model_path), device="cpu", dtype="float16")
     model = load_model(config, training=True)
-    from memfactory.config.training import GrpoOptions
-
     with pytest.raises(ConfigError, match="float16 is too narrow"):
         Policy(model, load_chat(config), config, GrpoOptions())
     with pytest.raises(ConfigError, match=r"train.lora.target_modules: .*no_such_layer"):
         small_policy(small_model_path, lora=LoraOptions(target_modules=("no_such_layer",)))
+
+
+def test_a_model_that_caps_its_logits_is_refused(small_model_path: Path) -> None:
+    architecture = Gemma2Config(
+        vocab_size=50,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=8,
+        final_logit_softcapping=0.1,
+    )
+    config = ModelConfig(path=str(small_model_path), device="cpu")
+    with pytest.raises(ConfigError, match="'gemma2' scale or cap their logits"):
+        Policy(Gemma2ForCausalLM(architecture), load_chat(config), config, GrpoOptions())
+
+
+def test_several_updates_of_a_rollout_are_reported_as_one() -> None:
+    first = {"loss": 1.0, "ratio/max": 3.0, "tokens/trained": 10.0, "learning_rate": 0.1, "skipped_steps": 0.0}
+    second = {"loss": 2.0, "ratio/max": 2.0, "tokens/trained": 30.0, "learning_rate": 0.2, "skipped_steps": 1.0}
+    assert summarized([first, {}, second]) == {
+        "loss": 1.5,
+        "ratio/max": 3.0,
+        "tokens/trained": 40.0,
+        "learning_rate": 0.2,
+        "skipped_steps": 1.0,
+    }
+    assert summarized([{}]) == {}
 
 
 def test_only_matrices_decay() -> None:
@@ -389,6 +418,13 @@ def test_schedules_warm_up_and_fall_as_worked_out_by_hand(schedule: str, shares:
     given = [learning_rate_share(step, options, 6) for step in range(7)]
     assert given == pytest.approx(shares, abs=1e-6)
     assert learning_rate_share(99, options, 6) == pytest.approx(shares[-1])
+
+
+def test_a_schedule_is_spread_over_all_updates_of_a_run() -> None:
+    assert planned_updates(GrpoOptions(steps=10, minibatches=2, epochs=3)) == 60
+    # 250 groups of which 24 make a step: ten whole steps and a last one of ten groups.
+    assert planned_updates(GrpoOptions(steps=10, valid_groups=250, prompts_per_step=24)) == 11
+    assert planned_updates(SftOptions(steps=7)) == 7
 
 
 def test_a_schedule_goes_on_from_its_state() -> None:

@@ -44,6 +44,7 @@ CASES = {
     "cispo": (theirs("cispo"), {"objective": "cispo", "weighting": "token", "clip_high": 1.2}),
     "sapo": (theirs("sapo"), {"objective": "sapo", "weighting": "turn"}),
     "vespo": (theirs("vespo"), {"objective": "vespo", "weighting": "token"}),
+    "unbiased kl": (theirs("dapo", use_bias_correction_kl=True), {"weighting": "token", "kl_unbiased": True}),
 }
 
 
@@ -92,8 +93,6 @@ def trainer(policy: Policy, tmp_path_factory: pytest.TempPathFactory):
         max_completion_length=LONGEST,
         temperature=TEMPERATURE,
         gradient_checkpointing=False,
-        # The product of k3 and the ratio (arXiv 2512.02556) is a term of its own.
-        use_bias_correction_kl=False,
     )
     made = GRPOTrainer(
         model=policy.model,
@@ -156,7 +155,7 @@ def test_loss_and_gradient_agree_with_trl(
 
     for name, value in settings.trainer.items():
         setattr(trainer, name, value)
-    for name, value in {"delta": None, **settings.arguments}.items():
+    for name, value in {"delta": None, "use_bias_correction_kl": False, **settings.arguments}.items():
         setattr(trainer.args, name, value)
     trainer.beta = kl_weight
     trainer.epsilon_low, trainer.epsilon_high = policy.loss.clip_low, policy.loss.clip_high

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -66,3 +69,23 @@ class Measures:
         return {name: value for (name, value), known in zip(merged.items(), there, strict=True) if known} | {
             "tokens/trained": tokens
         }
+
+
+def summarized(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """What several updates on one rollout measured, as one: means of means, maxima of maxima, all trained tokens.
+
+    Updates that had nothing to train on are empty and do not count.
+    """
+    taken = [update for update in updates if update]
+    summary: dict[str, float] = {}
+    for name in taken[0] if taken else ():
+        values = [update[name] for update in taken if name in update]
+        if name in MAXIMA:
+            summary[name] = max(values)
+        elif name == "tokens/trained":
+            summary[name] = sum(values)
+        elif name in ("learning_rate", "skipped_steps"):
+            summary[name] = values[-1]
+        else:
+            summary[name] = fmean(values)
+    return summary

@@ -96,7 +96,8 @@ def token_losses(
 
     `logprobs`, `old_logprobs`, `ref_logprobs` and `sampler_logprobs` are [rows, tokens] in nats, `advantages` [rows],
     `mask` bool [rows, tokens]. `old_logprobs` None means on-policy: r is exactly 1 and only its gradient remains.
-    The KL term is neither corrected nor clipped. Only `logprobs` receives a gradient.
+    The KL term is neither corrected nor clipped; with `kl_unbiased` it is multiplied by r, whose gradient turns that of
+    k3 into the KL's own (arXiv 2512.02556). Only `logprobs` receives a gradient.
     """
     if options.kl_weight > 0 and ref_logprobs is None:
         raise ValueError("kl_weight is above 0 but there are no reference log-probabilities")
@@ -118,6 +119,8 @@ def token_losses(
     if ref_logprobs is not None:
         reference = torch.where(mask, _precise(ref_logprobs).detach(), zero)
         kl = kl_estimate(current, reference, options.kl_estimator)
+        if options.kl_unbiased:
+            kl = kl * log_ratio.exp()
     loss = policy if kl is None or options.kl_weight == 0 else policy + options.kl_weight * kl
     return TokenLosses(
         loss=loss,

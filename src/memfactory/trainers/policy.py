@@ -32,10 +32,11 @@ from memfactory.trainers.measures import Measures
 from memfactory.trainers.objective import token_losses
 from memfactory.trainers.optimizer import Schedule, make_optimizer
 from memfactory.trainers.reference import Reference
-from memfactory.trainers.weights import Network, load_weights, save_weights, with_adapters
+from memfactory.trainers.weights import Network, base_model, check_head, load_weights, save_weights, trainable
 
 T = TypeVar("T")
 log = logging.getLogger("memfactory")
+SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 SUPERVISED = LossOptions(objective="reinforce")
 
 
@@ -60,11 +61,10 @@ class Policy:
     ) -> None:
         self.device = next(model.parameters()).device
         self.accelerator = accelerator or Accelerator(cpu=self.device.type == "cpu")
-        supported = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
-        if self.accelerator.distributed_type not in supported:
+        if self.accelerator.distributed_type not in SUPPORTED:
             raise ConfigError(
-                f"training runs in one process or in several that each hold the model, not under "
-                f"{self.accelerator.distributed_type.value}; start it with torchrun or `accelerate launch --multi_gpu`"
+                "training runs in one process or in several that each hold the whole model, not under "
+                f"{self.accelerator.distributed_type.value}; start it with torchrun or accelerate launch --multi_gpu"
             )
         self.compute_dtype = compute_dtype(config, self.device)
         if self.compute_dtype == torch.float16:
@@ -79,21 +79,17 @@ class Policy:
         continued = isinstance(model, PeftModel)
         if options.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        if continued:
-            self.network: Network = model
-        elif options.lora is not None:
-            self.network = with_adapters(model, options.lora, self.compute_dtype, seed)
-        else:
-            self.network = model.requires_grad_(True)
-        self.model: PreTrainedModel = self.network.get_base_model() if isinstance(self.network, PeftModel) else model
+        self.network: Network = trainable(model, options.lora, self.compute_dtype, seed)
+        self.model: PreTrainedModel = base_model(self.network)
         self.trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         for parameter in self.trained:
-            parameter.data = parameter.data.float()
             broadcast(parameter.data)
         self.network.eval()
+        with self.autocast():
+            check_head(self.model)
         kept = self.loss.kl_weight > 0
         self.reference = Reference(self.network, self.compute_dtype, continued=continued) if kept else None
-        self.set_optimizer(options.optimizer, options.steps)
+        self.set_optimizer(options.optimizer, planned_updates(options))
 
     def set_optimizer(self, options: OptimizerOptions, total_steps: int) -> None:
         """A fresh optimizer, and a schedule over `total_steps` steps from here on."""
@@ -293,6 +289,16 @@ class Policy:
         self.optimizer.load_state_dict(optimizer["optimizer"])
         self.schedule.load_state_dict(optimizer["schedule"])
         self.skipped_steps = int(optimizer["skipped_steps"])
+
+
+def planned_updates(options: TrainerOptions) -> int:
+    """How many optimizer updates a run takes, which is what a falling schedule is spread over."""
+    if not isinstance(options, GrpoOptions):
+        return options.steps
+    steps = options.steps
+    if options.valid_groups is not None:
+        steps = math.ceil(options.valid_groups / options.prompts_per_step)
+    return steps * options.minibatches * options.epochs
 
 
 def _spread(values: Tensor, mask: Tensor) -> Tensor:

@@ -20,6 +20,28 @@ from memfactory.errors import ConfigError
 Network: TypeAlias = "PreTrainedModel | PeftModel"
 
 
+def base_model(network: Network) -> PreTrainedModel:
+    """The model itself, with its adapters' layers inside where it has any."""
+    return network.get_base_model() if isinstance(network, PeftModel) else network
+
+
+def trainable(model: Network, lora: LoraOptions | None, dtype: torch.dtype, seed: int) -> Network:
+    """The model with what is to be trained requiring a gradient, in float32.
+
+    An adapter that is already there goes on; else new ones are made under `lora`, and without it all weights train.
+    """
+    if isinstance(model, PeftModel):
+        network: Network = model
+    elif lora is not None:
+        network = with_adapters(model, lora, dtype, seed)
+    else:
+        network = model.requires_grad_(True)
+    for parameter in network.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return network
+
+
 def with_adapters(model: PreTrainedModel, options: LoraOptions, dtype: torch.dtype, seed: int) -> PeftModel:
     """The model with new LoRA adapters in float32 inside its layers; its own weights are frozen in `dtype`.
 
@@ -44,6 +66,19 @@ def with_adapters(model: PreTrainedModel, options: LoraOptions, dtype: torch.dty
             raise ConfigError(f"train.lora.target_modules: {error}") from error
     assert isinstance(adapted, PeftModel)
     return adapted
+
+
+@torch.no_grad()
+def check_head(model: PreTrainedModel) -> None:
+    """Raise ConfigError for a model whose logits are not simply its head's output over the last hidden state."""
+    ids = torch.zeros((1, 2), dtype=torch.long, device=model.device)
+    logits = model(input_ids=ids, use_cache=False).logits
+    plain = model.get_output_embeddings()(model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state)
+    if not torch.allclose(logits, plain, rtol=1e-3, atol=1e-3 * float(logits.abs().max())):
+        raise ConfigError(
+            f"model.path: models of type {model.config.model_type!r} scale or cap their logits, which training does "
+            "not reproduce; use one whose logits are its head's output, such as Qwen or Llama"
+        )
 
 
 def save_weights(network: Network, folder: Path, dtype: torch.dtype) -> None:
@@ -78,7 +113,7 @@ def merged_weights(network: Network, dtype: torch.dtype) -> Iterator[tuple[str, 
 
     The network stays as it is: merging in place and taking it back would leave rounding errors behind.
     """
-    model = network.get_base_model() if isinstance(network, PeftModel) else network
+    model = base_model(network)
     adapted = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
     for name, value in model.named_parameters():
         layer, _, parameter = name.rpartition(".base_layer.")
