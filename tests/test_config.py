@@ -39,7 +39,9 @@ def module_of(resolved):
 
 def test_a_part_is_found_by_name_and_its_options_reach_the_agents_only_module(folder):
     write(folder / "configs/agents/short.yaml", "name: memory_agent\nchunk_tokens: 77\nmax_chunks: 3\n")
-    config = write(folder / "configs/run.yaml", BASE.replace("agent: memory_agent", "agent: {name: short, max_chunks: 4}"))
+    config = write(
+        folder / "configs/run.yaml", BASE.replace("agent: memory_agent", "agent: {name: short, max_chunks: 4}")
+    )
     options = module_of(load_config(config))
     assert (options.chunk_tokens, options.max_chunks) == (77, 4)
 
@@ -64,7 +66,9 @@ def test_parts_and_configs_can_be_based_on_others(folder):
 def test_rewards_replace_those_of_the_part_and_other_mappings_merge(folder):
     write(folder / "configs/envs/all.yaml", "name: longcontext\nrewards: {em: 1.0, format: 0.1}\n")
     write(folder / "configs/train/fast.yaml", "name: grpo\nloss: {kl_weight: 0.5, clip_low: 0.1}\n")
-    text = "model: tiny\nagent: memory_agent\nenv: {name: all, rewards: {f1: 1.0}}\ntrain: {name: fast, loss: {clip_low: 0.3}}\n"
+    text = (
+        BASE.replace("longcontext", "{name: all, rewards: {f1: 1.0}}") + "train: {name: fast, loss: {clip_low: 0.3}}\n"
+    )
     resolved = load_config(write(folder / "configs/run.yaml", text))
     assert resolved.config.env.options.rewards == {"f1": 1.0}
     loss = resolved.config.train.options.loss
@@ -75,7 +79,12 @@ def test_overrides_are_applied_one_by_one_and_whole_parts_first(folder):
     write(folder / "configs/agents/short.yaml", "name: memory_agent\nchunk_tokens: 77\nmemory_tokens: 9\n")
     config = write(folder / "configs/run.yaml", BASE + "train: {name: grpo, steps: 5}\nengine: hf\n")
     overrides = ["agent.chunk_tokens=8", "agent=short", "--train.steps=6", "engine.max_batch=2", "model.path=a=b"]
-    overrides += ["env.rewards={em: 1.0}", "env.rewards.em.weight=0.5", "train.lora.rank=4", "trackers=[console, jsonl]"]
+    overrides += [
+        "env.rewards={em: 1.0}",
+        "env.rewards.em.weight=0.5",
+        "train.lora.rank=4",
+        "trackers=[console, jsonl]",
+    ]
     resolved = load_config(config, [*overrides, "trackers[1].kind=swanlab", "trackers.1.mode=local"])
     options = module_of(resolved)
     assert (options.chunk_tokens, options.memory_tokens) == (8, 9)
@@ -89,8 +98,8 @@ def test_overrides_are_applied_one_by_one_and_whole_parts_first(folder):
 
 
 def test_a_module_is_put_into_a_slot_by_name_and_options_may_stand_beside_it(folder):
-    agent = "agent:\n  name: memory_agent\n  chunk_tokens: 3\n  modules:\n    memory: {name: recurrent_memory, max_chunks: 2}\n"
-    resolved = load_config(write(folder / "run.yaml", f"model: tiny\nenv: longcontext\n{agent}"))
+    agent = "{name: memory_agent, chunk_tokens: 3, modules: {memory: {name: recurrent_memory, max_chunks: 2}}}"
+    resolved = load_config(write(folder / "run.yaml", BASE.replace("memory_agent", agent, 1)))
     options = module_of(resolved)
     assert (options.chunk_tokens, options.max_chunks) == (3, 2)
 
@@ -105,7 +114,9 @@ def test_numbers_and_words_follow_yaml_1_2(folder):
 
 def test_environment_variables_and_references_are_filled_in(folder, monkeypatch):
     monkeypatch.setenv("MY_SEED", "7")
-    text = BASE.replace("tiny", "{path: '${oc.env:MY_MODEL,tiny}'}") + "seed: ${oc.env:MY_SEED}\neval: {seed: '${seed}'}\n"
+    text = (
+        BASE.replace("tiny", "{path: '${oc.env:MY_MODEL,tiny}'}") + "seed: ${oc.env:MY_SEED}\neval: {seed: '${seed}'}\n"
+    )
     resolved = load_config(write(folder / "run.yaml", text))
     assert (resolved.config.model.path, resolved.config.seed, resolved.config.eval.seed) == ("tiny", 7, 7)
 

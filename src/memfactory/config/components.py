@@ -34,7 +34,6 @@ class Checker:
         self.origins = origins
         self.base_dir = base_dir
         self.parts = parts
-        self._sources: dict[KeyPath, KeyPath] = {}
 
     def options(self, model: type[O], values: object, path: KeyPath) -> O | None:
         """`values` as `model`. What is wrong is noted and left out, so that the rest can be checked further; None
@@ -45,18 +44,11 @@ class Checker:
             except ValidationError as error:
                 found = list(sentences(error, model, values))
             for place, message in found:
-                self.problems.add(self._as_written((*path, *place)), message)
+                self.problems.add((*path, *place), message)
             kept = without(values, [place for place, _ in found])
             if kept is None or kept == values:
                 return None
             values = kept
-
-    def _as_written(self, path: KeyPath) -> KeyPath:
-        """Where the value at `path` of the resolved config was written."""
-        for length in range(len(path), 0, -1):
-            if path[:length] in self._sources:
-                return (*self._sources[path[:length]], *path[length:])
-        return path
 
     def component(self, registry: Registry[Any], value: object, path: KeyPath) -> Component | None:
         """A registered component from `{name: ..., options...}`."""
@@ -149,7 +141,7 @@ class Checker:
         return nested
 
     def _move(self, source: KeyPath, target: KeyPath) -> None:
-        self._sources[target] = source
+        self.problems.moved(source, target)
         for written in [other for other in self.origins if other[: len(source)] == source]:
             self.origins[(*target, *written[len(source) :])] = self.origins[written]
 

@@ -20,9 +20,7 @@ _OPENING = re.compile(r"(\\*)\$\{")
 
 def secrets_in(values: object, path: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
     """Every place that holds a secret, which would end up in the run folder: (path, what to do instead)."""
-    instead = (
-        "a config is saved beside its results, so it holds no secrets; name the environment variable (api_key_env)"
-    )
+    instead = "a config is saved beside its results, so it holds no secrets; name an environment variable (api_key_env)"
     if isinstance(values, dict):
         for key, value in values.items():
             if is_secret(key) and value is not None and not isinstance(value, dict | list):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast, get_args
 
 from memfactory.config.components import Checker
-from memfactory.config.datasets import anchored
+from memfactory.config.datasets import anchored, locate
 from memfactory.config.interpolation import escape, resolve, secrets_in
 from memfactory.config.messages import unknown_key
 from memfactory.config.overrides import apply_overrides, parse_overrides
@@ -19,6 +19,7 @@ from memfactory.config.rules import check_rules
 from memfactory.config.schema import SECTIONS, AgentSpec, Component, DataConfig, PlainSections, RunConfig
 from memfactory.config.sources import Source, find_source
 from memfactory.config.tree import KeyPath, Origin, Tree, dotted, dump, leaves, origin_of
+from memfactory.errors import ConfigError
 from memfactory.registry import Options, load_plugin
 
 C = TypeVar("C", bound=Component)
@@ -65,8 +66,7 @@ def load_config(source: str | Path, overrides: Sequence[str] = (), *, command: s
         problems.add(path, message)
     tree.values = resolve(tree.values, problems)
     _anchor(tree.values, found.base_dir)
-    for plugin in _plugins(tree.values):
-        load_plugin(plugin, found.base_dir)
+    _load_plugins(tree.values.get("plugins"), found.base_dir, problems)
     parts = {section: part_names(section, folders) for section in PART_FOLDERS}
     config = _validated(tree, problems, Checker(problems, tree.origins, found.base_dir, parts))
     warnings = check_rules(config, problems)
@@ -138,9 +138,22 @@ def _anchor(values: dict[str, Any], base_dir: Path) -> None:
         values["plugins"] = [anchored(p, base_dir) if str(p).endswith(".py") else p for p in plugins]
 
 
-def _plugins(values: Mapping[str, Any]) -> list[str]:
-    plugins = values.get("plugins")
-    return [name for name in plugins if isinstance(name, str)] if isinstance(plugins, list) else []
+def _load_plugins(plugins: object, base_dir: Path, problems: Problems) -> None:
+    """Import the user's components; an error inside their own code is theirs and goes on up."""
+    for index, name in enumerate(plugins if isinstance(plugins, list) else ()):
+        if not isinstance(name, str):
+            continue
+        if name.endswith(".py"):
+            if locate(name, base_dir) is None:
+                problems.add(("plugins", index), f"there is no file {name!r}")
+                continue
+        elif not all(part.isidentifier() for part in name.split(".")):
+            problems.add(("plugins", index), f"{name!r} is neither a .py file nor a dotted module name")
+            continue
+        try:
+            load_plugin(name, base_dir)
+        except ConfigError as error:
+            problems.add(("plugins", index), str(error))
 
 
 def _validated(tree: Tree, problems: Problems, checker: Checker) -> RunConfig:

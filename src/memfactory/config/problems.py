@@ -44,15 +44,26 @@ class Problems:
         self._origins = origins
         self._source = source
         self._found: list[tuple[KeyPath, str]] = []
+        self._sources: dict[KeyPath, KeyPath] = {}
 
     def __bool__(self) -> bool:
         return bool(self._found)
 
-    def add(self, path: KeyPath, message: str, written: KeyPath | None = None) -> None:
-        """Note `message` about `path`; `written` is where it was written, when that is another path."""
-        at = path if written is None else written
+    def moved(self, source: KeyPath, target: KeyPath) -> None:
+        """The value at `target` of the resolved config was written at `source`: problems are told there."""
+        self._sources[target] = source
+
+    def add(self, path: KeyPath, message: str) -> None:
+        """Note `message` about `path`."""
+        at = self._as_written(path)
         if not (at and self.touch(at)):
             self._found.append((at, message))
+
+    def _as_written(self, path: KeyPath) -> KeyPath:
+        for length in range(len(path), 0, -1):
+            if path[:length] in self._sources:
+                return (*self._sources[path[:length]], *path[length:])
+        return path
 
     def touch(self, *paths: KeyPath) -> bool:
         """Whether a problem lies at, below or around one of `paths`."""
