@@ -370,7 +370,8 @@ def test_a_model_that_caps_its_logits_is_refused(small_model_path: Path) -> None
         num_attention_heads=2,
         num_key_value_heads=2,
         head_dim=8,
-        final_logit_softcapping=0.1,
+        final_logit_softcapping=1.0,
+        initializer_range=1.0,
     )
     config = ModelConfig(path=str(small_model_path), device="cpu")
     with pytest.raises(ConfigError, match="'gemma2' scale or cap their logits"):

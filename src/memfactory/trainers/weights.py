@@ -71,7 +71,7 @@ def with_adapters(model: PreTrainedModel, options: LoraOptions, dtype: torch.dty
 @torch.no_grad()
 def check_head(model: PreTrainedModel) -> None:
     """Raise ConfigError for a model whose logits are not simply its head's output over the last hidden state."""
-    ids = torch.zeros((1, 2), dtype=torch.long, device=model.device)
+    ids = torch.arange(8, device=model.device)[None]
     logits = model(input_ids=ids, use_cache=False).logits
     plain = model.get_output_embeddings()(model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state)
     if not torch.allclose(logits, plain, rtol=1e-3, atol=1e-3 * float(logits.abs().max())):
