@@ -155,3 +155,49 @@ def test_two_targets_of_one_name_get_rows_of_their_own(place):
     targets = [load_config(place / "reader.yaml", overrides) for overrides in ([], ["eval.temperature=0"])]
     evaluate(targets, ["few.json"], output=place / "out")
     assert list(json.loads((place / "out/results.json").read_text())["models"]) == ["reader", "reader-2"]
+
+
+def judged(place, server, judge):
+    """A config with the reader as policy and `judge` as the judge's endpoint."""
+    more = f'engines: {{judge: {{kind: openai, model: judge, base_url: "{judge.url}", api_key_env: "", retries: 0}}}}'
+    (place / "judged.yaml").write_text(config_text(server.url, place / "words.json", more=more))
+    return load_config(place / "judged.yaml")
+
+
+def test_a_judge_is_asked_on_request_and_an_outage_is_mended_by_a_later_run(place, server, capsys):
+    judge = ChatServer(lambda request: 500)
+    target = judged(place, server, judge)
+    code, _ = evaluate([target], ["codes.json"], output=place / "out", metrics=("boxed_em",))
+    assert code == 0 and judge.requests == []
+    asked = len(server.requests)
+
+    code, _ = evaluate([target], ["codes.json"], output=place / "out", metrics=("boxed_em",), judge=True)
+    assert code == 1
+    assert "8 of 8 scores of 'judge' are unknown" in capsys.readouterr().err
+    judge.reply = lambda request: "Verdict: yes" if "three" in request["messages"][0]["content"] else "Verdict: no"
+    code, printed = evaluate([target], ["codes.json"], output=place / "out", metrics=("boxed_em",), judge=True)
+    judge.close()
+    assert code == 0 and len(server.requests) == asked
+    # The judge finds one of four questions answered.
+    assert "judge" in printed
+    metrics = json.loads((place / "out/results.json").read_text())["models"]["judged"]["datasets"]["codes"]["metrics"]
+    assert metrics["judge"]["mean"] == 0.25 and metrics["boxed_em"]["mean"] == 0.75
+
+
+def test_a_judge_without_an_engine_is_told_before_anything_is_played(place, server):
+    with pytest.raises(ConfigError, match="the judge asks the engine 'judge'"):
+        evaluate([load_config(place / "reader.yaml")], ["codes.json"], output=place / "out", judge=True)
+    assert server.requests == []
+
+
+def test_a_local_model_is_evaluated_with_the_ids_it_sampled(place, small_model_path):
+    overrides = ["agent.chunk_tokens=40", "agent.memory_tokens=4", "agent.answer_tokens=4", "model.device=cpu"]
+    target = load_config(small_model_path, overrides)
+    code, _ = evaluate([target], ["few.json"], output=place / "out", samples=2)
+    assert code == 0
+    records = read_records(next((place / "out/samples").glob("*/few.jsonl")))
+    assert len(records) == 4
+    turns = [turn for record in records for turn in record.turns]
+    assert all(turn.reply_tokens is not None and 1 <= turn.reply_tokens <= 4 for turn in turns)
+    # What an untrained model says differs from attempt to attempt, and is cut by length.
+    assert len({turn.text for turn in turns}) > 4 and any(turn.stop == "length" for turn in turns)

@@ -185,8 +185,8 @@ class _Collected:
             found = metric_result(given, samples)
             if found is None or unknown > max_unknown_share * len(tasks) * samples:
                 raise MemFactoryError(
-                    f"{unknown} of {len(tasks) * samples} scores of {name!r} are unknown (the judge failed), more than "
-                    f"the share of {max_unknown_share:g} that eval.max_unknown_share allows"
+                    f"{unknown} of {len(tasks) * samples} scores of {name!r} are unknown (a judge failed, or there is "
+                    f"no gold answer), more than the share of {max_unknown_share:g} that eval.max_unknown_share allows"
                 )
             metrics[name] = found
         replies = [turn.stop for row in self.found.values() for turn in row.turns]

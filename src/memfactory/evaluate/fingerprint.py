@@ -12,6 +12,7 @@ from pathlib import Path
 from memfactory.config import Resolved
 from memfactory.dialogue import ModuleOptions
 from memfactory.engines.options import ModelConfig, OpenAIEngineConfig
+from memfactory.envs.rewards.base import RewardOptions
 from memfactory.types import Decoding
 
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model")
@@ -36,9 +37,9 @@ def sampling_fingerprint(resolved: Resolved, decoding: Decoding, seed: int) -> d
     return {**_policy(resolved), "agent": digest(agent), "decoding": _decoding(decoding, seed)}
 
 
-def judge_fingerprint(resolved: Resolved, engine: str) -> str:
-    """Who judges: the engine called `engine`."""
-    return digest(_speaker(resolved.config.engines[engine]))
+def judge_fingerprint(resolved: Resolved, options: RewardOptions, engine: str) -> str:
+    """Who judges and how: the judge's options and the engine called `engine`."""
+    return digest([options.model_dump(mode="json", exclude={"weight"}), _speaker(resolved.config.engines[engine])])
 
 
 def _policy(resolved: Resolved) -> dict[str, str | None]:

@@ -12,6 +12,7 @@ from memfactory.config.datasets import dataset_title, locate
 from memfactory.config.schema import Component, RunConfig
 from memfactory.dialogue import ModuleOptions
 from memfactory.envs.base import Environment
+from memfactory.envs.rewards.base import RewardOptions
 from memfactory.errors import ConfigError, unknown
 from memfactory.evaluate.fingerprint import judge_fingerprint, sampling_fingerprint
 from memfactory.evaluate.records import Fingerprint
@@ -76,7 +77,8 @@ def _target(resolved: Resolved, data: Sequence[str], settings: Settings, taken: 
     if settings.judge and not judges:
         judges = _default_judges(resolved.config)
         problems += [] if judges else ["--judge: there is no registered reward that asks a model"]
-    engines = {name: _judge_engine(resolved.config, name) for name in judges}
+    options = {name: _judge_options(resolved.config, name) for name in judges}
+    engines = {name: str(given.model_dump()["engine"]) for name, given in options.items()}
     problems += [
         f"{name}: the judge asks the engine {engine!r}. " + unknown("engine", engine, resolved.config.engines)
         for name, engine in engines.items()
@@ -96,7 +98,7 @@ def _target(resolved: Resolved, data: Sequence[str], settings: Settings, taken: 
     settled = resolved.config.eval
     decoding = Decoding(settled.temperature, settled.top_p, settled.top_k)
     pruned = without_unused(resolved, engines)
-    judged_by = {"judge": ", ".join(judge_fingerprint(pruned, name) for name in engines.values()) or None}
+    judged_by = [judge_fingerprint(pruned, options[name], engine) for name, engine in engines.items()]
     return Target(
         label=_label(resolved.name, taken),
         resolved=pruned,
@@ -104,7 +106,7 @@ def _target(resolved: Resolved, data: Sequence[str], settings: Settings, taken: 
         metrics=asked,
         judges=judges,
         decoding=decoding,
-        fingerprint={**sampling_fingerprint(pruned, decoding, settled.seed), **judged_by},
+        fingerprint={**sampling_fingerprint(pruned, decoding, settled.seed), "judge": ", ".join(judged_by) or None},
     )
 
 
@@ -162,10 +164,11 @@ def _default_judges(config: RunConfig) -> tuple[str, ...]:
     return tuple((own or existing)[:1])
 
 
-def _judge_engine(config: RunConfig, judge: str) -> str:
+def _judge_options(config: RunConfig, judge: str) -> RewardOptions:
     entry = _reward_entries(config).get(judge, {})
     options = REWARDS.options(judge).model_validate(entry if isinstance(entry, dict) else {"weight": entry})
-    return str(options.model_dump()["engine"])
+    assert isinstance(options, RewardOptions)
+    return options
 
 
 def without_unused(resolved: Resolved, judge_engines: Mapping[str, str]) -> Resolved:
