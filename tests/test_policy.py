@@ -15,15 +15,17 @@ from torch import nn
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from memfactory.config.training import GrpoOptions, LoraOptions, OptimizerOptions, SftOptions
+from memfactory.engines.base import sample
+from memfactory.engines.hf import HfEngine
 from memfactory.engines.loading import load_chat, load_model
-from memfactory.engines.options import ModelConfig
+from memfactory.engines.options import HfEngineConfig, ModelConfig
 from memfactory.errors import ConfigError, MemFactoryError
-from memfactory.trainers.batch import collate
+from memfactory.trainers.batch import TrainingTurn, collate
 from memfactory.trainers.logprobs import chunked_logprobs
 from memfactory.trainers.measures import summarized
 from memfactory.trainers.optimizer import Schedule, learning_rate_share, make_optimizer
 from memfactory.trainers.policy import Policy, planned_updates
-from memfactory.trainers.weights import merged_weights
+from memfactory.types import Decoding, Message, Sampling
 from small_policy import gradients, largest_difference, small_policy, some_turns
 
 LORA = LoraOptions(rank=4, alpha=8)
@@ -91,6 +93,27 @@ def test_logprobs_are_those_of_the_next_token_at_reply_positions_only(small_mode
             assert not values[row, :start].any() and not values[row, turn.length :].any()
             spread = torch.distributions.Categorical(logits=logits[start - 1 : -1]).entropy()
             torch.testing.assert_close(entropies[row, start : turn.length], spread, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_the_engines_logprobs_are_the_trainers(small_model_path: Path, lora: LoraOptions | None) -> None:
+    policy = small_policy(small_model_path, lora=lora, temperature=0.7, optimizer=steep())
+    policy.update(some_turns())
+    engine = HfEngine(policy.model, policy.chat, HfEngineConfig())
+    prompts = [(Message("user", text),) for text in ("What is the code of Alice?", "Schöne Grüße, 世界!")]
+    sampling = [Sampling(20, Decoding(temperature=0.7), seed=seed) for seed in range(4)]
+    replies = sample(engine, [(prompt, drawn) for prompt in prompts for drawn in sampling])
+    turns = [TrainingTurn(reply.tokens.prompt_ids, reply.tokens.reply_ids, 1.0, 0, 0, "answer") for reply in replies]
+    for turn, reply in zip(policy.score_old(turns), replies, strict=True):
+        assert turn.old_logprobs == pytest.approx(reply.tokens.logprobs, abs=1e-5)
+
+
+def test_supervised_training_minimizes_the_mean_negative_log_likelihood(small_model_path: Path) -> None:
+    config = ModelConfig(path=str(small_model_path), dtype="float32", device="cpu")
+    policy = Policy(load_model(config, training=True), load_chat(config), config, SftOptions(steps=3))
+    turns = [replace(turn, advantage=1.0) for turn in some_turns(sampled=False)]
+    values = [value for turn in policy.score_old(turns) for value in turn.old_logprobs]
+    assert policy.update(turns)["loss"] == pytest.approx(-sum(values) / len(values), abs=1e-5)
 
 
 def test_scores_come_back_to_the_turn_they_belong_to(small_model_path: Path) -> None:
@@ -334,7 +357,7 @@ def test_merged_weights_are_the_whole_model_and_leave_the_policy_alone(small_mod
     policy = small_policy(small_model_path, lora=LORA, optimizer=steep())
     policy.update(some_turns())
     before = [parameter.detach().clone() for parameter in policy.network.parameters()]
-    merged = dict(merged_weights(policy.network, torch.float32))
+    merged = dict(policy.weights())
     assert all(torch.equal(a, b) for a, b in zip(policy.network.parameters(), before, strict=True))
     plain = load_model(ModelConfig(path=str(small_model_path), device="cpu"), training=False)
     assert set(merged) == {name for name, _ in plain.named_parameters()}

@@ -32,7 +32,15 @@ from memfactory.trainers.measures import Measures
 from memfactory.trainers.objective import token_losses
 from memfactory.trainers.optimizer import Schedule, make_optimizer
 from memfactory.trainers.reference import Reference
-from memfactory.trainers.weights import Network, base_model, check_head, load_weights, save_weights, trainable
+from memfactory.trainers.weights import (
+    Network,
+    base_model,
+    check_head,
+    load_weights,
+    merged_weights,
+    save_weights,
+    trainable,
+)
 
 T = TypeVar("T")
 log = logging.getLogger("memfactory")
@@ -263,7 +271,11 @@ class Policy:
         counts = torch.tensor([own.tokens, own.turns, own.trajectories, own.prompts], device=self.device)
         return Totals(*self.accelerator.reduce(counts, reduction="sum").tolist())
 
-    # Saving
+    # Weights
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The whole model in the type it computes in, adapters added in: for an engine that keeps a copy of its own."""
+        return merged_weights(self.network, self.compute_dtype)
 
     def optimizer_state(self) -> dict[str, object]:
         """Optimizer, schedule and counters: with the weights of `save_masters` all that a step depends on."""
