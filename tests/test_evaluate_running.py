@@ -157,6 +157,33 @@ def test_two_targets_of_one_name_get_rows_of_their_own(place):
     assert list(json.loads((place / "out/results.json").read_text())["models"]) == ["reader", "reader-2"]
 
 
+def test_bad_rows_that_are_left_out_are_counted(place, server, capsys):
+    (place / "mixed.json").write_text(json.dumps([*rows()[:2], {"input": "Who?"}]))
+    more = "data: {eval: {mixed: {path: mixed.json, skip_bad_rows: true}}}"
+    (place / "mixed.yaml").write_text(config_text(server.url, place / "words.json", more=more))
+    code, _ = evaluate([load_config(place / "mixed.yaml")], ["mixed"], output=place / "out")
+    assert code == 0
+    assert "mixed: 1 bad rows left out; the first: mixed.json row 3 has no" in capsys.readouterr().err
+    assert json.loads((place / "out/results.json").read_text())["models"]["mixed"]["bad_rows"] == {"mixed": 1}
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"samples": 0}, "--samples: Input should be greater than or equal to 1"),
+        ({"output": "codes.json"}, "--output codes.json cannot be written to"),
+        ({"data": ["codes.json", "other/codes.json"]}, "two datasets are called 'codes'"),
+    ],
+)
+def test_options_that_cannot_be_are_told(place, options, told):
+    (place / "other").mkdir()
+    (place / "other/codes.json").write_text(json.dumps(rows()))
+    data = options.pop("data", ["codes.json"])
+    options["output"] = place.__class__(options.get("output", "out"))
+    with pytest.raises(ConfigError, match=told):
+        evaluate([load_config(place / "reader.yaml")], data, **options)
+
+
 def judged(place, server, judge):
     """A config with the reader as policy and `judge` as the judge's endpoint."""
     more = f'engines: {{judge: {{kind: openai, model: judge, base_url: "{judge.url}", api_key_env: "", retries: 0}}}}'

@@ -134,9 +134,13 @@ def _rows(resolved: Resolved, input: Path) -> tuple[tuple[Task, ...], tuple[str,
 
 
 def _unanswered(tasks: Sequence[Task], output: Path, configuration: str) -> tuple[Task, ...]:
-    """The tasks that `output` does not answer yet. Raises DataError where its answers are of something else."""
+    """The tasks that `output` does not answer yet. Raises ConfigError where its answers are of something else."""
+    try:
+        JsonLinesWriter(output).close()
+    except OSError as error:
+        raise ConfigError(f"--output {output} cannot be written to: {error.strerror or error}") from None
     answered: dict[object, object] = {}
-    for row in read_json_lines(output) if output.exists() else ():
+    for row in read_json_lines(output):
         answered[row.get("id")] = row.get("question")
         if row.get("configuration") != configuration:
             raise ConfigError(

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from memfactory.errors import ConfigError
+from memfactory.errors import ConfigError, DataError
 from memfactory.files import JsonLinesWriter, read_json_lines
 from memfactory.types import Episode, Reply, Stop, Task, Turn
 
@@ -49,8 +49,12 @@ class SampleRecord:
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> SampleRecord:
-        turns = tuple(TurnRecord(**turn) for turn in value["turns"])
-        return SampleRecord(**{**value, "answers": tuple(value["answers"]), "turns": turns})
+        """What `to_json` wrote. Raises DataError for anything else."""
+        try:
+            turns = tuple(TurnRecord(**turn) for turn in value["turns"])
+            return SampleRecord(**{**value, "answers": tuple(value["answers"]), "turns": turns})
+        except (KeyError, TypeError) as error:
+            raise DataError(f"{str(value)[:80]} is no record of a sample: {error}") from None
 
     def episode(self, task: Task) -> Episode:
         """The finished attempt again, as far as scoring it needs."""

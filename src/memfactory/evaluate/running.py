@@ -14,8 +14,8 @@ from rich.console import Console
 
 from memfactory.build import Stack, build_stack, build_tasks
 from memfactory.config import Resolved
-from memfactory.config.schema import Component
 from memfactory.environment import describe_environment
+from memfactory.envs.base import TaskSet
 from memfactory.errors import ConfigError, MemFactoryError
 from memfactory.evaluate.attempts import attempts_under_way, data_hash, evaluate_tasks
 from memfactory.evaluate.progress import shown_progress
@@ -29,10 +29,11 @@ from memfactory.types import Task
 
 @dataclass
 class Report:
-    """What has come out so far, by model and dataset: a result, or why there is none."""
+    """What has come out so far, by model and dataset: a result or why there is none, and rows that were left out."""
 
     results: dict[str, dict[str, DatasetResult]] = field(default_factory=dict)
     failures: dict[str, dict[str, str]] = field(default_factory=dict)
+    skipped: dict[str, dict[str, tuple[str, ...]]] = field(default_factory=dict)
 
     def fail(self, target: Target, dataset: str, error: MemFactoryError) -> None:
         self.failures.setdefault(target.label, {})[dataset] = str(error)
@@ -67,36 +68,46 @@ def run_evaluation(
         _write(prepared, output, report, time.monotonic() - begun)
     for grid in _grids(prepared, report):
         console.print(grid.rich())
+    _tell(report, errors)
+    return 1 if report.failures else 0
+
+
+def _tell(report: Report, errors: Console) -> None:
+    """Say what was left out and what failed."""
+    for name, rows in {name: rows for found in report.skipped.values() for name, rows in found.items()}.items():
+        if rows:
+            errors.print(f"{name}: {len(rows)} bad rows left out; the first: {rows[0]}", markup=False, soft_wrap=True)
     for label, failures in report.failures.items():
         for name, reason in failures.items():
-            errors.print(
-                f"{name} failed on {label}: {reason}", style="red", markup=False, highlight=False, soft_wrap=True
-            )
-    return 1 if report.failures else 0
+            errors.print(f"{name} failed on {label}: {reason}", style="red", markup=False, soft_wrap=True)
 
 
 def _records(target: Target, dataset: str, tasks: Sequence[Task], output: Path, *, overwrite: bool) -> RecordFile:
     """The records of one dataset. The data's fingerprint is that of all tasks, so a larger limit goes on."""
-    path = output / "samples" / target.folder / f"{dataset}.jsonl"
+    path = target.records_path(output, dataset)
     return RecordFile(path, dataset, {"data": data_hash(tasks), **target.fingerprint}, overwrite=overwrite)
 
 
-def _tasks(target: Target, dataset: Component) -> tuple[Task, ...]:
+def _tasks(target: Target, dataset: str) -> TaskSet:
     """The tasks of `dataset` as the target's environment reads them; no engine is needed for it."""
-    return build_tasks(dataset, reading_env(target.resolved), target.resolved.base_dir).tasks
+    return build_tasks(target.datasets[dataset], reading_env(target.resolved), target.resolved.base_dir)
 
 
 def _check(targets: Sequence[Target], output: Path, overwrite: bool, report: Report) -> None:
     """Read every dataset and refuse samples of another evaluation, before hours are spent on a model."""
     problems: list[str] = []
     for target in targets:
-        for name, dataset in target.datasets.items():
+        for name in target.datasets:
             try:
-                _records(target, name, _tasks(target, dataset), output, overwrite=overwrite).close()
+                found = _tasks(target, name)
+                report.skipped.setdefault(target.label, {})[name] = found.skipped
+                _records(target, name, found.tasks, output, overwrite=overwrite).close()
             except ConfigError as error:
                 problems += error.problems
             except MemFactoryError as error:
                 report.fail(target, name, error)
+            except OSError as error:
+                problems.append(f"--output {output} cannot be written to: {error.strerror or error}")
     if problems:
         raise ConfigError(problems)
 
@@ -128,7 +139,7 @@ def _evaluate(target: Target, output: Path, report: Report, errors: Console, *, 
 
 def _evaluate_dataset(target: Target, name: str, stack: Stack, output: Path, errors: Console) -> DatasetResult:
     settings = target.resolved.config.eval
-    every = _tasks(target, target.datasets[name])
+    every = _tasks(target, name).tasks
     tasks = every[: settings.limit]
     metrics = target.metrics or stack.env.default_metrics(tasks)
     with (
@@ -172,6 +183,7 @@ def _write(targets: Sequence[Target], output: Path, report: Report, seconds: flo
             "samples": target.resolved.config.eval.samples,
             "limit": target.resolved.config.eval.limit,
             "datasets": {name: found.to_json() for name, found in report.results.get(target.label, {}).items()},
+            "bad_rows": {name: len(rows) for name, rows in report.skipped.get(target.label, {}).items()},
             "failures": report.failures.get(target.label, {}),
             "config": target.resolved.values,
         }

@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pydantic import ValidationError
 
 from memfactory.build import build_env
 from memfactory.config import Resolved, dataset_component
 from memfactory.config.datasets import dataset_title, locate
-from memfactory.config.schema import Component, RunConfig
+from memfactory.config.schema import Component, EvalConfig, RunConfig
 from memfactory.dialogue import ModuleOptions
 from memfactory.envs.base import Environment
 from memfactory.envs.rewards.base import RewardOptions
@@ -36,10 +39,10 @@ class Target:
     decoding: Decoding
     fingerprint: Fingerprint
 
-    @property
-    def folder(self) -> str:
-        """The label as a folder's name."""
-        return re.sub(r"[^\w.+-]+", "-", self.label)
+    def records_path(self, output: Path, dataset: str) -> Path:
+        """Where the samples of `dataset` lie."""
+        folder, name = (re.sub(r"[^\w.+-]+", "-", given) for given in (self.label, dataset))
+        return output / "samples" / folder / f"{name}.jsonl"
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,8 @@ def _target(resolved: Resolved, data: Sequence[str], settings: Settings, taken: 
     for spec in data or resolved.config.data.eval:
         try:
             title, component = _dataset(resolved, spec)
+            if title in datasets:
+                problems.append(f"two datasets are called {title!r}; name them apart under data.eval in the config")
             datasets[title] = component
         except ConfigError as error:
             problems += error.problems
@@ -124,7 +129,10 @@ def asks_engine(reward: str) -> bool:
 def _with_settings(resolved: Resolved, settings: Settings) -> Resolved:
     given = {"samples": settings.samples, "limit": settings.limit, "metrics": settings.metrics or None}
     update = {name: value for name, value in given.items() if value is not None}
-    section = type(resolved.config.eval).model_validate({**resolved.config.eval.model_dump(), **update})
+    try:
+        section = EvalConfig.model_validate({**resolved.config.eval.model_dump(), **update})
+    except ValidationError as error:
+        raise ConfigError([f"--{problem['loc'][0]}: {problem['msg']}" for problem in error.errors()]) from None
     values = {**resolved.values, "eval": section.model_dump(mode="json")}
     return replace(resolved, config=resolved.config.model_copy(update={"eval": section}), values=values)
 
