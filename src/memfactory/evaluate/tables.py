@@ -19,15 +19,17 @@ NOTHING = "–"
 
 @dataclass(frozen=True)
 class Grid:
-    """A table: title, header, rows of equally many cells."""
+    """A table: title, header, rows of equally many cells. The first `texts` columns are words, the others numbers."""
 
     title: str
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    texts: int = 1
 
     def markdown(self) -> str:
-        """The table as GitHub's markdown, all but the first column set to the right."""
-        lines = [self.header, ("---", *("---:" for _ in self.header[1:])), *self.rows]
+        """The table as GitHub's markdown, numbers set to the right."""
+        rule = tuple("---" if index < self.texts else "---:" for index in range(len(self.header)))
+        lines = [self.header, rule, *self.rows]
         escaped = ("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
         return f"{self.title}\n\n" + "\n".join(escaped) + "\n"
 
@@ -35,7 +37,9 @@ class Grid:
         """The table for a terminal."""
         table = Table(title=self.title, title_justify="left", title_style="bold")
         for index, name in enumerate(self.header):
-            table.add_column(name, justify="left" if index == 0 else "right", no_wrap=index == 0, overflow="fold")
+            table.add_column(
+                name, justify="left" if index < self.texts else "right", no_wrap=index == 0, overflow="fold"
+            )
         for row in self.rows:
             table.add_row(*row)
         return table
@@ -94,7 +98,7 @@ def detail_table(results: Results) -> Grid:
         for name, result in by_dataset.items()
         for metric, found in result.metrics.items()
     ]
-    return Grid("All metrics", header, tuple(rows))
+    return Grid("All metrics", header, tuple(rows), texts=3)
 
 
 def comparable(first: DatasetResult, second: DatasetResult) -> bool:

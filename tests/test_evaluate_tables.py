@@ -1,0 +1,60 @@
+"""Tables of an evaluation, cell by cell."""
+
+from memfactory.evaluate.results import DatasetResult, metric_result
+from memfactory.evaluate.tables import detail_table, difference_table, main_table
+
+
+def result(*means, data="x", metric="sub_em"):
+    """A dataset's result from the score of one attempt at each question."""
+    scores = {str(number): [mean] for number, mean in enumerate(means)}
+    by_question = {metric: {question: given[0] for question, given in scores.items()}}
+    return DatasetResult({metric: metric_result(scores, 1)}, len(means), 1, 0.125, data, by_question)
+
+
+def test_the_main_table_has_models_as_rows_datasets_as_columns_and_an_average():
+    results = {
+        "base": {"eval_50": result(0.0, 1.0), "fwe": result(0.0, 0.0, metric="string_match_all")},
+        "trained": {"eval_50": result(1.0, 1.0)},
+    }
+    grid = main_table(results, ["eval_50", "fwe"])
+    # 0 and 1: mean 1/2, sd sqrt(1/2), standard error 1/2. The average is over datasets: (1/2 + 0) / 2.
+    assert grid.title == "avg@1 ± standard error, clustered by question"
+    assert grid.header == ("model", "eval_50 (sub_em)", "fwe (string_match_all)", "average")
+    assert grid.rows == (
+        ("base", "0.5000 ± 0.5000", "0.0000 ± 0.0000", "0.2500"),
+        ("trained", "1.0000 ± 0.0000", "–", "–"),
+    )
+
+
+def test_one_question_has_a_value_without_an_error():
+    assert main_table({"base": {"eval_50": result(0.25)}}, ["eval_50"]).rows == (("base", "0.2500", "0.2500"),)
+
+
+def test_differences_are_to_the_first_model_and_of_the_same_tasks_only():
+    results = {
+        "base": {"eval_50": result(0.0, 1.0), "fwe": result(0.0, 0.0)},
+        "trained": {"eval_50": result(1.0, 1.0), "fwe": result(1.0, 1.0, data="other")},
+    }
+    grid = difference_table(results, ["eval_50", "fwe"])
+    # +1 and 0: mean 1/2, standard error 1/2, half-width 0.97998.
+    assert grid.title.startswith("Difference to base")
+    assert grid.rows == (("trained", "+0.5000 [-0.480, +1.480]", "–"),)
+
+
+def test_a_single_model_has_no_differences():
+    assert difference_table({"base": {"eval_50": result(0.0, 1.0)}}, ["eval_50"]) is None
+
+
+def test_the_details_have_a_line_for_every_metric():
+    grid = detail_table({"base": {"eval_50": result(0.0, 1.0)}})
+    row = ("base", "eval_50", "sub_em", "2", "1", "0.5000", "0.5000", "[-0.480, 1.480]", "0.5000", "0", "12.5%")
+    assert grid.rows == (row,)
+
+
+def test_markdown_escapes_what_would_end_a_cell():
+    lines = main_table({"a|b": {"eval_50": result(0.25)}}, ["eval_50"]).markdown().splitlines()
+    assert lines[2:] == [
+        "| model | eval_50 (sub_em) | average |",
+        "| --- | ---: | ---: |",
+        "| a\\|b | 0.2500 | 0.2500 |",
+    ]
