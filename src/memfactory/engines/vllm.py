@@ -1,7 +1,7 @@
 """vLLM in this process, on the policy's own GPU: fast rollouts from a copy of the weights that is renewed in memory.
 
-Written for the V1 engine of the versions named below. It needs a GPU; without one only vLLM's CPU build runs it, with
-`sleep: false` (see docs/install.md).
+Written for the V1 engine of the versions named below. Tried on vLLM's CPU build (0.32), where it runs with
+`sleep: false`; sleeping needs a GPU.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ class VllmEngine:
         import vllm
 
         _check_version(vllm.__version__)
+        _prepare_platform(config)
         self.chat, self.config = chat, config
         path, adapter = places(model)
         self._llm = vllm.LLM(
@@ -175,6 +176,22 @@ def _check_version(given: str) -> None:
         raise ConfigError(f"engine: vllm {given} is too old: {fitting}")
     if version > NEWEST:
         log.warning("vllm %s is newer than what the engine was written for (%s)", given, fitting)
+
+
+def _prepare_platform(config: VllmEngineConfig) -> None:
+    """Refuse a machine that vLLM cannot run on."""
+    from vllm.platforms import current_platform
+
+    if current_platform.is_unspecified():
+        raise ConfigError("engine: kind 'vllm' finds no GPU that this build of vLLM can use; kind 'hf' runs anywhere")
+    if not current_platform.is_cpu():
+        return
+    if config.sleep:
+        raise ConfigError("engine: vLLM cannot sleep on the CPU; write engine.sleep: false")
+    # Its linear layers would keep their packed old weights through `update_weights`, without a word.
+    from vllm import _custom_ops
+
+    _custom_ops._supports_onednn = False
 
 
 def _spoken(version: tuple[int, int]) -> str:
