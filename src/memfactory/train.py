@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shlex
 import signal
@@ -10,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -24,7 +26,8 @@ from memfactory.evaluate.attempts import evaluate_tasks
 from memfactory.evaluate.results import EvalHistory
 from memfactory.figures import draw_run
 from memfactory.registry import TRAINERS
-from memfactory.trackers import Trackers
+from memfactory.trackers.base import State
+from memfactory.trackers.fanout import Trackers
 from memfactory.trainers.base import Interrupted, Trainer, remove_partial
 from memfactory.trainers.checkpoint import checkpoints, write_json
 from memfactory.trainers.policy import Policy
@@ -147,7 +150,8 @@ class LiveRun:
         self._prepare_folder(trainer.state.step, resumed)
         total = trainer.options.steps
         self.trackers = Trackers(config.trackers, self.folder, self.resolved.values, total, trainer.state.step)
-        state, error = "success", None
+        state: State = "success"
+        error: str | None = None
         try:
             with self._signals():
                 yield
@@ -222,7 +226,8 @@ class LiveRun:
                 samples=settings.samples,
                 decodings=self.stack.drawn_with(decoding),
                 seed=settings.seed,
-                on_progress=lambda done, total, name=name: self._progress(name, done, total),
+                max_unknown_share=settings.max_unknown_share,
+                on_progress=partial(self._progress, name),
             )
         if results:
             self.history.add(step, results)
@@ -239,6 +244,4 @@ class LiveRun:
 
 
 def _sessions(path: Path) -> list[object]:
-    import json
-
     return list(json.loads(path.read_text(encoding="utf-8"))["sessions"]) if path.is_file() else []

@@ -106,7 +106,7 @@ class TrainerOptions(Options):
     """What every trainer can be told."""
 
     steps: int = Field(100, ge=1)
-    """Optimizer steps."""
+    """Optimizer steps; with several minibatches or epochs: rollouts, each of which is that many optimizer steps."""
     optimizer: OptimizerOptions = OptimizerOptions()
     """The optimizer."""
     lora: LoraOptions | None = None

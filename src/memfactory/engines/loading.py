@@ -137,7 +137,7 @@ def load_model(config: ModelConfig, *, training: bool, frozen_base: bool = False
 
 
 def _stored_model(path: str, options: dict[str, Any]) -> PreTrainedModel:
-    with _without_progress_bar():
+    with without_progress_bar():
         model, info = AutoModelForCausalLM.from_pretrained(
             path, local_files_only=_is_local(path), output_loading_info=True, **options
         )
@@ -148,7 +148,7 @@ def _stored_model(path: str, options: dict[str, Any]) -> PreTrainedModel:
 
 
 @contextmanager
-def _without_progress_bar() -> Iterator[None]:
+def without_progress_bar() -> Iterator[None]:
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

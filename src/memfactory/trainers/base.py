@@ -17,6 +17,7 @@ from typing import Protocol
 from memfactory.build import Stack
 from memfactory.config import Resolved
 from memfactory.config.training import TrainerOptions
+from memfactory.engines.vllm import VllmEngine
 from memfactory.trainers.checkpoint import TrainState, load_state, save_checkpoint, written_whole
 from memfactory.trainers.policy import Policy
 
@@ -71,6 +72,21 @@ class Trainer(ABC):
         """Go back to `checkpoint`: weights, optimizer, schedule, random generators, cursor, step."""
         self.state, optimizer = load_state(checkpoint)
         self.policy.load(checkpoint, optimizer)
+        self.renew_engines()
+
+    def rest_engines(self) -> None:
+        """Engines with their own copy of the weights give their memory to the training pass."""
+        for engine in self._copies():
+            engine.sleep()
+
+    def renew_engines(self) -> None:
+        """Engines with their own copy of the weights take the policy's; the HF engine speaks with them already."""
+        for engine in self._copies():
+            engine.update_weights(self.policy.weights())
+
+    def _copies(self) -> list[VllmEngine]:
+        engines = {id(engine): engine for engine in self.stack.engines.values()}
+        return [engine for engine in engines.values() if isinstance(engine, VllmEngine)]
 
     def train(self) -> None:
         """Train to the end. On Interrupted the state of the last whole step is saved first, then it goes on up."""

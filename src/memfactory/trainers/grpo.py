@@ -58,6 +58,7 @@ class GrpoTrainer(Trainer):
         self.keep_transcripts(step, sampled, batch_rewards)
 
         self.run.status("training")
+        self.rest_engines()
         if options.loss.kl_weight > 0:
             turns = policy.score_reference(turns)
         if options.minibatches * options.epochs > 1:
@@ -70,7 +71,7 @@ class GrpoTrainer(Trainer):
         trained = time.monotonic()
         metrics = {
             **gathered_metrics(sampled),
-            **{name: fmean(update[name] for update in updates) for name in (updates[0] if updates else ())},
+            **mean_of([update for update in updates if update]),
             "seconds/rollout": rolled_out - begun,
             "seconds/train": trained - rolled_out,
         }
@@ -100,7 +101,7 @@ class GrpoTrainer(Trainer):
                     "too easy or too hard for this model, or the reward never varies; see transcripts/."
                 )
             size = min(options.rollout_prompts or wanted, wanted - counted)
-            new = self.roll_out(step, self.upcoming(cursor, size))
+            new = self.roll_out(step, list(self.upcoming(cursor, size)))
             cursor, rollouts = cursor + size, rollouts + 1
             groups += new
             self.stop_on_unknown(new, step)
@@ -109,7 +110,7 @@ class GrpoTrainer(Trainer):
 
     def roll_out(self, step: int, tasks: Sequence[Task]) -> list[Group]:
         """This process's share of the groups of `tasks`."""
-        share = list(tasks)[self.policy.process_index :: self.policy.process_count]
+        share = tasks[self.policy.process_index :: self.policy.process_count]
         conversations = 0
 
         def on_turn(episode: Episode, turn: Turn) -> None:
@@ -168,6 +169,13 @@ class GrpoTrainer(Trainer):
                 f"train.max_unknown_share = {self.options.max_unknown_share:g} allows. Nothing was trained on them; "
                 "mend the judge and go on with --resume."
             )
+
+
+def mean_of(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """What was measured, averaged over the updates of a step; maxima and counters by their last and largest."""
+    names = updates[0] if updates else {}
+    whole = {name for name in names if name.endswith("/max") or name == "skipped_steps"}
+    return {name: max(u[name] for u in updates) if name in whole else fmean(u[name] for u in updates) for name in names}
 
 
 def gathered_rewards(groups: Sequence[Group]) -> dict[str, list[float]]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from memfactory.config.training import LoraOptions
+from memfactory.engines.loading import without_progress_bar
 from memfactory.errors import ConfigError
 
 Network: TypeAlias = "PreTrainedModel | PeftModel"
@@ -90,7 +91,8 @@ def save_weights(network: Network, folder: Path, dtype: torch.dtype) -> None:
     state = network.state_dict()
     # Tied weights are one tensor and stay one.
     cast = {value.data_ptr(): value.to(dtype) for value in state.values()}
-    network.save_pretrained(folder, state_dict={name: cast[value.data_ptr()] for name, value in state.items()})
+    with without_progress_bar():
+        network.save_pretrained(folder, state_dict={name: cast[value.data_ptr()] for name, value in state.items()})
     description = deepcopy(network.config)
     description.dtype = dtype
     description.save_pretrained(folder)
@@ -102,7 +104,8 @@ def load_weights(network: Network, folder: Path) -> None:
     if isinstance(network, PeftModel):
         set_peft_model_state_dict(network, load_peft_weights(str(folder), device=str(network.device)))
         return
-    saved = type(network).from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    with without_progress_bar():
+        saved = type(network).from_pretrained(folder, dtype=torch.float32, local_files_only=True)
     for parameter, value in zip(network.parameters(), saved.parameters(), strict=True):
         parameter.copy_(value)
 
