@@ -1,0 +1,91 @@
+"""The `memfactory` command. Nothing heavy is imported before a command runs.
+
+Exit codes: 0 done, 1 failed, 2 a mistake in the command line, the configuration or the data, 130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from memfactory.cli import configs, datasets, environment, listing, runs
+from memfactory.cli.output import complain, report_bug
+from memfactory.errors import MemFactoryError
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="memfactory",
+    help="Train, evaluate and run memory agents with reinforcement learning, from a YAML file.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("train", context_settings={"ignore_unknown_options": True})(runs.train)
+app.command("eval", context_settings={"ignore_unknown_options": True})(runs.evaluate)
+app.command("infer", context_settings={"ignore_unknown_options": True})(runs.infer)
+app.command("view")(runs.view)
+app.command("list")(listing.list_components)
+app.add_typer(configs.app, name="config")
+app.add_typer(datasets.app, name="data")
+app.command("env")(environment.show_environment)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib import metadata
+
+        typer.echo(f"memfactory {metadata.version('memfactory')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+    debug: Annotated[
+        bool,
+        typer.Option("--debug", help="Show a traceback for every error (also MEMFACTORY_DEBUG=1)."),
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command that `sys.argv` holds and exit with its code."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command; its exit code."""
+    debug = "--debug" in arguments or os.environ.get("MEMFACTORY_DEBUG", "0") not in ("", "0")
+    words = _with_values([word for word in arguments if word != "--debug"])
+    try:
+        app(args=words, prog_name="memfactory")
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except MemFactoryError as error:
+        if debug:
+            raise
+        complain(error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception as error:  # noqa: BLE001 - the last stop: what arrives here is our bug, and is reported as one
+        report_bug(error)
+        return 1
+    return 0
+
+
+def _with_values(words: Sequence[str]) -> list[str]:
+    """`--resume` without a value means `--resume=auto`."""
+    found = []
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        alone = not following or following.startswith("-") or "=" in following
+        found.append("--resume=auto" if word == "--resume" and alone else word)
+    return found

@@ -1,0 +1,180 @@
+"""`memfactory data`: make training and evaluation sets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from memfactory.cli.output import start_logging, stderr, stdout
+from memfactory.errors import ConfigError
+
+if TYPE_CHECKING:
+    from memfactory.data.writing import OnProgress, Report
+
+app = typer.Typer(help="Make training and evaluation sets, seeded and reproducible.", no_args_is_help=True)
+Output = Annotated[Path, typer.Option(help="The folder to write into.")]
+Tokenizer = Annotated[
+    str,
+    typer.Option(help="What measures lengths: a model folder, a tokenizer.json, a hub id that is cached, or `tiny`."),
+]
+
+
+def counter(tokenizer: str) -> Callable[[str], int]:
+    """Counts the tokens of a text."""
+    from memfactory.engines.codec import FileCodec
+
+    codec = FileCodec(tokenizer)
+    return lambda text: len(codec.offsets(text))
+
+
+@contextmanager
+def progress() -> Iterator[OnProgress]:
+    """A bar for each file, on terminals only."""
+    from rich.progress import Progress, TaskID
+
+    with Progress(console=stderr(), transient=True, disable=not stderr().is_terminal) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def tell(name: str, done: int, total: int) -> None:
+            if name not in tasks:
+                tasks[name] = bar.add_task(name, total=total)
+            bar.update(tasks[name], completed=done)
+
+        yield tell
+
+
+def tell(report: Report) -> None:
+    """What was made and what was left out."""
+    console = stdout()
+    for file in report.files:
+        tokens = "" if file.mean_tokens is None else f", {file.mean_tokens:,.0f} tokens a row"
+        said = f"{file.path}: {file.rows:,} rows{tokens}, sha256 {file.sha256[:16]}"
+        console.print(said, highlight=False, markup=False, soft_wrap=True)
+    for note in report.notes:
+        stderr().print(note, highlight=False, markup=False, soft_wrap=True)
+
+
+def _span(text: str) -> tuple[int, int]:
+    low, _, high = text.partition("-")
+    if not low.isdecimal() or not (high or low).isdecimal():
+        raise ConfigError(f"--train-docs {text}: expected a number or a range such as 50-80")
+    return int(low), int(high or low)
+
+
+@app.command()
+def hotpotqa(
+    questions: Annotated[Path, typer.Argument(help="A HotpotQA file (hotpot_train_v1.1.json, or the hub's parquet).")],
+    output: Output = Path("data"),
+    documents: Annotated[Path | None, typer.Option(help="More documents to hide among (title, text).")] = None,
+    evaluation: Annotated[
+        Path | None,
+        typer.Option(help="Another HotpotQA file to ask from; default: hold some questions out."),
+    ] = None,
+    train_docs: Annotated[str, typer.Option(help="Documents of a training text: a number or a range.")] = "50-80",
+    eval_docs: Annotated[
+        list[int] | None,
+        typer.Option(help="Documents of an evaluation text; repeat for several sets. Default: 50 and 100."),
+    ] = None,
+    eval_questions: Annotated[int, typer.Option(min=1, help="Evaluation questions.")] = 128,
+    train_rows: Annotated[int | None, typer.Option(min=1, help="Training rows; default: one a question.")] = None,
+    train_format: Annotated[str, typer.Option(help="json, jsonl or parquet (MemAgent's own form).")] = "json",
+    keep_yes_no: Annotated[bool, typer.Option("--keep-yes-no", help="Keep questions answered by yes or no.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of what is drawn.")] = 0,
+    tokenizer: Annotated[str | None, typer.Option(help="Also report mean lengths in this tokenizer's tokens.")] = None,
+) -> None:
+    """MemAgent's training and evaluation sets from HotpotQA: hotpotqa_train and eval_50, eval_100, ..."""
+    start_logging()
+    from memfactory.data.hotpotqa import build
+
+    if train_format not in ("json", "jsonl", "parquet"):
+        raise ConfigError(f"--train-format {train_format}: expected json, jsonl or parquet")
+    with progress() as on_progress:
+        report = build(
+            questions,
+            output,
+            documents=documents,
+            evaluation=evaluation,
+            train_docs=_span(train_docs),
+            eval_docs=eval_docs or (50, 100),
+            eval_questions=eval_questions,
+            train_rows=train_rows,
+            train_format=train_format,  # type: ignore[arg-type]
+            keep_yes_no=keep_yes_no,
+            seed=seed,
+            count_tokens=None if tokenizer is None else counter(tokenizer),
+            on_progress=on_progress,
+        )
+    tell(report)
+
+
+Length = Annotated[int, typer.Option(min=256, help="Longest text in tokens of the tokenizer.")]
+Rows = Annotated[int, typer.Option(min=1, help="Rows.")]
+Seed = Annotated[int, typer.Option(help="Seed of what is drawn.")]
+
+
+@app.command()
+def fwe(
+    output: Output = Path("data"),
+    length: Length = 16384,
+    rows: Rows = 128,
+    seed: Seed = 42,
+    tokenizer: Tokenizer = "tiny",
+) -> None:
+    """RULER's frequent words extraction: eval_fwe_<length>."""
+    _ruler("fwe", output, length, rows, seed, tokenizer)
+
+
+@app.command()
+def vt(
+    output: Output = Path("data"),
+    length: Length = 16384,
+    rows: Rows = 128,
+    seed: Seed = 42,
+    tokenizer: Tokenizer = "tiny",
+) -> None:
+    """RULER's variable tracking: eval_vt_<length>."""
+    _ruler("vt", output, length, rows, seed, tokenizer)
+
+
+def _ruler(task: str, output: Path, length: int, rows: int, seed: int, tokenizer: str) -> None:
+    start_logging()
+    from memfactory.data.ruler import build_ruler
+
+    with progress() as on_progress:
+        report = build_ruler(
+            task,
+            output,
+            count_tokens=counter(tokenizer),
+            length=length,
+            rows=rows,
+            seed=seed,
+            on_progress=on_progress,
+        )
+    tell(report)
+
+
+@app.command()
+def export(
+    dataset: Annotated[str, typer.Argument(help="A registered dataset, such as facts; a file or hub id works too.")],
+    output: Annotated[Path, typer.Option(help="The file to write: .json, .jsonl or .parquet.")],
+    options: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Its options.")] = None,
+) -> None:
+    """Write the rows of a dataset to a file, for example: export facts rows=500 split=heldout --output facts.jsonl"""
+    start_logging()
+    from memfactory.config import dataset_component
+    from memfactory.config.overrides import parse_overrides
+    from memfactory.data.writing import WRITERS, Report, write_rows
+    from memfactory.registry import DATASETS
+
+    if output.suffix not in WRITERS:
+        raise ConfigError(f"--output {output}: expected a file that ends in {', '.join(WRITERS)}")
+    given = {override.path[0]: override.value for override in parse_overrides(options or [])}
+    component = dataset_component({"name": dataset, **given}, Path())
+    found = DATASETS.get(component.name)(component.options, Path()).rows()
+    with progress() as on_progress:
+        written = write_rows(output, (dict(row.values) for row in found), len(found), on_progress=on_progress)
+    tell(Report((written,)))

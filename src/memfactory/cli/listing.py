@@ -1,0 +1,93 @@
+"""`memfactory list`: what exists, one line each."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from memfactory.cli.output import stdout
+from memfactory.errors import ConfigError, unknown
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+KINDS = ("agents", "modules", "envs", "rewards", "trainers", "datasets", "configs")
+
+
+def list_components(
+    kind: Annotated[str | None, typer.Argument(help=f"One of {', '.join(KINDS)}; default: all of them.")] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show every option with its default.")] = False,
+    config: Annotated[str | None, typer.Option(help="Also list what this config's plugins bring.")] = None,
+) -> None:
+    """List agents, modules, environments, rewards, trainers, datasets and configs."""
+    if kind is not None and kind not in KINDS:
+        raise ConfigError(unknown("kind of component", kind, KINDS))
+    if config is not None:
+        from memfactory.config import load_config
+
+        load_config(config)
+    console = stdout()
+    for name in KINDS if kind is None else (kind,):
+        console.print(f"[bold]{name}[/bold]")
+        _show_configs(console) if name == "configs" else _show_kind(console, name, verbose)
+
+
+def _show_kind(console: Console, kind: str, verbose: bool) -> None:
+    from rich.table import Table
+
+    from memfactory.registry import AGENTS, DATASETS, ENVS, MODULES, REWARDS, TRAINERS, Registry
+
+    registries: dict[str, Registry[object]] = {
+        "agents": AGENTS,
+        "modules": MODULES,
+        "envs": ENVS,
+        "rewards": REWARDS,
+        "trainers": TRAINERS,
+        "datasets": DATASETS,
+    }
+    registry = registries[kind]
+    table = Table.grid(padding=(0, 2))
+    for name in registry.names():
+        table.add_row(f"  {name}", registry.entry(name).summary)
+        if verbose:
+            _add_options(table, registry, name)
+    console.print(table)
+
+
+def _add_options(table: object, registry: object, name: str) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from memfactory.config.describe import options_of
+    from memfactory.registry import Registry
+
+    assert isinstance(table, Table) and isinstance(registry, Registry)
+    for option in options_of(registry.options(name)):
+        default = "must be given" if option.default is None else f"default {option.default}"
+        table.add_row(Text(f"    {option.key}"), Text(f"{option.doc} [{option.type}; {default}]", style="dim"))
+
+
+def _show_configs(console: Console) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from memfactory.config.parts import config_folders, runnable_configs, show_path
+
+    table = Table.grid(padding=(0, 2))
+    for name, path in sorted(runnable_configs(config_folders(None)).items()):
+        table.add_row(
+            Text(f"  {name}"), Text(_opening(path.read_text(encoding="utf-8"))), Text(show_path(path), style="dim")
+        )
+    console.print(table)
+
+
+def _opening(text: str) -> str:
+    """The first sentence of the comment that a config opens with."""
+    comment = []
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            break
+        comment.append(line.lstrip("# "))
+    return re.split(r"(?<=[.])\s", " ".join(comment), maxsplit=1)[0]

@@ -1,0 +1,99 @@
+"""How the command line speaks: errors and warnings on stderr, results on stdout."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import typer
+
+from memfactory.errors import ConfigError, MemFactoryError, unknown
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from memfactory.config import Resolved
+
+
+FILE_WIDTH = 160
+"""Columns of a table that goes to a file or a pipe."""
+
+
+def stdout() -> Console:
+    """Where results go."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else FILE_WIDTH)
+
+
+def stderr() -> Console:
+    """Where everything else goes."""
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def is_main_process() -> bool:
+    """Whether this is the process that speaks, of those that torchrun or `accelerate launch` started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def start_logging() -> None:
+    """Show warnings and notices of the package on stderr, one line each."""
+    from rich.logging import RichHandler
+
+    logger = logging.getLogger("memfactory")
+    if not logger.handlers:
+        handler = RichHandler(console=stderr(), show_time=False, show_path=False, markup=False)
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO if is_main_process() else logging.ERROR)
+        logger.propagate = False
+
+
+def complain(error: MemFactoryError) -> None:
+    """Say what the user can mend: a panel on a terminal, plain lines elsewhere. Each process would say the same."""
+    if not is_main_process():
+        return
+    problems = error.problems if isinstance(error, ConfigError) else (str(error),)
+    title = "Error" if len(problems) == 1 else f"{len(problems)} problems"
+    if not sys.stderr.isatty():
+        sys.stderr.write("".join(f"error: {problem}\n" for problem in problems))
+        return
+    from rich.panel import Panel
+    from rich.text import Text
+
+    stderr().print(Panel(Text("\n".join(problems)), title=title, title_align="left", border_style="red"))
+
+
+def report_bug(error: Exception) -> None:
+    """Say that something is wrong with MemFactory (or a plugin), with the traceback."""
+    sys.stderr.write("".join(traceback.format_exception(error)))
+    sys.stderr.write(
+        f"error: {type(error).__name__}: {error}\nThis is a bug in MemFactory or in a plugin, not in your command. "
+        "Please report it with the lines above and the output of `memfactory env`.\n"
+    )
+
+
+def refuse_options(context: typer.Context, words: Sequence[str]) -> None:
+    """Raise ConfigError for words that look like options: overrides are taken as they come, and a typo is neither."""
+    known = [name for parameter in context.command.params for name in parameter.opts if name.startswith("--")]
+    wrong = [word for word in words if word.startswith("-") and len(word) > 1 and "=" not in word]
+    if wrong:
+        raise ConfigError(
+            [unknown("option", word, known) + f" An override is written {word.lstrip('-')}=VALUE." for word in wrong]
+        )
+
+
+def load(source: str, overrides: list[str], command: str | None) -> Resolved:
+    """The configuration for a command, its warnings shown."""
+    from memfactory.config import load_config
+
+    start_logging()
+    resolved = load_config(source, overrides, command=command)
+    for warning in resolved.warnings:
+        logging.getLogger("memfactory").warning("%s", warning)
+    return resolved

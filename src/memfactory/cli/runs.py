@@ -1,0 +1,170 @@
+"""`memfactory train`, `eval`, `infer` and `view`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from memfactory.cli.output import load, refuse_options, start_logging, stderr, stdout
+from memfactory.errors import ConfigError
+
+Source = Annotated[str, typer.Argument(help="A YAML config, a run folder, a checkpoint, a model folder or `tiny`.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, such as train.steps=10."),
+]
+
+
+def train(
+    context: typer.Context,
+    config: Source,
+    overrides: Overrides = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[PATH]",
+            help="Go on from the newest checkpoint of the config's latest run, or of the run or checkpoint PATH.",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what the run will do and take, without loading weights.")
+    ] = False,
+    output: Annotated[Path | None, typer.Option(help="The run folder; default: runs/<config>-<date>-<time>.")] = None,
+) -> None:
+    """Train an agent.
+
+    Ctrl-C saves the last whole step and exits; `--resume` goes on from there.
+    """
+    refuse_options(context, overrides or [])
+    words, asked = _without_resume(overrides or [])
+    resume = resume or asked
+    words = [*words, *([] if output is None else [f"output={output}"])]
+    if dry_run:
+        _show_plan(config, words)
+        return
+    resolved = load(config, words, "train")
+    if resume == "auto" and resolved.run is not None:
+        resume = str(resolved.run)
+    from memfactory.train import run_training
+    from memfactory.trainers.base import Interrupted
+
+    try:
+        folder = run_training(resolved, resume=resume)
+    except Interrupted as stopped:
+        stderr().print(
+            f"Stopped; the last whole step is saved in {stopped}. Go on with --resume.", highlight=False, markup=False
+        )
+        raise typer.Exit(130) from None
+    stdout().print(f"Done: {folder}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _without_resume(overrides: list[str]) -> tuple[list[str], str | None]:
+    """The overrides without `resume=...`, which says how to run and not what; and its value."""
+    asked = [word.partition("=")[2] for word in overrides if word.startswith("resume=")]
+    return [word for word in overrides if not word.startswith("resume=")], asked[-1] if asked else None
+
+
+def _show_plan(config: str, overrides: list[str]) -> None:
+    """Print the plan. What this machine lacks is told beside it, since plans are made on other machines too."""
+    from memfactory.config import load_config
+
+    lacking: tuple[str, ...] = ()
+    try:
+        resolved = load(config, overrides, "train")
+    except ConfigError as error:
+        resolved, lacking = load_config(config, overrides), error.problems
+    from memfactory.trainers.plan import make_plan
+
+    plan = make_plan(resolved)
+    console = stdout()
+    console.print(plan.render())
+    if plan.problems or lacking:
+        raise ConfigError([*plan.problems, *lacking])
+
+
+def evaluate(
+    context: typer.Context,
+    targets: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="TARGET... [KEY=VALUE]...",
+            help="Configs, run folders, checkpoints or models, side by side; overrides count for all of them.",
+        ),
+    ],
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="A set of the config's data.eval, a file, a hub id or a dataset; repeat for several."),
+    ] = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="Attempts at each question: the k of avg@k.")] = None,
+    metric: Annotated[list[str] | None, typer.Option(help="A registered reward to report; repeat for several.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many questions of each set.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Where results go; default: runs/eval/<targets>.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Throw away earlier samples in the output.")] = False,
+    judge: Annotated[bool, typer.Option("--judge", help="Also ask a model to judge the answers.")] = False,
+) -> None:
+    """Evaluate models on datasets: avg@k with standard errors, in a table and as JSON.
+
+    An evaluation that was interrupted goes on where it stopped.
+    """
+    refuse_options(context, targets)
+    sources = [word for word in targets if "=" not in word]
+    overrides = [word for word in targets if "=" in word]
+    resolved = [load(source, overrides, "eval") for source in sources]
+    from memfactory.evaluate.running import run_evaluation
+
+    folder = output or Path("runs/eval") / "-".join(one.name for one in resolved)[:100]
+    code = run_evaluation(
+        resolved,
+        data=data or [],
+        output=folder,
+        samples=samples,
+        metrics=metric or [],
+        limit=limit,
+        overwrite=overwrite,
+        judge=judge,
+        console=stdout(),
+    )
+    stderr().print(f"Results: {folder}", highlight=False, markup=False, soft_wrap=True)
+    raise typer.Exit(code)
+
+
+def infer(
+    context: typer.Context,
+    config: Source,
+    overrides: Overrides = None,
+    question: Annotated[str | None, typer.Option(help="The question to answer.")] = None,
+    document: Annotated[
+        list[Path] | None, typer.Option(help="A text file to read for it (- for stdin); repeat for several.")
+    ] = None,
+    input: Annotated[Path | None, typer.Option(help="A file of rows to answer, instead of one question.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Where answers go, one JSON object a row.")] = None,
+    show_memory: Annotated[bool, typer.Option("--show-memory", help="Show the memory as it evolves.")] = False,
+) -> None:
+    """Answer questions about texts with an agent."""
+    refuse_options(context, overrides or [])
+    resolved = load(config, overrides or [], "infer")
+    from memfactory.infer import run_inference
+
+    code = run_inference(
+        resolved,
+        question=question,
+        documents=document or [],
+        input=input,
+        output=output,
+        show_memory=show_memory,
+        console=stdout(),
+    )
+    raise typer.Exit(code)
+
+
+def view(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    output: Annotated[Path | None, typer.Option(help="The HTML file to write; default: view.html in the run.")] = None,
+) -> None:
+    """Write a run's curves, evaluations and transcripts into one HTML file."""
+    start_logging()
+    from memfactory.view import write_view
+
+    stdout().print(str(write_view(run, output)), highlight=False, markup=False, soft_wrap=True)
