@@ -145,7 +145,7 @@ class GrpoOptions(TrainerOptions):
     max_rollouts_per_step: int = Field(20, ge=1)
     """With require_variance: after this many rollouts the step goes on with the groups it has, or stops the run."""
     valid_groups: int | None = Field(None, ge=1)
-    """Stop after this many groups with different rewards (the last step may be smaller); null: after `steps`."""
+    """Stop after this many groups whose rewards differ, even before `steps`; the last step is cut to fit."""
     minibatches: int = Field(1, ge=1)
     """Optimizer steps the groups of one rollout are split into."""
     epochs: int = Field(1, ge=1)

@@ -18,6 +18,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -81,7 +82,8 @@ def resolve_attention(config: ModelConfig, device: torch.device) -> str:
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     """The tokenizer of `config.path`, with `config.chat_template` in place of its own where that is named.
 
-    Raises ConfigError where there is none.
+    A hub's model with random weights makes do with the tokenizer of `tiny` where the hub cannot be reached. Raises
+    ConfigError where there is none.
     """
     path, _ = places(config)
     try:
@@ -89,6 +91,9 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
             path, trust_remote_code=config.trust_remote_code, local_files_only=_is_local(path)
         )
     except _UNUSABLE as error:
+        if config.random_weights and not _is_local(path):
+            # Random weights mean nothing whatever the ids are, so a benchmark needs no download.
+            return load_tokenizer(ModelConfig(chat_template=config.chat_template))
         raise _missing("tokenizer", path, error) from error
     if config.chat_template is not None:
         template = Path(config.chat_template).expanduser()
@@ -125,7 +130,7 @@ def load_model(config: ModelConfig, *, training: bool, frozen_base: bool = False
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": resolve_attention(config, device)}
     options |= {"trust_remote_code": config.trust_remote_code}
     try:
-        model = _random_model(path, device, options) if config.random_weights else _stored_model(path, options)
+        model = _random_model(config, device, options) if config.random_weights else _stored_model(path, options)
         model = model.to(device)
     except torch.OutOfMemoryError as error:
         raise ConfigError(f"model.path: {path!r} in {dtype} does not fit into the memory of {device}") from error
@@ -158,10 +163,24 @@ def without_progress_bar() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _random_model(path: str, device: torch.device, options: dict[str, Any]) -> PreTrainedModel:
-    architecture = AutoConfig.from_pretrained(
-        path, local_files_only=_is_local(path), trust_remote_code=options["trust_remote_code"]
-    )
+def load_architecture(config: ModelConfig) -> PretrainedConfig:
+    """The description of the model without its weights.
+
+    The sizes of the models that the paper trains are inside the package, so that they need no hub. Raises ConfigError.
+    """
+    path, _ = places(config)
+    known = resources.files("memfactory") / "assets" / "architectures" / f"{path.rpartition('/')[2].lower()}.json"
+    try:
+        only_here = _is_local(path) or known.is_file()
+        return AutoConfig.from_pretrained(path, local_files_only=only_here, trust_remote_code=config.trust_remote_code)
+    except _UNUSABLE as error:
+        if _is_local(path) or not known.is_file():
+            raise _missing("config", path, error) from error
+        return AutoConfig.for_model(**json.loads(known.read_text(encoding="utf-8")))
+
+
+def _random_model(config: ModelConfig, device: torch.device, options: dict[str, Any]) -> PreTrainedModel:
+    architecture = load_architecture(config)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), device:
         torch.manual_seed(0)
         return AutoModelForCausalLM.from_config(architecture, **options)

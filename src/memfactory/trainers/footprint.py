@@ -5,18 +5,13 @@ Activations are an estimate (about 20 % either way); the rest is exact up to the
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoModelForCausalLM
 
 from memfactory.config.training import TrainerOptions
-from memfactory.engines.options import ModelConfig
-from memfactory.errors import ConfigError
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -48,25 +43,6 @@ class Architecture:
             + 2 * self.vocabulary * self.hidden * logits
             + 4 * self.layers * self.attention_width * attended
         )
-
-
-def model_config(model: ModelConfig) -> PretrainedConfig:
-    """The Hugging Face config of `model` without its weights; known sizes are in the package where no hub answers.
-
-    Raises ConfigError when there is none.
-    """
-    folder = resources.files("memfactory") / "assets"
-    if model.path == "tiny":
-        return AutoConfig.from_pretrained(str(folder / "tiny"))
-    if Path(model.path).is_dir():
-        return AutoConfig.from_pretrained(model.path, trust_remote_code=model.trust_remote_code)
-    try:
-        return AutoConfig.from_pretrained(model.path, trust_remote_code=model.trust_remote_code)
-    except (OSError, ValueError) as error:
-        known = folder / "architectures" / f"{model.path.rpartition('/')[2].lower()}.json"
-        if known.is_file():
-            return AutoConfig.for_model(**json.loads(known.read_text(encoding="utf-8")))
-        raise ConfigError(f"model.path: the config of {model.path!r} cannot be read: {error}") from error
 
 
 def architecture(config: Any) -> Architecture:

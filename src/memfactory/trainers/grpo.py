@@ -42,10 +42,8 @@ class GrpoTrainer(Trainer):
         self.decodings = stack.drawn_with(Decoding(options.temperature, options.top_p, options.top_k))
 
     def finished(self) -> bool:
-        wanted = self.options.valid_groups
-        if wanted is not None:
-            return self.state.valid_groups >= wanted
-        return self.state.step >= self.options.steps
+        enough = self.options.valid_groups
+        return self.state.step >= self.options.steps or (enough is not None and self.state.valid_groups >= enough)
 
     def step(self, step: int) -> tuple[TrainState, dict[str, float]]:
         options, policy = self.options, self.policy

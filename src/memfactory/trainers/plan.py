@@ -14,7 +14,7 @@ from memfactory.build import build_agent, build_env, build_tasks
 from memfactory.config import Resolved
 from memfactory.config.training import GrpoOptions, TrainerOptions
 from memfactory.dialogue import POLICY, play
-from memfactory.engines.loading import load_chat
+from memfactory.engines.loading import load_architecture, load_chat
 from memfactory.engines.options import HfEngineConfig, ModelConfig
 from memfactory.engines.scripted import ScriptedEngine
 from memfactory.environment import memory_bytes
@@ -23,7 +23,6 @@ from memfactory.trainers.footprint import (
     Architecture,
     architecture,
     memory_by_component,
-    model_config,
     peak_bytes,
 )
 from memfactory.types import Codec, Episode, Message, Sampling, Task
@@ -138,7 +137,7 @@ def compute_type(model: ModelConfig) -> str:
 
 def _architecture(model: ModelConfig, problems: list[str]) -> Architecture | None:
     try:
-        return architecture(model_config(model))
+        return architecture(load_architecture(model))
     except ConfigError as error:
         problems.append(str(error))
         return None
@@ -197,6 +196,7 @@ def _longest() -> ScriptedEngine:
 
 def _play_longest(resolved: Resolved, codec: Codec, tasks: Sequence[Task]) -> Lengths:
     agent = build_agent(resolved.config.agent, codec)
+
     def reply(messages: Sequence[Message], sampling: Sampling) -> str:
         prompt = sum(len(codec.offsets(message.content)) + 5 for message in messages)
         lengths.append((prompt, sampling.max_tokens))
