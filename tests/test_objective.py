@@ -177,6 +177,26 @@ def test_a_clipped_token_has_no_gradient_and_is_counted_at_its_bound() -> None:
     assert result.clipped_low.tolist() == [[False] * 4, [False, True, False, False]]
 
 
+@pytest.mark.parametrize(
+    ("objective", "weights"),
+    [
+        # min(r, 1.28): e^.3 -> 1.28, e^-.3; e^.3 -> 1.28, e^-.5, 1, e^.25 -> 1.28.
+        ("cispo", [1.28, math.exp(-0.3), 1.28, math.exp(-0.5), 1, 1.28]),
+        # clip(r, .8, 2.28)
+        ("reinforce", [math.exp(0.3), 0.8, math.exp(0.3), 0.8, 1, math.exp(0.25)]),
+        # phi(1) and phi(e^.05)
+        ("vespo", [1, 1, *[math.exp(2 + 3 * 0.05 - 2 * math.exp(0.05))] * 4]),
+    ],
+)
+def test_a_weight_on_log_pi_passes_no_gradient_itself(objective: str, weights: list[float]) -> None:
+    logprobs = torch.where(MASK, LOGPROBS, 0.0).requires_grad_()
+    old = torch.where(MASK, LOGPROBS - LOG_RATIO, 0.0)
+    result = token_losses(logprobs, old, ADVANTAGES, MASK, LossOptions(objective=objective, clip_high=1.28))
+    (gradient,) = torch.autograd.grad(result.loss.sum(), logprobs)
+    expected = [-a * w for a, w in zip([0.7, 0.7, -1.1, -1.1, -1.1, -1.1], weights, strict=True)]
+    assert rows(gradient) == pytest.approx(expected, abs=1e-12)
+
+
 def test_the_dual_clip_bounds_bad_tokens_whose_ratio_grew() -> None:
     high = losses(dual_clip=1.3).clipped_high
     # d = .30 is r = 1.35 > 1.3 at A < 0; d = .25 is r = 1.284, inside.
