@@ -16,7 +16,7 @@ from memfactory.envs.base import Environment, EnvironmentOptions
 from memfactory.envs.rewards.base import RewardFunction, RewardOptions
 from memfactory.errors import ConfigError, DataError, MemFactoryError
 from memfactory.evaluate.attempts import attempt, data_hash, evaluate_tasks
-from memfactory.evaluate.records import RecordFile, read_records
+from memfactory.evaluate.records import RecordFile, SampleRecord, read_records
 from memfactory.types import Decoding, Episode, Message, Reply, Task
 
 
@@ -136,7 +136,7 @@ def test_every_attempt_has_its_own_seed_whatever_else_is_played():
     evaluate_tasks(AGENT, quiz(), TASKS, together, samples=4, decodings=SAMPLED, seed=7, window=5)
     seeds = [sampling.seed for messages, sampling in together["policy"].asked if messages[0].content == "three"]
     assert seeds == [sampling.seed for _, sampling in alone["policy"].asked]
-    assert len(set(seeds)) == 4
+    assert len({sampling.seed for _, sampling in together["policy"].asked}) == 12
 
 
 def test_unknown_scores_are_counted_and_left_out():
@@ -269,6 +269,25 @@ def test_scores_that_were_unknown_are_asked_for_again(tmp_path):
     assert down.metrics["verdict"].unknown > 0
     up = evaluate_into(path, {}, metrics=("verdict",), judge=Judge(mended=True))
     assert up.metrics["verdict"].unknown == 0 and up.metrics["verdict"].n == 3
+
+
+def test_a_score_that_is_known_stays_while_another_is_asked_for_again(tmp_path):
+    scores = {"exact": 0.75, "verdict": None}
+    held = SampleRecord("quiz", "a", 0, "one", ("1",), "x", "", scores, ())
+    with RecordFile(tmp_path / "quiz.jsonl", "quiz") as records:
+        records.add(held)
+        found = evaluate_tasks(
+            AGENT,
+            quiz(Judge(mended=True)),
+            TASKS[:1],
+            {},
+            samples=1,
+            decodings=SAMPLED,
+            seed=0,
+            metrics=("exact", "verdict"),
+            records=records,
+        )
+    assert {name: metric.mean for name, metric in found.metrics.items()} == {"exact": 0.75, "verdict": 0.5}
 
 
 def test_a_judge_scores_finished_attempts_together(tmp_path):

@@ -8,7 +8,9 @@ from rich.console import Console
 
 from chat_server import ChatServer, config_text, reading, rows, write_tokenizer
 from memfactory.config import load_config
+from memfactory.engines.options import ModelConfig
 from memfactory.errors import ConfigError
+from memfactory.evaluate.fingerprint import weights_fingerprint
 from memfactory.evaluate.records import read_records
 from memfactory.evaluate.running import run_evaluation
 
@@ -211,13 +213,37 @@ def test_a_judge_is_asked_on_request_and_an_outage_is_mended_by_a_later_run(plac
     assert metrics["judge"]["mean"] == 0.25 and metrics["boxed_em"]["mean"] == 0.75
 
 
+def test_a_judge_that_is_not_asked_needs_no_key(place, server):
+    more = "engines: {judge: {kind: openai, model: judge, base_url: 'http://h.invalid/v1', api_key_env: NO_SUCH_KEY}}"
+    text = config_text(server.url, place / "words.json", more=more)
+    (place / "rewarded.yaml").write_text(text.replace("boxed_em: 1.0", "boxed_em: 1.0, judge: 0.5"))
+    code, _ = evaluate([load_config(place / "rewarded.yaml")], ["codes.json"], output=place / "out")
+    assert code == 0
+
+
+def test_samples_of_another_model_are_refused(place):
+    evaluate([load_config(place / "reader.yaml")], ["few.json"], output=place / "out")
+    with pytest.raises(ConfigError, match=r"model was reader at .*, now writer at "):
+        evaluate([load_config(place / "reader.yaml", ["engine.model=writer"])], ["few.json"], output=place / "out")
+
+
+def test_a_changed_weight_makes_another_model(tmp_path):
+    model = ModelConfig(path=str(tmp_path))
+    (tmp_path / "model.safetensors").write_bytes(b"one")
+    before = weights_fingerprint(model)
+    assert weights_fingerprint(model) == before
+    (tmp_path / "model.safetensors").write_bytes(b"two")
+    assert weights_fingerprint(model) != before
+    assert weights_fingerprint(ModelConfig(path="some/hub-model")) == {}
+
+
 def test_a_judge_without_an_engine_is_told_before_anything_is_played(place, server):
     with pytest.raises(ConfigError, match="the judge asks the engine 'judge'"):
         evaluate([load_config(place / "reader.yaml")], ["codes.json"], output=place / "out", judge=True)
     assert server.requests == []
 
 
-def test_a_local_model_is_evaluated_with_the_ids_it_sampled(place, small_model_path):
+def test_a_local_model_is_evaluated_with_the_ids_it_sampled(place, small_model_path, monkeypatch):
     overrides = ["agent.chunk_tokens=40", "agent.memory_tokens=4", "agent.answer_tokens=4", "model.device=cpu"]
     target = load_config(small_model_path, overrides)
     code, _ = evaluate([target], ["few.json"], output=place / "out", samples=2)
@@ -226,5 +252,8 @@ def test_a_local_model_is_evaluated_with_the_ids_it_sampled(place, small_model_p
     assert len(records) == 4
     turns = [turn for record in records for turn in record.turns]
     assert all(turn.reply_tokens is not None and 1 <= turn.reply_tokens <= 4 for turn in turns)
+    monkeypatch.setattr("memfactory.evaluate.fingerprint.weights_fingerprint", lambda model: {"weights": "others"})
+    with pytest.raises(ConfigError, match="weights was"):
+        evaluate([target], ["few.json"], output=place / "out", samples=2)
     # What an untrained model says differs from attempt to attempt, and is cut by length.
     assert len({turn.text for turn in turns}) > 4 and any(turn.stop == "length" for turn in turns)

@@ -30,7 +30,9 @@ def history():
 
 def test_a_metric_that_is_null_or_missing_at_a_step_has_no_value_there(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1, "kl": 0.5}\n{"step": 2, "kl": null}\n{"step": 3, "kl": 1.5, "note": "x"}\n')
+    path.write_text(
+        '{"step": 1, "kl": 0.5}\n{"step": 2, "kl": null}\n{"step": 4, "kl": NaN}\n{"step": 3, "kl": 1.5, "note": "x"}\n'
+    )
     assert read_series(path) == {"kl": ([1, 3], [0.5, 1.5])}
 
 
