@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -185,4 +185,22 @@ class SftOptions(TrainerOptions):
     batch_size: int = Field(64, ge=1)
     """Conversations in one optimizer step."""
     stages: tuple[SftStage, ...] = ()
-    """A curriculum, one stage after the other; empty: `steps` on `data.train`."""
+    """A curriculum, one stage after the other; empty: `steps` on `data.train`. With stages `steps` is their sum."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _steps_are_those_of_the_stages(cls, values: Any) -> Any:
+        stages = values.get("stages") if isinstance(values, dict) else None
+        if isinstance(stages, (list, tuple)) and stages and "steps" not in values:
+            named = [stage.model_dump() if isinstance(stage, SftStage) else stage for stage in stages]
+            given = [stage.get("steps") if isinstance(stage, dict) else None for stage in named]
+            if all(isinstance(steps, int) for steps in given):
+                return {**values, "steps": sum(given)}
+        return values
+
+    @model_validator(mode="after")
+    def _steps_agree(self) -> SftOptions:
+        total = sum(stage.steps for stage in self.stages)
+        if self.stages and self.steps != total:
+            raise ValueError(f"steps is {self.steps}, but the stages have {total}; leave steps out")
+        return self

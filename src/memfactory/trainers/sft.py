@@ -19,7 +19,7 @@ from memfactory.config.schema import Component
 from memfactory.config.training import SftOptions
 from memfactory.data.base import Row
 from memfactory.dialogue import stream_seed
-from memfactory.engines.chat import ChatFormat
+from memfactory.engines.chat import TURN_ENDS, ChatFormat
 from memfactory.errors import ConfigError, DataError
 from memfactory.registry import DATASETS, TRAINERS
 from memfactory.trainers.base import Run, Trainer
@@ -171,8 +171,7 @@ def _message(value: Any, place: str) -> Message:
 def supervised_turns(row: Row, chat: ChatFormat, number: int) -> list[TrainingTurn]:
     """One turn for each of the assistant's messages, after all that came before it; the end token is learnt too."""
     messages = conversation(row)
-    end = chat.tokenizer.eos_token_id
-    ends = (end,) if end in chat.stop_ids else tuple(sorted(chat.stop_ids)[:1])
+    end = _turn_end(chat)
     turns = []
     for index, message in enumerate(messages):
         if message.role == "assistant":
@@ -180,7 +179,7 @@ def supervised_turns(row: Row, chat: ChatFormat, number: int) -> list[TrainingTu
             turns.append(
                 TrainingTurn(
                     prompt_ids=chat.prompt_ids(messages[:index]),
-                    reply_ids=(*encoded["input_ids"], *ends),
+                    reply_ids=(*encoded["input_ids"], end),
                     advantage=1.0,
                     trajectory=number,
                     prompt=number,
@@ -188,3 +187,10 @@ def supervised_turns(row: Row, chat: ChatFormat, number: int) -> list[TrainingTu
                 )
             )
     return turns
+
+
+def _turn_end(chat: ChatFormat) -> int:
+    """The id that ends the assistant's turn: the template's own where the tokenizer has one, else its end token."""
+    vocabulary = chat.tokenizer.get_vocab()
+    named = [vocabulary[end] for end in TURN_ENDS if end in vocabulary]
+    return named[0] if named else int(chat.tokenizer.eos_token_id)

@@ -1,0 +1,67 @@
+"""The embedded model's tokenizer: byte-level BPE that encodes any text, with the generated world's words whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from memfactory.data.fact_traces import DRILL_PROMPT, NOTHING, UNKNOWN
+from memfactory.data.fact_world import FILLER, MENTOR, NAMES, RELATIONS, Fact
+from memfactory.modules.recurrent_memory import ANSWER_PROMPT, UPDATE_PROMPT, RecurrentMemoryOptions
+
+END, START, PAD = "<|im_end|>", "<|im_start|>", "<|endoftext|>"
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+# Qwen's way of cutting a text before merging, except that marks never join the letters after them.
+PIECES = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)| ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+# The commonest English words and word parts, so that other texts are not spelled letter by letter.
+COMMON = Path(__file__).with_name("tiny_words.txt")
+WORD_WEIGHT = 8
+WORLD_WEIGHT = 60
+
+
+def make_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
+    """A tokenizer of at most `vocabulary` tokens. Raises ValueError when a name or value is not one token."""
+    bpe = Tokenizer(models.BPE())
+    bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(PIECES), "isolated"), bytes_only])
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        min_frequency=WORD_WEIGHT,
+        special_tokens=[PAD, START, END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(_texts(), trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe, eos_token=END, pad_token=PAD, clean_up_tokenization_spaces=False
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    for word in world_words():
+        for text in (f" {word}", word):
+            if len(tokenizer.encode(text)) != 1:
+                raise ValueError(f"{text!r} is not one token of a vocabulary of {len(tokenizer)}")
+    return tokenizer
+
+
+def world_words() -> list[str]:
+    """Every name and value of the generated world."""
+    return [*NAMES, *(value for relation in RELATIONS.values() for value in relation.values)]
+
+
+def _texts() -> list[str]:
+    world = [form for word in world_words() for form in (f" {word}", word)]
+    for key, relation in RELATIONS.items():
+        fact = Fact(NAMES[0], key, relation.values[0])
+        world += [f" {fact.sentence}", f" {fact.correction}", relation.question.format(NAMES[0])]
+    world += [Fact(NAMES[0], MENTOR, NAMES[1]).sentence, f"{NOTHING}\n- ", f"\\boxed{{{UNKNOWN}}}"]
+    world += [form for sentence in FILLER for form in (sentence, f" {sentence}")]
+    world += [UPDATE_PROMPT, ANSWER_PROMPT, DRILL_PROMPT, RecurrentMemoryOptions().empty_memory]
+    world += [CHAT_TEMPLATE, "system\n", "user\n", "assistant\n"]
+    words = COMMON.read_text(encoding="utf-8").split()
+    return world * WORLD_WEIGHT + [form for word in words for form in (f" {word}", word)] * WORD_WEIGHT
