@@ -72,6 +72,7 @@ def test_every_length_has_the_same_questions_and_a_longer_text_holds_the_shorter
     make(questions, tmp_path, documents=documents)
     short, long = read(tmp_path / "eval_15.json"), read(tmp_path / "eval_25.json")
     assert [row["input"] for row in short] == [row["input"] for row in long]
+    assert [row["index"] for row in short] == sorted(row["index"] for row in short)
     for few, many in zip(short, long):
         assert len(titles(few)) == few["num_docs"] == 15 and len(titles(many)) == many["num_docs"] == 25
         assert len(set(titles(many))) == 25
@@ -114,6 +115,15 @@ def test_shared_paragraphs_are_kept_out_of_training(documents, tmp_path):
     assert "1 training questions left out: a gold paragraph of theirs is an evaluation question's" in report.notes
 
 
+def test_another_version_of_an_evaluation_article_never_trains(documents, tmp_path):
+    rows = [question(0), question(1)]
+    rows[1]["context"][5] = ["T0d", ["T0d as it was another day."]]
+    train_file, eval_file = write(tmp_path / "train.jsonl", rows[1:]), write(tmp_path / "dev.jsonl", rows[:1])
+    make(train_file, tmp_path, documents=documents, evaluation=eval_file, eval_questions=1, train_rows=20)
+    trained = {title for row in read(tmp_path / "hotpotqa_train.json") for title in titles(row)}
+    assert "T1a" in trained and "T0d" not in trained
+
+
 def test_a_copy_of_an_evaluation_paragraph_under_another_title_never_trains(tmp_path):
     pool = [
         {"title": "Copy", "text": "T0a is one. T0a is two."},
@@ -139,6 +149,8 @@ def test_gold_paragraphs_lie_everywhere(questions, documents, tmp_path):
         places.update(place for place, title in enumerate(titles(row)) if title in (f"T{row['index']}a",))
     # 600 rows over 20 places: 30 each, standard deviation about 5.3; none strays 4 deviations.
     assert len(places) == 20 and all(9 <= count <= 51 for count in places.values())
+    rows = read(tmp_path / "eval_25.json")
+    assert len({titles(row).index(f"T{row['index']}a") for row in rows}) > 1
 
 
 def test_more_rows_than_questions_come_among_other_documents(questions, documents, tmp_path):

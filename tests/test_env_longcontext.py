@@ -16,7 +16,7 @@ from memfactory.types import Episode, Task
 EVAL_ROW = {"context": "Document 1:\nA\nb", "input": "Who?", "answers": ["Ada"], "num_docs": 50, "index": 7}
 TRAIN_ROW = {
     "data_source": "hotpotqa",
-    "prompt": [{"role": "system", "content": "Hello."}, {"role": "user", "content": "Who?"}],
+    "prompt": [{"role": "user", "content": "Hello."}, {"role": "user", "content": "Who?"}],
     "context": "Text",
     "ability": "memory",
     "reward_model": {"style": "rule", "ground_truth": ["Ada", "Lovelace"]},

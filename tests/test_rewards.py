@@ -132,6 +132,7 @@ def test_ruler_rewards_look_for_the_gold_answers_in_the_whole_reply():
     assert score("string_match_all", reply, "abcdef", "ghijkl", "mnopqr") == 2 / 3  # not rounded to 0.67
     assert score("string_match_part", reply, "abcdef", "mnopqr") == 1
     assert score("string_match_part", reply, "mnopqr") == 0
+    assert score("string_match_all", r"in \boxed{abcdef} out", "out") == 1
     assert score("string_match_all", r"in \boxed{abcdef} out", "out", extract="boxed") == 0
 
 
