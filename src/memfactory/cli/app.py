@@ -12,8 +12,12 @@ from typing import Annotated
 
 import typer
 
-from memfactory.cli import configs, datasets, environment, listing, runs
+from memfactory.cli.configs import app as configs
+from memfactory.cli.datasets import app as datasets
+from memfactory.cli.environment import show_environment
+from memfactory.cli.listing import list_components
 from memfactory.cli.output import complain, report_bug
+from memfactory.cli.runs import evaluate, infer, train, view
 from memfactory.errors import MemFactoryError
 
 INTERRUPTED = 130
@@ -25,14 +29,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("train", context_settings={"ignore_unknown_options": True})(runs.train)
-app.command("eval", context_settings={"ignore_unknown_options": True})(runs.evaluate)
-app.command("infer", context_settings={"ignore_unknown_options": True})(runs.infer)
-app.command("view")(runs.view)
-app.command("list")(listing.list_components)
-app.add_typer(configs.app, name="config")
-app.add_typer(datasets.app, name="data")
-app.command("env")(environment.show_environment)
+app.command("train", context_settings={"ignore_unknown_options": True})(train)
+app.command("eval", context_settings={"ignore_unknown_options": True})(evaluate)
+app.command("infer", context_settings={"ignore_unknown_options": True})(infer)
+app.command("view")(view)
+app.command("list")(list_components)
+app.add_typer(configs, name="config")
+app.add_typer(datasets, name="data")
+app.command("env")(show_environment)
 
 
 def _version(wanted: bool) -> None:

@@ -53,7 +53,7 @@ def _show_origins(resolved: Resolved) -> None:
 
 @app.command()
 def validate(
-    configs: Annotated[list[str], typer.Argument(metavar="CONFIG...", help="Configs, run folders or models.")],
+    configs: Annotated[list[str], typer.Argument(metavar="CONFIG", help="Configs, run folders or models.")],
     command: Annotated[
         str | None,
         typer.Option(

@@ -161,7 +161,7 @@ def _ruler(task: str, output: Path, length: int, rows: int, seed: int, tokenizer
 def export(
     dataset: Annotated[str, typer.Argument(help="A registered dataset, such as facts; a file or hub id works too.")],
     output: Annotated[Path, typer.Option(help="The file to write: .json, .jsonl or .parquet.")],
-    options: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Its options.")] = None,
+    options: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Its options.")] = None,
 ) -> None:
     """Write the rows of a dataset to a file, for example: export facts rows=500 split=heldout --output facts.jsonl"""
     start_logging()

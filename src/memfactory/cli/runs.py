@@ -13,7 +13,7 @@ from memfactory.errors import ConfigError
 Source = Annotated[str, typer.Argument(help="A YAML config, a run folder, a checkpoint, a model folder or `tiny`.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, such as train.steps=10."),
+    typer.Argument(metavar="KEY=VALUE", help="Overrides, such as train.steps=10."),
 ]
 
 
@@ -78,10 +78,11 @@ def _show_plan(config: str, overrides: list[str]) -> None:
     from memfactory.trainers.plan import make_plan
 
     plan = make_plan(resolved)
-    console = stdout()
-    console.print(plan.render())
-    if plan.problems or lacking:
-        raise ConfigError([*plan.problems, *lacking])
+    stdout().print(plan.render())
+    if lacking:
+        raise ConfigError(lacking)
+    if plan.problems:
+        raise typer.Exit(2)
 
 
 def evaluate(
@@ -89,7 +90,7 @@ def evaluate(
     targets: Annotated[
         list[str],
         typer.Argument(
-            metavar="TARGET... [KEY=VALUE]...",
+            metavar="TARGET",
             help="Configs, run folders, checkpoints or models, side by side; overrides count for all of them.",
         ),
     ],

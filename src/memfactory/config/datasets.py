@@ -74,8 +74,8 @@ def _from_text(text: str, base_dir: Path) -> dict[str, Any]:
     near = nearest(text, DATASETS.names())
     raise ValueError(
         f"no dataset is called {text!r}{f'; did you mean {near!r}?' if near else '.'} There are: "
-        f"{', '.join(DATASETS.names())}, the files data/{text}.json (.jsonl, .parquet) do not exist; "
-        "another file is named by its path, a hub data set as org/name"
+        f"{', '.join(DATASETS.names())}. There is no file data/{text}.json (.jsonl, .parquet) either; another file is "
+        "named by its path, a dataset on the hub as org/name"
     )
 
 
