@@ -55,7 +55,7 @@ def run_evaluation(
 
     `data` names sets of the configs' `data.eval`, files, hub ids or registered datasets (none: all of `data.eval`).
     `samples`, `metrics` and `limit` stand in for the configs' `eval` sections; `judge` adds a judge to the metrics.
-    Tables go to `console`, progress to stderr. Under `output` come results.json, results.md and
+    Tables go to `console` (as markdown where it is no terminal), progress to stderr. Under `output` come results.json, results.md and
     samples/<model>/<dataset>.jsonl; samples that are there are not played again. Raises ConfigError, before any model
     is loaded, for names that do not exist and for samples of another evaluation in `output`.
     """
@@ -67,7 +67,10 @@ def run_evaluation(
         _evaluate(target, output, report, errors, alone=len(prepared) == 1)
         _write(prepared, output, report, time.monotonic() - begun)
     for grid in _grids(prepared, report):
-        console.print(grid.rich())
+        if console.is_terminal:
+            console.print(grid.rich())
+        else:
+            console.out(grid.markdown(), highlight=False)
     _tell(report, errors)
     return 1 if report.failures else 0
 
