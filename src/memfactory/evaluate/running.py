@@ -55,9 +55,9 @@ def run_evaluation(
 
     `data` names sets of the configs' `data.eval`, files, hub ids or registered datasets (none: all of `data.eval`).
     `samples`, `metrics` and `limit` stand in for the configs' `eval` sections; `judge` adds a judge to the metrics.
-    Tables go to `console` (as markdown where it is no terminal), progress to stderr. Under `output` come results.json, results.md and
-    samples/<model>/<dataset>.jsonl; samples that are there are not played again. Raises ConfigError, before any model
-    is loaded, for names that do not exist and for samples of another evaluation in `output`.
+    Tables go to `console` (as markdown where it is no terminal), progress to stderr. Under `output` come results.json,
+    results.md and samples/<model>/<dataset>.jsonl; samples that are there are not played again. Raises ConfigError,
+    before any model is loaded, for names that do not exist and for samples of another evaluation in `output`.
     """
     begun, errors, report = time.monotonic(), Console(stderr=True), Report()
     prepared = prepare(targets, data, Settings(samples, tuple(metrics), limit, judge))
