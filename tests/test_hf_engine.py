@@ -114,6 +114,25 @@ def test_equal_prompts_are_prefilled_once_even_when_the_group_does_not_fit_the_b
     assert max(largest_difference(model, chat, reply) for reply in replies) < 1e-5
 
 
+def test_prompts_of_similar_length_are_prefilled_together_within_the_token_budget(model, chat):
+    shapes = []
+    handle = model.register_forward_pre_hook(
+        lambda module, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    # Each of these letters is one token.
+    texts = ["Z" * 30, "Z" * 5, "Z" * 29, "Z" * 6]
+    form = len(chat.prompt_ids([Message("user", "Z")])) - 1
+    try:
+        sample(
+            HfEngine(model, chat, HfEngineConfig(prefill_tokens=2 * (form + 30))),
+            [((Message("user", text),), Sampling(1, seed=index)) for index, text in enumerate(texts)],
+        )
+    finally:
+        handle.remove()
+    # 5 and 6 fit together, and so does no third: 29 and 30 follow. One token less each, which the first step feeds.
+    assert shapes == [(2, form + 5), (2, form + 29), (4, 1)]
+
+
 def test_finished_rows_leave_at_once_and_waiting_ones_take_their_place(model, chat):
     widths = []
     handle = model.register_forward_pre_hook(
@@ -234,6 +253,32 @@ def test_eager_attention_gives_the_same_replies(model, chat, small_model_path: P
     assert [r.tokens.reply_ids for r in eager] == [
         r.tokens.reply_ids for r in sample(HfEngine(model, chat, HfEngineConfig()), asks(4))
     ]
+
+
+def test_a_kernel_that_takes_no_mask_is_left_for_sdpa_while_decoding(model, chat):
+    expected = sample(HfEngine(model, chat, HfEngineConfig()), asks(2))
+    model.set_attn_implementation("flex_attention")
+    try:
+        assert sample(HfEngine(model, chat, HfEngineConfig()), asks(2)) == expected
+        assert model.config._attn_implementation == "flex_attention"
+    finally:
+        model.set_attn_implementation("sdpa")
+
+
+def test_running_out_of_memory_says_what_to_lower(model, chat):
+    def exhausted(module, args, kwargs):
+        raise torch.OutOfMemoryError("no more")
+
+    handle = model.register_forward_pre_hook(exhausted, with_kwargs=True)
+    engine = HfEngine(model, chat, HfEngineConfig())
+    engine.submit(0, *asks(1)[0])
+    try:
+        with pytest.raises(EngineError, match=r"lower engine\.max_batch_tokens \(now 262144\)"):
+            engine.step()
+    finally:
+        handle.remove()
+    assert engine.pending() == 0
+    assert len(sample(engine, asks(1))) == 1
 
 
 def test_an_adapter_speaks(small_model_path: Path, chat, model):

@@ -9,26 +9,19 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from memfactory.engines.base import Key, stop_place
 from memfactory.engines.chat import ChatFormat
-from memfactory.engines.hf_cache import LayerStates, SlotCache, round_up
+from memfactory.engines.hf_cache import LayerStates, round_up
+from memfactory.engines.hf_forward import Forward
 from memfactory.engines.hf_sampling import Drawing, draw, uniforms
 from memfactory.engines.options import HfEngineConfig
-from memfactory.errors import ConfigError, EngineError
+from memfactory.errors import EngineError
 from memfactory.types import Message, Reply, Sampling, Stop, Tokens
-
-# Waiting conversations enter once they are at least this share of those that decode (a prefill of many costs little
-# more than a prefill of one), or after so many steps.
-ENTER_SHARE = 8
-ENTER_STEPS = 8
-MASKED_ATTENTION = ("sdpa", "eager")
 
 
 @dataclass
@@ -62,7 +55,7 @@ class HfEngine:
     mode; its mode, its attention kernel and the cache's memory are given back when none is left.
     Weights in float32 compute in `compute_dtype` (autocast), as in the trainer; None: in float32.
     Raises ConfigError for a model that slides or chunks its attention, EngineError for a prompt that does not fit
-    the model's context and for logits that are not finite.
+    the model's context, for logits that are not finite and for running out of memory.
     """
 
     gives_tokens = True
@@ -75,33 +68,24 @@ class HfEngine:
         *,
         compute_dtype: torch.dtype | None = None,
     ) -> None:
-        self.model, self.chat, self.config = model, chat, config
-        architecture = model.config.get_text_config()
-        kinds = set(getattr(architecture, "layer_types", None) or ["full_attention"])
-        if kinds != {"full_attention"}:
-            raise ConfigError(
-                f"engine: kind 'hf' runs models with full attention in every layer; {model.config.model_type!r} has "
-                f"{', '.join(sorted(kinds))}. Use kind 'vllm'"
-            )
-        self._context: int | None = getattr(architecture, "max_position_embeddings", None)
-        self._compute_dtype = compute_dtype or torch.float32
-        self._cache = SlotCache(architecture.num_hidden_layers, model.device)
+        self.chat, self.config = chat, config
+        self._forward = Forward(model, chat.vocab_size, chat.pad_id, compute_dtype or torch.float32)
+        self._cache = self._forward.cache
         self._waiting: dict[tuple[int, ...], deque[_Row]] = {}
         # Prefilled prompts that some conversations have begun and others of the group still wait for.
         self._prefixes: dict[tuple[int, ...], list[LayerStates]] = {}
         self._rows: list[_Row] = []
-        self._next_ids = torch.zeros(0, dtype=torch.long, device=model.device)
+        self._next_ids = torch.zeros(0, dtype=torch.long)
         self._drawing: Drawing | None = None
-        self._steps_since_entry = 0
-        self._found: tuple[bool, str] | None = None
 
     def submit(self, key: Key, messages: Sequence[Message], sampling: Sampling) -> None:
         prompt = self.chat.prompt_ids(messages)
-        room = sampling.max_tokens if self._context is None else self._context - len(prompt)
+        context = self._forward.context
+        room = sampling.max_tokens if context is None else context - len(prompt)
         if room < 1:
             raise EngineError(
                 f"a prompt of {len(prompt)} tokens leaves no room for a reply: the model's context is "
-                f"{self._context} tokens. Shorten the chunks or the memory"
+                f"{context} tokens. Shorten the chunks or the memory"
             )
         row = _Row(key, prompt, sampling, min(sampling.max_tokens, room), uniforms(sampling.seed))
         self._waiting.setdefault(prompt, deque()).append(row)
@@ -110,15 +94,20 @@ class HfEngine:
         if not self.pending():
             return []
         try:
-            self._begin()
-            with torch.inference_mode(), self._autocast():
+            with self._forward.computing():
                 self._enter()
                 finished = self._advance()
+        except torch.OutOfMemoryError as error:
+            self.cancel()
+            raise EngineError(
+                f"{self._forward.device} ran out of memory while sampling; lower engine.max_batch_tokens (now "
+                f"{self.config.max_batch_tokens}), engine.prefill_tokens or engine.max_batch"
+            ) from error
         except BaseException:
             self.cancel()
             raise
         if not self.pending():
-            self._end()
+            self.cancel()
         return finished
 
     def pending(self) -> int:
@@ -127,53 +116,18 @@ class HfEngine:
     def cancel(self) -> None:
         self._waiting.clear()
         self._rows.clear()
-        self._end()
+        self._prefixes.clear()
+        self._drawing = None
+        self._forward.rest()
 
     def close(self) -> None:
         self.cancel()
 
-    def _autocast(self) -> AbstractContextManager[object]:
-        if self._cache.dtype is None:
-            return nullcontext()
-        # Without its cache autocast would keep a second copy of all weights until the step ends.
-        return torch.autocast(self.model.device.type, self._cache.dtype, cache_enabled=False)
-
-    def _begin(self) -> None:
-        if self._found is not None:
-            return
-        attention = str(self.model.config._attn_implementation)
-        self._found = (self.model.training, attention)
-        # Read now and not at birth: adapters in float32 can have come on top since, and the model can have moved.
-        mixed = any(weight.dtype == torch.float32 for weight in self.model.parameters())
-        self._cache.dtype = self._compute_dtype if mixed and self._compute_dtype != torch.float32 else None
-        self._cache.lengths = self._cache.lengths.to(self.model.device)
-        self.model.eval()
-        if attention not in MASKED_ATTENTION:
-            self.model.set_attn_implementation("sdpa")
-
-    def _end(self) -> None:
-        self._cache.release()
-        self._prefixes.clear()
-        self._steps_since_entry = 0
-        if self._found is not None:
-            training, attention = self._found
-            self._found = None
-            self.model.train(training)
-            if attention not in MASKED_ATTENTION:
-                self.model.set_attn_implementation(attention)
-
     def _enter(self) -> None:
         """Let waiting conversations begin: those whose prompt is prefilled already, then the others by length."""
-        waiting = sum(map(len, self._waiting.values()))
-        if not waiting:
-            return
-        self._steps_since_entry += 1
-        if waiting * ENTER_SHARE < len(self._rows) and self._steps_since_entry < ENTER_STEPS:
-            return
         groups = self._admitted()
         if not groups:
             return
-        self._steps_since_entry = 0
         columns = max(row.columns for row in [*self._rows, *(row for group in groups for row in group)])
         self._cache.reserve(len(self._rows) + sum(map(len, groups)), columns)
         fresh = []
@@ -183,7 +137,7 @@ class HfEngine:
             else:
                 fresh.append(group)
         for batch in self._prefill_batches(fresh):
-            self._add(batch, self._prefill([group[0].prompt for group in batch]))
+            self._add(batch, self._forward.prefill([group[0].prompt for group in batch]))
         self._prefixes = {prompt: kept for prompt, kept in self._prefixes.items() if prompt in self._waiting}
         self._drawing = None
 
@@ -217,33 +171,13 @@ class HfEngine:
         if batch:
             yield batch
 
-    def _prefill(self, prompts: Sequence[tuple[int, ...]]) -> list[LayerStates] | None:
-        """Keys and values of all but the last token of each prompt, padded on the right; None when that is nothing.
-
-        The last token is fed by the first decoding step, so no logits are needed here. Padding comes after the real
-        tokens, so the causal mask hides it.
-        """
-        longest = max(map(len, prompts)) - 1
-        if longest == 0:
-            return None
-        padded = [[*prompt[:-1], *[self.chat.pad_id] * (longest + 1 - len(prompt))] for prompt in prompts]
-        cache = DynamicCache()
-        self.model(
-            input_ids=torch.tensor(padded, device=self.model.device),
-            position_ids=torch.arange(longest, device=self.model.device).expand(len(prompts), -1),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        return [(layer.keys, layer.values) for layer in cache.layers]
-
     def _add(self, groups: list[list[_Row]], states: list[LayerStates] | None) -> None:
         """Begin decoding the rows of `groups`, whose prompts' keys and values are `states`, one prompt a group."""
         rows = [row for group in groups for row in group]
         source = [index for index, group in enumerate(groups) for _ in group]
         self._cache.enter([row.cached for row in rows], source, states)
-        last = torch.tensor([row.prompt[-1] for row in rows], device=self.model.device)
-        self._next_ids = torch.cat([self._next_ids[: len(self._rows)], last])
+        last = torch.tensor([row.prompt[-1] for row in rows], device=self._forward.device)
+        self._next_ids = torch.cat([self._next_ids, last]) if self._rows else last
         self._rows += rows
         for index, group in enumerate(groups):
             prompt = group[0].prompt
@@ -257,7 +191,7 @@ class HfEngine:
     def _advance(self) -> list[tuple[Key, Reply]]:
         """One token for every row; the rows that end with it leave."""
         rows, cache = self._rows, self._cache
-        logits = self._logits()
+        logits = self._forward.logits(self._next_ids, max(row.cached for row in rows) + 1)
         if self._drawing is None:
             self._drawing = Drawing.of([row.sampling.decoding for row in rows], logits.shape[-1], logits.device)
         uniform = torch.tensor([next(row.uniforms) for row in rows], dtype=torch.float64).to(logits.device)
@@ -282,25 +216,6 @@ class HfEngine:
             self._rows = [rows[index] for index in order]
             self._drawing = None
         return finished
-
-    def _logits(self) -> Tensor:
-        """Float32 logits [n, tokens of the tokenizer] of every row's next token."""
-        cache = self._cache
-        cache.columns = round_up(max(row.cached for row in self._rows) + 1)
-        visible = torch.arange(cache.columns, device=cache.lengths.device) <= cache.lengths.unsqueeze(-1)
-        mask = visible[:, None, None, :]
-        if self.model.config._attn_implementation == "eager":
-            dtype = self.model.dtype
-            mask = torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)
-        logits: Tensor = self.model(
-            input_ids=self._next_ids.unsqueeze(-1),
-            attention_mask=mask,
-            position_ids=cache.lengths.unsqueeze(-1),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits
-        return logits[:, -1, : self.chat.vocab_size].float()
 
     def _reply(self, row: _Row) -> Reply | None:
         """The reply of `row` if its newest token ended it."""

@@ -31,11 +31,12 @@ class SlotCache(Cache):
     """
 
     def __init__(self, layers: int, device: torch.device, dtype: torch.dtype | None = None) -> None:
-        self.lengths = torch.zeros(0, dtype=torch.long, device=device)
+        self.lengths: Tensor
+        self._index: Tensor
+        self.move_to(device)
         self.columns = 0
         self.capacity = (0, 0)
         self.dtype = dtype
-        self._index = torch.zeros(0, dtype=torch.long, device=device)
         super().__init__(layers=[_SlotLayer(self) for _ in range(layers)])
 
     @property
@@ -86,10 +87,14 @@ class SlotCache(Cache):
 
     def release(self) -> None:
         """Give the memory back."""
-        self.lengths = self.lengths[:0]
+        self.move_to(self.lengths.device)
         self.capacity, self.columns = (0, 0), 0
         for layer in self.layers:
             layer.keys = layer.values = None
+
+    def move_to(self, device: torch.device) -> None:
+        """Live on `device` from now on, without any row."""
+        self.lengths = self._index = torch.zeros(0, dtype=torch.long, device=device)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return max(self.columns - 1, 0)
