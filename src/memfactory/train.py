@@ -66,7 +66,7 @@ def run_training(resolved: Resolved, *, resume: str | None = None) -> Path:
     stack = build_stack(resolved, training=True)
     try:
         assert stack.model is not None and stack.chat is not None
-        policy = Policy(stack.model, stack.chat, resolved.config.model, options)
+        policy = Policy(stack.model, stack.chat, resolved.config.model, options, seed=resolved.config.seed)
         run = LiveRun(resolved, folder, stack, main=policy.process_index == 0)
         trainer: Trainer = TRAINERS.get(resolved.config.train.name)(resolved, options, stack, policy, run)
         if checkpoint is not None:

@@ -14,9 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
+import torch
+
 from memfactory.build import Stack
 from memfactory.config import Resolved
 from memfactory.config.training import TrainerOptions
+from memfactory.dialogue import stream_seed
 from memfactory.engines.vllm import VllmEngine
 from memfactory.trainers.checkpoint import TrainState, load_state, save_checkpoint, written_whole
 from memfactory.trainers.policy import Policy
@@ -96,6 +99,7 @@ class Trainer(ABC):
                 self.run.evaluate(0)
             while not self.finished():
                 self.run.check()
+                self.seed(self.state.step + 1)
                 begun = time.monotonic()
                 state, metrics = self.step(self.state.step + 1)
                 seconds = time.monotonic() - begun
@@ -113,6 +117,10 @@ class Trainer(ABC):
                 self.save()
             raise
         self.save_final()
+
+    def seed(self, step: int) -> None:
+        """Dropout draws from a stream of the step's own, whatever ran before it."""
+        torch.manual_seed(stream_seed(self.config.seed, "step", step, self.policy.process_index))
 
     def _save_is_due(self) -> bool:
         every, seconds = self.options.save_every, self.options.save_seconds

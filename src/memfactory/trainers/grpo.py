@@ -21,6 +21,7 @@ from memfactory.rollout import rollout
 from memfactory.trainers.base import Run, Trainer
 from memfactory.trainers.batch import TrainingTurn, has_variance, step_advantages, step_rewards, training_turns
 from memfactory.trainers.checkpoint import TrainState
+from memfactory.trainers.measures import summarized
 from memfactory.trainers.policy import Policy
 from memfactory.transcripts import write_transcripts
 from memfactory.types import Decoding, Episode, Group, Task, Turn
@@ -69,7 +70,7 @@ class GrpoTrainer(Trainer):
         trained = time.monotonic()
         metrics = {
             **gathered_metrics(sampled),
-            **mean_of([update for update in updates if update]),
+            **summarized(updates),
             "seconds/rollout": rolled_out - begun,
             "seconds/train": trained - rolled_out,
         }
@@ -167,13 +168,6 @@ class GrpoTrainer(Trainer):
                 f"train.max_unknown_share = {self.options.max_unknown_share:g} allows. Nothing was trained on them; "
                 "mend the judge and go on with --resume."
             )
-
-
-def mean_of(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """What was measured, averaged over the updates of a step; maxima and counters by their last and largest."""
-    names = updates[0] if updates else {}
-    whole = {name for name in names if name.endswith("/max") or name == "skipped_steps"}
-    return {name: max(u[name] for u in updates) if name in whole else fmean(u[name] for u in updates) for name in names}
 
 
 def gathered_rewards(groups: Sequence[Group]) -> dict[str, list[float]]:
