@@ -15,10 +15,8 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 
-import yaml
-
 from memfactory.build import Stack, build_stack, build_tasks
-from memfactory.config import Resolved
+from memfactory.config import Resolved, load_values
 from memfactory.config.training import TrainerOptions
 from memfactory.environment import describe_environment
 from memfactory.errors import ConfigError
@@ -80,7 +78,7 @@ def run_training(resolved: Resolved, *, resume: str | None = None) -> Path:
 
 def run_folder(resolved: Resolved, resume: str | None) -> tuple[Path, Path | None]:
     """The run folder and the checkpoint to go on from (None: from the start)."""
-    name = resolved.source.stem if resolved.source else "run"
+    name = resolved.name
     if resume not in (None, "auto"):
         given = Path(resume)
         if not given.is_dir():
@@ -108,7 +106,7 @@ def run_folder(resolved: Resolved, resume: str | None) -> tuple[Path, Path | Non
 
 def refuse_another_config(folder: Path, values: Mapping[str, object]) -> None:
     """Raise ConfigError when the run in `folder` was started with settings that make it another run."""
-    before = _leaves(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
+    before = _leaves(load_values(folder / "config.yaml"))
     now = _leaves(values)
     different = [
         f"{key}: {before.get(key)!r} in {folder}, now {now.get(key)!r}"
