@@ -67,7 +67,7 @@ def _rows(path: Path) -> list[Row]:
 
 
 def _question(row: Row, index: int) -> Question:
-    name = "_id" if "_id" in row.values else "id"
+    name = "id" if "id" in row.values else "_id"
     return Question(
         index,
         _text(row, name),
