@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from memfactory.engines.base import sample
 from memfactory.engines.chat import ChatFormat
 from memfactory.engines.hf import HfEngine
+from memfactory.engines.hf_cache import SlotCache
 from memfactory.engines.hf_sampling import Drawing, draw, uniforms
 from memfactory.engines.loading import load_chat, load_model
 from memfactory.engines.options import HfEngineConfig, ModelConfig
@@ -166,6 +167,26 @@ def test_the_token_budget_of_the_cache_bounds_how_many_decode_together(model, ch
     finally:
         handle.remove()
     assert max(shape[0] for shape in widths if shape[1] == 1) == 3
+
+
+def test_the_cache_stays_within_its_budget_when_a_long_row_follows_many_short_ones():
+    cache = SlotCache(1, torch.device("cpu"))
+    shapes = []
+    # Four rows of 32 fit 256 tokens with room for more; a fifth doubles them. Two rows of 96 (192 tokens) fit only
+    # without the rows held before, and a short one beside them takes no more than it needs.
+    for rows, columns in [(4, 32), (3, 32), (5, 32), (8, 32), (2, 96), (1, 32), (2, 128)]:
+        cache.reserve(rows, columns, 256)
+        shapes.append(cache.capacity)
+    assert shapes == [(4, 32), (4, 32), (8, 32), (8, 32), (2, 96), (2, 96), (2, 128)]
+
+
+def test_long_and_short_prompts_mix_while_the_cache_grows_and_shrinks(model, chat):
+    prompts = [
+        ((Message("user", WORDS[:length]),), Sampling(tokens, seed=length))
+        for length, tokens in [(5, 9), (6, 30), (7, 12), (400, 40), (8, 30), (300, 5), (9, 3), (10, 60)]
+    ]
+    replies = sample(HfEngine(model, chat, HfEngineConfig(max_batch_tokens=700)), prompts)
+    assert max(largest_difference(model, chat, reply) for reply in replies) < 1e-5
 
 
 def test_greedy_takes_the_likeliest_token_with_certainty(model, chat):
@@ -321,6 +342,18 @@ def test_a_model_that_slides_its_attention_is_refused(chat):
     )  # fmt: skip
     with pytest.raises(ConfigError, match="full attention in every layer; 'qwen3' has full_attention, sliding"):
         HfEngine(Qwen3ForCausalLM(config), chat, HfEngineConfig())
+
+
+def test_of_a_model_that_slides_one_window_over_all_layers_only_the_window_is_used(chat):
+    from transformers import MistralConfig, MistralForCausalLM
+
+    config = MistralConfig(
+        hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=1, num_key_value_heads=1,
+        vocab_size=400, sliding_window=32,
+    )  # fmt: skip
+    engine = HfEngine(MistralForCausalLM(config), chat, HfEngineConfig())
+    with pytest.raises(EngineError, match="context is 32 tokens"):
+        engine.submit(0, *asks(4)[3])
 
 
 def test_a_uniform_picks_the_token_whose_stretch_of_the_cumulative_sum_holds_it():

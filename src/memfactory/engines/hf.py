@@ -129,7 +129,7 @@ class HfEngine:
         if not groups:
             return
         columns = max(row.columns for row in [*self._rows, *(row for group in groups for row in group)])
-        self._cache.reserve(len(self._rows) + sum(map(len, groups)), columns)
+        self._cache.reserve(len(self._rows) + sum(map(len, groups)), columns, self.config.max_batch_tokens)
         fresh = []
         for group in groups:
             if group[0].prompt in self._prefixes:

@@ -51,9 +51,20 @@ class SlotCache(Cache):
             self._index = torch.arange(self.rows, device=self.lengths.device)
         return self._index
 
-    def reserve(self, rows: int, columns: int) -> None:
-        """Make room for `rows` rows of `columns` tokens, keeping what is there."""
-        self.capacity = (max(self.capacity[0], rows), max(self.capacity[1], columns))
+    def reserve(self, rows: int, columns: int, budget: int) -> None:
+        """Make room for `rows` rows of `columns` tokens, keeping what is there.
+
+        More is only held where it stays within `budget` tokens: what earlier rows needed, and spare rows.
+        """
+        held_rows, held_columns = self.capacity
+        if rows <= held_rows and columns <= held_columns:
+            return
+        columns_kept = max(columns, held_columns)
+        if max(rows, held_rows) * columns_kept > budget:
+            self.capacity = (rows, columns)
+        else:
+            spare = min(2 * held_rows, budget // columns_kept) if rows > held_rows else held_rows
+            self.capacity = (max(rows, spare), columns_kept)
 
     def enter(self, lengths: Sequence[int], source: Sequence[int], states: Sequence[LayerStates] | None) -> None:
         """Add a row for each of `lengths`: a copy of the first tokens of `states[:][source]`.
@@ -148,5 +159,6 @@ class _SlotLayer(DynamicLayer):
             (rows, like.shape[1], columns, like.shape[3]), dtype=self.cache.dtype or like.dtype, device=like.device
         )
         if old is not None:
-            new[: old.shape[0], :, : old.shape[2]] = old
+            rows, columns = min(rows, old.shape[0]), min(columns, old.shape[2])
+            new[:rows, :, :columns] = old[:rows, :, :columns]
         return new

@@ -19,18 +19,22 @@ class Forward:
     """`model` as a sampler uses it: in eval mode, without gradients, over the cache of the rows that decode.
 
     Weights in float32 compute in `compute_dtype`. `context` is the most tokens that the model takes (None: no limit).
-    Raises ConfigError for a model that slides or chunks its attention.
+    Of a model that slides one window over all layers only the window is used. Raises ConfigError for a model whose
+    layers differ in how far they see.
     """
 
     def __init__(self, model: PreTrainedModel, vocab_size: int, pad_id: int, compute_dtype: torch.dtype) -> None:
         architecture = model.config.get_text_config()
-        kinds = set(getattr(architecture, "layer_types", None) or ["full_attention"])
+        named = getattr(architecture, "layer_types", None)
+        kinds = set(named or ["full_attention"])
         if kinds != {"full_attention"}:
             raise ConfigError(
                 f"engine: kind 'hf' runs models with full attention in every layer; {model.config.model_type!r} has "
                 f"{', '.join(sorted(kinds))}. Use kind 'vllm'"
             )
-        self.context: int | None = getattr(architecture, "max_position_embeddings", None)
+        window = None if named else getattr(architecture, "sliding_window", None)
+        limits = (getattr(architecture, "max_position_embeddings", None), window)
+        self.context: int | None = min((limit for limit in limits if limit), default=None)
         self.cache = SlotCache(architecture.num_hidden_layers, model.device)
         self._model = model
         self._vocab_size, self._pad_id = vocab_size, pad_id
