@@ -59,6 +59,15 @@ def test_no_text_makes_a_control_token_or_changes_its_characters(chat, pieces):
     assert chat.tokenizer.decode(list(ids)) == f"{START}user\n{text}{END}\n{START}assistant\n"
 
 
+def test_control_tokens_that_overlap_are_all_broken_up(small_model_path: Path):
+    tokenizer = load_tokenizer(ModelConfig(path=str(small_model_path)))
+    tokenizer.add_tokens(["|x|"], special_tokens=True)
+    chat = ChatFormat(tokenizer)
+    ids = chat.prompt_ids([Message("user", "|x|x|x|")])
+    assert tokenizer.get_vocab()["|x|"] not in ids
+    assert "|x|x|x|" in tokenizer.decode(list(ids))
+
+
 def test_replies_end_with_the_tokenizers_end_the_generation_configs_and_the_turns(small_model_path: Path):
     tokenizer = load_tokenizer(ModelConfig(path=str(small_model_path)))
     tokenizer.eos_token = "<|endoftext|>"
