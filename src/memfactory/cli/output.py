@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 FILE_WIDTH = 160
-"""Columns of a table that goes to a file or a pipe."""
+"""Columns of what goes to a file or a pipe."""
 
 
 def stdout() -> Console:
@@ -34,7 +34,7 @@ def stderr() -> Console:
     """Where everything else goes."""
     from rich.console import Console
 
-    return Console(stderr=True)
+    return Console(stderr=True, width=None if sys.stderr.isatty() or "COLUMNS" in os.environ else FILE_WIDTH)
 
 
 def is_main_process() -> bool:

@@ -50,6 +50,8 @@ def summary(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
         found.append(("reward", f"{metrics['reward']:.3f}" + (f" ({', '.join(parts)})" if parts else "")))
     clips = [metrics[name] for name in ("clip/low", "clip/high") if name in metrics]
     known = {**metrics, **({"clip": sum(clips)} if clips else {})}
+    if known.get("groups/unknown") == 0:
+        del known["groups/unknown"]
     return found + [(label, write(known[name])) for name, label, write in SHOWN if name in known]
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from typing import Any
 
 from memfactory.trackers.base import RunInfo, State, Tracker
@@ -23,6 +24,7 @@ class SwanlabTracker(Tracker):
     def __init__(self, config: SwanlabConfig) -> None:
         self._config = config
         self._run: Any = None
+        self._mode = ""
 
     def start(self, run: RunInfo) -> None:
         mode = self._config.mode
@@ -42,9 +44,10 @@ class SwanlabTracker(Tracker):
     def _open(self, run: RunInfo, mode: str) -> Any:
         import swanlab
 
+        self._mode = mode
         folder = run.folder / FOLDER
         folder.mkdir(parents=True, exist_ok=True)
-        with _as_it_was():
+        with _as_it_was(), _quiet(mode):
             return swanlab.init(
                 mode=mode,
                 log_dir=str(folder),
@@ -69,7 +72,13 @@ class SwanlabTracker(Tracker):
     def finish(self, state: State, error: str | None) -> None:
         if self._run is not None:
             run, self._run = self._run, None
-            run.finish(state=state, error=error)
+            with _quiet(self._mode):
+                run.finish(state=state, error=error)
+
+
+def _quiet(mode: str) -> AbstractContextManager[object]:
+    """SwanLab prints to stdout; only online, where it prints the run's address, is that of use."""
+    return nullcontext() if mode == "online" else redirect_stdout(io.StringIO())
 
 
 @contextmanager
