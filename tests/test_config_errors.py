@@ -6,6 +6,7 @@ import pytest
 
 from memfactory.config import dataset_component, load_config
 from memfactory.config import readiness as readiness_file
+from memfactory.config.problems import is_secret
 from memfactory.errors import ConfigError
 
 BASE = "model: tiny\nagent: memory_agent\nenv: longcontext\n"
@@ -164,7 +165,7 @@ def test_a_module_may_only_name_an_engine_that_exists(folder):
         "engines: {judge: {kind: openai, model: a, api_key: sk-secret}}",
         "engines: {judge: {kind: openai, model: a, base_url: 'https://me:sk-secret@host'}}",
         "engines: {judge: {kind: openai, model: '${oc.env:MY_API_KEY}'}}",
-        "swanlab_token: sk-secret",
+        "swanlab_api_key: sk-secret",
     ],
 )
 def test_a_secret_is_refused_and_not_repeated(folder, monkeypatch, line):
@@ -174,6 +175,11 @@ def test_a_secret_is_refused_and_not_repeated(folder, monkeypatch, line):
     assert "sk-secret" not in "".join(problems)
     problems = said(folder, BASE, ["engines.judge={kind: openai, password: sk-secret}", "engines.x.api_key=sk-secret"])
     assert "sk-secret" not in "".join(problems)
+
+
+def test_only_keys_of_secrets_are_taken_for_secrets():
+    assert all(map(is_secret, ("api_key", "OPENAI_API_KEY", "hf_token", "token", "password", "client_secret")))
+    assert not any(map(is_secret, ("api_key_env", "memory_tokens", "eos_token", "max_tokens", "tokenizer", "key")))
 
 
 def test_what_a_command_does_not_use_is_not_asked_for(folder):

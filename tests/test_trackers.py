@@ -81,13 +81,14 @@ def test_on_a_terminal_the_display_is_live_and_evaluations_stay_above_it(tmp_pat
     tracker = ConsoleTracker(Console(file=file, width=100, force_terminal=True))
     tracker.start(info(tmp_path))
     tracker.status("rolling out: 12 conversations")
-    tracker.evaluation(0, {"facts/boxed_em": 0.4375})
     tracker.log(1, {"reward": 0.5, "seconds": 1.0})
+    tracker.evaluation(0, {"facts/boxed_em": 0.4375})
     tracker.finish("success", None)
     shown = file.getvalue()
     assert "evaluation after step 0: facts/boxed_em 0.4375" in shown
     assert "rolling out: 12 conversations" in shown
     assert "0.500" in shown
+    assert "[dim]" not in shown
 
 
 def test_unknown_metrics_are_not_shown_and_absent_ones_leave_no_gap():

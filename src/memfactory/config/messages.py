@@ -116,8 +116,8 @@ def unknown_key(given: str, existing: list[str], model: type | None = None) -> s
     """The sentence for a key that does not exist, with the nearest, or where a key of that name does exist."""
     near = nearest(given, existing)
     elsewhere = next(places_of(given, model), None) if model is not None and near is None else None
-    hint = f"did you mean {near!r}? " if near else f"there is {dotted(elsewhere)!r}. " if elsewhere else ""
-    return f"unknown key; {hint}There are: {', '.join(sorted(existing)) or '(none)'}"
+    hint = f"; did you mean {near!r}?" if near else f"; there is {dotted(elsewhere)!r}." if elsewhere else "."
+    return f"unknown key{hint} There are: {', '.join(sorted(existing)) or '(none)'}"
 
 
 def places_of(name: str, annotation: object, path: KeyPath = ()) -> Iterator[KeyPath]:

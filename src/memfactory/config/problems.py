@@ -9,14 +9,14 @@ from memfactory.config.tree import KeyPath, Origin, dotted, origin_of
 from memfactory.errors import ConfigError
 
 _SECRET = re.compile(
-    r"(?:.*_)?(?:api_?key|password|passwd|secret|secret_key|access_key|(?:auth|access|hf|hub|bearer|refresh)_token"
-    r"|token|credentials?)",
+    r"(?:.*_)?(?:api_?key|password|passwd|secret|secret_key|access_key|credentials?)"
+    r"|(?:.*_)?(?:auth|access|api|hf|hub|bearer|refresh)_token|token",
     re.IGNORECASE,
 )
 
 
 def is_secret(key: object) -> bool:
-    """Whether a value under `key` would be a secret (`api_key_env` and `memory_tokens` are not)."""
+    """Whether a value under `key` would be a secret (`api_key_env`, `memory_tokens`, `eos_token` are not)."""
     return isinstance(key, str) and _SECRET.fullmatch(key) is not None
 
 

@@ -11,6 +11,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from memfactory.trackers.base import RunInfo, State, Tracker
 
@@ -71,7 +72,7 @@ class ConsoleTracker(Tracker):
             BarColumn(),
             TimeElapsedColumn(),
             TextColumn("{task.fields[left]}"),
-            TextColumn("[dim]{task.fields[status]}"),
+            TextColumn("{task.fields[status]}", style="dim", markup=False),
             console=self._console,
         )
         self._task: TaskID | None = None
@@ -93,7 +94,7 @@ class ConsoleTracker(Tracker):
             self._bar.update(self._task, completed=step, left=left, status="")
             table = Table.grid(padding=(0, 2))
             for label, text in summary(metrics):
-                table.add_row(f"[dim]{label}", text)
+                table.add_row(Text(label, style="dim"), Text(text))
             self._live.update(Group(self._bar, table))
         elif step >= self._total or self._clock() - self._shown_at >= 1:
             self._shown_at = self._clock()
