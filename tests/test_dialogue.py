@@ -97,19 +97,20 @@ def test_a_text_beyond_the_limit_can_be_an_error_that_gives_the_numbers():
 
 
 def test_centre_truncation_never_reads_more_sections_than_allowed():
-    class Pairs:
-        """Equal neighbours are one token, so cutting out a middle can change how the rest is cut."""
+    class Greedy:
+        """Takes the longest of "abc", "aa" and single letters, so cutting out a middle changes how the rest is cut."""
 
         def offsets(self, text: str) -> list[tuple[int, int]]:
-            spans: list[tuple[int, int]] = []
-            for index in range(len(text)):
-                joined = spans and spans[-1][1] - spans[-1][0] == 1 and text[index - 1 : index] == text[index]
-                spans[-1:] = [(spans[-1][0], index + 1)] if joined else [*spans[-1:], (index, index + 1)]
+            spans, start = [], 0
+            while start < len(text):
+                size = next(len(word) for word in ("abc", "aa", text[start]) if text.startswith(word, start))
+                spans.append((start, start + size))
+                start += size
             return spans
 
+    # Five tokens a, z, z, z, abc; the first and the last together are three: aa, b, c.
     options = RecurrentMemoryOptions(chunk_tokens=1, max_chunks=2)
-    for text in ("abcde", "aabbccdd", "aaaaab", "abbbb"):
-        assert len(RecurrentMemoryModule(options, Pairs()).chunks(text, "t")) <= 2
+    assert RecurrentMemoryModule(options, Greedy()).chunks("azzzabc", "t") == ["aa", "bc"]
 
 
 @pytest.mark.parametrize(
@@ -295,7 +296,14 @@ def test_two_names_for_one_engine_step_it_once():
         def dialogue(self, episode: Episode) -> Asking:
             yield Ask("say", (Message("user", "hello"),), 5)
 
-    engine = ScriptedEngine(lambda messages, sampling: "yes", delay=lambda messages, sampling: 1)
+    class Counting(ScriptedEngine):
+        steps = 0
+
+        def step(self):
+            self.steps += 1
+            return super().step()
+
+    engine = Counting(lambda messages, sampling: "yes", delay=lambda messages, sampling: 1)
     modules = [
         Alternating(ModuleOptions(interface="inference", engine=name), Letters()) for name in ("policy", "judge")
     ]
@@ -306,7 +314,7 @@ def test_two_names_for_one_engine_step_it_once():
 
     done = list(play(Both(Options(), {}), [episode("", member=number) for number in (0, 1)],
                      {"policy": engine, "judge": engine}))  # fmt: skip
-    assert len(done) == 2 and engine.pending() == 0
+    assert len(done) == 2 and engine.steps == 2
 
 
 def test_a_whole_reply_can_be_scripted():
@@ -344,6 +352,12 @@ def test_a_chunk_holds_at_least_one_token():
 def test_centre_truncation_keeps_both_ends(text, tokens):
     kept = keep_ends(text, Letters().offsets(text), tokens)
     assert kept == (text if len(text) <= tokens else text[: tokens - tokens // 2] + text[len(text) - tokens // 2 :])
+
+
+def test_centre_truncation_takes_a_character_of_several_tokens_once():
+    # a, four bytes of one character, b: the first three and the last two tokens both hold the character.
+    offsets = [(0, 1), *[(1, 2)] * 4, (2, 3)]
+    assert keep_ends("a🙂b", offsets, 5) == "a🙂b"
 
 
 @pytest.mark.parametrize(
