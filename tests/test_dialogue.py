@@ -303,7 +303,7 @@ def test_two_names_for_one_engine_step_it_once():
             self.steps += 1
             return super().step()
 
-    engine = Counting(lambda messages, sampling: "yes", delay=lambda messages, sampling: 1)
+    engine = Counting(lambda messages, sampling: "yes", delay=lambda messages, sampling: 2)
     modules = [
         Alternating(ModuleOptions(interface="inference", engine=name), Letters()) for name in ("policy", "judge")
     ]
@@ -314,7 +314,7 @@ def test_two_names_for_one_engine_step_it_once():
 
     done = list(play(Both(Options(), {}), [episode("", member=number) for number in (0, 1)],
                      {"policy": engine, "judge": engine}))  # fmt: skip
-    assert len(done) == 2 and engine.steps == 2
+    assert len(done) == 2 and engine.steps == 3
 
 
 def test_a_whole_reply_can_be_scripted():
