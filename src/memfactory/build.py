@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +17,14 @@ from memfactory.engines.options import EngineConfig, HfEngineConfig, OpenAIEngin
 from memfactory.envs.base import Environment, RewardFunction, TaskSet
 from memfactory.errors import ConfigError
 from memfactory.registry import AGENTS, DATASETS, ENVS, MODULES, REWARDS
-from memfactory.types import Codec, Decoding
+from memfactory.types import Codec, Decoding, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from memfactory.engines.chat import ChatFormat
+
+log = logging.getLogger("memfactory")
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,15 @@ def build_rewards(
 def build_tasks(component: Component, env: Environment, base_dir: Path) -> TaskSet:
     """The tasks of a configured dataset, read by the environment."""
     return env.tasks(DATASETS.get(component.name)(component.options, base_dir))
+
+
+def tasks_with_warning(component: Component, env: Environment, base_dir: Path) -> tuple[Task, ...]:
+    """The tasks of a dataset; a warning counts the rows that were left out (`skip_bad_rows`) and tells the first."""
+    found = build_tasks(component, env, base_dir)
+    if found.skipped:
+        told = "\n  ".join(found.skipped[:3])
+        log.warning("%d rows of %s were left out; the first:\n  %s", len(found.skipped), component.name, told)
+    return found.tasks
 
 
 def build_engines(config: RunConfig, model: PreTrainedModel | None, chat: ChatFormat | None) -> dict[str, Engine]:

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 
-from memfactory.build import Stack, build_stack, build_tasks
+from memfactory.build import Stack, build_stack, tasks_with_warning
 from memfactory.config import Resolved, load_values
 from memfactory.config.training import TrainerOptions
 from memfactory.environment import describe_environment
@@ -141,7 +141,7 @@ class LiveRun:
         """Make the folder, start the trackers, catch Ctrl-C; close all of it however training ends."""
         config = self.resolved.config
         for name, component in config.data.eval.items():
-            self.tasks[name] = build_tasks(component, self.stack.env, self.resolved.base_dir).tasks
+            self.tasks[name] = tasks_with_warning(component, self.stack.env, self.resolved.base_dir)
         if not self.main:
             yield
             return

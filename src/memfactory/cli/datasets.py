@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from memfactory.cli.output import start_logging, stderr, stdout
-from memfactory.errors import ConfigError
+from memfactory.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from memfactory.data.writing import OnProgress, Report
@@ -175,6 +175,9 @@ def export(
     given = {override.path[0]: override.value for override in parse_overrides(options or [])}
     component = dataset_component({"name": dataset, **given}, Path())
     found = DATASETS.get(component.name)(component.options, Path()).rows()
+    problems = [f"{row.source}: {row.problem}" for row in found if row.problem is not None]
+    if problems:
+        raise DataError("\n".join(problems[:5]))
     with progress() as on_progress:
         written = write_rows(output, (dict(row.values) for row in found), len(found), on_progress=on_progress)
     tell(Report((written,)))

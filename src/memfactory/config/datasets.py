@@ -10,7 +10,7 @@ from memfactory.config.parts import is_dir, is_file
 from memfactory.errors import nearest
 from memfactory.registry import DATASETS
 
-FILE_SUFFIXES = (".json", ".jsonl", ".parquet", ".csv", ".arrow")
+FILE_SUFFIXES = (".json", ".jsonl", ".parquet")
 
 
 def locate(text: str, base_dir: Path) -> Path | None:

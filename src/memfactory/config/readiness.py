@@ -154,8 +154,9 @@ class Readiness:
 
     def _optimizer(self) -> None:
         options = self.config.train.options if self.config.train is not None else None
-        if isinstance(options, TrainerOptions) and options.optimizer.kind == "adamw_8bit":
-            self._needs(("train", "optimizer", "kind"), "adamw_8bit", "bitsandbytes", "bitsandbytes", "use adamw")
+        kind = options.optimizer.kind if isinstance(options, TrainerOptions) else "adamw"
+        if kind == "adamw_8bit" or (kind == "auto" and self.config.model.device != "cpu" and has_cuda()):
+            self._needs(("train", "optimizer", "kind"), kind, "bitsandbytes", "bitsandbytes", "use adamw")
 
     def _trackers(self) -> None:
         for tracker in self.config.trackers:

@@ -25,8 +25,8 @@ class LoraOptions(Options):
 class OptimizerOptions(Options):
     """AdamW, its schedule and its limits."""
 
-    kind: Literal["adamw", "adamw_8bit"] = "adamw"
-    """adamw: float32 state; adamw_8bit: bitsandbytes' 8-bit state (extra `bitsandbytes`, CUDA)."""
+    kind: Literal["adamw", "adamw_8bit", "auto"] = "adamw"
+    """adamw: float32 state; adamw_8bit: bitsandbytes' 8-bit state (extra `bitsandbytes`, CUDA); auto: 8 bit on CUDA."""
     learning_rate: float = Field(1e-6, gt=0)
     """Peak learning rate."""
     weight_decay: float = Field(0.0, ge=0)

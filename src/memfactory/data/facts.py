@@ -38,6 +38,9 @@ class DocumentOptions(Options):
     two_hops: float = Field(0.0, ge=0, le=1)
     """Share of rows that ask about somebody's mentor, who is named in one sentence and described in another."""
 
+    one_relation: float = Field(0.0, ge=0, le=1)
+    """Share of rows whose facts are all of one kind (where people live, say), so that only the person tells them apart."""
+
     @model_validator(mode="after")
     def _parts_fit(self) -> DocumentOptions:
         people = self.sections * self.facts_per_section
@@ -96,7 +99,8 @@ def draw_document(options: DocumentOptions, index: int) -> Document:
     """Document number `index` under `options`."""
     random = Random(f"{options.seed} {options.split} {index}")
     people = random.sample(NAMES, options.sections * options.facts_per_section)
-    facts = [draw_fact(random, person, options.split) for person in people]
+    relation = random.choice(list(RELATIONS)) if random.random() < options.one_relation else None
+    facts = [draw_fact(random, person, options.split, relation) for person in people]
     kind = _kind(random, options)
     if kind == "two_hops":
         first, last = _link(random, facts, options.split)

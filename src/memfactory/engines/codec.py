@@ -14,14 +14,16 @@ class FileCodec:
     def __init__(self, path: str) -> None:
         from tokenizers import Tokenizer
 
+        if path == "tiny" and not (resources.files("memfactory") / "assets" / "tiny").is_dir():
+            raise ConfigError("the model 'tiny' is not in this installation of memfactory")
         folder = Path(str(resources.files("memfactory") / "assets" / "tiny")) if path == "tiny" else Path(path)
         file = folder / "tokenizer.json" if folder.is_dir() else folder
         try:
             self._tokenizer = Tokenizer.from_file(str(file)) if file.is_file() else Tokenizer.from_pretrained(path)
         except Exception as error:
             raise ConfigError(
-                f"the tokenizer {path!r} that measures the chunks cannot be loaded ({error}); name a local folder or "
-                "tokenizer.json by engine.tokenizer, or engine.tokenizer=tiny for rough lengths"
+                f"the tokenizer {path!r} that measures the chunks cannot be loaded ({error}); name a local folder, a "
+                "tokenizer.json, or `tiny` for rough lengths"
             ) from error
 
     def offsets(self, text: str) -> list[tuple[int, int]]:

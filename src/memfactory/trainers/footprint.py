@@ -72,18 +72,25 @@ def adapter_parameters(sizes: Architecture, rank: int) -> int:
 
 
 def memory_by_component(
-    sizes: Architecture, options: TrainerOptions, *, dtype: str, kv_tokens: int, micro_tokens: int, reference: bool
+    sizes: Architecture,
+    options: TrainerOptions,
+    *,
+    dtype: str,
+    kv_tokens: int,
+    micro_tokens: int,
+    reference: bool,
+    cuda: bool,
 ) -> dict[str, int]:
     """Bytes by component at the peak of a training step.
 
-    `kv_tokens` are cached at one time during the rollout, `micro_tokens` go through one forward and backward pass.
+    `cuda` says whether the run is on a GPU: what `optimizer.kind: auto` depends on. `kv_tokens` are cached at one time during the rollout, `micro_tokens` go through one forward and backward pass.
     The rollout's cache and the training pass's activations are never alive together, so the larger one counts
     against the other in `total`.
     """
     n, width, mixed = sizes.parameters, BYTES[dtype], dtype != "float32"
     lora = options.lora
     trained = n if lora is None else adapter_parameters(sizes, lora.rank)
-    state = 8 if options.optimizer.kind == "adamw" else 2
+    state = 8 if options.optimizer.kind == "adamw" or (options.optimizer.kind == "auto" and not cuda) else 2
     if lora is None:
         weights = 4 * n + (width * n if mixed else 0)
     else:

@@ -11,7 +11,7 @@ from typing import Any
 
 from accelerate.utils import gather_object
 
-from memfactory.build import Stack, build_tasks
+from memfactory.build import Stack, tasks_with_warning
 from memfactory.config import Resolved
 from memfactory.config.training import GrpoOptions
 from memfactory.dialogue import stream_seed
@@ -38,8 +38,7 @@ class GrpoTrainer(Trainer):
         data = resolved.config.data.train
         if data is None:
             raise ConfigError("data.train: GRPO needs training tasks, but none are given")
-        found = build_tasks(data, stack.env, resolved.base_dir)
-        self.tasks = found.tasks
+        self.tasks = tasks_with_warning(data, stack.env, resolved.base_dir)
         self.decodings = stack.drawn_with(Decoding(options.temperature, options.top_p, options.top_k))
 
     def finished(self) -> bool:

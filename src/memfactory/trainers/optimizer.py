@@ -17,7 +17,8 @@ def make_optimizer(parameters: Iterable[Parameter], options: OptimizerOptions) -
     """AdamW (arXiv 1711.05101) over the parameters that require a gradient; only matrices decay.
 
     On CUDA the fused kernel is used: it needs no temporary copy of the weights. `adamw_8bit` is bitsandbytes' 8-bit
-    state (arXiv 2110.02861); ConfigError where it is not installed or there is no CUDA.
+    state (arXiv 2110.02861); ConfigError where it is not installed or there is no CUDA. `auto` is the one on CUDA and
+    the other elsewhere.
     """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     groups = [
@@ -26,8 +27,8 @@ def make_optimizer(parameters: Iterable[Parameter], options: OptimizerOptions) -
     ]
     groups = [group for group in groups if group["params"]]
     betas = (options.beta1, options.beta2)
-    if options.kind == "adamw":
-        fused = all(parameter.is_cuda for parameter in trained)
+    fused = all(parameter.is_cuda for parameter in trained)
+    if options.kind == "adamw" or (options.kind == "auto" and not fused):
         return AdamW(groups, lr=options.learning_rate, betas=betas, eps=options.epsilon, fused=fused)
     if not torch.cuda.is_available():
         raise ConfigError("optimizer.kind adamw_8bit needs an NVIDIA GPU; there is none here. Use kind: adamw")
@@ -35,7 +36,7 @@ def make_optimizer(parameters: Iterable[Parameter], options: OptimizerOptions) -
         from bitsandbytes.optim import AdamW8bit
     except ImportError as error:
         raise ConfigError(
-            f"optimizer.kind adamw_8bit needs bitsandbytes ({error}): pip install 'memfactory[bitsandbytes]'"
+            f"optimizer.kind {options.kind} needs bitsandbytes ({error}): pip install 'memfactory[bitsandbytes]'"
         ) from None
     return AdamW8bit(groups, lr=options.learning_rate, betas=betas, eps=options.epsilon)
 

@@ -112,6 +112,7 @@ def make_plan(resolved: Resolved) -> Plan:
         kv_tokens=_kv_tokens(resolved, lengths),
         micro_tokens=max(options.micro_batch_tokens, lengths.longest) if lengths else options.micro_batch_tokens,
         reference=isinstance(options, GrpoOptions) and options.loss.kl_weight > 0,
+        cuda=_on_cuda(config.model),
     )
     device, capacity = _device(config.model)
     work.append(
@@ -132,7 +133,7 @@ def compute_type(model: ModelConfig) -> str:
     """The compute type that `dtype: auto` stands for here."""
     if model.dtype != "auto":
         return model.dtype
-    return "bfloat16" if torch.cuda.is_available() and model.device in ("auto", "cuda") else "float32"
+    return "bfloat16" if _on_cuda(model) else "float32"
 
 
 def _architecture(model: ModelConfig, problems: list[str]) -> Architecture | None:
@@ -235,8 +236,12 @@ def _kv_tokens(resolved: Resolved, lengths: Lengths | None) -> int:
     return min(engine.max_batch * lengths.longest, max(engine.max_batch_tokens, lengths.longest))
 
 
+def _on_cuda(model: ModelConfig) -> bool:
+    return torch.cuda.is_available() and model.device != "cpu"
+
+
 def _device(model: ModelConfig) -> tuple[str, int]:
-    if torch.cuda.is_available() and model.device != "cpu":
+    if _on_cuda(model):
         properties = torch.cuda.get_device_properties(0)
         return properties.name, properties.total_memory
     return "this machine's memory (no GPU is used)", memory_bytes() or 0
