@@ -17,7 +17,7 @@ from transformers import AutoConfig
 
 from memfactory.engines.base import Key, stop_place
 from memfactory.engines.chat import ChatFormat
-from memfactory.engines.loading import load_model, places
+from memfactory.engines.loading import compute_dtype, load_model, places, resolve_device
 from memfactory.engines.options import ModelConfig, VllmEngineConfig
 from memfactory.errors import ConfigError, EngineError
 from memfactory.types import Message, Reply, Sampling, Stop, Tokens
@@ -51,7 +51,7 @@ class VllmEngine:
         path, adapter = places(model)
         self._llm = vllm.LLM(
             model=path,
-            dtype=model.dtype,
+            dtype=str(compute_dtype(model, resolve_device(model.device))).removeprefix("torch."),
             trust_remote_code=model.trust_remote_code,
             load_format="dummy" if model.random_weights else "auto",
             generation_config="vllm",
