@@ -83,7 +83,8 @@ def memory_by_component(
 ) -> dict[str, int]:
     """Bytes by component at the peak of a training step.
 
-    `cuda` says whether the run is on a GPU: what `optimizer.kind: auto` depends on. `kv_tokens` are cached at one time during the rollout, `micro_tokens` go through one forward and backward pass.
+    `cuda` says whether the run is on a GPU, which `optimizer.kind: auto` depends on. `kv_tokens` are cached at one
+    time during the rollout, `micro_tokens` go through one forward and backward pass.
     The rollout's cache and the training pass's activations are never alive together, so the larger one counts
     against the other in `total`.
     """
