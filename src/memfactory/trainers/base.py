@@ -20,7 +20,7 @@ from memfactory.build import Stack
 from memfactory.config import Resolved
 from memfactory.config.training import TrainerOptions
 from memfactory.dialogue import stream_seed
-from memfactory.engines.vllm import VllmEngine
+from memfactory.engines.base import WeightHolder
 from memfactory.trainers.checkpoint import TrainState, load_state, save_checkpoint, written_whole
 from memfactory.trainers.policy import Policy
 
@@ -87,9 +87,9 @@ class Trainer(ABC):
         for engine in self._copies():
             engine.update_weights(self.policy.weights())
 
-    def _copies(self) -> list[VllmEngine]:
+    def _copies(self) -> list[WeightHolder]:
         engines = {id(engine): engine for engine in self.stack.engines.values()}
-        return [engine for engine in engines.values() if isinstance(engine, VllmEngine)]
+        return [engine for engine in engines.values() if isinstance(engine, WeightHolder)]
 
     def train(self) -> None:
         """Train to the end. On Interrupted the state of the last whole step is saved first, then it goes on up."""
