@@ -1,6 +1,7 @@
 # Two commands do everything on a fresh machine: `make quickstart` trains, `make test` runs the tests.
 .PHONY: quickstart test install lint format clean
 VENV := .venv/bin
+# Threads that wait must not spin: on a busy machine they would stand in the way of those that work.
 export OMP_WAIT_POLICY ?= PASSIVE
 export HF_HUB_OFFLINE ?= 1
 

@@ -124,6 +124,8 @@ def load_model(config: ModelConfig, *, training: bool, frozen_base: bool = False
     initialises from a fixed seed. Raises ConfigError for what is not there or does not fit this machine.
     """
     device = resolve_device(config.device)
+    if config.cpu_threads is not None:
+        torch.set_num_threads(config.cpu_threads)
     path, adapter = places(config)
     master = training and not frozen_base and adapter is None
     dtype = torch.float32 if master else compute_dtype(config, device)

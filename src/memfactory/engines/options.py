@@ -23,6 +23,8 @@ class ModelConfig(Options):
     """Attention kernel; auto: flash_attention_2 on CUDA where it is installed, else sdpa."""
     device: str = "auto"
     """auto: CUDA where there is one, else the CPU."""
+    cpu_threads: int | None = Field(None, ge=1)
+    """Threads that computing on the CPU takes; null: torch's own choice, one a core. Small models want one or two."""
     random_weights: bool = False
     """Initialise at random from the config alone (benchmarks; needs config.json and tokenizer only)."""
     trust_remote_code: bool = False
