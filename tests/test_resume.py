@@ -89,7 +89,7 @@ def assert_same_end(work: Path, one: str, other: str) -> None:
     first, second = weights(work / one), weights(work / other)
     assert first.keys() == second.keys()
     assert [name for name in first if not first[name].equal(second[name])] == []
-    timing = ("seconds", "tokens_per_second")
+    timing = ("seconds", "tokens_per_second", "tflops")
     rows = [
         [
             {key: value for key, value in json.loads(line).items() if not key.startswith(timing)}

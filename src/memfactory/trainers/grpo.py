@@ -21,8 +21,10 @@ from memfactory.rollout import rollout
 from memfactory.trainers.base import Run, Trainer
 from memfactory.trainers.batch import TrainingTurn, has_variance, step_advantages, step_rewards, training_turns
 from memfactory.trainers.checkpoint import TrainState
+from memfactory.trainers.footprint import architecture
 from memfactory.trainers.measures import summarized
 from memfactory.trainers.policy import Policy
+from memfactory.trainers.speed import device_metrics, device_peak, training_flops
 from memfactory.transcripts import write_transcripts
 from memfactory.types import Decoding, Episode, Group, Task, Turn
 
@@ -38,6 +40,7 @@ class GrpoTrainer(Trainer):
         data = resolved.config.data.train
         if data is None:
             raise ConfigError("data.train: GRPO needs training tasks, but none are given")
+        self.sizes = architecture(policy.model.config)
         self.tasks = tasks_with_warning(data, stack.env, resolved.base_dir)
         self.decodings = stack.drawn_with(Decoding(options.temperature, options.top_p, options.top_k))
 
@@ -72,11 +75,19 @@ class GrpoTrainer(Trainer):
             **summarized(updates),
             "seconds/rollout": rolled_out - begun,
             "seconds/train": trained - rolled_out,
+            **self.speed(turns, trained - rolled_out),
         }
         metrics["tokens_per_second"] = metrics["tokens/sampled"] / max(rolled_out - begun, 1e-9)
         valid = int(metrics["groups/valid"])
         state = replace(self.state, step=step, cursor=cursor, valid_groups=self.state.valid_groups + valid)
         return state, metrics
+
+    def speed(self, turns: Sequence[TrainingTurn], seconds: float) -> dict[str, float]:
+        """What the training pass of this process achieved: TFLOP/s, its share of the device's peak, memory."""
+        achieved = training_flops(self.sizes, turns, self.options) / max(seconds, 1e-9)
+        peak = device_peak(self.policy.device)
+        utilization = {} if peak is None else {"mfu": achieved / peak}
+        return {"tflops": achieved / 1e12, **utilization, **device_metrics(self.policy.device)}
 
     def collect(self, step: int) -> tuple[list[Group], int]:
         """This process's groups for one optimizer step, and the cursor after them.

@@ -1,0 +1,52 @@
+"""How well a training pass uses the machine: floating-point operations counted, not measured.
+
+Counts are of the work that has to be done: recomputed activations and padding are not in them, so the share of the
+peak is model FLOPs utilization (MFU, arXiv 2204.02311).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from memfactory.config.training import GrpoOptions
+from memfactory.trainers.batch import TrainingTurn
+from memfactory.trainers.footprint import Architecture
+
+# Dense bfloat16 tensor-core peaks in FLOP/s, from the vendor's data sheets; the first name that occurs counts.
+PEAKS = (("H200", 989e12), ("H100", 989e12), ("H800", 989e12), ("A100", 312e12), ("A800", 312e12), ("L40S", 362e12))
+
+
+def training_flops(sizes: Architecture, turns: Sequence[TrainingTurn], options: GrpoOptions) -> float:
+    """Floating-point operations that training once on `turns` takes, reference and old log-probabilities included.
+
+    A forward pass costs 2 operations a weight and token, and 4 a layer, attention width and attended position; logits
+    are scored at reply tokens only. The backward pass costs twice the forward, or once where the weights are frozen
+    under adapters.
+    """
+    tokens = sum(turn.length for turn in turns)
+    logits = sum(len(turn.reply_ids) for turn in turns)
+    attended = sum(turn.length**2 / 2 for turn in turns)
+    forward = sizes.forward_flops(tokens, logits, attended)
+    passes = options.epochs * (3 if options.lora is None else 2)
+    scored = (options.loss.kl_weight > 0) + (options.minibatches * options.epochs > 1)
+    return forward * (passes + scored)
+
+
+def device_peak(device: torch.device) -> float | None:
+    """The device's peak in FLOP/s; None for one that is not in the table."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for known, peak in PEAKS if known in name), None)
+
+
+def device_metrics(device: torch.device) -> dict[str, float]:
+    """Peak memory since the last call, in GiB, on CUDA."""
+    if device.type != "cuda":
+        return {}
+    peak = torch.cuda.max_memory_allocated(device) / 2**30
+    reserved = torch.cuda.max_memory_reserved(device) / 2**30
+    torch.cuda.reset_peak_memory_stats(device)
+    return {"memory/peak_gib": peak, "memory/reserved_gib": reserved}
