@@ -160,6 +160,21 @@ def test_a_judge_that_is_down_stops_the_run_before_anything_is_trained(make):
     assert all(torch.equal(old, new) for old, new in zip(before, trainer.policy.trained, strict=True))
 
 
+def test_a_run_that_an_error_stops_keeps_its_whole_steps(make, monkeypatch):
+    trainer = make("test_letters", "train.save_every=0")
+    whole = trainer.collect
+
+    def fails_in_the_third(step):
+        if step == 3:
+            raise MemFactoryError("the judge failed")
+        return whole(step)
+
+    monkeypatch.setattr(trainer, "collect", fails_in_the_third)
+    with pytest.raises(MemFactoryError, match="the judge failed"):
+        trainer.train()
+    assert [path.name for path in (trainer.run.folder / "checkpoints").iterdir()] == ["step-2"]
+
+
 def test_unknown_rewards_below_the_limit_are_left_out_not_counted_as_zero(make):
     trainer = make("test_judge_down", "train.max_unknown_share=0.5", "train.steps=1")
     trainer.train()

@@ -21,6 +21,7 @@ from memfactory.config import Resolved
 from memfactory.config.training import TrainerOptions
 from memfactory.dialogue import stream_seed
 from memfactory.engines.base import WeightHolder
+from memfactory.errors import MemFactoryError
 from memfactory.trainers.checkpoint import TrainState, load_state, save_checkpoint, written_whole
 from memfactory.trainers.policy import Policy
 
@@ -62,6 +63,7 @@ class Trainer(ABC):
         self.run = run
         self.state = TrainState()
         self._saved_at = time.monotonic()
+        self._saved_step = 0
 
     @abstractmethod
     def step(self, step: int) -> tuple[TrainState, dict[str, float]]:
@@ -75,6 +77,7 @@ class Trainer(ABC):
         """Go back to `checkpoint`: weights, optimizer, schedule, random generators, cursor, step."""
         self.state, optimizer = load_state(checkpoint)
         self.policy.load(checkpoint, optimizer)
+        self._saved_step = self.state.step
         self.renew_engines()
 
     def rest_engines(self) -> None:
@@ -92,7 +95,7 @@ class Trainer(ABC):
         return [engine for engine in engines.values() if isinstance(engine, WeightHolder)]
 
     def train(self) -> None:
-        """Train to the end. On Interrupted the state of the last whole step is saved first, then it goes on up."""
+        """Train to the end. Before Interrupted and MemFactoryError go on up, the last whole step is saved."""
         options = self.options
         try:
             if self.state.step == 0 and options.eval_at_start:
@@ -112,8 +115,9 @@ class Trainer(ABC):
                     self.run.evaluate(self.state.step)
                 if done or self._save_is_due():
                     self.save()
-        except Interrupted:
-            if self.state.step > 0:
+        except (Interrupted, MemFactoryError):
+            # What stopped the run is not worth the steps since the last checkpoint; a save that failed is not tried again.
+            if self.state.step > self._saved_step:
                 self.save()
             raise
         self.save_final()
@@ -129,7 +133,7 @@ class Trainer(ABC):
 
     def save(self) -> None:
         """Write checkpoints/step-N."""
-        self._saved_at = time.monotonic()
+        self._saved_at, self._saved_step = time.monotonic(), self.state.step
         self.policy.wait_for_everyone()
         if self.run.main:
             save_checkpoint(
