@@ -116,7 +116,7 @@ class Trainer(ABC):
                 if done or self._save_is_due():
                     self.save()
         except (Interrupted, MemFactoryError):
-            # What stopped the run is not worth the steps since the last checkpoint; a save that failed is not tried again.
+            # The steps since the last checkpoint are kept; a save that failed is not tried again.
             if self.state.step > self._saved_step:
                 self.save()
             raise
