@@ -447,7 +447,7 @@ def test_schedules_warm_up_and_fall_as_worked_out_by_hand(schedule: str, shares:
 def test_a_schedule_is_spread_over_all_updates_of_a_run() -> None:
     assert planned_updates(GrpoOptions(steps=10, minibatches=2, epochs=3)) == 60
     # 250 groups of which 24 make a step: ten whole steps and a last one of ten groups.
-    assert planned_updates(GrpoOptions(steps=10, valid_groups=250, prompts_per_step=24)) == 11
+    assert planned_updates(GrpoOptions(steps=50, valid_groups=250, prompts_per_step=24, require_variance=True)) == 11
     assert planned_updates(SftOptions(steps=7)) == 7
 
 

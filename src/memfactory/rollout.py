@@ -7,7 +7,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Protocol
 
-from memfactory.dialogue import Agent, play, stream_seed
+from memfactory.dialogue import Agent, play
 from memfactory.engines.base import Engine
 from memfactory.types import Decoding, Episode, Group, Reward, Task, Trajectory, Turn
 
@@ -26,16 +26,18 @@ def rollout(
     *,
     group_size: int,
     decodings: Mapping[str, Decoding],
-    seed: int,
+    seeds: Sequence[int],
     on_turn: Callable[[Episode, Turn], None] | None = None,
 ) -> list[Group]:
     """Play `group_size` attempts at each task and score them; the groups come in the order of the tasks.
 
-    `seed` names the random streams: with the task's id, the attempt's number and the turn's number it fixes every
+    `seeds`, one a task, name the random streams: with the attempt's number and the turn's number a seed fixes every
     draw, so equal weights and an equal seed give equal groups whatever else ran before.
     """
     episodes = [
-        Episode(task, member=member, seed=stream_seed(seed, task.id)) for task in tasks for member in range(group_size)
+        Episode(task, member=member, seed=seed)
+        for task, seed in zip(tasks, seeds, strict=True)
+        for member in range(group_size)
     ]
     for _ in play(agent, episodes, engines, decodings=decodings, score=env.score, on_turn=on_turn):
         pass

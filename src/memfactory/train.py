@@ -23,6 +23,7 @@ from memfactory.errors import ConfigError
 from memfactory.evaluate.attempts import evaluate_tasks
 from memfactory.evaluate.results import EvalHistory
 from memfactory.figures import draw_run
+from memfactory.files import write_whole
 from memfactory.registry import TRAINERS
 from memfactory.trackers.base import State
 from memfactory.trackers.fanout import Trackers
@@ -65,7 +66,7 @@ def run_training(resolved: Resolved, *, resume: str | None = None) -> Path:
     try:
         assert stack.model is not None and stack.chat is not None
         policy = Policy(stack.model, stack.chat, resolved.config.model, options, seed=resolved.config.seed)
-        run = LiveRun(resolved, folder, stack, main=policy.process_index == 0)
+        run = LiveRun(resolved, folder, stack, main=policy.process_index == 0, alone=policy.process_count == 1)
         trainer: Trainer = TRAINERS.get(resolved.config.train.name)(resolved, options, stack, policy, run)
         if checkpoint is not None:
             trainer.resume(checkpoint)
@@ -131,6 +132,7 @@ class LiveRun:
     folder: Path
     stack: Stack
     main: bool = True
+    alone: bool = True
     interrupted: bool = False
     trackers: Trackers | None = None
     history: EvalHistory = field(default_factory=EvalHistory)
@@ -143,7 +145,8 @@ class LiveRun:
         for name, component in config.data.eval.items():
             self.tasks[name] = tasks_with_warning(component, self.stack.env, self.resolved.base_dir)
         if not self.main:
-            yield
+            with self._signals():
+                yield
             return
         self._prepare_folder(trainer.state.step, resumed)
         total = trainer.options.steps
@@ -166,7 +169,7 @@ class LiveRun:
     def _prepare_folder(self, step: int, resumed: bool) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         remove_partial(self.folder)
-        (self.folder / "config.yaml").write_text(self.resolved.to_yaml(), encoding="utf-8")
+        write_whole(self.folder / "config.yaml", self.resolved.to_yaml())
         start = {
             "date": datetime.now().astimezone().isoformat(timespec="seconds"),
             "command": shlex.join(["memfactory", *sys.argv[1:]]),
@@ -180,13 +183,18 @@ class LiveRun:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """The first Ctrl-C or SIGTERM asks for a clean stop, the second stops at once."""
+        """The first Ctrl-C or SIGTERM asks for a clean stop, the second stops at once.
+
+        Not so with several processes, which stop together: their launcher passes on a signal that they already have.
+        """
 
         def ask(number: int, frame: FrameType | None) -> None:
-            if self.interrupted:
+            if self.interrupted and self.alone:
                 raise KeyboardInterrupt
+            if self.main and not self.interrupted:
+                again = " (again to stop at once and lose it)" if self.alone else ""
+                log.warning("stopping: the last whole step will be saved%s", again)
             self.interrupted = True
-            log.warning("stopping: the last whole step will be saved (again to stop at once and lose it)")
 
         before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
         try:

@@ -10,6 +10,7 @@ import shutil
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -31,7 +32,7 @@ class Interrupted(Exception):
 
 
 class Run(Protocol):
-    """What a trainer needs of the run around it. On processes other than the main one, all of it does nothing."""
+    """What a trainer needs of the run around it. On processes other than the main one only `check` does anything."""
 
     folder: Path
     main: bool
@@ -47,7 +48,7 @@ class Run(Protocol):
         ...
 
     def check(self) -> None:
-        """Raise Interrupted when the user has asked to stop."""
+        """Raise Interrupted when the user has asked this process to stop."""
         ...
 
 
@@ -96,31 +97,61 @@ class Trainer(ABC):
 
     def train(self) -> None:
         """Train to the end. Before Interrupted and MemFactoryError go on up, the last whole step is saved."""
-        options = self.options
+        updates = self.policy.schedule.steps
         try:
-            if self.state.step == 0 and options.eval_at_start:
-                self.run.evaluate(0)
+            self._evaluate_if_due()
             while not self.finished():
-                self.run.check()
-                self.seed(self.state.step + 1)
-                begun = time.monotonic()
-                state, metrics = self.step(self.state.step + 1)
-                seconds = time.monotonic() - begun
-                self.state = replace(state, seconds=self.state.seconds + seconds)
-                self.run.log(self.state.step, {**metrics, "seconds": seconds})
-                done = self.finished()
-                if (done and options.eval_at_end) or (
-                    not done and options.eval_every and self.state.step % options.eval_every == 0
-                ):
-                    self.run.evaluate(self.state.step)
-                if done or self._save_is_due():
+                self.check()
+                self._take_step()
+                updates = self.policy.schedule.steps
+                self._evaluate_if_due()
+                if self.finished() or self._save_is_due():
                     self.save()
-        except (Interrupted, MemFactoryError):
-            # The steps since the last checkpoint are kept; a save that failed is not tried again.
-            if self.state.step > self._saved_step:
+        except Interrupted:
+            self.save()
+            # A launcher ends all processes once the first has ended.
+            self.policy.wait_for_everyone()
+            raise
+        except MemFactoryError:
+            # Between the updates of one step there is no whole step to save.
+            if self.policy.schedule.steps == updates:
                 self.save()
             raise
         self.save_final()
+
+    def check(self) -> None:
+        """Raise Interrupted in every process where the user has asked one of them to stop; all must call it."""
+        asked = False
+        try:
+            self.run.check()
+        except Interrupted:
+            asked = True
+        if self.policy.in_any_process(asked):
+            raise Interrupted(str(self.run.folder))
+
+    def _take_step(self) -> None:
+        self.seed(self.state.step + 1)
+        begun = time.monotonic()
+        state, metrics = self.step(self.state.step + 1)
+        self.renew_engines()
+        seconds = time.monotonic() - begun
+        self.state = replace(state, seconds=self.state.seconds + seconds)
+        self.run.log(self.state.step, {**metrics, "seconds": seconds})
+
+    def _evaluate_if_due(self) -> None:
+        """Evaluate where the options want it after this step; a resumed run makes up for what was interrupted."""
+        options, step = self.options, self.state.step
+        if step == 0:
+            due = options.eval_at_start
+        elif self.finished():
+            due = options.eval_at_end
+        else:
+            due = options.eval_every > 0 and step % options.eval_every == 0
+        if due:
+            # Only the main process evaluates, so only it can be interrupted there; `check` tells the others.
+            with suppress(Interrupted):
+                self.run.evaluate(step)
+            self.check()
 
     def seed(self, step: int) -> None:
         """Dropout draws from a stream of the step's own, whatever ran before it."""
@@ -128,13 +159,15 @@ class Trainer(ABC):
 
     def _save_is_due(self) -> bool:
         every, seconds = self.options.save_every, self.options.save_seconds
-        late = seconds is not None and time.monotonic() - self._saved_at >= seconds
+        # Each process has its own clock.
+        late = seconds is not None and self.policy.in_any_process(time.monotonic() - self._saved_at >= seconds)
         return late or (every > 0 and self.state.step % every == 0)
 
     def save(self) -> None:
-        """Write checkpoints/step-N."""
+        """Write checkpoints/step-N, unless this step was saved before (or could not be)."""
+        if self.state.step == self._saved_step:
+            return
         self._saved_at, self._saved_step = time.monotonic(), self.state.step
-        self.policy.wait_for_everyone()
         if self.run.main:
             save_checkpoint(
                 self.run.folder / "checkpoints",
@@ -143,7 +176,6 @@ class Trainer(ABC):
                 optimizer=self.policy.optimizer_state(),
                 keep=self.options.keep_checkpoints,
             )
-        self.policy.wait_for_everyone()
 
     def save_final(self) -> None:
         """Write final/: the model or adapter as `from_pretrained` or PEFT loads it."""

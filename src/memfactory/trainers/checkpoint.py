@@ -83,14 +83,21 @@ def save_checkpoint(
     optimizer: dict[str, object],
     keep: int,
 ) -> Path:
-    """Write `folder`/step-N and delete all but the newest `keep` checkpoints."""
+    """Write `folder`/step-N and delete all but the newest `keep` checkpoints.
+
+    Those of later steps go first: the run went back behind them, and they are no part of its course any more.
+    """
     target = folder / f"{PREFIX}{state.step}"
     with written_whole(target) as working:
         save_weights(working)
         torch.save(optimizer, working / "optimizer.pt")
         torch.save(random_states(), working / "random.pt")
         write_json(working / "state.json", asdict(state))
-    for old in checkpoints(folder)[:-keep]:
+    found = checkpoints(folder)
+    course = found[: found.index(target) + 1]
+    for old in [*found[len(course) :], *course[:-keep]]:
+        # Without its marker it is no checkpoint, should the rest outlive a kill.
+        (old / MARKER).unlink()
         shutil.rmtree(old)
     return target
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from random import Random
 from statistics import fmean
@@ -18,7 +19,7 @@ from memfactory.dialogue import stream_seed
 from memfactory.errors import ConfigError, MemFactoryError
 from memfactory.registry import TRAINERS
 from memfactory.rollout import rollout
-from memfactory.trainers.base import Run, Trainer
+from memfactory.trainers.base import Interrupted, Run, Trainer
 from memfactory.trainers.batch import TrainingTurn, has_variance, step_advantages, step_rewards, training_turns
 from memfactory.trainers.checkpoint import TrainState
 from memfactory.trainers.footprint import architecture
@@ -110,16 +111,16 @@ class GrpoTrainer(Trainer):
                     "too easy or too hard for this model, or the reward never varies; see transcripts/."
                 )
             size = min(options.rollout_prompts or wanted, wanted - counted)
-            new = self.roll_out(step, list(self.upcoming(cursor, size)))
+            new = self.roll_out(cursor, size)
             cursor, rollouts = cursor + size, rollouts + 1
             groups += new
             self.stop_on_unknown(new, step)
             counted += sum(gather_object([has_variance(g) or not options.require_variance for g in new]))
         return groups, cursor
 
-    def roll_out(self, step: int, tasks: Sequence[Task]) -> list[Group]:
-        """This process's share of the groups of `tasks`."""
-        share = tasks[self.policy.process_index :: self.policy.process_count]
+    def roll_out(self, cursor: int, count: int) -> list[Group]:
+        """This process's share of the groups of the next `count` tasks. All processes stop together if they must."""
+        share = slice(self.policy.process_index, None, self.policy.process_count)
         conversations = 0
 
         def on_turn(episode: Episode, turn: Turn) -> None:
@@ -128,26 +129,31 @@ class GrpoTrainer(Trainer):
             self.run.status(f"rolling out: {conversations} conversations")
             self.run.check()
 
-        return rollout(
-            self.stack.agent,
-            self.stack.env,
-            share,
-            self.stack.engines,
-            group_size=self.options.generations,
-            decodings=self.decodings,
-            seed=stream_seed(self.config.seed, "rollout", step),
-            on_turn=on_turn,
-        )
+        groups: list[Group] = []
+        with suppress(Interrupted):
+            groups = rollout(
+                self.stack.agent,
+                self.stack.env,
+                list(self.upcoming(cursor, count))[share],
+                self.stack.engines,
+                group_size=self.options.generations,
+                decodings=self.decodings,
+                # A task can come again, even within a step, and is then attempted anew.
+                seeds=[stream_seed(self.config.seed, "rollout", at) for at in range(cursor, cursor + count)[share]],
+                on_turn=on_turn,
+            )
+        self.check()
+        return groups
 
     def upcoming(self, cursor: int, count: int) -> Iterator[Task]:
         """The next `count` training tasks: one seeded order an epoch."""
-        for position in range(cursor, cursor + count):
-            epoch, index = divmod(position, len(self.tasks))
+        size = len(self.tasks)
+        for epoch in range(cursor // size, -(-(cursor + count) // size)):
+            order = list(range(size))
             if self.config.data.shuffle:
-                order = list(range(len(self.tasks)))
                 Random(stream_seed(self.config.seed, "order", epoch)).shuffle(order)
-                index = order[index]
-            yield self.tasks[index]
+            for position in range(max(cursor, epoch * size), min(cursor + count, (epoch + 1) * size)):
+                yield self.tasks[order[position - epoch * size]]
 
     def minibatches(self, turns: Sequence[TrainingTurn], step: int, epoch: int) -> Iterator[list[TrainingTurn]]:
         """The turns in `minibatches` parts of whole prompts, in a seeded order where there are several."""

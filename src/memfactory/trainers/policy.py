@@ -11,12 +11,13 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, broadcast
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast, gather_object
 from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -45,6 +46,8 @@ from memfactory.trainers.weights import (
 T = TypeVar("T")
 log = logging.getLogger("memfactory")
 SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+# Longer than any evaluation takes; a process that has died is told of at once by its launcher.
+PATIENCE = timedelta(days=2)
 SUPERVISED = LossOptions(objective="reinforce")
 
 
@@ -68,7 +71,7 @@ class Policy:
         seed: int = 0,
     ) -> None:
         self.device = next(model.parameters()).device
-        self.accelerator = accelerator or Accelerator(cpu=self.device.type == "cpu")
+        self.accelerator = accelerator or make_accelerator(self.device)
         if self.accelerator.distributed_type not in SUPPORTED:
             raise ConfigError(
                 "training runs in one process or in several that each hold the whole model, not under "
@@ -102,6 +105,8 @@ class Policy:
     def set_optimizer(self, options: OptimizerOptions, total_steps: int) -> None:
         """A fresh optimizer, and a schedule over `total_steps` steps from here on."""
         self.max_grad_norm = options.max_grad_norm
+        # Accelerate would hold on to the optimizer before, and so to its state.
+        self.accelerator.free_memory()
         self.optimizer = self.accelerator.prepare(make_optimizer(self.trained, options))
         # Accelerate's own scheduler would advance once for every process.
         self.schedule = Schedule(self.optimizer, options, total_steps)
@@ -116,6 +121,10 @@ class Policy:
 
     def wait_for_everyone(self) -> None:
         self.accelerator.wait_for_everyone()
+
+    def in_any_process(self, holds: bool) -> bool:
+        """Whether `holds` is true in one of the processes at least. Every process must call it."""
+        return any(gather_object([holds]))
 
     # Log-probabilities
 
@@ -303,13 +312,22 @@ class Policy:
         self.skipped_steps = int(optimizer["skipped_steps"])
 
 
+def make_accelerator(device: torch.device) -> Accelerator:
+    """Accelerate for `device`. While one process evaluates, saves or samples longer, the others wait for it."""
+    patience = InitProcessGroupKwargs(timeout=PATIENCE)
+    return Accelerator(cpu=device.type == "cpu", kwargs_handlers=[patience])
+
+
 def planned_updates(options: TrainerOptions) -> int:
-    """How many optimizer updates a run takes, which is what a falling schedule is spread over."""
+    """How many optimizer updates a run takes at most, which is what a falling schedule is spread over.
+
+    `valid_groups` says how many only where every group of a step is valid.
+    """
     if not isinstance(options, GrpoOptions):
         return options.steps
     steps = options.steps
-    if options.valid_groups is not None:
-        steps = math.ceil(options.valid_groups / options.prompts_per_step)
+    if options.valid_groups is not None and options.require_variance:
+        steps = min(steps, math.ceil(options.valid_groups / options.prompts_per_step))
     return steps * options.minibatches * options.epochs
 
 
