@@ -1,5 +1,10 @@
 """Tables of an evaluation, cell by cell."""
 
+import io
+
+from rich.console import Console
+
+from memfactory.evaluate.progress import shown_progress
 from memfactory.evaluate.results import DatasetResult, metric_result
 from memfactory.evaluate.tables import detail_table, difference_table, main_table
 
@@ -58,3 +63,26 @@ def test_markdown_escapes_what_would_end_a_cell():
         "| --- | ---: | ---: |",
         "| a\\|b | 0.2500 | 0.2500 |",
     ]
+
+
+def test_names_with_brackets_are_shown_as_they_are():
+    console = Console(file=io.StringIO(), width=120)
+    results = {"run[b]": {"e[/red]x": result(0.0, 1.0)}, "b": {"e[/red]x": result(0.0, 1.0)}}
+    for grid in (main_table(results, ["e[/red]x"]), difference_table(results, ["e[/red]x"]), detail_table(results)):
+        console.print(grid.rich())
+    said = console.file.getvalue()
+    assert said.count("run[b]") == 3 and said.count("e[/red]x") == 4
+
+
+def test_a_title_is_not_broken_at_the_width_of_its_table():
+    console = Console(file=io.StringIO(), width=120)
+    console.print(main_table({"a": {"b": result(0.0)}}, ["b"]).rich())
+    assert console.file.getvalue().splitlines()[0] == "avg@1 ± standard error, clustered by question"
+
+
+def test_progress_names_what_has_brackets_in_its_name():
+    for terminal in (False, True):
+        console = Console(file=io.StringIO(), width=120, force_terminal=terminal, color_system=None)
+        with shown_progress(console, "run[b] on e[/red]x") as tell:
+            tell(0, 2)
+        assert "run[b] on e[/red]x" in console.file.getvalue()

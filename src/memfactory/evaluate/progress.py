@@ -18,7 +18,12 @@ SECONDS_BETWEEN_LINES = 30.0
 def shown_progress(console: Console, title: str) -> Iterator[OnProgress]:
     """What to tell of (attempts finished, attempts in all) while attempts are played."""
     if console.is_terminal:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
         with Progress(*columns, console=console, transient=True) as bar:
             task = bar.add_task(title)
             yield lambda done, total: bar.update(task, completed=done, total=total)
@@ -30,6 +35,6 @@ def shown_progress(console: Console, title: str) -> Iterator[OnProgress]:
         now = time.monotonic()
         if now - told >= SECONDS_BETWEEN_LINES:
             told = now
-            console.print(f"{title}: {done} of {total} attempts", highlight=False)
+            console.print(f"{title}: {done} of {total} attempts", highlight=False, markup=False, soft_wrap=True)
 
     yield tell

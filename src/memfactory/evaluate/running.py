@@ -171,7 +171,8 @@ def _datasets(targets: Sequence[Target]) -> list[str]:
 
 def _grids(targets: Sequence[Target], report: Report) -> list[Grid]:
     names = _datasets(targets)
-    grids = [main_table(report.results, names), difference_table(report.results, names), detail_table(report.results)]
+    grids = [main_table(report.results, names), difference_table(report.results, names)]
+    grids += [detail_table(report.results)] if any(report.results.values()) else []
     return [grid for grid in grids if grid is not None]
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Literal
 
+from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from memfactory.evaluate.results import DatasetResult, MetricResult, differences
 from memfactory.evaluate.statistics import Estimate
@@ -33,16 +36,15 @@ class Grid:
         escaped = ("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
         return f"{self.title}\n\n" + "\n".join(escaped) + "\n"
 
-    def rich(self) -> Table:
-        """The table for a terminal."""
-        table = Table(title=self.title, title_justify="left", title_style="bold")
+    def rich(self) -> Group:
+        """The table under its title, for a terminal."""
+        table = Table()
         for index, name in enumerate(self.header):
-            table.add_column(
-                name, justify="left" if index < self.texts else "right", no_wrap=index == 0, overflow="fold"
-            )
+            side: Literal["left", "right"] = "left" if index < self.texts else "right"
+            table.add_column(Text(name), justify=side, no_wrap=index == 0, overflow="fold")
         for row in self.rows:
-            table.add_row(*row)
-        return table
+            table.add_row(*map(Text, row))
+        return Group(Text(self.title, style="bold"), table)
 
 
 def main_table(results: Results, datasets: Sequence[str]) -> Grid:
