@@ -88,6 +88,12 @@ sede: 3
         ("seed.deeper=1", "command line: seed.deeper=1: seed is 0, not a mapping"),
         ("trackers.5=console", "command line: trackers.5=console: trackers is a list of 1, without a position '5'"),
         ("agent=memory_agnt", "command line: agent=memory_agnt: no agent is called 'memory_agnt'; did you mean"),
+        ("trian.steps=5", "command line: trian.steps=5: trian: unknown key; did you mean 'train'?"),
+        ("engines.judge.kind=openai", "command line: engines.judge.kind=openai: engines.judge.model: is missing"),
+        (
+            "env.rewards={f1:0.5,format: 1}",
+            "command line: env.rewards={f1:0.5,format: 1}: YAML wants a space after a colon: {f1: 0.5}",
+        ),
         ("train={base: gro}", "command line: train={base: 'gro'}: train: no trainer part is called 'gro'"),
     ],
 )

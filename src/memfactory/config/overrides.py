@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,9 +51,23 @@ def parse_override(text: str) -> Override:
             f"command line: {text}: no value is given; write {name}=null to unset it, {name}='\"\"' for no text"
         )
     try:
-        return Override(text, path, parse_scalar(value))
+        parsed = parse_scalar(value)
     except ValueError as error:
         raise ConfigError(f"command line: {text}: {error}") from None
+    glued = next((key for key, inner in _pairs(parsed) if inner is None and ":" in key), None)
+    if glued is not None:
+        raise ConfigError(
+            f"command line: {text}: YAML wants a space after a colon: {{{glued.replace(':', ': ', 1)}}}; quote the "
+            "value for the shell"
+        )
+    return Override(text, path, parsed)
+
+
+def _pairs(value: object) -> Iterator[tuple[str, object]]:
+    """Every key of nested mappings with its value."""
+    for key, inner in value.items() if isinstance(value, dict) else ():
+        yield key, inner
+        yield from _pairs(inner)
 
 
 def parse_overrides(texts: Sequence[str]) -> list[Override]:

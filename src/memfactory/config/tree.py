@@ -50,11 +50,18 @@ def dotted(path: KeyPath) -> str:
 
 
 def origin_of(origins: Mapping[KeyPath, Origin], path: KeyPath) -> Origin | None:
-    """The origin of `path`, or of the nearest thing around it that was written down."""
-    for length in range(len(path), -1, -1):
-        if path[:length] in origins:
-            return origins[path[:length]]
-    return None
+    """The origin of `path`, or of the nearest thing around it that was written down.
+
+    A mapping that an override's key brought about (`new.key=1` makes `new`) was written where the override was.
+    """
+    for length in range(len(path), 0, -1):
+        near = path[:length]
+        if near in origins:
+            return origins[near]
+        below = next((origin for other, origin in origins.items() if other[:length] == near), None)
+        if below is not None:
+            return below
+    return origins.get(())
 
 
 def moved(origins: Mapping[KeyPath, Origin], source: KeyPath, target: KeyPath) -> dict[KeyPath, Origin]:
