@@ -3,6 +3,8 @@
 import io
 import json
 import logging
+import os
+import subprocess
 import sys
 
 import pytest
@@ -121,6 +123,26 @@ def test_a_tracker_that_fails_is_one_warning_and_the_others_go_on(tmp_path, capl
         "a tracker failed and the run goes on: Broken: OSError: no space left",
         "a tracker failed and the run goes on: Broken: RuntimeError: no run",
     ]
+
+
+def test_a_reader_of_the_output_that_goes_away_does_not_stop_the_run(tmp_path):
+    script = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from memfactory.trackers import Trackers\n"
+        "from memfactory.trackers.options import ConsoleConfig\n"
+        "trackers = Trackers([ConsoleConfig()], Path(sys.argv[1]), {}, 3)\n"
+        "for step in (1, 2, 3):\n"
+        "    trackers.evaluation(step, {'x': 0.5})\n"
+        "    trackers.log(step, {'loss': 0.5})\n"
+        "trackers.finish('success')\n"
+    )
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert done.returncode == 0, done.stderr
+    assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3]
 
 
 def test_a_tracker_that_cannot_start_is_left_out(tmp_path, caplog):

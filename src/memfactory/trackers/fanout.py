@@ -62,7 +62,8 @@ class Trackers:
         """Whether `act` went well."""
         try:
             act()
-        except Exception as error:  # noqa: BLE001 - a tracker is never worth a run, whatever goes wrong in it
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - a tracker is never worth a run, whatever fails in it;
+            # rich leaves by SystemExit where nobody reads its output any more (`| head`).
             text = f"{type(tracker).__name__}: {type(error).__name__}: {error}"
             if text not in self._warned:
                 self._warned.add(text)
