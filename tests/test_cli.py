@@ -1,5 +1,6 @@
 """The command line: what it says, where, and with which exit code."""
 
+import errno
 import json
 import os
 import subprocess
@@ -96,6 +97,38 @@ def test_a_bug_is_exit_code_1_with_a_traceback_and_where_to_report_it(folder, ca
     assert run(["config", "validate", "x.yaml"]) == 1
     shown = capsys.readouterr().err
     assert "ZeroDivisionError" in shown and "Traceback" in shown and "memfactory env" in shown
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_a_disk_that_takes_nothing_is_no_bug(folder, capsys, monkeypatch, number):
+    def fail(source, overrides, command):
+        raise OSError(number, os.strerror(number), "results.json")
+
+    monkeypatch.setattr("memfactory.cli.runs.load", fail)
+    assert run(["eval", "tiny"]) == 1
+    assert capsys.readouterr().err == f"error: results.json: {os.strerror(number)}\n"
+
+
+def test_a_page_that_cannot_be_written_is_told(folder, capsys):
+    (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 0.5}\n')
+    (folder / "file").write_text("")
+    assert run(["view", ".", "--output", "file/page.html"]) == 2
+    assert capsys.readouterr().err == "error: --output file/page.html cannot be written: File exists\n"
+
+
+def test_ctrl_c_is_told_in_a_word(folder, capsys, monkeypatch):
+    def interrupt(source, overrides, command):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("memfactory.cli.runs.load", interrupt)
+    assert run(["eval", "tiny"]) == 130
+    assert capsys.readouterr().err == "Stopped.\n"
+
+
+def test_a_process_without_a_stdout_has_nothing_to_complain_about():
+    words = [sys.executable, "-m", "memfactory", "list", "rewards"]
+    done = subprocess.run(["sh", "-c", '"$@" >&-', "sh", *words], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_an_engine_that_failed_is_exit_code_1():

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 failed, 2 a mistake in the command line, the configuration
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -21,6 +22,8 @@ from memfactory.cli.runs import evaluate, infer, train, view
 from memfactory.errors import MemFactoryError
 
 INTERRUPTED = 130
+REFUSED_BY_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+"""Errors of files that say something about the machine and nothing about our code: a disk that is full, for one."""
 
 app = typer.Typer(
     name="memfactory",
@@ -72,6 +75,9 @@ def run(arguments: Sequence[str]) -> int:
     try:
         app(args=words, prog_name="memfactory")
     except SystemExit as stop:
+        # Typer turns Ctrl-C into an exit; one that a command has spoken about itself has another cause.
+        if isinstance(getattr(stop.__context__, "__cause__", None), KeyboardInterrupt):
+            typer.echo("Stopped.", err=True)
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except MemFactoryError as error:
         if debug:
@@ -80,6 +86,12 @@ def run(arguments: Sequence[str]) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED
+    except OSError as error:
+        if debug or error.errno not in REFUSED_BY_THE_MACHINE:
+            report_bug(error)
+            return 1
+        complain(MemFactoryError(f"{error.filename or 'writing'}: {error.strerror}"))
+        return MemFactoryError.exit_code
     except Exception as error:  # noqa: BLE001 - the last stop: what arrives here is our bug, and is reported as one
         report_bug(error)
         return 1

@@ -7,7 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import typer
 
@@ -27,14 +27,23 @@ def stdout() -> Console:
     """Where results go."""
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else FILE_WIDTH)
+    return Console(width=_width(sys.stdout))
 
 
 def stderr() -> Console:
     """Where everything else goes."""
     from rich.console import Console
 
-    return Console(stderr=True, width=None if sys.stderr.isatty() or "COLUMNS" in os.environ else FILE_WIDTH)
+    return Console(stderr=True, width=_width(sys.stderr))
+
+
+def _width(stream: TextIO | None) -> int | None:
+    """The columns of what is printed to `stream`, which a process may lack; None: as rich finds it."""
+    return None if _is_terminal(stream) or "COLUMNS" in os.environ else FILE_WIDTH
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    return stream is not None and stream.isatty()
 
 
 def is_main_process() -> bool:
@@ -46,9 +55,15 @@ def start_logging() -> None:
     """Show warnings and notices of the package on stderr, one line each."""
     from rich.logging import RichHandler
 
+    # The hub's own words about a machine without network; what cannot be fetched is told by whoever asked for it.
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     logger = logging.getLogger("memfactory")
     if not logger.handlers:
-        handler = RichHandler(console=stderr(), show_time=False, show_path=False, markup=False)
+        handler: logging.Handler = logging.StreamHandler()
+        if _is_terminal(sys.stderr):
+            handler = RichHandler(console=stderr(), show_time=False, show_path=False, markup=False)
+        else:
+            handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
         logger.addHandler(handler)
         logger.setLevel(logging.INFO if is_main_process() else logging.ERROR)
         logger.propagate = False
@@ -60,8 +75,8 @@ def complain(error: MemFactoryError) -> None:
         return
     problems = error.problems if isinstance(error, ConfigError) else (str(error),)
     title = "Error" if len(problems) == 1 else f"{len(problems)} problems"
-    if not sys.stderr.isatty():
-        sys.stderr.write("".join(f"error: {problem}\n" for problem in problems))
+    if not _is_terminal(sys.stderr):
+        typer.echo("\n".join(f"error: {problem}" for problem in problems), err=True)
         return
     from rich.panel import Panel
     from rich.text import Text
@@ -71,10 +86,11 @@ def complain(error: MemFactoryError) -> None:
 
 def report_bug(error: Exception) -> None:
     """Say that something is wrong with MemFactory (or a plugin), with the traceback."""
-    sys.stderr.write("".join(traceback.format_exception(error)))
-    sys.stderr.write(
+    typer.echo("".join(traceback.format_exception(error)), err=True, nl=False)
+    typer.echo(
         f"error: {type(error).__name__}: {error}\nThis is a bug in MemFactory or in a plugin, not in your command. "
-        "Please report it with the lines above and the output of `memfactory env`.\n"
+        "Please report it with the lines above and the output of `memfactory env`.",
+        err=True,
     )
 
 

@@ -37,7 +37,11 @@ def write_view(run: Path, output: Path | None = None, *, steps: int = STEPS_SHOW
     target = output or run / "view.html"
     template = resources.files(__package__ or "memfactory.view").joinpath("page.html").read_text(encoding="utf-8")
     # "<" is escaped so that no text of a transcript can end the script that holds it.
-    write_whole(target, template.replace(PLACE, json.dumps(page, ensure_ascii=False).replace("<", "\\u003c")))
+    text = template.replace(PLACE, json.dumps(page, ensure_ascii=False).replace("<", "\\u003c"))
+    try:
+        write_whole(target, text)
+    except OSError as error:
+        raise ConfigError(f"--output {target} cannot be written: {error.strerror or error}") from None
     return target
 
 
