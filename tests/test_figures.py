@@ -105,3 +105,10 @@ def test_matplotlib_is_imported_only_to_draw():
     code = "import sys, memfactory.figures; print('matplotlib' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout == "False\n", done.stderr
+
+
+def test_shares_that_are_all_zero_have_no_ticks_below_zero():
+    figure = training_figure({"truncated": ([1, 2, 3], [0.0, 0.0, 0.0])})
+    axes = figure.axes[0]
+    low, high = axes.get_ylim()
+    assert low < 0 and all(tick >= 0 for tick in axes.get_yticks() if low <= tick <= high)

@@ -113,6 +113,13 @@ def test_a_bad_row_is_reported_by_its_number_and_the_others_are_answered(place, 
     assert "rows.jsonl line 1 has no text" in " ".join(capsys.readouterr().err.split())
 
 
+def test_what_became_of_the_rows_is_told(place, capsys):
+    for new, held in ((4, 0), (0, 4)):
+        infer(place, input=place / "rows.jsonl", output=place / "answers.jsonl")
+        said = capsys.readouterr().err
+        assert said.splitlines()[-1] == f"{place / 'answers.jsonl'}: {new} answers written, {held} were there"
+
+
 def test_the_memory_is_shown_on_stderr_as_it_evolves(place, capsys):
     _, said = infer(place, question="What is the code of Carol?", documents=[place / "text.txt"], show_memory=True)
     shown = capsys.readouterr().err

@@ -216,4 +216,5 @@ def _as_share(axes: Axes) -> None:
 
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     low, high = axes.get_ylim()
-    axes.set_ylim(max(low, -0.02), min(max(high, 0.01), 1.02))
+    high = min(max(high, 0.01), 1.02)
+    axes.set_ylim(max(low, -0.02 * high), high)

@@ -65,6 +65,9 @@ def run_inference(
                 else:
                     said = f"{episode.answer or ''}\n" if input is None else json_line(row)
                     console.out(said, end="", highlight=False)
+    if output is not None:
+        told = f"{output}: {len(missing)} answers written, {len(tasks) - len(missing)} were there"
+        errors.print(told, highlight=False, markup=False, soft_wrap=True)
     return 1 if problems else 0
 
 

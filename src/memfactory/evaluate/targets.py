@@ -146,7 +146,7 @@ def _dataset(resolved: Resolved, spec: str) -> tuple[str, Component]:
         component = dataset_component(spec, resolved.base_dir)
     except ConfigError as error:
         sets = f" data.eval of {resolved.name} has: {', '.join(known)}." if known else ""
-        raise ConfigError(f"--data {spec}: {error}{sets}") from None
+        raise ConfigError(f"--data {spec}: {str(error).rstrip('.')}.{sets}") from None
     path = getattr(component.options, "path", None)
     if isinstance(path, str) and locate(path, resolved.base_dir) is None:
         raise ConfigError(f"--data {spec}: there is no file {path!r}")
