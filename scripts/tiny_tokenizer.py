@@ -54,12 +54,19 @@ def world_words() -> list[str]:
     return [*NAMES, *(value for relation in RELATIONS.values() for value in relation.values)]
 
 
+def twins(tokenizer: PreTrainedTokenizerFast) -> list[tuple[int, int]]:
+    """The ids of every word that is one token with the space before it and one without."""
+    vocabulary = tokenizer.get_vocab()
+    spaced = ((token, number) for token, number in vocabulary.items() if token.startswith("Ġ") and len(token) > 1)
+    return sorted((number, vocabulary[token[1:]]) for token, number in spaced if token[1:] in vocabulary)
+
+
 def _texts() -> list[str]:
     world = [form for word in world_words() for form in (f" {word}", word)]
     for key, relation in RELATIONS.items():
         fact = Fact(NAMES[0], key, relation.values[0])
         world += [f" {fact.sentence}", f" {fact.correction}", relation.question.format(NAMES[0])]
-    world += [Fact(NAMES[0], MENTOR, NAMES[1]).sentence, f"{NOTHING}\n- ", f"\\boxed{{{UNKNOWN}}}"]
+    world += [Fact(NAMES[0], MENTOR, NAMES[1]).sentence, f"{NOTHING.format(NAMES[0])}\n- ", f"\\boxed{{{UNKNOWN}}}"]
     world += [form for sentence in FILLER for form in (sentence, f" {sentence}")]
     world += [UPDATE_PROMPT, ANSWER_PROMPT, DRILL_PROMPT, RecurrentMemoryOptions().empty_memory]
     world += [CHAT_TEMPLATE, "system\n", "user\n", "assistant\n"]

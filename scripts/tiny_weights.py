@@ -8,6 +8,7 @@ size); written into the weights it is there from the first step and training onl
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -30,8 +31,13 @@ NOISE = 0.3
 """What is left of the random initialisation in the projections of the circuit."""
 
 
-def make_model(vocabulary: int, end_id: int, pad_id: int, seed: int) -> Qwen3ForCausalLM:
-    """The untrained model, on the CPU in float32."""
+def make_model(
+    vocabulary: int, end_id: int, pad_id: int, twins: Sequence[tuple[int, int]], seed: int
+) -> Qwen3ForCausalLM:
+    """The untrained model, on the CPU in float32.
+
+    `twins` are the ids of words with and without the space before them: the two begin as nearly the same token.
+    """
     config = Qwen3Config(
         vocab_size=vocabulary,
         hidden_size=HIDDEN,
@@ -51,6 +57,7 @@ def make_model(vocabulary: int, end_id: int, pad_id: int, seed: int) -> Qwen3For
         torch.manual_seed(seed)
         model = Qwen3ForCausalLM(config)
         _write_circuit(model)
+        _bind_twins(model.model.embed_tokens.weight, twins)
     return model
 
 
@@ -86,6 +93,14 @@ def _write_circuit(model: Qwen3ForCausalLM) -> None:
         copied = torch.randn(HEAD_SIZE, HIDDEN) / math.sqrt(HIDDEN)
         lookup.v_proj.weight[own] = copied
         lookup.o_proj.weight[:, own] = copied.T * 4 * SPREAD
+
+
+def _bind_twins(embeddings: Tensor, twins: Sequence[tuple[int, int]]) -> None:
+    """A word without its space is the word with it, moved in one direction that all words share."""
+    spaced, bare = (torch.tensor(ids) for ids in zip(*twins, strict=True))
+    shift = torch.randn(HIDDEN) * SPREAD
+    shift[0] = 0
+    embeddings[bare] = embeddings[spaced] + shift
 
 
 def _frequencies() -> Tensor:

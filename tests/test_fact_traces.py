@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from memfactory.data.fact_traces import read
+from memfactory.data.fact_traces import answer_from, read
 from memfactory.data.fact_world import Fact
 from memfactory.data.facts import Document, Statement
 from memfactory.errors import ConfigError
@@ -30,7 +30,7 @@ def traces(**options):
 
 def test_a_careful_reader_waits_for_the_fact_and_keeps_it():
     memories = read(Random(0), document([BORIS, CHEN], [DORA, ADA], [Fact("Elif", "city", "Rome")]), 0.0, 0.0)
-    assert memories == ["- nothing yet", "- Ada lives in Oslo.", "- Ada lives in Oslo."]
+    assert memories == ["- Ada: nothing yet", "- Ada lives in Oslo.", "- Ada lives in Oslo."]
 
 
 def test_a_careful_reader_takes_up_a_correction():
@@ -58,7 +58,7 @@ def test_a_distracted_reader_writes_another_fact_of_the_section():
 def test_a_forgetful_reader_overwrites_what_it_knew():
     memories = read(Random(0), document([ADA, BORIS], [CHEN], [DORA]), 0.0, 1.0)
     # Once Ada's fact is gone there is nothing left to forget, and nothing new about Ada.
-    assert memories == ["- Ada lives in Oslo.", "- Chen paints in teal.", "- nothing yet"]
+    assert memories == ["- Ada lives in Oslo.", "- Chen paints in teal.", "- Ada: nothing yet"]
 
 
 def test_traces_are_worded_with_the_modules_own_prompts():
@@ -67,7 +67,7 @@ def test_traces_are_worded_with_the_modules_own_prompts():
     assert {user["content"].partition("<problem>")[0] + "<problem>\n" for user, _ in conversations} == openings
     for user, assistant in conversations:
         assert (user["role"], assistant["role"]) == ("user", "assistant")
-        assert re.fullmatch(r"- nothing yet|- \w+ \w+ \w+ \w+\.|\\boxed\{\w+\}", assistant["content"])
+        assert re.fullmatch(r"- \w+: nothing yet|- \w+ \w+ \w+ \w+\.|\\boxed\{\w+\}", assistant["content"])
 
 
 def test_the_reader_may_have_prompts_of_its_own():
@@ -81,12 +81,13 @@ def test_wrong_options_of_the_reader_are_a_config_error():
         traces(reader={"chunk_size": 5})
 
 
-def test_an_answer_is_what_the_memory_says_and_unknown_where_it_says_nothing():
-    answers = [(u["content"], a["content"]) for u, a in traces(rows=200, distraction=0.5) if "boxed" in a["content"]]
-    for prompt, answer in answers:
-        value = answer[len("\\boxed{") : -1]
-        assert value == "unknown" or f" {value}.\n</memory>" in prompt
-    assert {answer == "\\boxed{unknown}" for _, answer in answers} == {True, False}
+def test_an_answer_is_what_the_memory_says_right_or_wrong():
+    assert answer_from("- Ada's mentor is Boris.\n- Boris keeps a heron.") == "heron"
+    assert answer_from("- Ada: nothing yet") == answer_from("No previous memory") == "unknown"
+    for user, assistant in traces(rows=100, distraction=0.5):
+        if "boxed" in assistant["content"]:
+            value = assistant["content"][len("\\boxed{") : -1]
+            assert f" {value}.\n</memory>" in user["content"] or value == "unknown"
 
 
 def test_a_drill_repeats_the_same_facts():

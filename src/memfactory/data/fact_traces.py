@@ -21,7 +21,7 @@ from memfactory.registry import DATASETS, MODULES
 from memfactory.text import fill
 
 READER = "recurrent_memory"
-NOTHING = "- nothing yet"
+NOTHING = "- {}: nothing yet"
 UNKNOWN = "unknown"
 DRILL_PROMPT = "Repeat the facts in another order.\n\n<section>\n{section}\n</section>"
 
@@ -89,8 +89,12 @@ class FactTracesDataset(Dataset):
         if step < options.sections:
             values |= {"section": document.sections[step], "chunk": document.sections[step]}
             return fill(reader.prompts.update, values), memories[step + 1]
-        known = f" {document.answer}." in memories[step]
-        return fill(reader.prompts.answer, values), f"\\boxed{{{document.answer if known else UNKNOWN}}}"
+        return fill(reader.prompts.answer, values), f"\\boxed{{{answer_from(memories[step])}}}"
+
+
+def answer_from(memory: str) -> str:
+    """What a reader answers: the value of the last fact in the memory, right or wrong, and UNKNOWN without any."""
+    return memory.rpartition(" ")[2].removesuffix(".") if memory.endswith(".") else UNKNOWN
 
 
 def drill(random: Random, options: FactTracesOptions) -> tuple[str, str]:
@@ -119,7 +123,9 @@ def read(random: Random, document: Document, distraction: float, forgetting: flo
             memories.append(f"- {random.choice(others).sentence}")
         else:
             known = found
-            memories.append("\n".join(f"- {fact.sentence}" for fact in known.values()) or NOTHING)
+            memories.append(
+                "\n".join(f"- {fact.sentence}" for fact in known.values()) or NOTHING.format(document.hops[0])
+            )
     return memories
 
 

@@ -39,7 +39,7 @@ class DocumentOptions(Options):
     """Share of rows that ask about somebody's mentor, who is named in one sentence and described in another."""
 
     one_relation: float = Field(0.0, ge=0, le=1)
-    """Share of rows whose facts are all of one kind (where people live, say), so that only the person tells them apart."""
+    """Share of rows whose facts are all of one kind (such as where people live): only the person tells them apart."""
 
     @model_validator(mode="after")
     def _parts_fit(self) -> DocumentOptions:
