@@ -135,6 +135,25 @@ def test_a_task_that_comes_again_within_a_step_is_attempted_anew(make, work):
     assert [len(set(attempts)) for attempts in sampled.values()] == [2, 2, 2, 2]
 
 
+@REWARDS.register("review_unknown")
+class OneUnknown(RewardFunction):
+    """Of the task with number 0 the second attempt's reward is unknown."""
+
+    def score(self, episodes):
+        return [None if e.member == 1 and e.task.question.endswith("0") else float(e.member % 2) for e in episodes]
+
+
+def test_the_share_of_unknown_rewards_is_one_of_the_step_not_of_a_part_that_is_rolled_out_together(make, work):
+    words = ["env.rewards={review_unknown: 1.0}", "train.prompts_per_step=4", "train.rollout_prompts=1"]
+    trainer = make(StoppingRun(work / "run"), *words, "train.max_unknown_share=0.1")
+    groups, _ = trainer.collect(1)
+    # 1 of 16 rewards of the step, though 1 of 4 of one of its parts.
+    assert len(groups) == 4
+    strict = make(StoppingRun(work / "run"), *words, "train.max_unknown_share=0.05")
+    with pytest.raises(MemFactoryError, match="1 of 16 rewards are unknown"):
+        strict.collect(1)
+
+
 class CopyEngine(HfEngine):
     """Stands in for an engine with its own copy of the weights: it notes what it is handed."""
 
@@ -152,8 +171,9 @@ def test_an_engine_with_its_own_weights_gets_the_policys_after_every_step(make, 
     engine = trainer.stack.engines["policy"]
     engine.__class__, engine.events = CopyEngine, []
     trainer.train()
-    assert [event == "sleep" for event in engine.events] == [True, False, True, False]
-    first, last = engine.events[1], engine.events[3]
+    # What it begins with is the policy's too: random weights are not the same twice.
+    assert [event == "sleep" for event in engine.events] == [False, True, False, True, False]
+    first, last = engine.events[0], engine.events[-1]
     for name, parameter in trainer.policy.model.named_parameters():
         assert torch.equal(last[name], parameter)
     assert any(not torch.equal(first[name], last[name]) for name in last)

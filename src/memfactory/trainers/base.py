@@ -79,7 +79,6 @@ class Trainer(ABC):
         self.state, optimizer = load_state(checkpoint)
         self.policy.load(checkpoint, optimizer)
         self._saved_step = self.state.step
-        self.renew_engines()
 
     def rest_engines(self) -> None:
         """Engines with their own copy of the weights give their memory to the training pass."""
@@ -98,6 +97,7 @@ class Trainer(ABC):
     def train(self) -> None:
         """Train to the end. Before Interrupted and MemFactoryError go on up, the last whole step is saved."""
         updates = self.policy.schedule.steps
+        self.renew_engines()
         try:
             self._evaluate_if_due()
             while not self.finished():

@@ -114,7 +114,7 @@ class GrpoTrainer(Trainer):
             new = self.roll_out(cursor, size)
             cursor, rollouts = cursor + size, rollouts + 1
             groups += new
-            self.stop_on_unknown(new, step)
+            self.stop_on_unknown(groups, step, wanted)
             counted += sum(gather_object([has_variance(g) or not options.require_variance for g in new]))
         return groups, cursor
 
@@ -172,15 +172,18 @@ class GrpoTrainer(Trainer):
             advantages = [step_advantages(group, self.options, batch_rewards) for group in kept]
             write_transcripts(self.run.folder, step, kept, advantages)
 
-    def stop_on_unknown(self, groups: Sequence[Group], step: int) -> None:
-        """Raise MemFactoryError when too many rewards are unknown: the judge is down, not the policy bad."""
+    def stop_on_unknown(self, groups: Sequence[Group], step: int, wanted: int) -> None:
+        """Raise MemFactoryError when too many rewards are unknown: the judge is down, not the policy bad.
+
+        `groups` are those of the step so far, which will be `wanted` at least.
+        """
         unknown = gather_object(
             [trajectory.reward.total is None for group in groups for trajectory in group.trajectories]
         )
-        share = sum(unknown) / max(len(unknown), 1)
-        if share > self.options.max_unknown_share:
+        rewards = max(len(unknown), wanted * self.options.generations)
+        if sum(unknown) > self.options.max_unknown_share * rewards:
             raise MemFactoryError(
-                f"step {step}: {sum(unknown)} of {len(unknown)} rewards are unknown (the judge failed), more than "
+                f"step {step}: {sum(unknown)} of {rewards} rewards are unknown (the judge failed), more than "
                 f"train.max_unknown_share = {self.options.max_unknown_share:g} allows. Nothing was trained on them; "
                 "mend the judge and go on with --resume."
             )
