@@ -7,20 +7,19 @@ through the toolkit's own trainer `sft`. Equal arguments give an equal model on 
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 from pathlib import Path
 
 import torch
 from tiny_tokenizer import make_tokenizer, twins
-from tiny_weights import make_model
-from transformers import AutoModelForCausalLM, GenerationConfig
+from tiny_weights import CONTEXT, make_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from memfactory.config import load_config
 from memfactory.train import run_training
 
 ROOT = Path(__file__).resolve().parent.parent
-SHIPPED = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
-SHIPPED_TEMPLATE = "chat_template.jinja"
 VOCABULARY = 2304
 
 
@@ -55,14 +54,19 @@ def write_untrained(folder: Path, seed: int) -> None:
 
 
 def ship(trained: Path, folder: Path) -> None:
-    """Copy a trained model into the package, its weights rounded to bfloat16 (half the size)."""
+    """Write a trained model as the package holds it: weights rounded to bfloat16 (half the size)."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    model = AutoModelForCausalLM.from_pretrained(trained, dtype=torch.bfloat16)
-    model.save_pretrained(folder)
-    for name in (*SHIPPED, SHIPPED_TEMPLATE):
-        if not (folder / name).exists() and (trained / name).exists():
-            shutil.copy(trained / name, folder / name)
+    AutoModelForCausalLM.from_pretrained(trained, dtype=torch.bfloat16).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(trained, model_max_length=CONTEXT).save_pretrained(folder)
+    shutil.copy(trained / "generation_config.json", folder)
+    settings = folder / "tokenizer_config.json"
+    values = json.loads(settings.read_text(encoding="utf-8"))
+    # The name that every version of transformers knows.
+    values["tokenizer_class"] = "PreTrainedTokenizerFast"
+    settings.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    for path in folder.iterdir():
+        path.chmod(0o644)
 
 
 if __name__ == "__main__":
