@@ -21,6 +21,7 @@ from memfactory.train import run_training
 
 ROOT = Path(__file__).resolve().parent.parent
 VOCABULARY = 2304
+TOKENIZER_SETTINGS = ("clean_up_tokenization_spaces", "eos_token", "model_max_length", "pad_token")
 
 
 def main() -> None:
@@ -62,8 +63,8 @@ def ship(trained: Path, folder: Path) -> None:
     shutil.copy(trained / "generation_config.json", folder)
     settings = folder / "tokenizer_config.json"
     values = json.loads(settings.read_text(encoding="utf-8"))
-    # The name that every version of transformers knows.
-    values["tokenizer_class"] = "PreTrainedTokenizerFast"
+    # The class name that every version of transformers knows, and nothing of the machine it was made on.
+    values = {key: values[key] for key in TOKENIZER_SETTINGS} | {"tokenizer_class": "PreTrainedTokenizerFast"}
     settings.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     for path in folder.iterdir():
         path.chmod(0o644)
