@@ -22,7 +22,7 @@ from memfactory.trainers.base import Interrupted
 from memfactory.trainers.checkpoint import TrainState, checkpoints, save_checkpoint
 from memfactory.trainers.grpo import GrpoTrainer
 from memfactory.trainers.policy import Policy, planned_updates
-from small_policy import small_policy
+from small_policy import small_policy, some_turns
 
 CONFIG = """
 {plugins}
@@ -243,6 +243,17 @@ def test_a_new_optimizer_lets_the_old_ones_state_go(small_model_path):
     old = weakref.ref(policy.optimizer)
     policy.set_optimizer(policy.options.optimizer, 5)
     assert old() is None
+
+
+def test_an_optimizer_state_that_does_not_fit_is_told_with_what_to_do(small_model_path):
+    policy = small_policy(small_model_path)
+
+    def step():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 16 GiB.\nmore")
+
+    policy.optimizer.step = step
+    with pytest.raises(MemFactoryError, match=r"optimizer's state .* Tried to allocate 16 GiB\.\).*adamw_8bit"):
+        policy.update(some_turns())
 
 
 def test_the_schedule_ends_with_the_run_however_it_ends():

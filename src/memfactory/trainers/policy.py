@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -99,7 +99,8 @@ class Policy:
         with self.autocast():
             check_head(self.model)
         kept = self.loss.kl_weight > 0
-        self.reference = Reference(self.network, self.compute_dtype, continued=continued) if kept else None
+        with _fitting("the reference model", "train without one (train.loss.kl_weight: 0)"):
+            self.reference = Reference(self.network, self.compute_dtype, continued=continued) if kept else None
         self.set_optimizer(options.optimizer, planned_updates(options))
 
     def set_optimizer(self, options: OptimizerOptions, total_steps: int) -> None:
@@ -202,7 +203,8 @@ class Policy:
         if measured:
             norm = float(self.accelerator.clip_grad_norm_(self.trained, self.max_grad_norm))
             if math.isfinite(norm):
-                self.optimizer.step()
+                with _fitting("the optimizer's state", "write train.optimizer.kind: adamw_8bit"):
+                    self.optimizer.step()
             else:
                 self.skipped_steps += 1
                 log.warning("the gradient is not finite (norm %s): this optimizer step is skipped", norm)
@@ -310,6 +312,18 @@ class Policy:
         self.optimizer.load_state_dict(optimizer["optimizer"])
         self.schedule.load_state_dict(optimizer["schedule"])
         self.skipped_steps = int(optimizer["skipped_steps"])
+
+
+@contextmanager
+def _fitting(what: str, remedy: str) -> Iterator[None]:
+    """Raise MemFactoryError where memory runs out for `what`."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        reason = str(error).partition("\n")[0]
+        raise MemFactoryError(
+            f"{what} does not fit into memory ({reason}). Train adapters (train.lora), or {remedy}"
+        ) from error
 
 
 def make_accelerator(device: torch.device) -> Accelerator:
