@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,6 +14,7 @@ from memfactory.cli.app import _with_values, run
 from memfactory.cli.runs import _without_resume
 from memfactory.errors import EngineError
 
+BARE = SimpleNamespace(run=None)
 BASE = "model: tiny\nagent: memory_agent\nenv: longcontext\n"
 
 
@@ -142,6 +144,18 @@ def test_resume_may_stand_alone():
     assert _with_values(["train", "x", "--resume", "runs/y"]) == ["train", "x", "--resume", "runs/y"]
     assert _without_resume(["a=1", "resume=auto"]) == (["a=1"], "auto")
     assert _without_resume(["a=1"]) == (["a=1"], None)
+
+
+def test_a_checkpoint_that_is_resumed_goes_on_with_its_runs_config(folder, monkeypatch):
+    (folder / "run" / "checkpoints" / "step-3").mkdir(parents=True)
+    (folder / "run" / "config.yaml").write_text(BASE + "train: {name: grpo}\n")
+    (folder / "run" / "checkpoints" / "step-3" / "config.json").write_text("{}")
+    asked = []
+    monkeypatch.setattr("memfactory.cli.runs.load", lambda source, overrides, command: asked.append(source) or BARE)
+    monkeypatch.setattr("memfactory.train.run_training", lambda resolved, resume: asked.append(resume) or folder)
+    assert run(["train", "run/checkpoints/step-3", "--resume"]) == 0
+    assert run(["train", "run", "--resume"]) == 0
+    assert asked == ["run", "run/checkpoints/step-3", "run", "auto"]
 
 
 def test_list_names_every_kind_and_verbose_every_option(folder, capsys):

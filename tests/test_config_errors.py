@@ -245,6 +245,15 @@ def test_what_this_machine_lacks_is_told(folder, overrides, message):
     assert said(folder, text, overrides, command="train")[0].startswith(f"command line: {message}")
 
 
+def test_a_place_where_no_run_folder_can_be_is_told(folder):
+    (folder / "rows.json").write_text(json.dumps([{"context": "a", "input": "b", "answers": ["c"]}]))
+    (folder / "words").write_text("")
+    text = BASE + "train: {name: grpo}\ndata: {train: rows.json}\n"
+    for place in ("words", "words/run"):
+        problems = said(folder, text, [f"output={place}"], command="train")
+        assert problems == [f"command line: output={place}: {folder / 'words'} is a file, no folder"]
+
+
 def test_an_extra_that_is_not_installed_is_told_with_the_command_that_installs_it(folder, monkeypatch):
     monkeypatch.setattr(readiness_file, "has_cuda", lambda: True)
     text = BASE.replace("tiny", "{path: tiny, attention: flash_attention_2}") + "engine: vllm\n"

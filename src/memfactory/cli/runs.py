@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -39,7 +40,7 @@ def train(
     """
     refuse_options(context, overrides or [])
     words, asked = _without_resume(overrides or [])
-    resume = resume or asked
+    config, resume = _resumed(config, resume or asked)
     words = [*words, *([] if output is None else [f"output={output}"])]
     if dry_run:
         _show_plan(config, words)
@@ -64,6 +65,14 @@ def _without_resume(overrides: list[str]) -> tuple[list[str], str | None]:
     """The overrides without `resume=...`, which says how to run and not what; and its value."""
     asked = [word.partition("=")[2] for word in overrides if word.startswith("resume=")]
     return [word for word in overrides if not word.startswith("resume=")], asked[-1] if asked else None
+
+
+def _resumed(config: str, resume: str | None) -> tuple[str, str | None]:
+    """A run's checkpoint that is to be resumed is no model to start from: the run's own config and that checkpoint."""
+    place = Path(config).absolute()
+    if resume == "auto" and place.parent.name == "checkpoints" and place.is_dir():
+        return os.path.relpath(place.parent.parent), config
+    return config, resume
 
 
 def _show_plan(config: str, overrides: list[str]) -> None:

@@ -47,6 +47,7 @@ class Readiness:
             self._datasets()
             self._optimizer()
             self._trackers()
+            self._output()
         return self.warnings
 
     def _can_be_trained(self) -> None:
@@ -169,6 +170,14 @@ class Readiness:
                     "trackers: SwanLab's mode local shows nothing without its dashboard: "
                     "pip install 'memfactory[dashboard]'"
                 )
+
+    def _output(self) -> None:
+        folder = Path(self.config.output or "runs").absolute()
+        standing = next(place for place in (folder, *folder.parents) if os.path.exists(place))
+        if not is_dir(standing):
+            self.problems.add(("output",), f"{standing} is a file, no folder")
+        elif not os.access(standing, os.W_OK | os.X_OK):
+            self.problems.add(("output",), f"the run's folder cannot be written: {standing} is not writable")
 
 
 def needs_key(engine: OpenAIEngineConfig) -> bool:
