@@ -83,7 +83,8 @@ def _target(resolved: Resolved, data: Sequence[str], settings: Settings, taken: 
     options = {name: _judge_options(resolved.config, name) for name in judges}
     engines = {name: str(given.model_dump()["engine"]) for name, given in options.items()}
     problems += [
-        f"{name}: the judge asks the engine {engine!r}. " + unknown("engine", engine, resolved.config.engines)
+        f"{name}: the judge asks the engine {engine!r}, but {unknown('engine', engine, resolved.config.engines)} "
+        "Add it under `engines:`."
         for name, engine in engines.items()
         if engine not in resolved.config.engines
     ]
