@@ -238,7 +238,7 @@ def test_a_changed_weight_makes_another_model(tmp_path):
 
 
 def test_a_judge_without_an_engine_is_told_before_anything_is_played(place, server):
-    with pytest.raises(ConfigError, match="the judge asks the engine 'judge'.* Add it under `engines:`"):
+    with pytest.raises(ConfigError, match=r"the judge asks the engine 'judge'.* Add it under `engines:`"):
         evaluate([load_config(place / "reader.yaml")], ["codes.json"], output=place / "out", judge=True)
     assert server.requests == []
 
