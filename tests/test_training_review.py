@@ -21,6 +21,7 @@ from memfactory.registry import REWARDS
 from memfactory.trainers.base import Interrupted
 from memfactory.trainers.checkpoint import TrainState, checkpoints, save_checkpoint
 from memfactory.trainers.grpo import GrpoTrainer
+from memfactory.trainers.plan import make_plan
 from memfactory.trainers.policy import Policy, planned_updates
 from small_policy import small_policy, some_turns
 
@@ -254,6 +255,17 @@ def test_an_optimizer_state_that_does_not_fit_is_told_with_what_to_do(small_mode
     policy.optimizer.step = step
     with pytest.raises(MemFactoryError, match=r"optimizer's state .* Tried to allocate 16 GiB\.\).*adamw_8bit"):
         policy.update(some_turns())
+
+
+def test_the_plan_of_an_adapter_that_goes_on_training_is_one_of_adapters(work, small_model_path):
+    adapter = work / "adapter"
+    small_policy(small_model_path, lora={"rank": 4}).save_pretrained(adapter)
+    plans = [
+        make_plan(load_config(work / "run.yaml", words, command="train"))
+        for words in (["train.lora={rank: 4}"], [f"model.adapter={adapter}"], [f"model.path={adapter}"])
+    ]
+    assert plans[1].memory == plans[0].memory
+    assert plans[2].memory == plans[0].memory
 
 
 def test_the_schedule_ends_with_the_run_however_it_ends():

@@ -89,7 +89,7 @@ class Readiness:
         place: KeyPath = ("model", "path")
         folder = self._folder(path)
         if folder is not None:
-            if not (folder / "config.json").is_file():
+            if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
                 self.problems.add(place, f"{folder} is no model folder: it has no config.json")
         elif not _may_be_hub_id(path):
             self.problems.add(place, f"there is no folder {path!r}, and it is no hub id such as org/name")

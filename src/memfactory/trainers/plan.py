@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
@@ -12,9 +14,9 @@ import torch
 
 from memfactory.build import build_agent, build_env, build_tasks
 from memfactory.config import Resolved
-from memfactory.config.training import GrpoOptions, TrainerOptions
+from memfactory.config.training import GrpoOptions, LoraOptions, TrainerOptions
 from memfactory.dialogue import POLICY, play
-from memfactory.engines.loading import load_architecture, load_chat
+from memfactory.engines.loading import load_architecture, load_chat, places
 from memfactory.engines.options import HfEngineConfig, ModelConfig
 from memfactory.engines.scripted import ScriptedEngine
 from memfactory.environment import memory_bytes
@@ -104,6 +106,7 @@ def make_plan(resolved: Resolved) -> Plan:
             problems.append("no module is trained: every one has interface: inference")
     if sizes is None:
         return Plan(f"Plan of {config.train.name}", tuple(work), problems=tuple(problems), warnings=tuple(warnings))
+    options = _as_trained(config.model, options)
     dtype = compute_type(config.model)
     memory = memory_by_component(
         sizes,
@@ -127,6 +130,16 @@ def make_plan(resolved: Resolved) -> Plan:
     problems += _disk(resolved, sizes, options)
     title = f"Plan of {resolved.source.name if resolved.source else config.train.name}"
     return Plan(title, tuple(work), memory, device, capacity, tuple(problems), tuple(warnings))
+
+
+def _as_trained(model: ModelConfig, options: TrainerOptions) -> TrainerOptions:
+    """The options with the adapter that `model` already carries, where it does: then that is what goes on training."""
+    _, adapter = places(model)
+    if adapter is None:
+        return options
+    description = Path(adapter) / "adapter_config.json"
+    rank = json.loads(description.read_text(encoding="utf-8"))["r"] if description.is_file() else LoraOptions().rank
+    return options.model_copy(update={"lora": LoraOptions(rank=rank)})
 
 
 def compute_type(model: ModelConfig) -> str:
