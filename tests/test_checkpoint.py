@@ -55,6 +55,15 @@ def test_a_save_that_fails_leaves_the_older_checkpoint_and_no_trace(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["step-1"]
 
 
+def test_a_disk_that_safetensors_finds_full_is_told_as_one(tmp_path):
+    from safetensors import SafetensorError
+
+    with pytest.raises(MemFactoryError, match=r"final could not be written: .*No space left"):
+        with written_whole(tmp_path / "final"):
+            raise SafetensorError('Error while serializing: Io(Os { code: 28, message: "No space left on device" })')
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_without_the_marker_is_not_a_checkpoint(tmp_path):
     saved = save(tmp_path, 1)
     (saved / "COMPLETE").unlink()

@@ -119,7 +119,8 @@ def tasks_with_warning(component: Component, env: Environment, base_dir: Path) -
     found = build_tasks(component, env, base_dir)
     if found.skipped:
         told = "\n  ".join(found.skipped[:3])
-        log.warning("%d rows of %s were left out; the first:\n  %s", len(found.skipped), component.name, told)
+        source = DATASETS.get(component.name)(component.options, base_dir).source
+        log.warning("%d rows of %s were left out; the first:\n  %s", len(found.skipped), source, told)
     return found.tasks
 
 

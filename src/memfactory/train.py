@@ -15,13 +15,14 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 
-from memfactory.build import Stack, build_stack, tasks_with_warning
+from memfactory.build import Stack, build_stack, build_tasks, tasks_with_warning
 from memfactory.config import Resolved, load_values
-from memfactory.config.training import TrainerOptions
+from memfactory.config.training import GrpoOptions, TrainerOptions
 from memfactory.environment import describe_environment
 from memfactory.errors import ConfigError
 from memfactory.evaluate.attempts import evaluate_tasks
 from memfactory.evaluate.results import EvalHistory
+from memfactory.evaluate.targets import reading_env
 from memfactory.figures import draw_run
 from memfactory.files import write_whole
 from memfactory.registry import TRAINERS
@@ -62,6 +63,11 @@ def run_training(resolved: Resolved, *, resume: str | None = None) -> Path:
     options = resolved.config.train.options
     assert isinstance(options, TrainerOptions)
     folder, checkpoint = run_folder(resolved, resume)
+    if isinstance(options, GrpoOptions):
+        # A row that cannot be read is told before minutes are spent on loading weights.
+        for component in (resolved.config.data.train, *resolved.config.data.eval.values()):
+            if component is not None:
+                build_tasks(component, reading_env(resolved), resolved.base_dir)
     stack = build_stack(resolved, training=True)
     try:
         assert stack.model is not None and stack.chat is not None
@@ -70,6 +76,8 @@ def run_training(resolved: Resolved, *, resume: str | None = None) -> Path:
         trainer: Trainer = TRAINERS.get(resolved.config.train.name)(resolved, options, stack, policy, run)
         if checkpoint is not None:
             trainer.resume(checkpoint)
+            if trainer.finished() and run.main:
+                log.warning("nothing is left to do after step %d; raise train.steps to go on", trainer.state.step)
         with run.open(trainer, resumed=checkpoint is not None):
             trainer.train()
     finally:
@@ -89,7 +97,7 @@ def run_folder(resolved: Resolved, resume: str | None) -> tuple[Path, Path | Non
     else:
         if resolved.config.output is not None:
             folder = Path(resolved.config.output)
-        elif resume == "auto" and (earlier := sorted(Path("runs").glob(f"{name}-*"), key=lambda p: p.stat().st_mtime)):
+        elif resume == "auto" and (earlier := sorted(Path("runs").glob(f"{name}-{'[0-9]' * 8}-{'[0-9]' * 6}"))):
             folder = earlier[-1]
         else:
             folder = Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"

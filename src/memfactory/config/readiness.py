@@ -150,7 +150,7 @@ class Readiness:
                 self.problems.add(
                     (*path, "api_key_env"),
                     f"the key of {engine.model!r} is expected in the environment variable {engine.api_key_env}, "
-                    'which is not set; write api_key_env: "" for an endpoint without keys',
+                    "which is not set; write api_key_env: null for an endpoint without keys",
                 )
 
     def _optimizer(self) -> None:
@@ -181,8 +181,8 @@ class Readiness:
 
 
 def needs_key(engine: OpenAIEngineConfig) -> bool:
-    """Whether an endpoint's key is wanted and missing; `api_key_env: ""` is an endpoint without keys."""
-    return bool(engine.api_key_env) and not os.environ.get(engine.api_key_env, "").strip()
+    """Whether an endpoint's key is wanted and missing."""
+    return bool(engine.api_key_env) and not os.environ.get(engine.api_key_env or "", "").strip()
 
 
 def installed(package: str) -> bool:

@@ -69,7 +69,7 @@ class OpenAIEngine:
         if not key:
             raise ConfigError(
                 f"the endpoint of {config.model!r} needs a key in the environment variable {config.api_key_env}, "
-                'which is not set; write api_key_env: "" for an endpoint without keys'
+                "which is not set; write api_key_env: null for an endpoint without keys"
             )
         address = config.base_url or os.environ.get("OPENAI_BASE_URL") or None
         if address is not None and not address.startswith(("http://", "https://")):

@@ -69,8 +69,8 @@ class OpenAIEngineConfig(Options):
     """The model's name at the endpoint."""
     base_url: str | None = None
     """The endpoint, such as http://localhost:8000/v1; null: OPENAI_BASE_URL or OpenAI's own."""
-    api_key_env: str = "OPENAI_API_KEY"
-    """The environment variable that holds the key; empty: the endpoint needs none."""
+    api_key_env: str | None = "OPENAI_API_KEY"
+    """The environment variable that holds the key; null or empty: the endpoint needs none."""
     concurrency: int = Field(16, ge=1)
     """Requests under way at one time."""
     timeout: float = Field(60.0, gt=0)

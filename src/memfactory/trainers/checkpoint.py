@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy
 import torch
+from safetensors import SafetensorError
 
 from memfactory.errors import MemFactoryError
 
@@ -56,9 +57,11 @@ def written_whole(target: Path) -> Iterator[Path]:
             shutil.rmtree(target)
         os.rename(working, target)
         _flush(target.parent)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
+        # safetensors tells of a full disk in an error of its own.
         shutil.rmtree(working, ignore_errors=True)
-        raise MemFactoryError(f"{target} could not be written: {error.strerror or error}") from error
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise MemFactoryError(f"{target} could not be written: {reason or error}") from error
     except BaseException:
         shutil.rmtree(working, ignore_errors=True)
         raise

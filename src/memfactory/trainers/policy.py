@@ -89,7 +89,9 @@ class Policy:
 
         continued = isinstance(model, PeftModel)
         if options.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            # transformers 5.17 renamed it.
+            enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+            enable({"use_reentrant": False})
         self.network: Network = trainable(model, options.lora, self.compute_dtype, seed)
         self.model: PreTrainedModel = base_model(self.network)
         self.trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
