@@ -87,6 +87,18 @@ def test_the_loss_falls_and_the_stages_have_their_own_rates(resolved):
     assert rates == pytest.approx([1e-3, 1e-3, 0.75e-3, 0.25e-3, 2e-3, 2e-3, 1e-3], rel=1e-6)
 
 
+def test_every_row_is_learnt_once_an_epoch(resolved, chat):
+    # Replies of 2, 4, 8, ... tokens with their end: no other choice of rows has the same sum.
+    rows = [talk("Say it.", "#" * (2**n - 1)) for n in range(1, 7)]
+    Path("talks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lengths = [len(supervised_turns(Row(row, "a row"), chat, 0)[0].reply_ids) for row in rows]
+    assert lengths == [2, 4, 8, 16, 32, 64]
+    settings = ("output=run", "train.stages=[]", "train.steps=6", "train.batch_size=2", "data.train=talks.jsonl")
+    trained = [row["tokens/trained"] for row in metrics(run_training(resolved(*settings)))]
+    assert sum(trained[:3]) == sum(trained[3:]) == 126
+    assert trained[:3] != trained[3:]
+
+
 def test_a_run_resumed_in_either_stage_or_between_them_ends_with_the_same_weights(resolved):
     folder = run_training(resolved("output=run"))
     whole = load_file(folder / "final/model.safetensors")
