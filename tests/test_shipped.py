@@ -81,7 +81,9 @@ def test_the_papers_configs_take_a_step_with_the_embedded_model(folder, name):
 
 
 def readme_commands():
-    blocks = re.findall(r"^```\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    blocks = [block for language, block in fenced if not language]
     lines = [line.partition("   #")[0].strip() for block in blocks for line in block.splitlines()]
     return [line for line in lines if line.startswith("memfactory ")]
 
@@ -110,5 +112,7 @@ def test_every_command_of_the_readme_runs(folder):
 
 def test_the_readme_names_every_document_that_exists_and_no_other():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    linked = {link for link in re.findall(r"\]\((docs/[^)#]+)\)", text) if link.count("/") == 1 and link.endswith(".md")}
+    linked = {
+        link for link in re.findall(r"\]\((docs/[^)#]+)\)", text) if link.count("/") == 1 and link.endswith(".md")
+    }
     assert linked == {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")}
