@@ -58,7 +58,8 @@ def train(
             f"Stopped; the last whole step is saved in {stopped}. Go on with --resume.", highlight=False, markup=False
         )
         raise typer.Exit(130) from None
-    stdout().print(f"Done: {folder}", highlight=False, markup=False, soft_wrap=True)
+    if os.environ.get("RANK", "0") == "0":  # torchrun starts several processes
+        stdout().print(f"Done: {folder}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _without_resume(overrides: list[str]) -> tuple[list[str], str | None]:
