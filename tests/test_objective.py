@@ -277,6 +277,11 @@ def test_vespo_takes_the_corrections_into_its_turn_weight() -> None:
         ([1, 0, 0, 1], "none", 1e-4, [0.5, -0.5, -0.5, 0.5]),
         ([1, 0, 0, 0], "std", 1e-4, [1.4997, -0.4999, -0.4999, -0.4999]),
         ([1, 0, 0, 0], "none", 1e-4, [0.75, -0.25, -0.25, -0.25]),
+        ([1, 0, 0, 1], "population_std", 1e-6, [0.999998, -0.999998, -0.999998, 0.999998]),
+        ([1, 0, 0, 0], "population_std", 1e-6, [1.732047, -0.577349, -0.577349, -0.577349]),
+        ([1, 0, 0, 0], "mean", 1e-4, [3.0, -1.0, -1.0, -1.0]),
+        # The mean is 0: nothing to divide by.
+        ([-1, 0, 0, 1], "mean", 1e-4, [-1.0, 0.0, 0.0, 1.0]),
         # The unknown one counts in neither mean nor deviation: mean .5, deviation .707107.
         ([1, None, 0], "std", 1e-4, [0.707007, None, -0.707007]),
     ],

@@ -48,6 +48,7 @@ class OptimizerOptions(Options):
 
 
 Objective = Literal["ppo", "gspo", "cispo", "sapo", "vespo", "reinforce"]
+Normalize = Literal["std", "population_std", "batch_std", "mean", "none"]
 Weighting = Literal["token", "turn", "trajectory", "prompt", "constant"]
 
 
@@ -150,8 +151,9 @@ class GrpoOptions(TrainerOptions):
     """Optimizer steps the groups of one rollout are split into."""
     epochs: int = Field(1, ge=1)
     """How often the groups of one rollout are gone through."""
-    normalize: Literal["std", "none", "batch_std"] = "std"
-    """Advantage: reward minus group mean, divided by the group's std, by nothing (Dr. GRPO), or by the batch's std."""
+    normalize: Normalize = "std"
+    """Advantage: reward minus group mean, divided by the group's std (std, population_std), the whole batch's
+    (batch_std), the group's mean (mean: MaxRL), or by nothing (none: Dr. GRPO)."""
     advantage_epsilon: float = Field(1e-4, ge=0)
     """Added to the std that divides."""
     loss: LossOptions = LossOptions()

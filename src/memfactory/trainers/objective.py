@@ -17,14 +17,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from memfactory.config.training import LossOptions
+from memfactory.config.training import LossOptions, Normalize
 
 LOG_RATIO_LIMIT = 20.0
 VESPO_LOWEST = math.log(1e-8)
 VESPO_POSITIVE = (2.0, 3.0)
 VESPO_NEGATIVE = (3.0, 2.0)
-
-Normalize = Literal["std", "none", "batch_std"]
 
 
 def deviation(rewards: Sequence[float | None]) -> float:
@@ -44,10 +42,12 @@ def advantages(
 ) -> list[float | None]:
     """The advantages of one group: A_i = (r_i - mean) / (s + epsilon).
 
-    s is the group's unbiased standard deviation for "std" (GRPO, arXiv 2402.03300) and `batch_deviation`, that of the
-    raw rewards of the whole batch, for "batch_std" (arXiv 2508.08221); "none" does not divide (Dr. GRPO, arXiv
-    2503.20783). An unknown reward (None) is left out of mean and deviation and its advantage is None. Where the known
-    rewards are all equal, or there is only one, every advantage is exactly 0.
+    s is the group's unbiased standard deviation for "std" (GRPO, arXiv 2402.03300), its population's for
+    "population_std", and `batch_deviation`, that of the raw rewards of the whole batch, for "batch_std" (arXiv
+    2508.08221); "none" does not divide (Dr. GRPO, arXiv 2503.20783); "mean" divides by the group's mean alone, and by
+    nothing where that is 0 or less (MaxRL, arXiv 2602.02710, whose rewards are not negative). An unknown reward (None)
+    is left out of mean and deviation and its advantage is None. Where the known rewards are all equal, or there is only
+    one, every advantage is exactly 0.
     """
     known = [reward for reward in rewards if reward is not None]
     if not all(math.isfinite(reward) for reward in known):
@@ -60,6 +60,10 @@ def advantages(
     scale = 1.0
     if normalize == "std":
         scale = deviation(known) + epsilon
+    elif normalize == "population_std":
+        scale = deviation(known) * math.sqrt((len(known) - 1) / len(known)) + epsilon
+    elif normalize == "mean" and mean > 0:
+        scale = mean
     elif normalize == "batch_std" and batch_deviation is not None:
         scale = batch_deviation + epsilon
     return [None if reward is None else (reward - mean) / scale for reward in rewards]
