@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from memfactory.errors import MemFactoryError
+from memfactory.files import write_json
 from memfactory.trainers.checkpoint import (
     TrainState,
     checkpoints,
     load_state,
     save_checkpoint,
-    write_json,
     written_whole,
 )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from importlib import resources
 from pathlib import Path
 from types import TracebackType
 
@@ -20,6 +21,11 @@ def write_whole(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(working, path)
+
+
+def write_json(path: Path, value: object) -> None:
+    """`value` as indented JSON at `path`, whole or not at all."""
+    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def json_line(value: object) -> str:
@@ -81,3 +87,8 @@ def _whole_length(path: Path) -> int:
                 return begin + newline + 1
             position = begin
     return 0
+
+
+def asset(name: str) -> Path:
+    """Where a file or folder of the package's assets lies; it need not be there."""
+    return Path(str(resources.files("memfactory") / "assets" / name))

@@ -24,12 +24,12 @@ from memfactory.evaluate.attempts import evaluate_tasks
 from memfactory.evaluate.results import EvalHistory
 from memfactory.evaluate.targets import reading_env
 from memfactory.figures import draw_run
-from memfactory.files import write_whole
+from memfactory.files import write_json, write_whole
 from memfactory.registry import TRAINERS
 from memfactory.trackers.base import State
 from memfactory.trackers.fanout import Trackers
 from memfactory.trainers.base import Interrupted, Trainer, remove_partial
-from memfactory.trainers.checkpoint import checkpoints, write_json
+from memfactory.trainers.checkpoint import checkpoints
 from memfactory.trainers.policy import Policy
 from memfactory.types import Decoding, Task
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 
 from memfactory.errors import ConfigError
+from memfactory.files import asset
 
 
 class FileCodec:
@@ -14,9 +14,9 @@ class FileCodec:
     def __init__(self, path: str) -> None:
         from tokenizers import Tokenizer
 
-        if path == "tiny" and not (resources.files("memfactory") / "assets" / "tiny").is_dir():
+        folder = asset("tiny") if path == "tiny" else Path(path)
+        if path == "tiny" and not folder.is_dir():
             raise ConfigError("the model 'tiny' is not in this installation of memfactory")
-        folder = Path(str(resources.files("memfactory") / "assets" / "tiny")) if path == "tiny" else Path(path)
         file = folder / "tokenizer.json" if folder.is_dir() else folder
         try:
             self._tokenizer = Tokenizer.from_file(str(file)) if file.is_file() else Tokenizer.from_pretrained(path)

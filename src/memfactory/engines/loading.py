@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from transformers.utils import logging
 from memfactory.engines.chat import ChatFormat
 from memfactory.engines.options import ModelConfig
 from memfactory.errors import ConfigError
+from memfactory.files import asset
 
 TINY = "tiny"
 # What the libraries raise for files that are missing, broken, or of another shape than the configuration says.
@@ -171,7 +171,7 @@ def load_architecture(config: ModelConfig) -> PretrainedConfig:
     The sizes of the models that the paper trains are inside the package, so that they need no hub. Raises ConfigError.
     """
     path, _ = places(config)
-    known = resources.files("memfactory") / "assets" / "architectures" / f"{path.rpartition('/')[2].lower()}.json"
+    known = asset(f"architectures/{path.rpartition('/')[2].lower()}.json")
     try:
         only_here = _is_local(path) or known.is_file()
         return AutoConfig.from_pretrained(path, local_files_only=only_here, trust_remote_code=config.trust_remote_code)
@@ -217,7 +217,7 @@ def places(config: ModelConfig) -> tuple[str, str | None]:
 
 def _place(path: str) -> str:
     if path == TINY:
-        folder = resources.files("memfactory") / "assets" / TINY
+        folder = asset(TINY)
         if not folder.is_dir():
             raise ConfigError("model.path: the model 'tiny' is not in this installation of memfactory")
         return str(folder)

@@ -6,13 +6,13 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
-from importlib import resources
 from pathlib import Path
 
 from memfactory.config import Resolved
 from memfactory.dialogue import ModuleOptions
 from memfactory.engines.options import ModelConfig, OpenAIEngineConfig
 from memfactory.envs.rewards.base import RewardOptions
+from memfactory.files import asset
 from memfactory.types import Decoding
 
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model")
@@ -68,7 +68,7 @@ def weights_fingerprint(model: ModelConfig) -> dict[str, str]:
 
 def _folder(place: str) -> Path | None:
     if place == "tiny":
-        return Path(str(resources.files("memfactory") / "assets" / "tiny"))
+        return asset("tiny")
     folder = Path(place).expanduser()
     return folder if folder.is_dir() else None
 

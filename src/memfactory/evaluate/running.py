@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,7 +22,7 @@ from memfactory.evaluate.records import RecordFile
 from memfactory.evaluate.results import DatasetResult, difference_json, differences
 from memfactory.evaluate.tables import Grid, comparable, detail_table, difference_table, main_table
 from memfactory.evaluate.targets import Settings, Target, prepare, reading_env
-from memfactory.files import write_whole
+from memfactory.files import write_json, write_whole
 from memfactory.types import Task
 
 
@@ -200,7 +199,7 @@ def _write(targets: Sequence[Target], output: Path, report: Report, seconds: flo
         "differences": _differences(report.results),
         "environment": dict(describe_environment()),
     }
-    write_whole(output / "results.json", json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_json(output / "results.json", value)
     write_whole(output / "results.md", "\n".join(grid.markdown() for grid in _grids(targets, report)))
 
 

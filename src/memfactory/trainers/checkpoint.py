@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError
 
 from memfactory.errors import MemFactoryError
+from memfactory.files import write_json
 
 MARKER = "COMPLETE"
 PREFIX = "step-"
@@ -65,17 +66,6 @@ def written_whole(target: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(working, ignore_errors=True)
         raise
-
-
-def write_json(path: Path, value: object) -> None:
-    """`value` as JSON at `path`, whole or not at all."""
-    working = path.with_name(f".{path.name}.partial")
-    with open(working, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2, ensure_ascii=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(working, path)
 
 
 def save_checkpoint(
