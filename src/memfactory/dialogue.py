@@ -10,13 +10,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Any, ClassVar, Literal
 
 from memfactory.engines.base import Engine
+from memfactory.errors import ConfigError, EngineError
+from memfactory.memory.bank import BankSource
 from memfactory.registry import Options
-from memfactory.types import Codec, Decoding, Episode, Message, Reply, Reward, Sampling, Turn
+from memfactory.types import Codec, Decoding, Episode, Message, Reply, Reward, Sampling, Task, Turn
 
 Interface = Literal["generate", "rollout", "inference"]
 POLICY = "policy"
@@ -44,7 +46,20 @@ class ScoreRequest:
     steps: tuple[str, ...]
 
 
-Dialogue = Generator[Ask | ScoreRequest, Reply | Reward, None]
+@dataclass(frozen=True)
+class Shared:
+    """Work that every episode under an equal `key` needs alike, and in which nothing is trained.
+
+    `dialogue` is played once over an episode of its own (on `task`), which each of those who asked is sent once it has
+    ended. Attempts that are frozen share it with those of the same number only, so that avg@k has k draws of it.
+    """
+
+    key: str
+    task: Task
+    dialogue: Callable[[Episode], Dialogue]
+
+
+Dialogue = Generator[Ask | ScoreRequest | Shared, Reply | Reward | Episode, None]
 Asking = Generator[Ask, Reply, None]
 Score = Callable[[Sequence[Episode]], list[Reward]]
 
@@ -95,14 +110,18 @@ class Module(ABC):
 
 
 class Agent(ABC):
-    """A composition of modules. `slots` maps each slot to the name of its default module."""
+    """A composition of modules. `slots` maps each slot to the name of its default module.
+
+    An agent that works on a memory bank takes it from `banks` and leaves it in `episode.bank`.
+    """
 
     Options: ClassVar[type[Options]] = Options
     slots: ClassVar[Mapping[str, str]] = {}
 
-    def __init__(self, options: Any, modules: Mapping[str, Module]) -> None:
+    def __init__(self, options: Any, modules: Mapping[str, Module], banks: BankSource | None = None) -> None:
         self.options = options
         self.modules = modules
+        self.banks = banks or BankSource()
 
     @abstractmethod
     def dialogue(self, episode: Episode) -> Dialogue:
@@ -135,6 +154,7 @@ def play(
     decodings: Mapping[str, Decoding] | None = None,
     score: Score | None = None,
     frozen: bool = False,
+    seed: int = 0,
     window: int | None = None,
     on_turn: Callable[[Episode, Turn], None] | None = None,
 ) -> Iterator[Episode]:
@@ -143,61 +163,149 @@ def play(
     An ask goes to its engine at once; whichever replies are ready are sent back into their dialogues. With `frozen`
     nothing is marked trainable (evaluation, inference), so an engine without token ids may speak as the policy.
     With `window` at most so many episodes are under way at one time, so the first end long before the last begin.
-    `decodings` says how each engine's replies are drawn (default: the model's own distribution).
-    `score` answers the requests of modules played through `rollout`; without it they are sent an unknown reward.
-    `on_turn` is told of every finished turn, once the dialogue has taken it in. Errors of an engine and of a dialogue
-    propagate, after the engines were told to forget their pending work.
+    `decodings` says how each engine's replies are drawn (default: the model's own distribution); `seed` names the
+    random streams of work that frozen attempts share. `score` answers the requests of modules played through `rollout`; without it they
+    are sent an unknown reward. `on_turn` is told of every finished turn, shared ones too, once the dialogue has taken
+    it in. A helper engine that fails at an ask ends that episode with a `failure`; errors of the policy's engine and
+    of a dialogue propagate, after the engines were told to forget their pending work.
     """
-    dialogues = [agent.dialogue(episode) for episode in episodes]
-    upcoming = deque(range(len(episodes)))
-    waiting: dict[int, Ask] = {}
+    return _Play(agent, episodes, engines, decodings or {}, score, frozen, seed, window, on_turn).run()
 
-    def advance(index: int, value: Reply | Reward | None) -> bool:
-        """Send `value` into dialogue `index` and submit what it asks next; True when it has ended."""
+
+@dataclass
+class _Work:
+    """One dialogue under way: an episode's own, or one that several episodes wait for (`wanted_by`)."""
+
+    episode: Episode
+    dialogue: Dialogue
+    shared: str | None = None
+    wanted_by: list[_Work] = field(default_factory=list)
+    ended: bool = False
+
+
+class _Play:
+    """What `play` keeps while it plays."""
+
+    def __init__(
+        self,
+        agent: Agent,
+        episodes: Sequence[Episode],
+        engines: Mapping[str, Engine],
+        decodings: Mapping[str, Decoding],
+        score: Score | None,
+        frozen: bool,
+        seed: int,
+        window: int | None,
+        on_turn: Callable[[Episode, Turn], None] | None,
+    ) -> None:
+        self.engines = engines
+        self.decodings = decodings
+        self.score = score
+        self.frozen = frozen
+        self.seed = seed
+        self.window = window
+        self.on_turn = on_turn
+        self.upcoming = deque(_Work(episode, agent.dialogue(episode)) for episode in episodes)
+        self.waiting: dict[int, tuple[_Work, Ask]] = {}
+        self.shared: dict[str, _Work] = {}
+        self.under_way = 0
+        self.submitted = 0
+
+    def run(self) -> Iterator[Episode]:
         try:
-            wanted = next(dialogues[index]) if value is None else dialogues[index].send(value)
-            while isinstance(wanted, ScoreRequest):
-                reward = score([episodes[index]])[0] if score else Reward(None)
-                wanted = dialogues[index].send(reward)
+            yield from self._admit()
+            while self.waiting:
+                for key, reply in list(_ready(self.engines, {ask.engine for _, ask in self.waiting.values()})):
+                    yield from self._receive(key, reply)
+                yield from self._admit()
+        finally:
+            if self.waiting:
+                for engine in set(self.engines.values()):
+                    engine.cancel()
+
+    def _admit(self) -> Iterator[Episode]:
+        while self.upcoming and (self.window is None or self.under_way < self.window):
+            work = self.upcoming.popleft()
+            work.episode.frozen = self.frozen
+            self.under_way += 1
+            yield from self._advance(work, None)
+
+    def _advance(self, work: _Work, value: Reply | Reward | Episode | None) -> Iterator[Episode]:
+        """Send `value` into a dialogue and see to what it wants next; the episodes that have ended by it."""
+        try:
+            wanted = next(work.dialogue) if value is None else work.dialogue.send(value)
+            while not isinstance(wanted, Ask):
+                if isinstance(wanted, ScoreRequest):
+                    wanted = work.dialogue.send(self.score([work.episode])[0] if self.score else Reward(None))
+                    continue
+                part = self._part(work, wanted)
+                if not part.ended:
+                    part.wanted_by.append(work)
+                    if len(part.wanted_by) == 1:
+                        yield from self._advance(part, None)
+                    return
+                if part.episode.failure is not None:
+                    yield from self._end(work, part.episode.failure)
+                    return
+                wanted = work.dialogue.send(part.episode)
         except StopIteration:
-            return True
-        episode = episodes[index]
-        seed = stream_seed(episode.seed, episode.member, len(episode.turns))
-        decoding = (decodings or {}).get(wanted.engine, Decoding())
-        sampling = Sampling(wanted.max_tokens, decoding, wanted.stop, seed)
-        waiting[index] = wanted
-        engines[wanted.engine].submit(index, wanted.messages, sampling)
-        return False
+            yield from self._end(work)
+            return
+        if work.shared is not None and wanted.trainable and not self.frozen:
+            raise ConfigError(f"the step {wanted.step!r} is trained, so it cannot be shared by several episodes")
+        self._submit(work, wanted)
 
-    def receive(index: int, reply: Reply) -> bool:
-        ask, episode = waiting.pop(index), episodes[index]
-        turn = Turn(ask.step, ask.messages, reply, ask.trainable and not frozen)
-        episode.turns.append(turn)
-        ended = advance(index, reply)
-        if on_turn:
-            on_turn(episode, turn)
-        return ended
+    def _part(self, work: _Work, wanted: Shared) -> _Work:
+        """The shared work that `wanted` names, there already or new. In training a group has its own."""
+        episode = work.episode
+        seed, member = (self.seed, episode.member) if episode.frozen else (episode.seed, 0)
+        key = f"{wanted.key} {seed} {member}"
+        if key not in self.shared:
+            scratch = Episode(wanted.task, member, stream_seed("shared", key), frozen=episode.frozen)
+            self.shared[key] = _Work(scratch, wanted.dialogue(scratch), key)
+        return self.shared[key]
 
-    def admit() -> Iterator[Episode]:
-        while upcoming and (window is None or len(waiting) < window):
-            index = upcoming.popleft()
-            if advance(index, None):
-                yield episodes[index]
+    def _submit(self, work: _Work, ask: Ask) -> None:
+        episode = work.episode
+        stream = stream_seed(episode.seed, episode.member, len(episode.turns))
+        decoding = self.decodings.get(ask.engine, Decoding())
+        self.submitted += 1
+        self.waiting[self.submitted] = work, ask
+        sampling = Sampling(ask.max_tokens, decoding, ask.stop, stream)
+        self.engines[ask.engine].submit(self.submitted, ask.messages, sampling)
 
-    try:
-        yield from admit()
-        while waiting:
-            for key, reply in list(_ready(engines, {ask.engine for ask in waiting.values()})):
-                if receive(key, reply):
-                    yield episodes[key]
-            yield from admit()
-    finally:
-        if waiting:
-            for engine in set(engines.values()):
-                engine.cancel()
+    def _receive(self, key: int, reply: Reply | EngineError) -> Iterator[Episode]:
+        work, ask = self.waiting.pop(key)
+        if isinstance(reply, EngineError):
+            if self.engines[ask.engine] is self.engines[POLICY]:
+                raise reply
+            yield from self._end(work, str(reply))
+            return
+        turn = Turn(ask.step, ask.messages, reply, ask.trainable and not self.frozen)
+        work.episode.turns.append(turn)
+        ended = list(self._advance(work, reply))
+        if self.on_turn:
+            self.on_turn(work.episode, turn)
+        yield from ended
+
+    def _end(self, work: _Work, failure: str | None = None) -> Iterator[Episode]:
+        """A dialogue has ended: those who wait for it go on, or it is an episode that has been played."""
+        work.ended = True
+        if failure is not None:
+            work.dialogue.close()
+            work.episode.failure = failure
+        if work.shared is None:
+            self.under_way -= 1
+            yield work.episode
+            return
+        for other in work.wanted_by:
+            if failure is not None:
+                yield from self._end(other, failure)
+            else:
+                yield from self._advance(other, work.episode)
 
 
-def _ready(engines: Mapping[str, Engine], wanted: set[str]) -> Iterator[tuple[Any, Reply]]:
+def _ready(engines: Mapping[str, Engine], wanted: set[str]) -> Iterator[tuple[Any, Reply | EngineError]]:
     """The replies that every engine with pending work has ready, each engine stepped once."""
     stepped: list[Engine] = []
     for name in sorted(wanted):

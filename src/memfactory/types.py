@@ -1,11 +1,14 @@
-"""The values that pass between the parts of MemFactory. No torch, no I/O, no project import."""
+"""The values that pass between the parts of MemFactory. No torch, no I/O, no project import (but for types)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    from memfactory.memory.bank import MemoryBank
 
 Role = Literal["system", "user", "assistant"]
 Stop = Literal["stop", "length"]
@@ -26,8 +29,23 @@ class Message:
 
 
 @dataclass(frozen=True)
+class Utterance:
+    """One turn of a conversation that is to be remembered.
+
+    `id` names it as evidence ("D3:7"), `time` is as the data writes it, `session` groups the turns of one sitting.
+    """
+
+    speaker: str
+    text: str
+    id: str = ""
+    time: str | None = None
+    session: str = ""
+
+
+@dataclass(frozen=True)
 class MemoryItem:
-    """One entry of a memory bank. Times are ISO 8601 strings; `sources` names where the entry came from."""
+    """One entry of a memory bank. Times are as the data writes them; `sources` are the ids of the utterances that the
+    entry came from, `namespace` whose memory it belongs to (such as a speaker's)."""
 
     id: str
     key: str
@@ -38,17 +56,50 @@ class MemoryItem:
     created_at: str | None = None
     updated_at: str | None = None
     version: int = 1
+    namespace: str = ""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What an extractor found worth remembering, as it may become a MemoryItem. `time` is when it was said."""
+
+    value: str
+    key: str = ""
+    kind: str = "fact"
+    tags: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
+    namespace: str = ""
+    time: str | None = None
+
+
+@dataclass(frozen=True)
+class Selection:
+    """One draw of a reranker that learns from it: the texts it chose from, the noise on each text's score, and the
+    places of those it chose, the best first."""
+
+    query: str
+    texts: tuple[str, ...]
+    noise: tuple[float, ...]
+    chosen: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Task:
-    """One row as every environment gives it. `answers` are the gold answers and never enter a prompt."""
+    """One row as every environment gives it.
+
+    `answers` are the gold answers and `evidence` the ids of the utterances that hold them; neither enters a prompt.
+    `memory` is the bank before anything is read, `related` the ids of those of its items that an updater is to be
+    shown (None: it finds them itself), `conversation` what is then read into it.
+    """
 
     id: str
     question: str
     answers: tuple[str, ...]
     context: str = ""
     memory: tuple[MemoryItem, ...] = ()
+    related: tuple[str, ...] | None = None
+    conversation: tuple[Utterance, ...] = ()
+    evidence: tuple[str, ...] = ()
     messages: tuple[Message, ...] = ()
     meta: Mapping[str, Scalar] = field(default_factory=frozen)
 
@@ -159,7 +210,12 @@ class Reward:
 class Episode:
     """One attempt at a task while it is being played: the only value here that changes.
 
-    `member` is the attempt's number within its group. `memory` is the text memory of recurrent agents.
+    `member` is the attempt's number within its group; `frozen` says that nothing of the attempt is trained on.
+    `memory` is the text memory of recurrent agents, `bank` the memory bank of the others. The modules of the latter
+    hand on to each other: the utterances `heard` now, the `candidates` found in them, the items `retrieved` for the
+    question (best first), and the ids of those that the answer cites (`citations`; none helped: empty; no or malformed
+    citation: None). `checks` holds for each module step how well each of its replies kept to its format, 0 to 1, and
+    `failure` why the attempt could not be played to its end (a helper's outage): its reward is unknown.
     """
 
     task: Task
@@ -169,6 +225,19 @@ class Episode:
     turns: list[Turn] = field(default_factory=list)
     answer: str | None = None
     step_rewards: dict[str, Reward] = field(default_factory=dict)
+    frozen: bool = False
+    bank: MemoryBank | None = None
+    heard: tuple[Utterance, ...] = ()
+    candidates: tuple[Candidate, ...] = ()
+    retrieved: tuple[MemoryItem, ...] = ()
+    citations: tuple[str, ...] | None = None
+    selection: Selection | None = None
+    checks: dict[str, list[float]] = field(default_factory=dict)
+    failure: str | None = None
+
+    def check(self, step: str, value: float) -> None:
+        """Note how well a reply of module step `step` kept to its format."""
+        self.checks.setdefault(step, []).append(value)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,45 @@
+"""How conversations and memory items are written in prompts. Pure; shared by the modules and by what demonstrates them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from memfactory.types import Candidate, MemoryItem, Utterance
+
+NOTHING = "(nothing)"
+
+
+def shown(item: MemoryItem | Candidate) -> str:
+    """An item in one line: its value, with its key before it where the value does not hold the key already."""
+    value = " ".join(item.value.split())
+    key = " ".join(item.key.split())
+    return value if not key or key.lower() in value.lower() else f"{key}: {value}"
+
+
+def dated(item: MemoryItem) -> str:
+    """An item in one line, after the time at which it was last said where that is known."""
+    time = item.updated_at or item.created_at
+    return f"{time}: {shown(item)}" if time else shown(item)
+
+
+def numbered(lines: Sequence[str], first: int = 1) -> str:
+    """`1. a`, `2. b`, ... one a line; NOTHING for no lines."""
+    return "\n".join(f"{number}. {line}" for number, line in enumerate(lines, first)) or NOTHING
+
+
+def bulleted(lines: Sequence[str]) -> str:
+    """`- a`, `- b`, ... one a line; NOTHING for no lines."""
+    return "\n".join(f"- {line}" for line in lines) or NOTHING
+
+
+def bracketed(lines: Sequence[str], first: int = 0) -> str:
+    """`[0] a`, `[1] b`, ... one a line; NOTHING for no lines."""
+    return "\n".join(f"[{number}] {line}" for number, line in enumerate(lines, first)) or NOTHING
+
+
+def spoken(utterances: Sequence[Utterance]) -> str:
+    """`speaker: [time] text`, one a line; the time is left out where it is not known."""
+    return "\n".join(
+        f"{turn.speaker}: [{turn.time}] {turn.text}" if turn.time else f"{turn.speaker}: {turn.text}"
+        for turn in utterances
+    )

@@ -1,0 +1,44 @@
+"""The module `naive_extractor`: what is worth remembering in a conversation, as structured entries."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from memfactory.dialogue import Asking, Module, ModuleOptions
+from memfactory.registry import MODULES
+from memfactory.types import Episode
+
+EXTRACT_PROMPT = """\
+Write down what is worth remembering from the conversation, each fact as one sentence that can be read alone.
+
+<conversation>
+{conversation}
+</conversation>
+
+Reply with JSON: {"memory_list": [{"key": "title", "value": "fact"}]}"""
+
+
+class NaiveExtractorOptions(ModuleOptions):
+    """Options of `naive_extractor`."""
+
+    prompt: str = EXTRACT_PROMPT
+    """The wording; {conversation} is filled in."""
+    max_tokens: int = Field(1024, ge=1)
+    """The longest reply, in tokens."""
+    namespaces: Literal["joint", "speaker"] = "joint"
+    """Whose memory an entry joins: one for all, or that of the speaker who said it."""
+
+
+@MODULES.register("naive_extractor")
+class NaiveExtractor(Module):
+    """Writes down what is worth remembering in a conversation, as structured entries."""
+
+    Options: ClassVar[type[NaiveExtractorOptions]] = NaiveExtractorOptions
+    options: NaiveExtractorOptions
+    steps = ("extract",)
+
+    def dialogue(self, episode: Episode) -> Asking:
+        raise NotImplementedError
+        yield
