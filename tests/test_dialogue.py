@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memfactory.agents.memory_agent import MemoryAgent
-from memfactory.dialogue import Agent, Ask, Asking, Module, ModuleOptions, play, stream_seed
+from memfactory.dialogue import Agent, Ask, Asking, Module, ModuleOptions, Shared, play, stream_seed
 from memfactory.engines.scripted import END, ScriptedEngine
-from memfactory.errors import DataError, EngineError
+from memfactory.errors import ConfigError, DataError, EngineError
 from memfactory.modules.recurrent_memory import Prompts, RecurrentMemoryModule, RecurrentMemoryOptions
 from memfactory.registry import Options
 from memfactory.text import after_thinking, fill, keep_ends, last_boxed, placeholders, split_chunks
@@ -419,3 +419,130 @@ def test_values_are_never_searched_for_placeholders(values):
 def test_the_interface_must_be_one_of_the_three():
     with pytest.raises(ValueError, match="'generate', 'rollout' or 'inference'"):
         ModuleOptions.model_validate({"interface": "train"})
+
+
+# Work that several episodes share, and helpers that fail
+
+
+class Preface(Agent):
+    """Reads the context once for all episodes of a task, then each asks its own question."""
+
+    trained = False
+
+    def read(self, episode: Episode):
+        reply = yield Ask("read", (Message("user", f"read {episode.task.context}"),), 10, trainable=self.trained)
+        episode.memory = reply.text
+
+    def dialogue(self, episode: Episode):
+        shared = yield Shared(episode.task.context, episode.task, self.read)
+        assert isinstance(shared, Episode)
+        episode.memory = shared.memory
+        question = f"{episode.task.question} after {episode.memory}"
+        reply = yield Ask("answer", (Message("user", question),), 10, engine="helper", trainable=False)
+        episode.answer = reply.text
+
+
+def echo(messages: Sequence[Message], sampling: Sampling) -> str:
+    return f"<{messages[-1].content}>"
+
+
+def prefaced(episodes: Sequence[Episode], policy: ScriptedEngine, helper: ScriptedEngine, **options) -> list[Episode]:
+    return list(play(Preface(Options(), {}), episodes, {"policy": policy, "helper": helper}, **options))
+
+
+def test_shared_work_is_played_once_for_all_who_want_it_and_each_is_sent_the_episode():
+    policy, helper = ScriptedEngine(echo), ScriptedEngine(echo)
+    done = prefaced([episode("x", q) for q in "abc"] + [episode("y", "d")], policy, helper)
+    assert [messages[0].content for messages, _ in policy.asked] == ["read x", "read y"]
+    assert {e.task.question: e.answer for e in done} == {
+        "a": "<a after <read x>>",
+        "b": "<b after <read x>>",
+        "c": "<c after <read x>>",
+        "d": "<d after <read y>>",
+    }
+    assert [len(e.turns) for e in done] == [1] * 4
+
+
+def test_groups_in_training_share_within_the_group_and_frozen_attempts_by_their_number():
+    episodes = [episode("x", q, member, seed) for seed, q in ((1, "a"), (2, "b")) for member in (0, 1)]
+    policy = ScriptedEngine(echo)
+    prefaced(episodes, policy, ScriptedEngine(echo))
+    assert len(policy.asked) == 2  # one a group: their seeds differ
+    policy = ScriptedEngine(echo)
+    prefaced(episodes, policy, ScriptedEngine(echo), frozen=True)
+    assert len(policy.asked) == 2  # one a number: two questions, each attempted twice
+    seeds = {sampling.seed for _, sampling in policy.asked}
+    again = ScriptedEngine(echo)
+    prefaced(episodes[::-1], again, ScriptedEngine(echo), frozen=True)
+    assert {sampling.seed for _, sampling in again.asked} == seeds
+    other = ScriptedEngine(echo)
+    prefaced(episodes, other, ScriptedEngine(echo), frozen=True, seed=1)
+    assert not {sampling.seed for _, sampling in other.asked} & seeds
+
+
+def test_shared_work_that_asks_for_nothing_is_sent_at_once():
+    class Silent(Preface):
+        def read(self, episode: Episode):
+            episode.memory = "known"
+            return
+            yield
+
+    helper = ScriptedEngine(echo)
+    engines = {"policy": ScriptedEngine(echo), "helper": helper}
+    done = list(play(Silent(Options(), {}), [episode("x", "a"), episode("x", "b")], engines))
+    assert [e.answer for e in done] == ["<a after known>", "<b after known>"]
+
+
+def test_trained_work_cannot_be_shared():
+    class Trained(Preface):
+        trained = True
+
+    engines = {"policy": ScriptedEngine(echo), "helper": ScriptedEngine(echo)}
+    with pytest.raises(ConfigError, match="'read' is trained, so it cannot be shared"):
+        list(play(Trained(Options(), {}), [episode("x")], engines))
+    assert len(list(play(Trained(Options(), {}), [episode("x")], engines, frozen=True))) == 1
+
+
+def test_shared_work_and_windows_go_together():
+    policy, helper = ScriptedEngine(echo), ScriptedEngine(echo)
+    done = prefaced([episode("x", q) for q in "abcde"], policy, helper, window=2)
+    assert sorted(e.answer for e in done) == [f"<{q} after <read x>>" for q in "abcde"]
+    assert len(policy.asked) == 1
+
+
+def out(messages: Sequence[Message], sampling: Sampling) -> str:
+    if messages[-1].content.startswith("b"):
+        raise EngineError("the helper is down")
+    return "fine"
+
+
+def test_a_helper_that_fails_ends_its_episode_and_no_other():
+    class Broken(ScriptedEngine):
+        """Hands a failure back as an engine that tells of each conversation does."""
+
+        def step(self):
+            ready, self._waiting = self._waiting, []
+            return [(key, self._tried(messages, sampling)) for _, key, messages, sampling in ready]
+
+    done = prefaced([episode("x", q) for q in "abc"], ScriptedEngine(echo), Broken(out))
+    assert {e.task.question: (e.answer, e.failure) for e in done} == {
+        "a": ("fine", None),
+        "b": (None, "the helper is down"),
+        "c": ("fine", None),
+    }
+    assert all(e.failure is None for e in done if e.answer)
+
+
+def test_a_failure_in_shared_work_ends_all_who_wait_for_it():
+    class ByHelper(Preface):
+        def read(self, episode: Episode):
+            yield Ask("read", (Message("user", "b"),), 10, engine="helper")
+
+    class Broken(ScriptedEngine):
+        def step(self):
+            ready, self._waiting = self._waiting, []
+            return [(key, self._tried(messages, sampling)) for _, key, messages, sampling in ready]
+
+    engines = {"policy": ScriptedEngine(echo), "helper": Broken(out)}
+    done = list(play(ByHelper(Options(), {}), [episode("x", q) for q in "pq"], engines))
+    assert [e.failure for e in done] == ["the helper is down"] * 2

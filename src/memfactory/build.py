@@ -16,6 +16,7 @@ from memfactory.engines.base import Engine
 from memfactory.engines.options import EngineConfig, HfEngineConfig, OpenAIEngineConfig, VllmEngineConfig
 from memfactory.envs.base import Environment, RewardFunction, TaskSet
 from memfactory.errors import ConfigError
+from memfactory.memory.bank import BankSource
 from memfactory.registry import AGENTS, DATASETS, ENVS, MODULES, REWARDS
 from memfactory.types import Codec, Decoding, Task
 
@@ -73,7 +74,7 @@ def build_stack(resolved: Resolved, *, training: bool) -> Stack:
         if training or isinstance(config.engine, HfEngineConfig):
             model = load_model(config.model, training=training, frozen_base=training and _trains_adapters(config))
     engines = build_engines(config, model, chat)
-    agent = build_agent(config.agent, codec)
+    agent = build_agent(config.agent, codec, BankSource(config.memory))
     return Stack(agent, build_env(config.env, engines), engines, _decodings(config), codec, model, chat)
 
 
@@ -82,12 +83,12 @@ def _trains_adapters(config: RunConfig) -> bool:
     return isinstance(options, TrainerOptions) and options.lora is not None
 
 
-def build_agent(spec: AgentSpec, codec: Codec) -> Agent:
-    """The agent with a module in each of its slots."""
+def build_agent(spec: AgentSpec, codec: Codec, banks: BankSource | None = None) -> Agent:
+    """The agent with a module in each of its slots, its memory banks opened by `banks`."""
     modules: dict[str, Module] = {
         slot: MODULES.get(module.name)(module.options, codec) for slot, module in spec.modules.items()
     }
-    agent: Agent = AGENTS.get(spec.name)(spec.options, modules)
+    agent: Agent = AGENTS.get(spec.name)(spec.options, modules, banks)
     return agent
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pydantic import Field
 
 from memfactory.engines.options import EngineConfig, HfEngineConfig, ModelConfig
+from memfactory.memory.options import MemoryConfig
 from memfactory.registry import Options
 from memfactory.trackers.options import ConsoleConfig, SwanlabConfig, TrackerConfig
 
@@ -67,6 +68,8 @@ class PlainSections(Options):
     """What speaks as the policy."""
     engines: dict[str, EngineConfig] = Field(default_factory=dict)
     """Helpers by name, for frozen modules and judges."""
+    memory: MemoryConfig = MemoryConfig()
+    """How memory banks embed and find texts."""
     trackers: tuple[TrackerConfig, ...] = (ConsoleConfig(), SwanlabConfig())
     """Where metrics go; metrics.jsonl is always written."""
     eval: EvalConfig = EvalConfig()
@@ -100,6 +103,7 @@ SECTIONS = (
     "data",
     "engine",
     "engines",
+    "memory",
     "eval",
     "trackers",
     "plugins",
