@@ -164,10 +164,10 @@ def play(
     nothing is marked trainable (evaluation, inference), so an engine without token ids may speak as the policy.
     With `window` at most so many episodes are under way at one time, so the first end long before the last begin.
     `decodings` says how each engine's replies are drawn (default: the model's own distribution); `seed` names the
-    random streams of work that frozen attempts share. `score` answers the requests of modules played through `rollout`; without it they
-    are sent an unknown reward. `on_turn` is told of every finished turn, shared ones too, once the dialogue has taken
-    it in. A helper engine that fails at an ask ends that episode with a `failure`; errors of the policy's engine and
-    of a dialogue propagate, after the engines were told to forget their pending work.
+    random streams of work that frozen attempts share. `score` answers the requests of modules played through
+    `rollout`; without it they are sent an unknown reward. `on_turn` is told of every finished turn, shared ones too,
+    once the dialogue has taken it in. A helper engine that fails at an ask ends that episode with a `failure`; errors
+    of the policy's engine and of a dialogue propagate, after the engines were told to forget their pending work.
     """
     return _Play(agent, episodes, engines, decodings or {}, score, frozen, seed, window, on_turn).run()
 
