@@ -80,3 +80,19 @@ def after_thinking(text: str, close: str = "</think>", open_tag: str = "<think>"
     if close in text:
         return text.rpartition(close)[2].strip()
     return None if open_tag in text else text
+
+
+def after_marker(text: str, marker: str = "**Answer:**") -> str | None:
+    """The first line after the last `marker`, once thinking is dropped; None without a marker or words after it."""
+    said = after_thinking(text)
+    if said is None or marker not in said:
+        return None
+    rest = said.rpartition(marker)[2].strip()
+    return rest.splitlines()[0].strip() if rest else None
+
+
+def listed_numbers(entries: str, allowed: range) -> tuple[tuple[int, ...], int]:
+    """The distinct numbers of `allowed` in a comma-separated list, in its order, and how many entries the list has."""
+    given = [entry.strip() for entry in entries.split(",")] if entries.strip() else []
+    numbers = [int(entry) for entry in given if re.fullmatch(r"[0-9]{1,9}", entry)]
+    return tuple(dict.fromkeys(number for number in numbers if number in allowed)), len(given)

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from memfactory.dialogue import Asking, Module, ModuleOptions
+from memfactory.dialogue import Ask, Asking, Module, ModuleOptions
+from memfactory.memory.wording import bulleted, dated
 from memfactory.registry import MODULES
-from memfactory.types import Episode
+from memfactory.text import after_marker, fill
+from memfactory.types import Episode, MemoryItem, Message
 
 ANSWER_PROMPT = """\
 Answer the question from the memories. First copy those that help, each on a line that begins with "- ". Then write
 **Answer:** and the answer in as few words as possible. Where memories contradict each other, the latest counts.
+
+<memory>
+{memory}
+</memory>
+
+<question>
+{question}
+</question>"""
+
+DIRECT_PROMPT = """\
+Answer the question from the memories: write **Answer:** and the answer in as few words as possible. Where memories
+contradict each other, the latest counts.
 
 <memory>
 {memory}
@@ -31,7 +46,14 @@ class AnswerOptions(ModuleOptions):
     max_tokens: int = Field(1024, ge=1)
     """The longest reply, in tokens."""
     distill: bool = True
-    """Whether the memories that help are copied before the answer (the default prompt asks for it)."""
+    """Whether the default prompt asks to copy the memories that help before the answer."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _the_prompt_asks_for_what_is_wanted(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("distill") is False and "prompt" not in values:
+            return {**values, "prompt": DIRECT_PROMPT}
+        return values
 
 
 @MODULES.register("answer")
@@ -43,5 +65,20 @@ class AnswerModule(Module):
     steps = ("answer",)
 
     def dialogue(self, episode: Episode) -> Asking:
-        raise NotImplementedError
-        yield
+        options = self.options
+        values = {"memory": memory_of_each(episode.retrieved), "question": episode.task.question}
+        reply = yield Ask("answer", (Message("user", fill(options.prompt, values)),), options.max_tokens)
+        episode.answer = after_marker(reply.text)
+        episode.check("answer", 0.0 if episode.answer is None else 1.0)
+
+
+def memory_of_each(items: Sequence[MemoryItem]) -> str:
+    """The items, one a line; those of a namespace stand together under its name, those of none come first."""
+    names = sorted(dict.fromkeys(item.namespace for item in items), key=bool)
+    if not any(names):
+        return bulleted([dated(item) for item in items])
+    blocks = []
+    for name in names:
+        lines = bulleted([dated(item) for item in items if item.namespace == name])
+        blocks.append(f"Memories of {name}:\n{lines}" if name else lines)
+    return "\n\n".join(blocks)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+import re
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from memfactory.dialogue import Asking, Module, ModuleOptions
+from memfactory.dialogue import Ask, Asking, Module, ModuleOptions
+from memfactory.memory.bank import MemoryBank
 from memfactory.memory.options import Search
+from memfactory.memory.wording import numbered, shown
 from memfactory.registry import MODULES
-from memfactory.types import Episode
+from memfactory.text import after_thinking, fill, listed_numbers
+from memfactory.types import Episode, MemoryItem, Message
 
 RERANK_PROMPT = """\
 Choose the memories that help to answer the question: at most {limit}, the best first.
@@ -38,6 +43,36 @@ class RerankRetrieverOptions(ModuleOptions):
     """The most items that are chosen (M)."""
     search: Search | None = None
     """How items are found: dense, bm25 or hybrid; null: as the run's `memory.search` says."""
+    order: Literal["search", "bank"] = "search"
+    """The order in which the found items are shown: the best first, or as they stand in the bank."""
+    fallback: Literal["none", "search"] = "none"
+    """What a reply without a usable number retrieves: nothing, or the `keep` items that match best. With `search` a
+    malformed reply can be worth more than a poor choice."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The numbers that a reply chooses, the best first, and how well it kept to the format: 1 for a bare list of
+    distinct numbers that are all there to be chosen, less than 1 for one that had to be mended, 0 for no choice."""
+
+    numbers: tuple[int, ...]
+    form: float
+
+
+def parse_choice(text: str, shown: int, limit: int) -> Choice:
+    """The first `[...]` after thinking as numbers from 1 to `shown`, at most `limit` of them.
+
+    What is no such number, comes twice or comes after `limit` others is left out; `form` is then the share of the
+    list's entries that were used, where words around the list count as one entry more.
+    """
+    said = after_thinking(text)
+    found = re.search(r"\[([^\[\]]*)\]", said) if said is not None else None
+    if said is None or found is None:
+        return Choice((), 0.0)
+    numbers, entries = listed_numbers(found.group(1), range(1, shown + 1))
+    numbers = numbers[:limit]
+    around = said.strip() != found.group()
+    return Choice(numbers, len(numbers) / (entries + around) if numbers else 0.0)
 
 
 @MODULES.register("rerank_retriever")
@@ -49,5 +84,24 @@ class RerankRetriever(Module):
     steps = ("rerank",)
 
     def dialogue(self, episode: Episode) -> Asking:
-        raise NotImplementedError
-        yield
+        assert episode.bank is not None
+        options, question = self.options, episode.task.question
+        found = [one.item for one in episode.bank.search(question, options.candidates, mode=options.search)]
+        episode.retrieved = ()
+        if not found:
+            return
+        listed = found if options.order == "search" else _as_in(episode.bank, found)
+        memory = numbered([shown(item) for item in listed])
+        prompt = fill(options.prompt, {"question": question, "memory": memory, "limit": str(options.keep)})
+        reply = yield Ask("rerank", (Message("user", prompt),), options.max_tokens)
+        choice = parse_choice(reply.text, len(listed), options.keep)
+        episode.check("rerank", choice.form)
+        episode.retrieved = tuple(listed[number - 1] for number in choice.numbers)
+        if not choice.numbers and options.fallback == "search":
+            episode.retrieved = tuple(found[: options.keep])
+
+
+def _as_in(bank: MemoryBank, items: list[MemoryItem]) -> list[MemoryItem]:
+    """`items` in the order in which they stand in `bank`."""
+    places = {item.id: place for place, item in enumerate(bank.list())}
+    return sorted(items, key=lambda item: places[item.id])

@@ -1,0 +1,53 @@
+"""The module `naive_retriever`: the items of the bank that match the question best. It asks no model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from pydantic import Field
+
+from memfactory.dialogue import Asking, Module, ModuleOptions
+from memfactory.memory.bank import Found, MemoryBank
+from memfactory.memory.options import Search
+from memfactory.registry import MODULES
+from memfactory.types import Episode
+
+
+class NaiveRetrieverOptions(ModuleOptions):
+    """Options of `naive_retriever`."""
+
+    k: int = Field(30, ge=1)
+    """The most items that are retrieved."""
+    per_namespace: bool = False
+    """Whether `k` counts for each namespace, such as a speaker's memories (Memory-R1: 30 a speaker), or for all."""
+    min_score: float | None = None
+    """Items that match less than this are left out; null: none is."""
+    search: Search | None = None
+    """How items are found: dense, bm25 or hybrid; null: as the run's `memory.search` says."""
+
+
+@MODULES.register("naive_retriever")
+class NaiveRetriever(Module):
+    """Retrieves the items of the bank that match the question best, the best first."""
+
+    Options: ClassVar[type[NaiveRetrieverOptions]] = NaiveRetrieverOptions
+    options: NaiveRetrieverOptions
+
+    def dialogue(self, episode: Episode) -> Asking:
+        assert episode.bank is not None
+        found = self.found(episode.bank, episode.task.question)
+        episode.retrieved = tuple(one.item for one in found)
+        yield from ()
+
+    def found(self, bank: MemoryBank, question: str) -> list[Found]:
+        """The items and their scores, the best first."""
+        if not self.options.per_namespace:
+            return self._search(bank, question, None)
+        names = dict.fromkeys(item.namespace for item in bank.list())
+        each = [one for name in names for one in self._search(bank, question, [name])]
+        return sorted(each, key=lambda one: -one.score)
+
+    def _search(self, bank: MemoryBank, question: str, namespaces: Sequence[str] | None) -> list[Found]:
+        options = self.options
+        return bank.search(question, options.k, mode=options.search, namespaces=namespaces, min_score=options.min_score)
