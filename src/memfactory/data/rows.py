@@ -71,10 +71,13 @@ def _first_character(path: Path, encoding: str) -> str:
 
 
 def _array(path: Path, name: str, encoding: str) -> Iterator[Row]:
+    text = path.read_text(encoding=encoding)
     try:
-        values = json.loads(path.read_text(encoding=encoding))
+        values = json.loads(text)
     except json.JSONDecodeError as error:
         raise DataError(f"{name}:{error.lineno}:{error.colno}: not JSON: {error.msg}") from None
+    except ValueError:
+        raise DataError(f"{name} holds a number of more digits than can be read") from None
     except RecursionError:
         raise DataError(f"{name} is nested too deeply to be rows") from None
     for number, value in enumerate(values, start=1):
@@ -94,6 +97,8 @@ def _lines(path: Path, name: str, encoding: str) -> Iterator[Row]:
                         f"{name} holds one JSON value over several lines; expected an array of rows, or one row a line"
                     ) from None
                 yield Row({}, f"{name} line {number}", f"not JSON: {error.msg} (column {error.colno})")
+            except ValueError:
+                yield Row({}, f"{name} line {number}", "holds a number of more digits than can be read")
             except RecursionError:
                 yield Row({}, f"{name} line {number}", "nested too deeply to be a row")
             else:
@@ -103,7 +108,7 @@ def _lines(path: Path, name: str, encoding: str) -> Iterator[Row]:
 def _is_one_value(path: Path, encoding: str) -> bool:
     try:
         json.loads(path.read_text(encoding=encoding))
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return False
     return True
 

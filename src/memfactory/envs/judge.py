@@ -70,7 +70,7 @@ def read_verdict(reply: str) -> bool | None:
         return WORDS[spoken.group(1).lower()]
     try:
         value = json.loads(said)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return None
     if not isinstance(value, dict) or {*value} != {"verdict"}:
         return None

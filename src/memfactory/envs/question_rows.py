@@ -10,13 +10,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from hashlib import blake2b
 from typing import Literal
 
 from memfactory.data.base import Row
 from memfactory.data.rows import described
+from memfactory.envs.row_fields import answers_of, find_field, id_of, text_of, value_at
 from memfactory.errors import DataError
 from memfactory.registry import Options
 from memfactory.types import Scalar, Task, frozen
@@ -44,61 +43,25 @@ class FieldNames(Options):
 
 def read_task(row: Row, names: FieldNames) -> Task:
     """The task of `row`. Raises DataError naming the row, the field, what was given and what was expected."""
-    question_field, question = _find(row, names.question, QUESTIONS, "question")
+    question_field, question = find_field(row, names.question, QUESTIONS, "question")
     question = _question(row, question_field, question)
-    answers_field, answers = _find(row, names.answers, ANSWERS, "gold answers")
-    golds = _answers(row, answers_field, answers)
-    if names.context is None and answers_field == "outputs" and _get(row.values, "context") is None:
+    answers_field, answers = find_field(row, names.answers, ANSWERS, "gold answers")
+    golds = answers_of(row, answers_field, answers)
+    if names.context is None and answers_field == "outputs" and value_at(row.values, "context") is None:
         context, question = _split_ruler(row, question_field, question)
     else:
-        context = _text(row, *_find(row, names.context, ("context",), "text"))
-    meta: dict[str, Scalar] = {"kind": _kind(answers_field, _get(row.values, "answer_prefix"), context)}
+        context = text_of(row, *find_field(row, names.context, ("context",), "text"))
+    meta: dict[str, Scalar] = {"kind": _kind(answers_field, value_at(row.values, "answer_prefix"), context)}
     for field in KEPT:
-        value = _get(row.values, field)
+        value = value_at(row.values, field)
         if isinstance(value, (str, int, float)):
             meta.setdefault(field.rpartition(".")[2], value)
     return Task(_id(row, names.id, question), question, golds, context, meta=frozen(meta))
 
 
-def _get(values: Mapping[str, object], field: str) -> object:
-    """The value of `field`, None where it is not there."""
-    if field in values:
-        return values[field]
-    outer, dot, inner = field.partition(".")
-    nested = values.get(outer)
-    return _get(nested, inner) if dot and isinstance(nested, Mapping) else None
-
-
-def _find(row: Row, own: str | None, published: tuple[str, ...], what: str) -> tuple[str, object]:
-    """The first field of the row that is there, with its value."""
-    wanted = (own,) if own is not None else published
-    for field in wanted:
-        value = _get(row.values, field)
-        if value is not None:
-            return field, value
-    fields = ", ".join(map(str, row.values)) or "no fields"
-    null = [field for field in wanted if field in row.values]
-    raise DataError(
-        f"{row.source} has no {what}: "
-        + (f"field {null[0]!r} is null" if null else f"expected {' or '.join(map(repr, wanted))}; it has {fields}")
-    )
-
-
-def _text(row: Row, field: str, value: object) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{row.source}: field {field!r} should be a text, got {described(value)}")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"{row.source}: field {field!r} should be a text, but character {error.start} is half of a surrogate pair"
-        ) from None
-    return value
-
-
 def _question(row: Row, field: str, value: object) -> str:
     if not isinstance(value, (list, tuple)):
-        return _text(row, field, value)
+        return text_of(row, field, value)
     said = [
         message.get("content") for message in value if isinstance(message, Mapping) and message.get("role") == "user"
     ]
@@ -107,20 +70,7 @@ def _question(row: Row, field: str, value: object) -> str:
             f"{row.source}: field {field!r} should be a text, or chat messages with one of role 'user', "
             f"got {described(value)}"
         )
-    return _text(row, f"{field}[].content", said[-1])
-
-
-def _answers(row: Row, field: str, value: object) -> tuple[str, ...]:
-    given = list(value) if isinstance(value, (list, tuple)) else [value]
-    if not given:
-        raise DataError(f"{row.source}: field {field!r} should hold at least one gold answer, got an empty list")
-    answers = []
-    for number, answer in enumerate(given):
-        place = f"{field}[{number}]" if isinstance(value, (list, tuple)) else field
-        if isinstance(answer, (int, float)) and not isinstance(answer, bool) and math.isfinite(answer):
-            answer = str(answer)
-        answers.append(_text(row, place, answer))
-    return tuple(answers)
+    return text_of(row, f"{field}[].content", said[-1])
 
 
 def _split_ruler(row: Row, field: str, prompt: str) -> tuple[str, str]:
@@ -143,15 +93,10 @@ def _kind(answers_field: str, answer_prefix: object, context: str) -> Kind:
 
 
 def _id(row: Row, own: str | None, question: str) -> str:
-    """The row's own name, else one made from its question, so that it is the same in every length of a set."""
-    for field in (own,) if own is not None else IDS:
-        value = _get(row.values, field)
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        if isinstance(value, (str, int, float)) and str(value).strip():
-            return str(value)
-    if own is not None:
-        raise DataError(
-            f"{row.source}: field {own!r} should be a text or a number, got {described(_get(row.values, own))}"
-        )
-    return blake2b(question.encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
+    """The row's own name; under `own` there must be one."""
+    if own is None:
+        return id_of(row, IDS, question)
+    value = value_at(row.values, own)
+    if not isinstance(value, (str, int, float)) or not str(value).strip():
+        raise DataError(f"{row.source}: field {own!r} should be a text or a number, got {described(value)}")
+    return id_of(row, (own,), question)

@@ -1,0 +1,80 @@
+"""Fields of a row as values of a task: found under any of their names, checked, and told where they are wrong."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
+
+from memfactory.data.base import Row
+from memfactory.data.rows import described
+from memfactory.errors import DataError
+
+
+def value_at(values: Mapping[str, object], field: str) -> object:
+    """The value of `field`, None where it is not there."""
+    if field in values:
+        return values[field]
+    outer, dot, inner = field.partition(".")
+    nested = values.get(outer)
+    return value_at(nested, inner) if dot and isinstance(nested, Mapping) else None
+
+
+def find_field(row: Row, own: str | None, published: tuple[str, ...], what: str) -> tuple[str, object]:
+    """The first field of the row that is there, with its value."""
+    wanted = (own,) if own is not None else published
+    for field in wanted:
+        value = value_at(row.values, field)
+        if value is not None:
+            return field, value
+    fields = ", ".join(map(str, row.values)) or "no fields"
+    null = [field for field in wanted if field in row.values]
+    raise DataError(
+        f"{row.source} has no {what}: "
+        + (f"field {null[0]!r} is null" if null else f"expected {' or '.join(map(repr, wanted))}; it has {fields}")
+    )
+
+
+def text_of(row: Row, field: str, value: object) -> str:
+    """`value` where it is a text that is not blank and can be written. Raises DataError where it is not."""
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(f"{row.source}: field {field!r} should be a text, got {described(value)}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{row.source}: field {field!r} should be a text, but character {error.start} is half of a surrogate pair"
+        ) from None
+    return value
+
+
+def answers_of(row: Row, field: str, value: object) -> tuple[str, ...]:
+    """The gold answers that `value` is: a text, a number, or a list of these."""
+    given = list(value) if isinstance(value, (list, tuple)) else [value]
+    if not given:
+        raise DataError(f"{row.source}: field {field!r} should hold at least one gold answer, got an empty list")
+    answers = []
+    for number, answer in enumerate(given):
+        place = f"{field}[{number}]" if isinstance(value, (list, tuple)) else field
+        if is_number(answer):
+            answer = str(answer)
+        answers.append(text_of(row, place, answer))
+    return tuple(answers)
+
+
+def is_number(value: object) -> bool:
+    """Whether `value` is a number that can be written down: neither a truth value nor infinite nor NaN."""
+    return (isinstance(value, int) and not isinstance(value, bool)) or (
+        isinstance(value, float) and math.isfinite(value)
+    )
+
+
+def id_of(row: Row, fields: Sequence[str], question: str) -> str:
+    """The row's own name, else one made from its question, so that it is the same in every length of a set."""
+    for field in fields:
+        value = value_at(row.values, field)
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if isinstance(value, (str, int, float)) and str(value).strip():
+            return str(value)
+    return blake2b(question.encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
