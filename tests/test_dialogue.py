@@ -517,14 +517,7 @@ def out(messages: Sequence[Message], sampling: Sampling) -> str:
 
 
 def test_a_helper_that_fails_ends_its_episode_and_no_other():
-    class Broken(ScriptedEngine):
-        """Hands a failure back as an engine that tells of each conversation does."""
-
-        def step(self):
-            ready, self._waiting = self._waiting, []
-            return [(key, self._tried(messages, sampling)) for _, key, messages, sampling in ready]
-
-    done = prefaced([episode("x", q) for q in "abc"], ScriptedEngine(echo), Broken(out))
+    done = prefaced([episode("x", q) for q in "abc"], ScriptedEngine(echo), ScriptedEngine(out))
     assert {e.task.question: (e.answer, e.failure) for e in done} == {
         "a": ("fine", None),
         "b": (None, "the helper is down"),
@@ -538,11 +531,6 @@ def test_a_failure_in_shared_work_ends_all_who_wait_for_it():
         def read(self, episode: Episode):
             yield Ask("read", (Message("user", "b"),), 10, engine="helper")
 
-    class Broken(ScriptedEngine):
-        def step(self):
-            ready, self._waiting = self._waiting, []
-            return [(key, self._tried(messages, sampling)) for _, key, messages, sampling in ready]
-
-    engines = {"policy": ScriptedEngine(echo), "helper": Broken(out)}
+    engines = {"policy": ScriptedEngine(echo), "helper": ScriptedEngine(out)}
     done = list(play(ByHelper(Options(), {}), [episode("x", q) for q in "pq"], engines))
     assert [e.failure for e in done] == ["the helper is down"] * 2

@@ -263,14 +263,23 @@ def test_one_failing_request_does_not_lose_the_others(endpoint):
     engine = engine_at(endpoint.url)
     for index, (messages, sampling) in enumerate(asks(5)):
         engine.submit(index, messages, sampling)
-    replies: dict = {}
-    errors = []
+    outcomes: dict = {}
     while engine.pending():
-        try:
-            replies.update(engine.step())
-        except EngineError as failure:
-            errors.append(str(failure))
-    assert sorted(replies) == [0, 1, 3, 4] and len(errors) == 1 and "bad one" in errors[0]
+        outcomes.update(engine.step())
+    failure = outcomes.pop(2)
+    assert isinstance(failure, EngineError) and "bad one" in str(failure)
+    assert outcomes == {number: Reply(f"re {number}", "stop") for number in (0, 1, 3, 4)}
+
+
+def test_replies_are_returned_before_errors(endpoint):
+    endpoint.answer = lambda request, number: error(400, "bad one") if last_said(request) == "0" else completion()
+    engine = engine_at(endpoint.url, concurrency=1)
+    for index, (messages, sampling) in enumerate(asks(3)):
+        engine.submit(index, messages, sampling)
+    while len(endpoint.requests) < 3 or endpoint.under_way:
+        time.sleep(0.005)
+    time.sleep(0.05)
+    assert [key for key, _ in engine.step()] == [1, 2, 0]
 
 
 def test_try_sample_tells_of_each_prompt_whether_it_failed_and_leaves_pending_work_alone(endpoint):

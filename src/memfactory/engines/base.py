@@ -9,22 +9,25 @@ from memfactory.errors import EngineError
 from memfactory.types import Message, Reply, Sampling
 
 Key = Hashable
+Outcome = Reply | EngineError
+"""What becomes of a conversation: its reply, or why there is none."""
 
 
 class Engine(Protocol):
     """Anything that answers conversations.
 
-    `submit` never blocks on the reply. `step` advances the work and returns the replies that have become ready,
-    each with the key it was submitted under; it may return an empty list while work is under way, and returns an
-    empty list at once when nothing is. A failure that outlasts the engine's own retries raises `EngineError` from
-    `step`. `gives_tokens` says whether replies carry ids and log-probabilities (an API's do not).
+    `submit` never blocks on the reply. `step` advances the work and returns what has become ready, each reply with
+    the key it was submitted under; it may return an empty list while work is under way, and returns an empty list at
+    once when nothing is. A conversation that failed for good, after the engine's own retries, is returned with its
+    `EngineError` in place of a reply, after the replies; the others go on. An engine that cannot go on at all raises
+    one. `gives_tokens` says whether replies carry ids and log-probabilities (an API's do not).
     """
 
     gives_tokens: bool
 
     def submit(self, key: Key, messages: Sequence[Message], sampling: Sampling) -> None: ...
 
-    def step(self) -> list[tuple[Key, Reply]]: ...
+    def step(self) -> Sequence[tuple[Key, Outcome]]: ...
 
     def pending(self) -> int:
         """How many submitted conversations have not been returned yet."""
@@ -52,47 +55,44 @@ class WeightHolder(Protocol):
 
 @runtime_checkable
 class TolerantEngine(Protocol):
-    """An engine that tells of each conversation whether it failed, such as a judge's endpoint."""
+    """An engine that can be asked on the side, while the conversations of others are pending, such as a judge's."""
 
-    def try_sample(self, prompts: Sequence[tuple[Sequence[Message], Sampling]]) -> list[Reply | EngineError]: ...
+    def try_sample(self, prompts: Sequence[tuple[Sequence[Message], Sampling]]) -> list[Outcome]: ...
 
 
 def sample(engine: Engine, prompts: Sequence[tuple[Sequence[Message], Sampling]]) -> list[Reply]:
-    """The replies to `prompts`, in their order. Nothing else may be pending at `engine`."""
-    replies: dict[Key, Reply] = {}
-    _collect(engine, prompts, replies)
-    return [replies[index] for index in range(len(prompts))]
+    """The replies to `prompts`, in their order. Raises the first EngineError that stands in place of one."""
+    replies: list[Reply] = []
+    for outcome in sample_or_errors(engine, prompts):
+        if isinstance(outcome, EngineError):
+            raise outcome
+        replies.append(outcome)
+    return replies
 
 
-def sample_or_errors(
-    engine: Engine, prompts: Sequence[tuple[Sequence[Message], Sampling]]
-) -> list[Reply | EngineError]:
+def sample_or_errors(engine: Engine, prompts: Sequence[tuple[Sequence[Message], Sampling]]) -> list[Outcome]:
     """The reply to each of `prompts`, or the error that stands in its place, in their order.
 
-    An engine that cannot tell which conversation failed loses all that had no reply yet.
+    An engine that cannot go on loses all that had no reply yet. Raises ValueError where something else is pending,
+    unless the engine can be asked on the side.
     """
     if isinstance(engine, TolerantEngine):
         return engine.try_sample(prompts)
-    replies: dict[Key, Reply] = {}
-    try:
-        _collect(engine, prompts, replies)
-    except EngineError as error:
-        return [replies.get(index, error) for index in range(len(prompts))]
-    return [replies[index] for index in range(len(prompts))]
-
-
-def _collect(engine: Engine, prompts: Sequence[tuple[Sequence[Message], Sampling]], replies: dict[Key, Reply]) -> None:
-    """Ask all of `prompts` under their numbers and gather the replies; a failure leaves nothing pending."""
     if engine.pending():
         raise ValueError(f"{engine.pending()} conversations are pending at the engine, whose replies would be lost")
+    outcomes: dict[Key, Outcome] = {}
     try:
         for index, (messages, sampling) in enumerate(prompts):
             engine.submit(index, messages, sampling)
-        while len(replies) < len(prompts):
-            replies.update(engine.step())
+        while len(outcomes) < len(prompts):
+            outcomes.update(engine.step())
+    except EngineError as error:
+        engine.cancel()
+        return [outcomes.get(index, error) for index in range(len(prompts))]
     except BaseException:
         engine.cancel()
         raise
+    return [outcomes[index] for index in range(len(prompts))]
 
 
 def stop_place(text: str, stop: Sequence[str]) -> int | None:

@@ -18,7 +18,7 @@ from email.utils import parsedate_to_datetime
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from memfactory.engines.base import Key
+from memfactory.engines.base import Key, Outcome
 from memfactory.engines.options import OpenAIEngineConfig
 from memfactory.errors import ConfigError, EngineError
 from memfactory.types import Message, Reply, Sampling, Stop
@@ -27,7 +27,8 @@ LONGEST_PAUSE = 60.0
 POLL_SECONDS = 0.005
 RETRIED_STATUS = (408, 409, 429)
 
-Outcome = Reply | BaseException
+Ended = Outcome | BaseException
+"""What a thread hands over; anything but an Outcome is a bug of ours."""
 
 
 class _Failed(Exception):
@@ -46,7 +47,7 @@ class _Job:
     number: int
     messages: tuple[Message, ...]
     sampling: Sampling
-    sink: SimpleQueue[tuple[Key, Outcome]]
+    sink: SimpleQueue[tuple[Key, Ended]]
     cancelled: threading.Event
 
 
@@ -55,8 +56,8 @@ class OpenAIEngine:
 
     A rate limit, a server error, a timeout, a broken connection and an answer without a reply are tried again with
     exponential backoff and jitter (a Retry-After counts, up to a minute); any other refusal fails at once, with the
-    server's words. A request that has failed for good raises its EngineError from `step`, after the replies that
-    were ready; the other conversations go on. Threads are daemons: an interrupted run never waits for an endpoint.
+    server's words. A request that has failed for good comes from `step` as its EngineError. Threads are daemons: an
+    interrupted run never waits for an endpoint.
     Raises ConfigError where the key's environment variable is not set or the address is none.
     """
 
@@ -88,38 +89,30 @@ class OpenAIEngine:
         self._pending += 1
         self._start(key, messages, sampling, self._finished, self._cancelled)
 
-    def step(self) -> list[tuple[Key, Reply]]:
-        if self._failures:
-            self._pending -= 1
-            raise self._failures.pop(0)
-        replies: list[tuple[Key, Reply]] = []
+    def step(self) -> list[tuple[Key, Outcome]]:
+        ready: list[tuple[Key, Outcome]] = []
         wait = POLL_SECONDS
-        while len(replies) + len(self._failures) < self._pending:
+        while self._pending:
             try:
                 key, outcome = self._finished.get(timeout=wait)
             except Empty:
                 break
             wait = 0.0
-            if isinstance(outcome, Reply):
-                replies.append((key, outcome))
-            else:
-                self._failures.append(outcome)
-        self._pending -= len(replies)
-        return replies if replies or not self._failures else self.step()
+            self._pending -= 1
+            ready.append((key, _known(outcome)))
+        return sorted(ready, key=lambda pair: isinstance(pair[1], EngineError))
 
-    def try_sample(self, prompts: Sequence[tuple[Sequence[Message], Sampling]]) -> list[Reply | EngineError]:
+    def try_sample(self, prompts: Sequence[tuple[Sequence[Message], Sampling]]) -> list[Outcome]:
         """The reply to each of `prompts`, or why there is none, in their order. Leaves what is pending alone."""
-        sink: SimpleQueue[tuple[Key, Outcome]] = SimpleQueue()
+        sink: SimpleQueue[tuple[Key, Ended]] = SimpleQueue()
         cancelled = threading.Event()
         for index, (messages, sampling) in enumerate(prompts):
             self._start(index, messages, sampling, sink, cancelled)
-        outcomes: dict[Key, Reply | EngineError] = {}
+        outcomes: dict[Key, Outcome] = {}
         try:
             while len(outcomes) < len(prompts):
                 key, outcome = sink.get()
-                if not isinstance(outcome, Reply | EngineError):
-                    raise outcome
-                outcomes[key] = outcome
+                outcomes[key] = _known(outcome)
         finally:
             cancelled.set()
         return [outcomes[index] for index in range(len(prompts))]
@@ -140,8 +133,7 @@ class OpenAIEngine:
 
     def _forget(self) -> None:
         self._pending = 0
-        self._failures: list[BaseException] = []
-        self._finished: SimpleQueue[tuple[Key, Outcome]] = SimpleQueue()
+        self._finished: SimpleQueue[tuple[Key, Ended]] = SimpleQueue()
         self._cancelled = threading.Event()
 
     def _start(
@@ -149,7 +141,7 @@ class OpenAIEngine:
         key: Key,
         messages: Sequence[Message],
         sampling: Sampling,
-        sink: SimpleQueue[tuple[Key, Outcome]],
+        sink: SimpleQueue[tuple[Key, Ended]],
         cancelled: threading.Event,
     ) -> None:
         self._numbers += 1
@@ -162,7 +154,7 @@ class OpenAIEngine:
         while (job := self._jobs.get()) is not None:
             if job.cancelled.is_set():
                 continue
-            outcome: Outcome
+            outcome: Ended
             try:
                 outcome = self._answer(job)
             except BaseException as error:  # noqa: BLE001 - handed over to the thread that asked, which raises it
@@ -244,6 +236,13 @@ class OpenAIEngine:
             raise EngineError(f"the content filter of {self._where} cut the reply off")
         stop: Stop = "length" if finish == "length" else "stop"
         return Reply(content, stop)
+
+
+def _known(outcome: Ended) -> Outcome:
+    """`outcome` if it is one; a bug of ours that ended the thread's work is raised where it was asked."""
+    if not isinstance(outcome, Reply | EngineError):
+        raise outcome
+    return outcome
 
 
 def _transport_errors() -> tuple[type[Exception], ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from memfactory.engines.base import Key
+from memfactory.engines.base import Key, Outcome
 from memfactory.errors import EngineError
 from memfactory.types import Message, Reply, Sampling, Tokens
 
@@ -17,8 +17,8 @@ class ScriptedEngine:
 
     With `tokens` a string reply also gets made-up ids: the UTF-8 bytes of prompt and reply (one id a byte), the end
     token 256, and a log-probability of -1 a token. `delay(messages, sampling)` says after how many further calls of
-    `step` the reply is ready (default: at the next). What `reply` raises is raised from `step`.
-    `asked` keeps every conversation in the order in which it was submitted.
+    `step` the reply is ready (default: at the next). An EngineError that `reply` raises takes the reply's place;
+    anything else is raised from `step`. `asked` keeps every conversation in the order in which it was submitted.
     """
 
     def __init__(
@@ -41,15 +41,17 @@ class ScriptedEngine:
         ready = self._steps + 1 + (self._delay(conversation, sampling) if self._delay else 0)
         self._waiting.append((ready, key, conversation, sampling))
 
-    def step(self) -> list[tuple[Key, Reply]]:
+    def step(self) -> list[tuple[Key, Outcome]]:
         self._steps += 1
         ready = [entry for entry in self._waiting if entry[0] <= self._steps]
         self._waiting = [entry for entry in self._waiting if entry[0] > self._steps]
         return [(key, self._answer(messages, sampling)) for _, key, messages, sampling in ready]
 
-    def try_sample(self, prompts: Sequence[tuple[Sequence[Message], Sampling]]) -> list[Reply | EngineError]:
+    def try_sample(self, prompts: Sequence[tuple[Sequence[Message], Sampling]]) -> list[Outcome]:
         """The reply to each of `prompts`, or the EngineError that `reply` raised instead of one."""
-        return [self._tried(tuple(messages), sampling) for messages, sampling in prompts]
+        conversations = [(tuple(messages), sampling) for messages, sampling in prompts]
+        self.asked += conversations
+        return [self._answer(messages, sampling) for messages, sampling in conversations]
 
     def pending(self) -> int:
         return len(self._waiting)
@@ -60,15 +62,11 @@ class ScriptedEngine:
     def close(self) -> None:
         self.cancel()
 
-    def _tried(self, messages: tuple[Message, ...], sampling: Sampling) -> Reply | EngineError:
-        self.asked.append((messages, sampling))
+    def _answer(self, messages: tuple[Message, ...], sampling: Sampling) -> Outcome:
         try:
-            return self._answer(messages, sampling)
+            said = self._reply(messages, sampling)
         except EngineError as error:
             return error
-
-    def _answer(self, messages: tuple[Message, ...], sampling: Sampling) -> Reply:
-        said = self._reply(messages, sampling)
         if isinstance(said, Reply):
             return said
         return Reply(said, "stop", fake_tokens(messages, said) if self.gives_tokens else None)
