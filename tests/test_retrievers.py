@@ -134,7 +134,9 @@ def test_of_several_lists_the_first_counts():
     assert parse_choice("[2] [1]", 4, 3).numbers == (2,)
 
 
-PIECES = st.sampled_from(["[", "]", ",", " ", "1", "2", "4", "99", "-", "²", "<think>", "</think>", "a", "\n", "[1, 2]"])
+PIECES = st.sampled_from(
+    ["[", "]", ",", " ", "1", "2", "4", "99", "-", "²", "<think>", "</think>", "a", "\n", "[1, 2]"]
+)
 
 
 @given(st.one_of(st.text(), st.lists(PIECES).map("".join)), st.integers(1, 30), st.integers(1, 8))
