@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from memfactory.data.base import Dataset, Row
 from memfactory.envs.rewards.base import RewardFunction
@@ -38,6 +38,21 @@ class EnvironmentOptions(Options):
 
     rewards: dict[str, float | dict[str, object]] = Field(default_factory=dict)
     """Registered rewards by name: a weight, or a mapping of that reward's options, its weight among them."""
+    steps: dict[str, dict[str, float]] = Field(default_factory=dict)
+    """Module steps that rewards of their own credit in place of the total: weights of `rewards` by step and name."""
+
+    @model_validator(mode="after")
+    def _steps_weigh_rewards(self) -> EnvironmentOptions:
+        for step, weights in self.steps.items():
+            if not weights:
+                raise ValueError(f"steps.{step} names no reward; leave it out, and the total credits the step")
+            strange = [name for name in weights if name not in self.rewards]
+            if strange:
+                raise ValueError(
+                    f"steps.{step} weighs {', '.join(strange)}, but `rewards` has {', '.join(self.rewards) or 'none'}; "
+                    "a reward of weight 0 there counts in `steps` only"
+                )
+        return self
 
 
 class Environment(ABC):
@@ -60,19 +75,24 @@ class Environment(ABC):
         """
         return tuple(reward.name for reward in self.rewards)
 
+    def reader(self) -> Callable[[Row], Task]:
+        """What reads the rows of one dataset, each by `task`; it may keep what the rows have in common."""
+        return self.task
+
     def tasks(self, dataset: Dataset) -> TaskSet:
         """Every task of `dataset`. An id that occurs again gets a number, so ids name tasks.
 
         Raises DataError for rows that cannot be used (unless the dataset skips them) and where no task is left.
         """
         rows = dataset.rows()
+        read = self.reader()
         tasks: list[Task] = []
         problems: list[str] = []
         for row in rows:
             try:
                 if row.problem is not None:
                     raise DataError(f"{row.source}: {row.problem}")
-                tasks.append(self.task(row))
+                tasks.append(read(row))
             except DataError as error:
                 problems.append(str(error))
                 if not dataset.options.skip_bad_rows and len(problems) >= SHOWN_PROBLEMS:
@@ -87,24 +107,48 @@ class Environment(ABC):
         return TaskSet(_with_own_ids(tasks), tuple(problems))
 
     def score(self, episodes: Sequence[Episode]) -> list[Reward]:
-        """The rewards of `episodes`, in their order: the weighted sum of the parts, each of which is kept."""
-        columns = {reward.name: reward.score(episodes) for reward in self.rewards}
+        """The rewards of `episodes`, in their order: the weighted sum of the parts, each of which is kept.
+
+        An attempt that could not be played to its end is not scored: all of its reward is unknown.
+        """
+        played = [episode for episode in episodes if episode.failure is None]
+        columns = {reward.name: reward.score(played) for reward in self.rewards} if played else {}
         weights = {reward.name: float(reward.options.weight) for reward in self.rewards}
-        return [
-            combine({name: column[index] for name, column in columns.items()}, weights)
-            for index in range(len(episodes))
-        ]
+        steps = self.options.steps
+        known = iter(
+            combine({name: column[index] for name, column in columns.items()}, weights, steps)
+            for index in range(len(played))
+        )
+        unknown = Reward(None, MappingProxyType(dict.fromkeys(weights)), MappingProxyType(dict.fromkeys(steps)))
+        return [next(known) if episode.failure is None else unknown for episode in episodes]
 
 
-def combine(parts: Mapping[str, float | None], weights: Mapping[str, float]) -> Reward:
-    """The sum of weight x part. One unknown part makes the total unknown, unless its weight is 0."""
-    counted = [(weight, parts[name]) for name, weight in weights.items() if weight != 0]
+def combine(
+    parts: Mapping[str, float | None],
+    weights: Mapping[str, float],
+    steps: Mapping[str, Mapping[str, float]] = MappingProxyType({}),
+) -> Reward:
+    """The sum of weight x part, and that of each of `steps` by its own weights.
+
+    One unknown part makes a sum unknown, unless its weight is 0.
+    """
+    return Reward(
+        _weighted(parts, weights),
+        MappingProxyType(dict(parts)),
+        MappingProxyType({step: _weighted(parts, own) for step, own in steps.items()}),
+    )
+
+
+def _weighted(parts: Mapping[str, float | None], weights: Mapping[str, float]) -> float | None:
     total = 0.0
-    for weight, part in counted:
+    for name, weight in weights.items():
+        if weight == 0:
+            continue
+        part = parts[name]
         if part is None:
-            return Reward(None, MappingProxyType(dict(parts)))
+            return None
         total += weight * part
-    return Reward(total, MappingProxyType(dict(parts)))
+    return total
 
 
 def _with_own_ids(tasks: Sequence[Task]) -> tuple[Task, ...]:
