@@ -1,0 +1,49 @@
+"""The reward `citations`: how many of the retrieved items the answer rests on, as RMM counts them (arXiv 2503.08026).
+
+The one who answers decides what is cited, so this rewards a retriever: who answers must be frozen, or it learns to cite
+everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+from memfactory.envs.rewards.base import RewardFunction, RewardOptions
+from memfactory.registry import REWARDS
+from memfactory.types import Episode
+
+
+class CitationsOptions(RewardOptions):
+    """Options of `citations`."""
+
+    kind: Literal["cited", "evidence"] = "cited"
+    """cited: RMM's useful share, which needs no gold answer; evidence: only items that hold gold evidence count."""
+
+
+@REWARDS.register("citations")
+class Citations(RewardFunction):
+    """The share of the retrieved items that the answer cites; 0 where nothing was retrieved or rightly cited.
+
+    With `kind: evidence` a cited item counts where gold evidence is among its sources; a task without gold evidence is
+    unknown. Reads `episode.retrieved` and `episode.citations`, with `kind: evidence` also `task.evidence`.
+    """
+
+    Options: ClassVar[type[CitationsOptions]] = CitationsOptions
+    options: CitationsOptions
+
+    def score(self, episodes: Sequence[Episode]) -> list[float | None]:
+        return [self._score(episode) for episode in episodes]
+
+    def _score(self, episode: Episode) -> float | None:
+        gold = set(episode.task.evidence)
+        by_evidence = self.options.kind == "evidence"
+        if by_evidence and not gold:
+            return None
+        if not episode.retrieved:
+            return 0.0
+        cited = set(episode.citations or ())
+        counted = [
+            item for item in episode.retrieved if item.id in cited and (not by_evidence or gold & {*item.sources})
+        ]
+        return len(counted) / len(episode.retrieved)
