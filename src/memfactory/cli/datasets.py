@@ -111,6 +111,64 @@ def hotpotqa(
     tell(report)
 
 
+@app.command()
+def locomo(
+    file: Annotated[Path, typer.Argument(help="LoCoMo's locomo10.json.")],
+    output: Output = Path("data"),
+    form: Annotated[str, typer.Option(help="Training rows: tuples, replay or questions.")] = "tuples",
+    window: Annotated[int, typer.Option(min=0, help="Turns in the bank of a tuple.")] = 50,
+    fact_turns: Annotated[int, typer.Option(min=1, help="The most new turns of a tuple.")] = 4,
+    speakers: Annotated[bool, typer.Option("--speakers", help="A namespace for each speaker in the banks.")] = False,
+    captions: Annotated[bool, typer.Option(help="What shared images show, behind the text.")] = True,
+    adversarial: Annotated[bool, typer.Option("--adversarial", help="Also questions that have no answer.")] = False,
+) -> None:
+    """LoCoMo in Memory-R1's split by conversation: locomo_train, locomo_val and locomo_test."""
+    start_logging()
+    from memfactory.data.locomo import LocomoForm, build_locomo
+    from memfactory.data.locomo_source import ADVERSARIAL, CATEGORIES
+
+    if form not in ("tuples", "replay", "questions"):
+        raise ConfigError(f"--form {form}: expected tuples, replay or questions")
+    options = LocomoForm(
+        form=form,  # type: ignore[arg-type]
+        categories=[category for category in CATEGORIES if adversarial or category != ADVERSARIAL],
+        captions=captions,
+        window=window,
+        fact_turns=fact_turns,
+        namespaces="speaker" if speakers else "joint",
+    )
+    with progress() as on_progress:
+        report = build_locomo(file, output, options, on_progress=on_progress)
+    tell(report)
+
+
+@app.command()
+def longmemeval(
+    file: Annotated[Path, typer.Argument(help="A LongMemEval file: oracle, s or m.")],
+    output: Output = Path("data"),
+    types: Annotated[
+        list[str] | None, typer.Option("--type", help="Only this type of question; repeat for several.")
+    ] = None,
+    evidence: Annotated[str, typer.Option(help="What counts as evidence: turns or sessions.")] = "turns",
+) -> None:
+    """LongMemEval as rows of the memory environments: <name of the file>.jsonl."""
+    start_logging()
+    from typing import get_args
+
+    from memfactory.data.longmemeval import LongMemEvalForm, QuestionType, build_longmemeval
+    from memfactory.errors import unknown
+
+    wrong = next((kind for kind in types or () if kind not in get_args(QuestionType)), None)
+    if wrong is not None:
+        raise ConfigError(f"--type: {unknown('type of question', wrong, get_args(QuestionType))}")
+    if evidence not in ("turns", "sessions"):
+        raise ConfigError(f"--evidence {evidence}: expected turns or sessions")
+    options = LongMemEvalForm(question_types=types, evidence=evidence)  # type: ignore[arg-type]
+    with progress() as on_progress:
+        report = build_longmemeval(file, output, options, on_progress=on_progress)
+    tell(report)
+
+
 Length = Annotated[int, typer.Option(min=256, help="Longest text in tokens of the tokenizer.")]
 Rows = Annotated[int, typer.Option(min=1, help="Rows.")]
 Seed = Annotated[int, typer.Option(help="Seed of what is drawn.")]
