@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy
 
-from memfactory.memory.operations import ApplyReport, Operation
+from memfactory.memory.contents import Base, Contents, Event, base_of
+from memfactory.memory.embedders import Vectors, VectorStore, build_embedder
+from memfactory.memory.operations import Add, ApplyReport, Delete, Invalid, Keep, Operation, Outcome, Update
 from memfactory.memory.options import MemoryConfig, Search
+from memfactory.memory.wording import shown
 from memfactory.types import Candidate, MemoryItem
+
+__all__ = ["BankSource", "Event", "Found", "MemoryBank"]
+
+KEPT_BASES = 64
 
 
 @dataclass(frozen=True)
@@ -21,34 +29,79 @@ class Found:
     score: float
 
 
-@dataclass(frozen=True)
-class Event:
-    """One change: the item before it (None: it is new) and after it (None: it is deleted)."""
-
-    before: MemoryItem | None
-    after: MemoryItem | None
-
-
 class MemoryBank:
-    """See the contract in the brief; this body is replaced by the memory package's author."""
+    """Opened by a BankSource. Items keep their order of insertion; what is searched is `wording.shown(item)`.
+
+    Times come in with what happened, never from a clock. An item whose text is empty matches nothing.
+    """
+
+    def __init__(self, source: BankSource, contents: Contents) -> None:
+        self._source = source
+        self._contents = contents
 
     def __len__(self) -> int:
-        raise NotImplementedError
+        return len(self._contents)
 
     def add(self, candidates: Iterable[Candidate]) -> list[str]:
-        raise NotImplementedError
+        """Make an item of each candidate; their ids: the next of "m1", "m2", ... that no item ever had."""
+        return [self._add(candidate) for candidate in candidates]
 
-    def update(self, id: str, value: str, *, key: str | None = None, sources: tuple[str, ...] = ()) -> MemoryItem:
-        raise NotImplementedError
+    def update(
+        self, id: str, value: str, *, key: str | None = None, sources: tuple[str, ...] = (), time: str | None = None
+    ) -> MemoryItem:
+        """The item `id` in its next version, with `value`, `key` if given, and `sources` after those that it has.
+
+        `time` becomes its `updated_at`. Raises LookupError where there is no such item.
+        """
+        old = self._existing(id)
+        new = replace(
+            old,
+            value=value,
+            key=old.key if key is None else key,
+            sources=tuple(dict.fromkeys((*old.sources, *sources))),
+            updated_at=old.updated_at if time is None else time,
+            version=old.version + 1,
+        )
+        self._contents.replace(new)
+        return new
 
     def delete(self, id: str) -> MemoryItem:
-        raise NotImplementedError
+        """Remove the item `id` and return it; its history stays. Raises LookupError where there is no such item."""
+        old = self._existing(id)
+        self._contents.remove(id)
+        return old
 
     def get(self, id: str) -> MemoryItem | None:
-        raise NotImplementedError
+        return self._contents.get(id)
 
-    def list(self, namespaces: Sequence[str] | None = None) -> list[MemoryItem]:
-        raise NotImplementedError
+    def history(self, id: str) -> list[Event]:
+        """The changes of the item `id`, oldest first, also once it is deleted. An item given when the bank was
+        opened enters it by an event as well."""
+        return self._contents.history(id)
+
+    def apply(self, operations: Sequence[Operation]) -> ApplyReport:
+        """Do all of `operations` in order, or none.
+
+        Invalid are: an `Invalid`, an unknown id, a second operation on one id. Where one is, nothing is committed:
+        it is reported "invalid" with the reason, and all others as "noop" with the reason "not committed: ...".
+        """
+        reasons = self._reasons(operations)
+        if any(reasons):
+            first = next(number for number, reason in enumerate(reasons, 1) if reason)
+            return ApplyReport(
+                tuple(
+                    Outcome("invalid", _id(operation), reason)
+                    if reason
+                    else Outcome("noop", _id(operation), f"not committed: operation {first} is invalid")
+                    for operation, reason in zip(operations, reasons, strict=True)
+                ),
+                committed=False,
+            )
+        return ApplyReport(tuple(self._perform(operation) for operation in operations), committed=True)
+
+    def fork(self) -> MemoryBank:
+        """A bank that begins as this one is now; neither sees what the other does from here on. Costs O(changes)."""
+        return MemoryBank(self._source, self._contents.fork())
 
     def search(
         self,
@@ -59,36 +112,121 @@ class MemoryBank:
         namespaces: Sequence[str] | None = None,
         min_score: float | None = None,
     ) -> list[Found]:
-        raise NotImplementedError
+        """The `k` items that match `query` best, by score, then by order of insertion."""
+        if k < 0:
+            raise ValueError(f"k must not be negative, got {k}")
+        items = self.list(namespaces)
+        if not items or not k:
+            return []
+        scores = _scores(self.embed([shown(item) for item in items]), self.embed_query(query))
+        order = numpy.argsort(-scores, kind="stable")[:k]
+        found = [Found(items[place], float(scores[place])) for place in order]
+        return found if min_score is None else [one for one in found if one.score >= min_score]
 
-    def history(self, id: str) -> list[Event]:
-        raise NotImplementedError
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        """The unit vectors of texts that are searched: float32 [n, d]."""
+        return self._source.embed(texts)
 
-    def apply(self, operations: Sequence[Operation]) -> ApplyReport:
-        raise NotImplementedError
-
-    def fork(self) -> MemoryBank:
-        raise NotImplementedError
-
-    def embed(self, texts: Sequence[str]) -> numpy.ndarray:
-        raise NotImplementedError
-
-    def embed_query(self, query: str) -> numpy.ndarray:
-        raise NotImplementedError
+    def embed_query(self, query: str) -> Vectors:
+        """The unit vector of what is searched for: float32 [d]."""
+        return self._source.embed_query(query)
 
     def save(self, folder: Path) -> None:
         raise NotImplementedError
 
+    def _add(self, candidate: Candidate) -> str:
+        item = MemoryItem(
+            self._contents.new_id(),
+            candidate.key,
+            candidate.value,
+            candidate.kind,
+            candidate.tags,
+            candidate.sources,
+            created_at=candidate.time,
+            namespace=candidate.namespace,
+        )
+        self._contents.add(item)
+        return item.id
+
+    def _existing(self, id: str) -> MemoryItem:
+        item = self._contents.get(id)
+        if item is None:
+            raise LookupError(f"the bank has no item {id!r}; it holds {len(self)}")
+        return item
+
+    def _reasons(self, operations: Sequence[Operation]) -> list[str | None]:
+        """Why each operation is invalid; None: it is not."""
+        reasons: list[str | None] = []
+        touched: set[str] = set()
+        for operation in operations:
+            id = _id(operation)
+            if isinstance(operation, Invalid):
+                reasons.append(operation.reason)
+            elif id is not None and self.get(id) is None:
+                reasons.append(f"the bank has no item {id!r}")
+            elif id is not None and id in touched:
+                reasons.append(f"a second operation on the item {id!r}")
+            else:
+                reasons.append(None)
+            if id is not None:
+                touched.add(id)
+        return reasons
+
+    def _perform(self, operation: Operation) -> Outcome:
+        if isinstance(operation, Add):
+            return Outcome("applied", self._add(operation.candidate))
+        if isinstance(operation, Update):
+            self.update(
+                operation.id, operation.value, key=operation.key, sources=operation.sources, time=operation.time
+            )
+            return Outcome("applied", operation.id)
+        if isinstance(operation, Delete):
+            self.delete(operation.id)
+            return Outcome("applied", operation.id)
+        assert isinstance(operation, Keep)
+        return Outcome("noop", operation.id)
+
+    # Last, because within the class it hides the builtin of its name.
+    def list(self, namespaces: Sequence[str] | None = None) -> list[MemoryItem]:
+        """The items, of `namespaces` alone where they are given, in order of insertion."""
+        if namespaces is None:
+            return [*self._contents]
+        wanted = set(namespaces)
+        return [item for item in self._contents if item.namespace in wanted]
+
 
 class BankSource:
-    """Opens the banks of one run: one embedder, one cache of vectors, shared by every bank and fork."""
+    """Opens the banks of one run: one embedder, one store of vectors, shared by every bank and fork."""
 
     def __init__(self, config: MemoryConfig | None = None) -> None:
         self.config = config or MemoryConfig()
+        embedder = build_embedder(self.config.embedder)
+        self._texts = VectorStore(embedder.embed)
+        self._queries = VectorStore(embedder.embed_queries)
+        self._bases: OrderedDict[tuple[MemoryItem, ...], Base] = OrderedDict()
 
     def open(self, items: Sequence[MemoryItem] = ()) -> MemoryBank:
         """A bank of its own that holds `items`. Equal items share what was computed for them."""
-        raise NotImplementedError
+        key = tuple(items)
+        base = self._bases.pop(key, None) or base_of(key)
+        self._bases[key] = base
+        while len(self._bases) > KEPT_BASES:
+            self._bases.popitem(last=False)
+        return MemoryBank(self, Contents(base))
 
     def load(self, folder: Path) -> MemoryBank:
         raise NotImplementedError
+
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        return numpy.stack(self._texts.vectors(texts)) if texts else numpy.zeros((0, 0), numpy.float32)
+
+    def embed_query(self, query: str) -> Vectors:
+        return self._queries.vectors([query])[0]
+
+
+def _id(operation: Operation) -> str | None:
+    return operation.id if isinstance(operation, Update | Delete | Keep) else None
+
+
+def _scores(vectors: Vectors, query: Vectors) -> Vectors:
+    return (vectors.astype(numpy.float64) * query).sum(axis=1).astype(numpy.float32)

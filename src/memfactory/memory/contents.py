@@ -1,0 +1,152 @@
+"""What a memory bank holds: items in order of insertion and every change to them, copied only where it is changed.
+
+It does not know how items are found by what they say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from memfactory.errors import DataError
+from memfactory.types import MemoryItem
+
+
+@dataclass(frozen=True)
+class Event:
+    """One change: the item before it (None: it is new) and after it (None: it is deleted)."""
+
+    before: MemoryItem | None
+    after: MemoryItem | None
+
+    @property
+    def id(self) -> str:
+        """The id of the item that was changed."""
+        item = self.before or self.after
+        assert item is not None
+        return item.id
+
+
+@dataclass(frozen=True)
+class Base:
+    """Contents that never change, shared by all forks. `items` and `events` are in order."""
+
+    items: tuple[MemoryItem, ...]
+    events: tuple[Event, ...]
+
+    @cached_property
+    def places(self) -> dict[str, int]:
+        """Where in `items` each id is."""
+        return {item.id: place for place, item in enumerate(self.items)}
+
+    @cached_property
+    def histories(self) -> dict[str, list[Event]]:
+        """The events of each id that there ever was."""
+        histories: dict[str, list[Event]] = {}
+        for event in self.events:
+            histories.setdefault(event.id, []).append(event)
+        return histories
+
+
+def base_of(items: Iterable[MemoryItem]) -> Base:
+    """The contents of a bank that begins with `items`: each enters by an event. DataError where two have one id."""
+    given = tuple(items)
+    base = Base(given, tuple(Event(None, item) for item in given))
+    if len(base.places) < len(given):
+        twice = next(item.id for place, item in enumerate(given) if base.places[item.id] != place)
+        raise DataError(f"two memory items have the id {twice!r}; ids must differ")
+    return base
+
+
+class Contents:
+    """A base and what has been changed since.
+
+    A fork copies only the changes; once they are as many as half of the base, they become part of a new base. So
+    both a fork and the changes themselves cost O(changes), amortised.
+    """
+
+    def __init__(self, base: Base) -> None:
+        self.base = base
+        self.changed: dict[int, MemoryItem | None] = {}
+        """What stands at places of the base now; None: it is deleted."""
+        self.added: dict[str, MemoryItem] = {}
+        """The items that the base does not have, in order."""
+        self._events: list[Event] = []
+        self._used: set[str] = set()
+        self._number = 0
+        self._deleted = 0
+
+    def __len__(self) -> int:
+        return len(self.base.items) - self._deleted + len(self.added)
+
+    def __iter__(self) -> Iterator[MemoryItem]:
+        for place, item in enumerate(self.base.items):
+            now = self.changed.get(place, item)
+            if now is not None:
+                yield now
+        yield from self.added.values()
+
+    def get(self, id: str) -> MemoryItem | None:
+        if id in self.added:
+            return self.added[id]
+        place = self.base.places.get(id)
+        return None if place is None else self.changed.get(place, self.base.items[place])
+
+    def new_id(self) -> str:
+        """The next of "m1", "m2", ... that no item ever had here."""
+        while True:
+            self._number += 1
+            id = f"m{self._number}"
+            if id not in self._used and id not in self.base.histories:
+                return id
+
+    def add(self, item: MemoryItem) -> None:
+        """Take `item` in; its id must be new."""
+        self.added[item.id] = item
+        self._note(Event(None, item))
+
+    def replace(self, item: MemoryItem) -> None:
+        """`item` takes the place of the one with its id."""
+        self._note(Event(self.get(item.id), item))
+        if item.id in self.added:
+            self.added[item.id] = item
+        else:
+            self.changed[self.base.places[item.id]] = item
+
+    def remove(self, id: str) -> None:
+        """The item `id` goes; its events stay."""
+        self._note(Event(self.get(id), None))
+        if id in self.added:
+            del self.added[id]
+        else:
+            self.changed[self.base.places[id]] = None
+            self._deleted += 1
+
+    def events(self) -> tuple[Event, ...]:
+        """Every change there was, in order; played again they give the items."""
+        return (*self.base.events, *self._events)
+
+    def history(self, id: str) -> list[Event]:
+        return [*self.base.histories.get(id, ()), *(event for event in self._events if event.id == id)]
+
+    def fork(self) -> Contents:
+        """Contents of their own that begin as these are now."""
+        if 2 * len(self._events) >= max(16, len(self.base.events)):
+            self._rebase()
+        other = Contents(self.base)
+        other.changed = dict(self.changed)
+        other.added = dict(self.added)
+        other._events = list(self._events)
+        other._used = set(self._used)
+        other._number = self._number
+        other._deleted = self._deleted
+        return other
+
+    def _rebase(self) -> None:
+        self.base = Base(tuple(self), self.events())
+        self.changed, self.added, self._events, self._used, self._deleted = {}, {}, [], set(), 0
+
+    def _note(self, event: Event) -> None:
+        self._events.append(event)
+        self._used.add(event.id)

@@ -1,0 +1,67 @@
+"""Vectors of hashed words and character n-grams: no model, no network, and the same on every machine."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from hashlib import blake2b
+from math import log
+
+import numpy
+from numpy.typing import NDArray
+
+from memfactory.memory.embedders import Vectors
+from memfactory.memory.options import LexicalEmbedderConfig
+from memfactory.memory.words import words
+
+REMEMBERED_WORDS = 200_000
+
+
+class LexicalEmbedder:
+    """Each word and each n-gram of `<word>` adds its weight, with a hashed sign, at a hashed place of the vector.
+
+    A word that occurs n times counts 1 + ln n. A text without words is the zero vector.
+    """
+
+    def __init__(self, config: LexicalEmbedderConfig) -> None:
+        self.config = config
+        self.dimensions = config.dimensions
+        self._places: dict[str, tuple[NDArray[numpy.int64], NDArray[numpy.float64]]] = {}
+
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        """float32 [len(texts), dimensions], not normalised."""
+        vectors = numpy.zeros((len(texts), self.dimensions), numpy.float32)
+        for row, text in enumerate(texts):
+            counts = Counter(words(text))
+            if counts:
+                parts = [self._features(word) for word in counts]
+                places = numpy.concatenate([place for place, _ in parts])
+                weights = numpy.concatenate(
+                    [weight * (1 + log(count)) for (_, weight), count in zip(parts, counts.values(), strict=True)]
+                )
+                vectors[row] = numpy.bincount(places, weights, self.dimensions)
+        return vectors
+
+    def embed_queries(self, texts: Sequence[str]) -> Vectors:
+        return self.embed(texts)
+
+    def _features(self, word: str) -> tuple[NDArray[numpy.int64], NDArray[numpy.float64]]:
+        """The places that `word` and its n-grams add to, and what they add."""
+        if word not in self._places:
+            if len(self._places) >= REMEMBERED_WORDS:
+                self._places.clear()
+            marked = f"<{word}>"
+            grams = [
+                marked[start : start + length]
+                for length in self.config.ngrams
+                for start in range(len(marked) - length + 1)
+            ]
+            weighted = [("w:" + word, 1.0), *(("n:" + gram, self.config.ngram_weight) for gram in grams)]
+            hashes = [int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "big") for name, _ in weighted]
+            self._places[word] = (
+                numpy.array([number % self.dimensions for number in hashes], numpy.int64),
+                numpy.array(
+                    [weight if number >> 63 else -weight for number, (_, weight) in zip(hashes, weighted, strict=True)]
+                ),
+            )
+        return self._places[word]
