@@ -13,7 +13,14 @@ from memfactory.config.schema import AgentSpec, Component, RunConfig
 from memfactory.config.training import TrainerOptions
 from memfactory.dialogue import POLICY, Agent, Module
 from memfactory.engines.base import Engine
-from memfactory.engines.options import EngineConfig, HfEngineConfig, OpenAIEngineConfig, VllmEngineConfig
+from memfactory.engines.cached import CachedEngine
+from memfactory.engines.options import (
+    EngineConfig,
+    HfEngineConfig,
+    ModelConfig,
+    OpenAIEngineConfig,
+    VllmEngineConfig,
+)
 from memfactory.envs.base import Environment, RewardFunction, TaskSet
 from memfactory.errors import ConfigError
 from memfactory.memory.bank import BankSource
@@ -126,11 +133,34 @@ def tasks_with_warning(component: Component, env: Environment, base_dir: Path) -
 
 
 def build_engines(config: RunConfig, model: PreTrainedModel | None, chat: ChatFormat | None) -> dict[str, Engine]:
-    """The policy's engine under "policy", and the helpers by their names; equal settings share one engine."""
-    engines = {POLICY: _engine(config.engine, config, model, chat)}
+    """The policy's engine under "policy", and the helpers by their names.
+
+    Settings that differ in their decoding alone share one engine. The greedy replies of a helper whose weights stay as
+    they are, are kept.
+    """
+    made: list[tuple[EngineConfig, Engine]] = [(config.engine, _engine(config.engine, config, model, chat))]
+    engines = {POLICY: made[0][1]}
     for name, settings in config.engines.items():
-        engines[name] = engines[POLICY] if settings == config.engine else _engine(settings, config, model, chat)
+        engine = next((engine for other, engine in made if _speaks_as(settings, other)), None)
+        if engine is None:
+            engine = _engine(settings, config, model, chat)
+            engine = CachedEngine(engine) if _is_constant(settings) else engine
+            made.append((settings, engine))
+        engines[name] = engine
     return engines
+
+
+def _speaks_as(one: EngineConfig, other: EngineConfig) -> bool:
+    """Whether both name the same engine; how its replies are drawn is said with each."""
+    drawn = {"temperature", "top_p"}
+    return one.model_dump(exclude=drawn) == other.model_dump(exclude=drawn)
+
+
+def _is_constant(settings: EngineConfig) -> bool:
+    """Whether training leaves the engine's weights as they are: it does not speak with the policy's."""
+    return isinstance(settings, OpenAIEngineConfig) or (
+        isinstance(settings, HfEngineConfig) and settings.model is not None
+    )
 
 
 def _engine(
@@ -140,23 +170,32 @@ def _engine(
         from memfactory.engines.openai import OpenAIEngine
 
         return OpenAIEngine(settings)
+    if isinstance(settings, HfEngineConfig) and settings.model is not None:
+        from memfactory.engines.loading import load_chat, load_model
+
+        model, chat = load_model(settings.model, training=False), load_chat(settings.model)
+        return _hf_engine(settings, settings.model, model.requires_grad_(False), chat)
     if chat is None:
         raise ConfigError(f"engine: kind {settings.kind!r} needs a local model, but the policy speaks through an API")
     if isinstance(settings, VllmEngineConfig):
         from memfactory.engines.vllm import VllmEngine
 
         return VllmEngine(config.model, chat, settings)
+    if model is None:
+        raise ConfigError("engine: kind 'hf' as a helper needs a `model` of its own, or the policy to be local too")
+    return _hf_engine(settings, config.model, model, chat)
+
+
+def _hf_engine(settings: HfEngineConfig, described: ModelConfig, model: PreTrainedModel, chat: ChatFormat) -> Engine:
     from memfactory.engines.hf import HfEngine
     from memfactory.engines.loading import compute_dtype
 
-    if model is None:
-        raise ConfigError("engine: kind 'hf' as a helper needs the policy to be local too")
-    return HfEngine(model, chat, settings, compute_dtype=compute_dtype(config.model, model.device))
+    return HfEngine(model, chat, settings, compute_dtype=compute_dtype(described, model.device))
 
 
 def _decodings(config: RunConfig) -> dict[str, Decoding]:
     return {
         name: Decoding(settings.temperature, settings.top_p)
         for name, settings in config.engines.items()
-        if isinstance(settings, OpenAIEngineConfig)
+        if not isinstance(settings, VllmEngineConfig)
     }

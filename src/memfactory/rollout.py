@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
@@ -10,6 +11,9 @@ from typing import Protocol
 from memfactory.dialogue import Agent, play
 from memfactory.engines.base import Engine
 from memfactory.types import Decoding, Episode, Group, Reward, Task, Trajectory, Turn
+
+
+log = logging.getLogger("memfactory")
 
 
 class Scorer(Protocol):
@@ -32,7 +36,8 @@ def rollout(
     """Play `group_size` attempts at each task and score them; the groups come in the order of the tasks.
 
     `seeds`, one a task, name the random streams: with the attempt's number and the turn's number a seed fixes every
-    draw, so equal weights and an equal seed give equal groups whatever else ran before.
+    draw, so equal weights and an equal seed give equal groups whatever else ran before. A warning counts the attempts
+    that a helper's failure ended.
     """
     episodes = [
         Episode(task, member=member, seed=seed)
@@ -41,12 +46,25 @@ def rollout(
     ]
     for _ in play(agent, episodes, engines, decodings=decodings, score=env.score, on_turn=on_turn):
         pass
+    warn_of_failures(episodes)
     rewards = env.score(episodes)
     trajectories = [_trajectory(episode, reward) for episode, reward in zip(episodes, rewards, strict=True)]
     return [
         Group(task, tuple(trajectories[index * group_size : (index + 1) * group_size]))
         for index, task in enumerate(tasks)
     ]
+
+
+def warn_of_failures(episodes: Sequence[Episode]) -> None:
+    """A warning that counts the attempts that could not be played to their end, with the first reason."""
+    reasons = [episode.failure for episode in episodes if episode.failure is not None]
+    if reasons:
+        log.warning(
+            "%d of %d attempts were ended by a helper's failure, so their rewards are unknown; the first: %s",
+            len(reasons),
+            len(episodes),
+            reasons[0],
+        )
 
 
 def _trajectory(episode: Episode, reward: Reward) -> Trajectory:

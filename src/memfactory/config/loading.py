@@ -107,7 +107,7 @@ def _composed(found: Source, overrides: Sequence[str]) -> tuple[Tree, list[Path]
 
 
 def _written_out(tree: Tree) -> Tree:
-    """The short forms of sections as mappings: `model: tiny`, `engine: vllm`, `trackers: [console]`."""
+    """The short forms of sections as mappings: `model: tiny` (helpers' too), `engine: vllm`, `trackers: [console]`."""
 
     def write(value: object, key: str, path: KeyPath) -> object:
         if not isinstance(value, str):
@@ -123,6 +123,10 @@ def _written_out(tree: Tree) -> Tree:
             values[section] = write(values[section], key, (section,))
     if isinstance(values.get("engines"), dict):
         values["engines"] = {n: write(v, "kind", ("engines", n)) for n, v in values["engines"].items()}
+        for name, engine in values["engines"].items():
+            if isinstance(engine, dict) and engine.get("kind") == "hf" and "model" in engine:
+                place = ("engines", name, "model")
+                values["engines"][name] = {**engine, "model": write(engine["model"], "path", place)}
     if isinstance(values.get("trackers"), list):
         values["trackers"] = [write(v, "kind", ("trackers", i)) for i, v in enumerate(values["trackers"])]
     return tree
@@ -130,10 +134,12 @@ def _written_out(tree: Tree) -> Tree:
 
 def _anchor(values: dict[str, Any], base_dir: Path) -> None:
     """Make paths absolute that exist beside the config only: a run's written config lies elsewhere."""
-    model, plugins = values.get("model"), values.get("plugins")
-    for key in ("path", "adapter", "chat_template"):
-        if isinstance(model, dict) and isinstance(model.get(key), str):
-            model[key] = anchored(model[key], base_dir)
+    engines, plugins = values.get("engines"), values.get("plugins")
+    helpers = engines.values() if isinstance(engines, dict) else ()
+    for model in (values.get("model"), *(helper.get("model") for helper in helpers if isinstance(helper, dict))):
+        for key in ("path", "adapter", "chat_template"):
+            if isinstance(model, dict) and isinstance(model.get(key), str):
+                model[key] = anchored(model[key], base_dir)
     if isinstance(plugins, list):
         values["plugins"] = [anchored(p, base_dir) if str(p).endswith(".py") else p for p in plugins]
 

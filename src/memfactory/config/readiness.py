@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
@@ -13,12 +13,12 @@ from typing import Literal
 from memfactory.config.datasets import locate
 from memfactory.config.parts import is_dir
 from memfactory.config.problems import Problems
-from memfactory.config.rules import reward_engines
+from memfactory.config.rules import models, reward_engines
 from memfactory.config.schema import Component, RunConfig
 from memfactory.config.training import GrpoOptions, SftOptions, TrainerOptions
-from memfactory.config.tree import KeyPath
+from memfactory.config.tree import KeyPath, dotted
 from memfactory.dialogue import ModuleOptions
-from memfactory.engines.options import EngineConfig, OpenAIEngineConfig, VllmEngineConfig
+from memfactory.engines.options import EngineConfig, ModelConfig, OpenAIEngineConfig, VllmEngineConfig
 from memfactory.errors import nearest
 from memfactory.trackers.options import SwanlabConfig
 
@@ -40,9 +40,12 @@ class Readiness:
         """Check everything that the command uses; the warnings."""
         if self.command == "train":
             self._can_be_trained()
-        self._model_files()
-        self._compute()
-        self._engines()
+        used = dict(self._used_engines())
+        for path, model in models(self.config).items():
+            if path == ("model",) or path[:-1] in used:
+                self._model_files(path, model)
+                self._compute(path, model)
+        self._engines(used)
         if self.command == "train":
             self._datasets()
             self._optimizer()
@@ -72,21 +75,20 @@ class Readiness:
         places = (Path(text).expanduser() if text.startswith("~/") else Path(text), self.base_dir / text)
         return next((path for path in places if is_dir(path)), None)
 
-    def _model_files(self) -> None:
-        model = self.config.model
-        self._model_path(model.path)
+    def _model_files(self, place: KeyPath, model: ModelConfig) -> None:
+        if place != ("model",) or not isinstance(self.config.engine, OpenAIEngineConfig):
+            self._model_path((*place, "path"), model.path)
         adapter = None if model.adapter is None else self._folder(model.adapter)
         if adapter is not None and not (adapter / "adapter_config.json").is_file():
-            self.problems.add(("model", "adapter"), f"{adapter} is no PEFT adapter: it has no adapter_config.json")
+            self.problems.add((*place, "adapter"), f"{adapter} is no PEFT adapter: it has no adapter_config.json")
         elif adapter is None and model.adapter is not None and not _may_be_hub_id(model.adapter):
-            self.problems.add(("model", "adapter"), f"there is no folder {model.adapter!r}")
+            self.problems.add((*place, "adapter"), f"there is no folder {model.adapter!r}")
         if model.chat_template is not None and locate(model.chat_template, self.base_dir) is None:
-            self.problems.add(("model", "chat_template"), f"there is no file {model.chat_template!r}")
+            self.problems.add((*place, "chat_template"), f"there is no file {model.chat_template!r}")
 
-    def _model_path(self, path: str) -> None:
-        if path == "tiny" or isinstance(self.config.engine, OpenAIEngineConfig):
+    def _model_path(self, place: KeyPath, path: str) -> None:
+        if path == "tiny":
             return
-        place: KeyPath = ("model", "path")
         folder = self._folder(path)
         if folder is not None:
             if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
@@ -106,23 +108,20 @@ class Readiness:
                 places = " or ".join(dict.fromkeys((str(Path.cwd()), str(self.base_dir.resolve()))))
                 self.problems.add((*path, "path"), f"there is no file {file!r} in {places}")
 
-    def _on_gpu(self) -> bool:
-        return has_cuda() and self.config.model.device != "cpu"
-
-    def _compute(self) -> None:
-        model = self.config.model
+    def _compute(self, place: KeyPath, model: ModelConfig) -> None:
         if model.device.startswith("cuda") and not has_cuda():
             self.problems.add(
-                ("model", "device"), f"{model.device!r} is asked for, but no CUDA GPU is found; use auto or cpu"
+                (*place, "device"), f"{model.device!r} is asked for, but no CUDA GPU is found; use auto or cpu"
             )
         if model.attention == "flash_attention_2":
-            self._needs(("model", "attention"), "flash_attention_2", "flash_attn", "flash-attn", "use auto or sdpa")
-        if model.dtype in ("bfloat16", "float16") and not self._on_gpu():
-            self.warnings.append(f"model.dtype: {model.dtype} on a CPU is slow; auto takes float32 there")
+            here = (*place, "attention")
+            self._needs(model, here, "flash_attention_2", "flash_attn", "flash-attn", "use auto or sdpa")
+        if model.dtype in ("bfloat16", "float16") and not on_gpu(model):
+            self.warnings.append(f"{dotted(place)}.dtype: {model.dtype} on a CPU is slow; auto takes float32 there")
 
-    def _needs(self, path: KeyPath, what: str, package: str, extra: str, instead: str) -> None:
-        """Note when a CUDA GPU or the package of an extra is not there."""
-        if not self._on_gpu():
+    def _needs(self, model: ModelConfig, path: KeyPath, what: str, package: str, extra: str, instead: str) -> None:
+        """Note when a CUDA GPU for `model` or the package of an extra is not there."""
+        if not on_gpu(model):
             self.problems.add(path, f"{what} needs a CUDA GPU, and none is used here; {instead}")
         elif not installed(package):
             self.problems.add(
@@ -142,10 +141,10 @@ class Readiness:
             if name in self.config.engines:
                 yield ("engines", name), self.config.engines[name]
 
-    def _engines(self) -> None:
-        for path, engine in self._used_engines():
+    def _engines(self, used: Mapping[KeyPath, EngineConfig]) -> None:
+        for path, engine in used.items():
             if isinstance(engine, VllmEngineConfig):
-                self._needs((*path, "kind"), "vLLM", "vllm", "vllm", "use kind: hf")
+                self._needs(self.config.model, (*path, "kind"), "vLLM", "vllm", "vllm", "use kind: hf")
             elif isinstance(engine, OpenAIEngineConfig) and needs_key(engine):
                 self.problems.add(
                     (*path, "api_key_env"),
@@ -157,7 +156,8 @@ class Readiness:
         options = self.config.train.options if self.config.train is not None else None
         kind = options.optimizer.kind if isinstance(options, TrainerOptions) else "adamw"
         if kind == "adamw_8bit" or (kind == "auto" and self.config.model.device != "cpu" and has_cuda()):
-            self._needs(("train", "optimizer", "kind"), kind, "bitsandbytes", "bitsandbytes", "use adamw")
+            here = ("train", "optimizer", "kind")
+            self._needs(self.config.model, here, kind, "bitsandbytes", "bitsandbytes", "use adamw")
 
     def _trackers(self) -> None:
         for tracker in self.config.trackers:
@@ -188,6 +188,11 @@ def needs_key(engine: OpenAIEngineConfig) -> bool:
 def installed(package: str) -> bool:
     """Whether a package can be imported, without importing it."""
     return importlib.util.find_spec(package) is not None
+
+
+def on_gpu(model: ModelConfig) -> bool:
+    """Whether `model` can have a GPU to run on."""
+    return has_cuda() and model.device != "cpu"
 
 
 def has_cuda() -> bool:

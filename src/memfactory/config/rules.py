@@ -10,7 +10,7 @@ from memfactory.config.schema import RunConfig
 from memfactory.config.training import GrpoOptions, TrainerOptions
 from memfactory.config.tree import KeyPath
 from memfactory.dialogue import POLICY, ModuleOptions
-from memfactory.engines.options import EngineConfig, ModelConfig, OpenAIEngineConfig
+from memfactory.engines.options import EngineConfig, HfEngineConfig, ModelConfig, OpenAIEngineConfig
 from memfactory.errors import unknown
 from memfactory.registry import REWARDS
 
@@ -32,10 +32,25 @@ def check_rules(config: RunConfig, problems: Problems) -> list[str]:
         address = engine.base_url if isinstance(engine, OpenAIEngineConfig) else None
         if address is not None and not address.startswith(("http://", "https://")):
             problems.add((*path, "base_url"), f"{address!r} is no address; it begins with http:// or https://")
-    _model(config.model, problems)
+    if isinstance(config.engine, HfEngineConfig) and config.engine.model is not None:
+        problems.add(
+            ("engine", "model"), "the policy's model is the section `model:`; only helpers have their own"
+        )
+    for path, model in models(config).items():
+        _model(model, path, problems)
     if config.train is None or not isinstance(config.train.options, TrainerOptions):
         return []
     return _training(config.train.options, problems)
+
+
+def models(config: RunConfig) -> dict[KeyPath, ModelConfig]:
+    """The policy's model and those of the helpers that have their own, by where each is configured."""
+    own: dict[KeyPath, ModelConfig] = {
+        ("engines", name, "model"): engine.model
+        for name, engine in config.engines.items()
+        if isinstance(engine, HfEngineConfig) and engine.model is not None
+    }
+    return {("model",): config.model, **own}
 
 
 def reward_engines(config: RunConfig) -> Iterator[tuple[KeyPath, str]]:
@@ -71,11 +86,11 @@ def _engines(config: RunConfig, problems: Problems) -> None:
             )
 
 
-def _model(model: ModelConfig, problems: Problems) -> None:
+def _model(model: ModelConfig, path: KeyPath, problems: Problems) -> None:
     if not _DEVICE.fullmatch(model.device):
-        problems.add(("model", "device"), f"expected auto, cpu, mps, cuda or cuda:N; given {model.device!r}")
+        problems.add((*path, "device"), f"expected auto, cpu, mps, cuda or cuda:N; given {model.device!r}")
     if model.attention == "flash_attention_2" and model.dtype == "float32":
-        problems.add(("model", "attention"), "flash_attention_2 cannot compute in float32; use dtype: bfloat16")
+        problems.add((*path, "attention"), "flash_attention_2 cannot compute in float32; use dtype: bfloat16")
 
 
 def _training(options: TrainerOptions, problems: Problems) -> list[str]:

@@ -11,7 +11,7 @@ from memfactory.types import Scalar
 
 
 class ModelConfig(Options):
-    """The model in training, or the one that is evaluated."""
+    """A model: the one in training, the one that is evaluated, or a helper's."""
 
     path: str = "tiny"
     """A Hugging Face id, a local folder, or `tiny`: the model inside the package."""
@@ -36,15 +36,21 @@ class ModelConfig(Options):
 
 
 class HfEngineConfig(Options):
-    """The policy's own weights through transformers, with continuous refilling."""
+    """The policy's own weights, or a frozen model's, through transformers, with continuous refilling."""
 
     kind: Literal["hf"] = "hf"
+    model: ModelConfig | None = None
+    """A helper's own model, which is never trained; null: the policy's weights."""
     max_batch: int = Field(64, ge=1)
     """Conversations that decode at one time."""
     max_batch_tokens: int = Field(262144, ge=1)
     """Tokens of key-value cache at one time."""
     prefill_tokens: int = Field(16384, ge=1)
     """Prompt tokens that are prefilled in one pass."""
+    temperature: float = Field(0.0, ge=0)
+    """Sampling temperature where the engine is a helper; as the policy, the run's own decoding counts."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Nucleus sampling where the engine is a helper."""
 
 
 class VllmEngineConfig(Options):
