@@ -35,9 +35,9 @@ def find_field(row: Row, own: str | None, published: tuple[str, ...], what: str)
     )
 
 
-def text_of(row: Row, field: str, value: object) -> str:
-    """`value` where it is a text that is not blank and can be written. Raises DataError where it is not."""
-    if not isinstance(value, str) or not value.strip():
+def text_of(row: Row, field: str, value: object, *, blank: bool = False) -> str:
+    """`value`, which must be a text that can be written, and not blank unless it may be. Raises DataError otherwise."""
+    if not isinstance(value, str) or not (blank or value.strip()):
         raise DataError(f"{row.source}: field {field!r} should be a text, got {described(value)}")
     try:
         value.encode()

@@ -1,0 +1,103 @@
+"""LongMemEval's retrieval metrics: `evidence_any`, `evidence_all` and `evidence_ndcg` (arXiv 2410.10813).
+
+They read `episode.retrieved` (the `sources` of its items, best first) and `task.evidence`. With `by: session` both are
+taken by session, the part of an id before its last colon ("D3:7" is of session D3), and the ranking is followed until k
+different sessions are found. A task without gold evidence has an unknown score. "Recall@5" of a paper that does not say
+more may be any of `evidence_any`, `evidence_all` and `evidence_recall`.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Collection, Mapping, Sequence
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from memfactory.envs.rewards.base import RewardFunction, RewardOptions
+from memfactory.registry import REWARDS
+from memfactory.types import Episode, MemoryItem
+
+
+class EvidenceRankingOptions(RewardOptions):
+    """Options of `evidence_any`, `evidence_all` and `evidence_ndcg`."""
+
+    k: int = Field(5, ge=1)
+    """How far the ranking counts: so many items, or so many different sessions."""
+    by: Literal["turn", "session"] = "turn"
+    """What evidence is counted by: turns, or the sessions that they are of."""
+
+
+class EvidenceRanking(RewardFunction):
+    """A score by where in the ranking each piece of gold evidence comes first."""
+
+    Options: ClassVar[type[EvidenceRankingOptions]] = EvidenceRankingOptions
+    options: EvidenceRankingOptions
+
+    def score(self, episodes: Sequence[Episode]) -> list[float | None]:
+        return [self._score(episode) for episode in episodes]
+
+    def _score(self, episode: Episode) -> float | None:
+        by_session = self.options.by == "session"
+        gold = {_session(id) if by_session else id for id in episode.task.evidence}
+        if not gold:
+            return None
+        ranks = session_ranks(episode.retrieved) if by_session else turn_ranks(episode.retrieved)
+        return self.worth(gold, {id: rank for id, rank in ranks.items() if rank <= self.options.k})
+
+    @abstractmethod
+    def worth(self, gold: Collection[str], ranks: Mapping[str, int]) -> float:
+        """What it is worth that these turns or sessions were found at these ranks, 1 to k."""
+
+
+@REWARDS.register("evidence_any")
+class EvidenceAny(EvidenceRanking):
+    """LongMemEval's recall_any@k: 1 where any of the gold evidence is among the first k."""
+
+    def worth(self, gold: Collection[str], ranks: Mapping[str, int]) -> float:
+        return float(any(id in ranks for id in gold))
+
+
+@REWARDS.register("evidence_all")
+class EvidenceAll(EvidenceRanking):
+    """LongMemEval's recall_all@k: 1 where all of the gold evidence is among the first k."""
+
+    def worth(self, gold: Collection[str], ranks: Mapping[str, int]) -> float:
+        return float(all(id in ranks for id in gold))
+
+
+@REWARDS.register("evidence_ndcg")
+class EvidenceNdcg(EvidenceRanking):
+    """LongMemEval's ndcg@k: the sum of 1 / max(1, log2(rank)) over the gold evidence found, over the best there is.
+
+    The first two ranks count alike, as in LongMemEval's script. The best there is has one piece of evidence at each
+    rank; an item that comes from several turns brings all of them at its rank, and more than the best counts as 1.
+    """
+
+    def worth(self, gold: Collection[str], ranks: Mapping[str, int]) -> float:
+        found = sum(_gain(ranks[id]) for id in gold if id in ranks)
+        return min(1.0, found / sum(_gain(rank) for rank in range(1, min(len(gold), self.options.k) + 1)))
+
+
+def turn_ranks(items: Sequence[MemoryItem]) -> dict[str, int]:
+    """The rank (from 1) of the first item that comes from each turn."""
+    ranks: dict[str, int] = {}
+    for rank, item in enumerate(items, start=1):
+        for source in item.sources:
+            ranks.setdefault(source, rank)
+    return ranks
+
+
+def session_ranks(items: Sequence[MemoryItem]) -> dict[str, int]:
+    """Each session's place (from 1) among the different sessions in the order in which the items bring them."""
+    sessions = dict.fromkeys(_session(source) for item in items for source in item.sources)
+    return {session: rank for rank, session in enumerate(sessions, start=1)}
+
+
+def _session(id: str) -> str:
+    return id.rpartition(":")[0] or id
+
+
+def _gain(rank: int) -> float:
+    return 1 / max(1.0, math.log2(rank))
