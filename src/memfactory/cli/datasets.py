@@ -130,7 +130,7 @@ def locomo(
     if form not in ("tuples", "replay", "questions"):
         raise ConfigError(f"--form {form}: expected tuples, replay or questions")
     options = LocomoForm(
-        form=form,  # type: ignore[arg-type]
+        form=form,
         categories=[category for category in CATEGORIES if adversarial or category != ADVERSARIAL],
         captions=captions,
         window=window,
@@ -163,7 +163,7 @@ def longmemeval(
         raise ConfigError(f"--type: {unknown('type of question', wrong, get_args(QuestionType))}")
     if evidence not in ("turns", "sessions"):
         raise ConfigError(f"--evidence {evidence}: expected turns or sessions")
-    options = LongMemEvalForm(question_types=types, evidence=evidence)  # type: ignore[arg-type]
+    options = LongMemEvalForm(question_types=types, evidence=evidence)
     with progress() as on_progress:
         report = build_longmemeval(file, output, options, on_progress=on_progress)
     tell(report)

@@ -1,8 +1,8 @@
-"""LoCoMo's own metrics: `locomo_f1` and `locomo_em` (arXiv 2402.17753; task_eval/evaluation.py of its repository, 2024).
+"""LoCoMo's own metrics: `locomo_f1` and `locomo_em` (arXiv 2402.17753; its repository's task_eval/evaluation.py, 2024).
 
-Words are what its normal form leaves: commas gone, lower case, ASCII punctuation gone (so "mental-health" is one word
-and not "mental health"), the articles a, an, the and the word "and" gone. Other scripts call other things F1 and EM: see
-`mem0_f1`, `f1` and `em`.
+Words are what its normal form leaves: lower case, ASCII punctuation gone (so "mental-health" is one word and not
+"mental health"), a, an, the and the word "and" gone. Other scripts call other things F1 and EM: see `mem0_f1`, `f1`
+and `em`.
 """
 
 from __future__ import annotations
