@@ -14,6 +14,8 @@ from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Any, ClassVar, Literal
 
+import numpy
+
 from memfactory.engines.base import Engine
 from memfactory.errors import ConfigError, EngineError
 from memfactory.memory.bank import BankSource
@@ -107,6 +109,27 @@ class Module(ABC):
         """The interface that the options name."""
         interfaces = {"generate": self.generate, "rollout": self.rollout, "inference": self.inference}
         yield from interfaces[self.options.interface](episode)
+
+
+class LearningModule(Module):
+    """A module with parameters of its own, which learn from how attempts went and not through the language model.
+
+    While `learning` is set it explores and notes in the episode what `learn` needs. It is plain otherwise.
+    """
+
+    learning: bool = False
+
+    @abstractmethod
+    def learn(self, episodes: Sequence[Episode]) -> dict[str, float]:
+        """Learn from attempts that have ended, in which this module was learning; what was measured."""
+
+    @abstractmethod
+    def state(self) -> dict[str, numpy.ndarray]:
+        """All that it has learnt, by name; empty before the first attempt."""
+
+    @abstractmethod
+    def load_state(self, state: Mapping[str, numpy.ndarray]) -> None:
+        """Go back to what `state` gave."""
 
 
 class Agent(ABC):

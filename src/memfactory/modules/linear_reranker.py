@@ -1,0 +1,184 @@
+"""The module `linear_reranker`: RMM's reranker, two linear maps that learn from which memories an answer cites.
+
+It asks no model (arXiv 2503.08026, section 5). The maths is in `memory/linear.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any, ClassVar, Literal
+
+import numpy
+from pydantic import Field
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from memfactory.dialogue import Asking, LearningModule, ModuleOptions, stream_seed
+from memfactory.errors import ConfigError
+from memfactory.memory.linear import (
+    Array,
+    Estimator,
+    ResidualMap,
+    choose,
+    identity,
+    map_gradients,
+    score_gradient,
+    scores,
+)
+from memfactory.memory.options import Search
+from memfactory.memory.wording import shown
+from memfactory.registry import MODULES
+from memfactory.types import Codec, Episode, Selection
+
+MAPS = ("query", "memory")
+
+
+class LinearRerankerOptions(ModuleOptions):
+    """Options of `linear_reranker`."""
+
+    candidates: int = Field(20, ge=1)
+    """Items that are found first (K)."""
+    keep: int = Field(5, ge=1)
+    """The most items that are chosen (M)."""
+    search: Search | None = None
+    """How items are found: dense, bm25 or hybrid; null: as the run's `memory.search` says."""
+    weights: str | None = None
+    """Trained maps (a .safetensors that the trainer `online` wrote); null: maps that change nothing."""
+    rank: int | None = Field(None, ge=1)
+    """The rank of new maps; null: full."""
+    learning_rate: float = Field(1e-3, gt=0)
+    """How far one batch moves the maps along its mean gradient."""
+    estimator: Estimator = "paper"
+    """The policy gradient: RMM's (paper), one with less variance (softmax), or the unbiased one (plackett_luce)."""
+    temperature: float = Field(0.5, gt=0)
+    """Divides the scores in the gradient of `estimator: paper`; it does not change what is drawn."""
+    baseline: float = 0.5
+    """Taken from the reward of a memory, which is 1 or -1."""
+    signal: Literal["citations", "evidence"] = "citations"
+    """What earns a memory its reward: that the answer cites it, or that it comes from the gold evidence."""
+
+
+@MODULES.register("linear_reranker")
+class LinearReranker(LearningModule):
+    """Reranks by linear maps of the embeddings, which learn from the memories that an answer cites."""
+
+    Options: ClassVar[type[LinearRerankerOptions]] = LinearRerankerOptions
+    options: LinearRerankerOptions
+
+    def __init__(self, options: Any, codec: Codec) -> None:
+        super().__init__(options, codec)
+        self.maps: tuple[ResidualMap, ResidualMap] | None = None
+        if self.options.weights is not None:
+            self._load(Path(self.options.weights))
+
+    def dialogue(self, episode: Episode) -> Asking:
+        assert episode.bank is not None
+        options, bank, question = self.options, episode.bank, episode.task.question
+        items = [one.item for one in bank.search(question, options.candidates, mode=options.search)]
+        episode.retrieved, episode.selection = (), None
+        if items:
+            texts = tuple(shown(item) for item in items)
+            found = self._scores(bank.embed_query(question), bank.embed(texts))
+            noise = numpy.zeros(len(items))
+            if self.learning:
+                stream = numpy.random.default_rng(stream_seed(episode.seed, episode.member, "gumbel"))
+                noise = stream.gumbel(size=len(items))
+            chosen = choose(found, noise, options.keep)
+            episode.selection = Selection(question, texts, tuple(noise.tolist()), chosen)
+            episode.retrieved = tuple(items[place] for place in chosen)
+        yield from ()
+
+    def learn(self, episodes: Sequence[Episode]) -> dict[str, float]:
+        """One step up the mean gradient of the attempts whose chosen memories have known rewards."""
+        used: list[tuple[Array, ...]] = []
+        useful: list[float] = []
+        for episode in episodes:
+            rewards = self.rewards(episode)
+            if rewards is None:
+                continue
+            used.append(self._gradients(episode, rewards - self.options.baseline))
+            useful += (rewards > 0).tolist()
+        metrics = {"skipped": 1 - len(used) / max(len(episodes), 1)}
+        if not used:
+            return metrics
+        rate = self.options.learning_rate / len(used)
+        columns = [numpy.stack(column) for column in zip(*used, strict=True)]
+        before = self._maps(columns[0].shape[1])
+        self.maps = before[0].moved(columns[0], columns[1], rate), before[1].moved(columns[2], columns[3], rate)
+        norms = {f"update_{name}": _norm(a, b) for name, a, b in zip(MAPS, columns[::2], columns[1::2], strict=True)}
+        return {"useful": fmean(useful), **metrics, **{name: rate * norm for name, norm in norms.items()}}
+
+    def rewards(self, episode: Episode) -> Array | None:
+        """1 or -1 for each chosen memory, [M]; None where they are unknown (a malformed citation skips the update)."""
+        if episode.failure is not None or episode.selection is None:
+            return None
+        if self.options.signal == "evidence":
+            gold = set(episode.task.evidence)
+            helped = [not gold.isdisjoint(item.sources) for item in episode.retrieved] if gold else None
+        else:
+            cited = episode.citations
+            helped = None if cited is None else [item.id in cited for item in episode.retrieved]
+        return None if helped is None else numpy.where(helped, 1.0, -1.0)
+
+    def state(self) -> dict[str, numpy.ndarray]:
+        found = dict(zip(MAPS, self.maps or (), strict=False))
+        return {
+            f"{name}.{part}": array
+            for name, one in found.items()
+            for part, array in (("left", one.left), ("right", one.right))
+            if array is not None
+        }
+
+    def load_state(self, state: Mapping[str, numpy.ndarray]) -> None:
+        """Take maps as `state` gave them. Raises ValueError for anything else."""
+        if not state:
+            self.maps = None
+            return
+        if ({*state} ^ {"query.left", "memory.left"}) - {"query.right", "memory.right"}:
+            raise ValueError(f"expected the arrays query.left and memory.left, perhaps with .right, got {[*state]}")
+        arrays = {name: numpy.asarray(array, dtype=numpy.float64) for name, array in state.items()}
+        query, memory = (ResidualMap(arrays[f"{name}.left"], arrays.get(f"{name}.right")) for name in MAPS)
+        if query.dimensions != memory.dimensions:
+            raise ValueError(f"one map is for {query.dimensions} numbers, the other for {memory.dimensions}")
+        self.maps = query, memory
+
+    def _load(self, path: Path) -> None:
+        try:
+            self.load_state(load_file(path))
+        except (OSError, SafetensorError, ValueError) as error:
+            raise ConfigError(f"linear_reranker: the weights {path} cannot be used: {error}") from None
+
+    def _maps(self, dimensions: int) -> tuple[ResidualMap, ResidualMap]:
+        """The maps, new ones at first. Raises ConfigError where they are for other vectors."""
+        if self.maps is None:
+            rank = self.options.rank
+            self.maps = identity(dimensions, rank, 0), identity(dimensions, rank, 1)
+        if self.maps[0].dimensions != dimensions:
+            raise ConfigError(
+                f"linear_reranker: the maps {self.options.weights or ''} are for vectors of {self.maps[0].dimensions} "
+                f"numbers, but memory.embedder gives {dimensions}; use the embedder that they were trained with"
+            )
+        return self.maps
+
+    def _scores(self, query: numpy.ndarray, memories: numpy.ndarray) -> Array:
+        return scores(*self._maps(len(query)), query.astype(numpy.float64), memories.astype(numpy.float64))
+
+    def _gradients(self, episode: Episode, advantages: Array) -> tuple[Array, ...]:
+        """The four vectors of `map_gradients` for one attempt."""
+        selection, bank, options = episode.selection, episode.bank, self.options
+        assert selection is not None and bank is not None
+        query = bank.embed_query(selection.query).astype(numpy.float64)
+        memories = bank.embed(selection.texts).astype(numpy.float64)
+        maps, noise = self._maps(len(query)), numpy.array(selection.noise)
+        found = scores(*maps, query, memories)
+        by_score = score_gradient(options.estimator, found, noise, selection.chosen, advantages, options.temperature)
+        first, second = map_gradients(*maps, query, memories, by_score)
+        return (*first, *second)
+
+
+def _norm(outward: Array, inward: Array) -> float:
+    """The norm of sum_b outer(outward[b], inward[b]), without building it: its square is the sum of the products of
+    the inner products."""
+    return float(numpy.sqrt(max(((outward @ outward.T) * (inward @ inward.T)).sum(), 0.0)))
