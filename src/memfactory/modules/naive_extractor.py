@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from pydantic import Field
 
-from memfactory.dialogue import Asking, Module, ModuleOptions
+from memfactory.dialogue import Ask, Asking, Module, ModuleOptions
+from memfactory.memory.provenance import Namespaces, traced
+from memfactory.memory.replies import parse_extraction
+from memfactory.memory.wording import spoken
 from memfactory.registry import MODULES
-from memfactory.types import Episode
+from memfactory.text import fill
+from memfactory.types import Episode, Message
 
 EXTRACT_PROMPT = """\
 Write down what is worth remembering from the conversation, each fact as one sentence that can be read alone.
@@ -27,7 +31,7 @@ class NaiveExtractorOptions(ModuleOptions):
     """The wording; {conversation} is filled in."""
     max_tokens: int = Field(1024, ge=1)
     """The longest reply, in tokens."""
-    namespaces: Literal["joint", "speaker"] = "joint"
+    namespaces: Namespaces = "joint"
     """Whose memory an entry joins: one for all, or that of the speaker who said it."""
 
 
@@ -40,5 +44,11 @@ class NaiveExtractor(Module):
     steps = ("extract",)
 
     def dialogue(self, episode: Episode) -> Asking:
-        raise NotImplementedError
-        yield
+        episode.candidates = ()
+        if not episode.heard:
+            return
+        prompt = fill(self.options.prompt, {"conversation": spoken(episode.heard)})
+        reply = yield Ask("extract", (Message("user", prompt),), self.options.max_tokens)
+        found = parse_extraction(reply.text)
+        episode.candidates = traced(found.candidates, episode.heard, self.options.namespaces)
+        episode.check("extract", found.form)

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import zip_longest
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from memfactory.dialogue import Asking, Module, ModuleOptions
+from memfactory.dialogue import Ask, Asking, Module, ModuleOptions
+from memfactory.files import json_line
+from memfactory.memory.bank import MemoryBank
+from memfactory.memory.decisions import parse_mem0, parse_operations
+from memfactory.memory.options import Search
+from memfactory.memory.wording import numbered, shown
 from memfactory.registry import MODULES
-from memfactory.types import Episode
+from memfactory.text import fill
+from memfactory.types import Candidate, Episode, MemoryItem, Message
 
 UPDATE_PROMPT = """\
 Bring the memory up to date. Give one operation for each number.
@@ -25,6 +33,24 @@ New: ADD takes up an entry, UPDATE takes it up with a better key and value, NONE
 
 Reply with JSON: {"operations": [{"id": 1, "op": "NONE"}]}"""
 
+MEM0_PROMPT = """\
+You keep a memory. Compare it with the facts that were just found, and write the memory as it should be then: every
+entry it has, and every new one. Give each entry an event:
+NONE: it stays as it is. Use this too where a fact says nothing new.
+UPDATE: a fact adds to it or corrects it. Keep its id and write the new text, with the old one under "old_memory".
+DELETE: a fact contradicts it and nothing of it remains. Keep its id.
+ADD: it is new. Give it an id that is not in use.
+
+<memory>
+{memory}
+</memory>
+
+<facts>
+{candidates}
+</facts>
+
+Reply with JSON: {"memory": [{"id": "0", "text": "entry", "event": "NONE"}]}"""
+
 
 class NaiveUpdaterOptions(ModuleOptions):
     """Options of `naive_updater`."""
@@ -39,6 +65,8 @@ class NaiveUpdaterOptions(ModuleOptions):
     """Items of the bank that are looked up for each new entry."""
     shown: int = Field(16, ge=0)
     """The most items of the bank that are shown in all."""
+    search: Search | None = None
+    """How items are found: dense, bm25 or hybrid; null: as the run's `memory.search` says."""
 
 
 @MODULES.register("naive_updater")
@@ -50,5 +78,49 @@ class NaiveUpdater(Module):
     steps = ("update",)
 
     def dialogue(self, episode: Episode) -> Asking:
-        raise NotImplementedError
-        yield
+        assert episode.bank is not None
+        options, candidates, bank = self.options, episode.candidates, episode.bank
+        episode.candidates = ()
+        if not candidates:
+            return
+        items = self.items(bank, candidates, episode.task.related)
+        if options.format == "mem0":
+            texts = [{"id": str(number), "text": shown(item)} for number, item in enumerate(items)]
+            values = {"memory": _json(texts), "candidates": _json([shown(candidate) for candidate in candidates])}
+        else:
+            values = {"memory": numbered([shown(item) for item in items])}
+            values["candidates"] = numbered([shown(candidate) for candidate in candidates], len(items) + 1)
+        prompt = options.prompt or (MEM0_PROMPT if options.format == "mem0" else UPDATE_PROMPT)
+        reply = yield Ask("update", (Message("user", fill(prompt, values)),), options.max_tokens)
+        parse = parse_mem0 if options.format == "mem0" else parse_operations
+        decision = parse(reply.text, items, candidates)
+        report = bank.apply(decision.operations)
+        assert report.committed, report
+        episode.check("update", decision.form)
+
+    def items(
+        self, bank: MemoryBank, candidates: Sequence[Candidate], related: Sequence[str] | None
+    ) -> list[MemoryItem]:
+        """At most `shown` items that the candidates may touch, in the order of the bank.
+
+        Those that the task names, where it does; else what matches each candidate best, in its own namespace if it has
+        one: first the best match of each, then the second best, and so on.
+        """
+        options = self.options
+        if related is None:
+            ranked = [[item.id for item in self._matching(bank, candidate)] for candidate in candidates]
+            related = [id for rank in zip_longest(*ranked) for id in rank if id is not None]
+        wanted = list(dict.fromkeys(id for id in related if bank.get(id) is not None))[: options.shown]
+        return [item for item in bank.list() if item.id in wanted]
+
+    def _matching(self, bank: MemoryBank, candidate: Candidate) -> list[MemoryItem]:
+        options = self.options
+        if not options.related:
+            return []
+        namespaces = [candidate.namespace] if candidate.namespace else None
+        found = bank.search(shown(candidate), options.related, mode=options.search, namespaces=namespaces)
+        return [one.item for one in found]
+
+
+def _json(value: object) -> str:
+    return json_line(value).strip()

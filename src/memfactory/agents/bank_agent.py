@@ -1,0 +1,107 @@
+"""What agents with a memory bank share: read the conversation into the bank, retrieve for the question, answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from hashlib import blake2b
+from itertools import groupby
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from memfactory.dialogue import Agent, Dialogue, Shared
+from memfactory.memory.wording import bulleted, dated
+from memfactory.registry import Options
+from memfactory.types import Episode, Task, Utterance, frozen
+
+UNASKED = "(none yet: the memory is being built)"
+SHOWN_ITEMS = 200
+
+
+class BankAgentOptions(Options):
+    """Options of agents that read a conversation into a memory bank."""
+
+    read: Literal["session", "all", "turns"] = "session"
+    """What is read at one time: a session, the whole conversation, or `turns` turns of a session."""
+    turns: int = Field(1, ge=1)
+    """Turns read at one time under `read: turns`."""
+
+
+class BankAgent(Agent):
+    """Reads part after part of the conversation into the memory it was given, then retrieves, then answers.
+
+    For each part the extractor finds what is worth remembering and the updater decides what becomes of it; a row with
+    one session is a single decision, a whole dialogue a replay with one reward at its end. What is frozen is played
+    once for all that need it: the whole reading where both modules are (the questions of one conversation then have
+    one bank between them), else what a frozen extractor finds in a part (a group that trains its updater).
+    """
+
+    Options: ClassVar[type[BankAgentOptions]] = BankAgentOptions
+    options: BankAgentOptions
+
+    def dialogue(self, episode: Episode) -> Dialogue:
+        task = episode.task
+        if task.conversation and self._is_frozen(episode, "extractor", "updater"):
+            key = _digest("bank", task.conversation, task.memory, task.related)
+            built = yield Shared(key, _unasked(task, key), self.build)
+            assert isinstance(built, Episode) and built.bank is not None
+            episode.bank = built.bank.fork()
+            _take_checks(episode, built)
+        else:
+            yield from self.build(episode)
+        assert episode.bank is not None
+        items = episode.bank.list()
+        lines = [dated(item) for item in items[:SHOWN_ITEMS]]
+        more = len(items) - len(lines)
+        episode.memory = bulleted([*lines, *([f"({more} more)"] if more else [])])
+        yield from self.modules["retriever"].play(episode)
+        yield from self.modules["answerer"].play(episode)
+
+    def build(self, episode: Episode) -> Dialogue:
+        """Read the conversation into the bank."""
+        episode.bank = self.banks.open(episode.task.memory)
+        for part in self.parts(episode.task.conversation):
+            episode.heard = part
+            if not episode.frozen and self._is_frozen(episode, "extractor"):
+                key = _digest("part", part)
+                found = yield Shared(key, _unasked(replace(episode.task, conversation=part), key), self._extract)
+                assert isinstance(found, Episode)
+                episode.candidates = found.candidates
+                _take_checks(episode, found)
+            else:
+                yield from self.modules["extractor"].play(episode)
+            yield from self.modules["updater"].play(episode)
+
+    def _extract(self, episode: Episode) -> Dialogue:
+        episode.bank = self.banks.open(episode.task.memory)
+        episode.heard = episode.task.conversation
+        yield from self.modules["extractor"].play(episode)
+
+    def parts(self, conversation: Sequence[Utterance]) -> Iterator[tuple[Utterance, ...]]:
+        """What is read at one time. Only under `read: all` does a part hold turns of several sessions."""
+        if self.options.read == "all" and conversation:
+            yield tuple(conversation)
+            return
+        for _, turns in groupby(conversation, key=lambda turn: turn.session):
+            session = tuple(turns)
+            size = self.options.turns if self.options.read == "turns" else len(session)
+            yield from (session[start : start + size] for start in range(0, len(session), size))
+
+    def _is_frozen(self, episode: Episode, *slots: str) -> bool:
+        return episode.frozen or all(self.modules[slot].options.interface == "inference" for slot in slots)
+
+
+def _unasked(task: Task, name: str) -> Task:
+    """The task as it is known before its question, so that what is built serves every question alike."""
+    return replace(task, id=name, question=UNASKED, answers=(), context="", evidence=(), messages=(), meta=frozen())
+
+
+def _take_checks(episode: Episode, other: Episode) -> None:
+    for step, marks in other.checks.items():
+        for mark in marks:
+            episode.check(step, mark)
+
+
+def _digest(what: str, *values: object) -> str:
+    return f"{what}-{blake2b(repr(values).encode('utf-8', 'surrogatepass'), digest_size=12).hexdigest()}"

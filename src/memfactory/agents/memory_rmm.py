@@ -1,0 +1,21 @@
+"""RMM's agent: a bank of topics, a reranker that is trained, and an answer that cites (arXiv 2503.08026)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from memfactory.agents.bank_agent import BankAgent
+from memfactory.registry import AGENTS
+
+
+@AGENTS.register("memory_rmm")
+class MemoryRMM(BankAgent):
+    """Sums conversations up by topic, reranks what is found for the question, and answers with citations."""
+
+    slots: ClassVar[Mapping[str, str]] = {
+        "extractor": "topic_extractor",
+        "updater": "topic_updater",
+        "retriever": "rerank_retriever",
+        "answerer": "citing_answer",
+    }

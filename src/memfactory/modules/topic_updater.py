@@ -1,0 +1,74 @@
+"""The module `topic_updater`: RMM's prospective reflection, a new topic added or merged (arXiv 2503.08026)."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from memfactory.dialogue import Ask, Asking, Module, ModuleOptions
+from memfactory.files import json_line
+from memfactory.memory.bank import MemoryBank
+from memfactory.memory.decisions import parse_merges
+from memfactory.memory.operations import Add
+from memfactory.memory.options import Search
+from memfactory.memory.wording import shown
+from memfactory.registry import MODULES
+from memfactory.text import fill
+from memfactory.types import Candidate, Episode, MemoryItem, Message
+
+MERGE_PROMPT = """\
+A new summary is to join a memory. Reply with one action a line and nothing else.
+Add() takes it up beside the others.
+Merge(index, merged_summary) joins it with a summary on the same topic, counted from 0.
+
+{memory}
+{candidate}"""
+
+
+class TopicUpdaterOptions(ModuleOptions):
+    """Options of `topic_updater`."""
+
+    prompt: str = MERGE_PROMPT
+    """The wording; {memory} (the similar summaries) and {candidate} (the new one) are filled in, both as JSON."""
+    max_tokens: int = Field(1024, ge=1)
+    """The longest reply, in tokens."""
+    similar: int = Field(5, ge=1)
+    """Items of the bank that each new summary may be merged with."""
+    search: Search | None = None
+    """How items are found: dense, bm25 or hybrid; null: as the run's `memory.search` says."""
+
+
+@MODULES.register("topic_updater")
+class TopicUpdater(Module):
+    """Adds each new summary to the bank, or merges it with one on the same topic."""
+
+    Options: ClassVar[type[TopicUpdaterOptions]] = TopicUpdaterOptions
+    options: TopicUpdaterOptions
+    steps = ("update",)
+
+    def dialogue(self, episode: Episode) -> Asking:
+        assert episode.bank is not None
+        candidates, bank = episode.candidates, episode.bank
+        episode.candidates = ()
+        for candidate in candidates:
+            items = self._similar(bank, candidate)
+            if not items:
+                # There is nothing to merge with, so there is nothing to ask.
+                bank.apply([Add(candidate)])
+                continue
+            memory = json_line({"history_summaries": [shown(item) for item in items]}).strip()
+            values = {"memory": memory, "candidate": json_line({"new_summary": shown(candidate)}).strip()}
+            prompt = fill(self.options.prompt, values)
+            reply = yield Ask("update", (Message("user", prompt),), self.options.max_tokens)
+            decision = parse_merges(reply.text, items, candidate)
+            report = bank.apply(decision.operations)
+            assert report.committed, report
+            episode.check("update", decision.form)
+
+    def _similar(self, bank: MemoryBank, candidate: Candidate) -> list[MemoryItem]:
+        """The items most like the candidate, the best first, in its own namespace if it has one."""
+        namespaces = [candidate.namespace] if candidate.namespace else None
+        options = self.options
+        found = bank.search(shown(candidate), options.similar, mode=options.search, namespaces=namespaces)
+        return [one.item for one in found]
