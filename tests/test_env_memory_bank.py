@@ -122,7 +122,7 @@ def test_a_config_tells_where_its_steps_are_wrong(tmp_path):
 def test_an_attempt_that_failed_is_unknown_and_no_judge_is_asked():
     engine = ScriptedEngine(lambda messages, sampling: "yes", tokens=False)
     judged = env(engines={"judge": engine}, rewards={"judge": 1.0, "em": 0.5}, steps={"extract": {"em": 1.0}})
-    lost, played = judged.score([attempt(RIGHT, failure="HTTP 500"), attempt(RIGHT)])
+    lost, played = judged.score([attempt(WRONG, failure="HTTP 500"), attempt(RIGHT)])
     assert (lost.total, dict(lost.parts), dict(lost.steps)) == (
         None,
         {"judge": None, "em": None},
@@ -130,7 +130,7 @@ def test_an_attempt_that_failed_is_unknown_and_no_judge_is_asked():
     )
     assert (played.total, dict(played.steps)) == (1.5, {"extract": 1.0})
     assert len(engine.asked) == 1
-    (alone,) = judged.score([attempt(RIGHT, failure="HTTP 500")])
+    (alone,) = judged.score([attempt(WRONG, failure="HTTP 500")])
     assert alone.total is None and len(engine.asked) == 1
 
 
