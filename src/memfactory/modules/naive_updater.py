@@ -68,6 +68,11 @@ class NaiveUpdaterOptions(ModuleOptions):
     search: Search | None = None
     """How items are found: dense, bm25 or hybrid; null: as the run's `memory.search` says."""
 
+    @property
+    def wording(self) -> str:
+        """The prompt that counts: the one given, or that of the format."""
+        return self.prompt or (MEM0_PROMPT if self.format == "mem0" else UPDATE_PROMPT)
+
 
 @MODULES.register("naive_updater")
 class NaiveUpdater(Module):
@@ -90,8 +95,7 @@ class NaiveUpdater(Module):
         else:
             values = {"memory": numbered([shown(item) for item in items])}
             values["candidates"] = numbered([shown(candidate) for candidate in candidates], len(items) + 1)
-        prompt = options.prompt or (MEM0_PROMPT if options.format == "mem0" else UPDATE_PROMPT)
-        reply = yield Ask("update", (Message("user", fill(prompt, values)),), options.max_tokens)
+        reply = yield Ask("update", (Message("user", fill(options.wording, values)),), options.max_tokens)
         parse = parse_mem0 if options.format == "mem0" else parse_operations
         decision = parse(reply.text, items, candidates)
         report = bank.apply(decision.operations)

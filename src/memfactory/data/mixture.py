@@ -1,0 +1,72 @@
+"""The dataset `mixture`: rows of several datasets, in shares. Row number i depends only on the options and i."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+from typing import Any, ClassVar
+
+from pydantic import Field, ValidationError
+
+from memfactory.data.base import Dataset, DatasetOptions, Row
+from memfactory.data.facts import GeneratedRows
+from memfactory.errors import ConfigError
+from memfactory.registry import DATASETS, Options
+
+
+class PartOptions(Options):
+    """One of the datasets of a mixture."""
+
+    share: float = Field(1.0, gt=0)
+    """How many of the rows are of this dataset, against the shares of the others."""
+    data: dict[str, object]
+    """The dataset: its name and its options."""
+
+
+class MixtureOptions(DatasetOptions):
+    """Options of `mixture`."""
+
+    parts: list[PartOptions] = Field(min_length=1)
+    """The datasets and their shares."""
+    seed: int = 0
+    """Seed of which dataset each row is of."""
+    rows: int = Field(100_000, ge=1)
+    """How many rows there are."""
+
+
+@DATASETS.register("mixture")
+class MixtureDataset(Dataset):
+    """Rows of several datasets, in shares."""
+
+    Options: ClassVar[type[MixtureOptions]] = MixtureOptions
+    options: MixtureOptions
+
+    def __init__(self, options: MixtureOptions, base_dir: Path) -> None:
+        super().__init__(options, base_dir)
+        self.parts = [_rows(part.data, base_dir) for part in options.parts]
+
+    @property
+    def source(self) -> str:
+        return "mixture of " + ", ".join(str(part.data["name"]) for part in self.options.parts)
+
+    def rows(self) -> Sequence[Row]:
+        return GeneratedRows(self._row, min(self.options.rows, self.options.limit or self.options.rows))
+
+    def _row(self, index: int) -> Row:
+        random = Random(f"mixture {self.options.seed} {index}")
+        (part,) = random.choices(self.parts, [part.share for part in self.options.parts])
+        return part[index % len(part)]
+
+
+def _rows(spec: dict[str, object], base_dir: Path) -> Sequence[Row]:
+    values: dict[str, Any] = {key: value for key, value in spec.items() if key != "name"}
+    name = spec.get("name")
+    if not isinstance(name, str):
+        raise ConfigError(f"mixture: a part's data should name a dataset, got {spec!r:.80}")
+    try:
+        options = DATASETS.options(name).model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"mixture: the options of {name} are wrong: {error}") from None
+    rows: Sequence[Row] = DATASETS.get(name)(options, base_dir).rows()
+    return rows
