@@ -114,7 +114,8 @@ class Module(ABC):
 class LearningModule(Module):
     """A module with parameters of its own, which learn from how attempts went and not through the language model.
 
-    While `learning` is set it explores and notes in the episode what `learn` needs. It is plain otherwise.
+    While `learning` is set it explores and notes in the episode what `learn` needs. Its options have `weights`, the
+    .safetensors that holds an earlier `state` (None: it starts anew).
     """
 
     learning: bool = False

@@ -51,6 +51,8 @@ TRAINING = (
     Panel("Clipped tokens", {"clip/low": "below", "clip/high": "above"}, share=True),
     Panel("|engine - trainer| log-probability, mean", {"sampler_difference/mean": ""}),
     Panel("Loss", {"loss": ""}),
+    Panel("Retrieved memories that helped", {"retriever/useful": ""}, share=True),
+    Panel("Steps of the reranker's maps", {"retriever/update_query": "query", "retriever/update_memory": "memory"}),
     Panel("Learning rate", {"learning_rate": ""}, exact=True),
 )
 

@@ -17,7 +17,7 @@ from types import FrameType
 
 from memfactory.build import Stack, build_stack, build_tasks, tasks_with_warning
 from memfactory.config import Resolved, load_values
-from memfactory.config.training import GrpoOptions, TrainerOptions
+from memfactory.config.training import GrpoOptions, LoopOptions, OnlineOptions, TrainerOptions
 from memfactory.environment import describe_environment
 from memfactory.errors import ConfigError
 from memfactory.evaluate.attempts import evaluate_tasks
@@ -28,8 +28,9 @@ from memfactory.files import write_json, write_whole
 from memfactory.registry import TRAINERS
 from memfactory.trackers.base import State
 from memfactory.trackers.fanout import Trackers
-from memfactory.trainers.base import Interrupted, Trainer, remove_partial
+from memfactory.trainers.base import Interrupted, Trained, Trainer, remove_partial
 from memfactory.trainers.checkpoint import checkpoints
+from memfactory.trainers.learners import Learners
 from memfactory.trainers.policy import Policy
 from memfactory.types import Decoding, Task
 
@@ -61,19 +62,18 @@ def run_training(resolved: Resolved, *, resume: str | None = None) -> Path:
     if resolved.config.train is None:
         raise ConfigError("train: this config names no trainer; add for example `train: grpo_single_gpu`")
     options = resolved.config.train.options
-    assert isinstance(options, TrainerOptions)
+    assert isinstance(options, LoopOptions)
     folder, checkpoint = run_folder(resolved, resume)
-    if isinstance(options, GrpoOptions):
+    if isinstance(options, GrpoOptions | OnlineOptions):
         # A row that cannot be read is told before minutes are spent on loading weights.
         for component in (resolved.config.data.train, *resolved.config.data.eval.values()):
             if component is not None:
                 build_tasks(component, reading_env(resolved), resolved.base_dir)
-    stack = build_stack(resolved, training=True)
+    stack = build_stack(resolved, training=isinstance(options, TrainerOptions))
     try:
-        assert stack.model is not None and stack.chat is not None
-        policy = Policy(stack.model, stack.chat, resolved.config.model, options, seed=resolved.config.seed)
-        run = LiveRun(resolved, folder, stack, main=policy.process_index == 0, alone=policy.process_count == 1)
-        trainer: Trainer = TRAINERS.get(resolved.config.train.name)(resolved, options, stack, policy, run)
+        trained = _trained(resolved, options, stack)
+        run = LiveRun(resolved, folder, stack, main=trained.process_index == 0, alone=trained.process_count == 1)
+        trainer: Trainer = TRAINERS.get(resolved.config.train.name)(resolved, options, stack, trained, run)
         if checkpoint is not None:
             trainer.resume(checkpoint)
             if trainer.finished() and run.main:
@@ -83,6 +83,14 @@ def run_training(resolved: Resolved, *, resume: str | None = None) -> Path:
     finally:
         stack.close()
     return folder
+
+
+def _trained(resolved: Resolved, options: LoopOptions, stack: Stack) -> Trained:
+    """What the trainer trains: the language model, or the modules that learn by themselves."""
+    if not isinstance(options, TrainerOptions):
+        return Learners(stack.agent)
+    assert stack.model is not None and stack.chat is not None
+    return Policy(stack.model, stack.chat, resolved.config.model, options, seed=resolved.config.seed)
 
 
 def run_folder(resolved: Resolved, resume: str | None) -> tuple[Path, Path | None]:

@@ -140,6 +140,11 @@ def _anchor(values: dict[str, Any], base_dir: Path) -> None:
         for key in ("path", "adapter", "chat_template"):
             if isinstance(model, dict) and isinstance(model.get(key), str):
                 model[key] = anchored(model[key], base_dir)
+    agent = values.get("agent")
+    modules = agent.get("modules") if isinstance(agent, dict) else None
+    for module in modules.values() if isinstance(modules, dict) else ():
+        if isinstance(module, dict) and isinstance(module.get("weights"), str):
+            module["weights"] = anchored(module["weights"], base_dir)
     if isinstance(plugins, list):
         values["plugins"] = [anchored(p, base_dir) if str(p).endswith(".py") else p for p in plugins]
 

@@ -15,11 +15,12 @@ from memfactory.config.parts import is_dir
 from memfactory.config.problems import Problems
 from memfactory.config.rules import models, reward_engines
 from memfactory.config.schema import Component, RunConfig
-from memfactory.config.training import GrpoOptions, SftOptions, TrainerOptions
+from memfactory.config.training import GrpoOptions, OnlineOptions, SftOptions, TrainerOptions
 from memfactory.config.tree import KeyPath, dotted
-from memfactory.dialogue import ModuleOptions
+from memfactory.dialogue import LearningModule, ModuleOptions
 from memfactory.engines.options import EngineConfig, ModelConfig, OpenAIEngineConfig, VllmEngineConfig
 from memfactory.errors import nearest
+from memfactory.registry import MODULES, Options
 from memfactory.trackers.options import SwanlabConfig
 
 Command = Literal["train", "eval", "infer"]
@@ -46,6 +47,7 @@ class Readiness:
                 self._model_files(path, model)
                 self._compute(path, model)
         self._engines(used)
+        self._module_weights()
         if self.command == "train":
             self._datasets()
             self._optimizer()
@@ -58,18 +60,23 @@ class Readiness:
         if config.train is None:
             self.problems.add(("train",), "is missing: training needs a trainer, such as `train: {name: grpo}`")
             return
-        if isinstance(config.engine, OpenAIEngineConfig):
+        options = config.train.options
+        if isinstance(config.engine, OpenAIEngineConfig) and isinstance(options, TrainerOptions):
             self.problems.add(
                 ("engine", "kind"),
                 "an OpenAI-compatible endpoint cannot be trained: its replies have no token ids; use hf or vllm",
             )
-        options = config.train.options
         staged = isinstance(options, SftOptions) and bool(options.stages)
         if config.data.train is None and not staged:
             self.problems.add(("data", "train"), "is missing: there is nothing to train on")
-        interfaces = [getattr(module.options, "interface", "generate") for module in config.agent.modules.values()]
-        if isinstance(options, GrpoOptions) and interfaces and all(name == "inference" for name in interfaces):
-            self.problems.add(("agent",), "no module is trained: every one has `interface: inference`")
+        modules = [(MODULES.get(module.name), module.options) for module in config.agent.modules.values()]
+        asking = [given for module, given in modules if module.steps]
+        if isinstance(options, GrpoOptions) and modules and all(_frozen(given) for given in asking):
+            self.problems.add(("agent",), "no module is trained: every one that asks has `interface: inference`")
+        if isinstance(options, OnlineOptions) and not any(issubclass(module, LearningModule) for module, _ in modules):
+            self.problems.add(
+                ("agent",), "no module learns online; write for example `modules: {retriever: linear_reranker}`"
+            )
 
     def _folder(self, text: str) -> Path | None:
         places = (Path(text).expanduser() if text.startswith("~/") else Path(text), self.base_dir / text)
@@ -97,6 +104,12 @@ class Readiness:
             self.problems.add(place, f"there is no folder {path!r}, and it is no hub id such as org/name")
         elif "/" not in path and nearest(path, ("tiny",)):
             self.problems.add(place, f"there is no folder {path!r}; did you mean 'tiny'?")
+
+    def _module_weights(self) -> None:
+        for slot, module in self.config.agent.modules.items():
+            weights = getattr(module.options, "weights", None)
+            if isinstance(weights, str) and locate(weights, self.base_dir) is None:
+                self.problems.add(("agent", "modules", slot, "weights"), f"there is no file {weights!r}")
 
     def _datasets(self) -> None:
         data = self.config.data
@@ -178,6 +191,10 @@ class Readiness:
             self.problems.add(("output",), f"{standing} is a file, no folder")
         elif not os.access(standing, os.W_OK | os.X_OK):
             self.problems.add(("output",), f"the run's folder cannot be written: {standing} is not writable")
+
+
+def _frozen(options: Options) -> bool:
+    return isinstance(options, ModuleOptions) and options.interface == "inference"
 
 
 def needs_key(engine: OpenAIEngineConfig) -> bool:

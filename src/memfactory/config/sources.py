@@ -62,12 +62,12 @@ def _model(name: str, values: dict[str, str]) -> Source:
 def _folder(folder: Path, trained: bool) -> Source:
     if _is_run(folder):
         source = Source(folder.resolve().name, show_path(folder / RUN_CONFIG), folder / RUN_CONFIG, folder, {}, folder)
-        return replace(source, values={"model": _of_run(folder)}) if trained else source
-    model = _weights(folder)
+        return replace(source, values=_of_run(folder)) if trained else source
+    model, learnt = _weights(folder), _learnt(folder)
     run = next((parent for parent in list(folder.resolve().parents)[:2] if _is_run(parent)), None)
-    if run is not None and model is not None:
+    if run is not None and learnt is not None:
         name = f"{run.name}-{folder.resolve().name}"
-        return Source(name, show_path(run / RUN_CONFIG), run / RUN_CONFIG, run, {"model": model}, run)
+        return Source(name, show_path(run / RUN_CONFIG), run / RUN_CONFIG, run, learnt, run)
     if model is None:
         raise ConfigError(
             f"{folder}: this folder is no run (it has no {RUN_CONFIG}), no checkpoint and no model (it has neither "
@@ -89,12 +89,12 @@ def _is_run(folder: Path) -> bool:
 
 
 def _of_run(run: Path) -> dict[str, Any]:
-    """The newest weights of a run: final/, else its last whole checkpoint."""
+    """What the newest weights of a run say: those of final/, else of its last whole checkpoint."""
     places = [run / "final", *reversed(_checkpoints(run))]
     for folder in places:
-        model = _weights(folder) if is_dir(folder) else None
-        if model is not None:
-            return model
+        learnt = _learnt(folder) if is_dir(folder) else None
+        if learnt is not None:
+            return learnt
     raise ConfigError(
         f"{run}: this run has neither final/ nor a checkpoint yet. Its untrained model is {run / RUN_CONFIG}"
     )
@@ -104,6 +104,18 @@ def _checkpoints(run: Path) -> list[Path]:
     found = [path for path in (run / "checkpoints").glob("step-*") if path.name.removeprefix("step-").isdecimal()]
     whole = [path for path in found if (path / "COMPLETE").is_file()]
     return sorted(whole, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def _learnt(folder: Path) -> dict[str, Any] | None:
+    """The values that point at what a run wrote to `folder`: its model, and what modules have learnt by themselves.
+
+    None where there is neither. What is not there stays as the run's config says.
+    """
+    model, modules = _weights(folder), folder / "modules"
+    weights = {path.stem: {"weights": str(path)} for path in sorted(modules.glob("*.safetensors"))}
+    if model is None and not is_dir(modules):
+        return None
+    return {**({"model": model} if model else {}), **({"agent": {"modules": weights}} if weights else {})}
 
 
 def _weights(folder: Path) -> dict[str, Any] | None:

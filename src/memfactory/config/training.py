@@ -1,4 +1,4 @@
-"""What a trainer can be told: the options of GRPO and SFT as data. No torch."""
+"""What a trainer can be told: the options of GRPO, SFT and online learning as data. No torch."""
 
 from __future__ import annotations
 
@@ -103,21 +103,11 @@ class LossOptions(Options):
         return self
 
 
-class TrainerOptions(Options):
+class LoopOptions(Options):
     """What every trainer can be told."""
 
     steps: int = Field(100, ge=1)
     """Optimizer steps; with several minibatches or epochs: rollouts, each of which is that many optimizer steps."""
-    optimizer: OptimizerOptions = OptimizerOptions()
-    """The optimizer."""
-    lora: LoraOptions | None = None
-    """Train adapters instead of the whole model."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more work."""
-    micro_batch_tokens: int = Field(16384, ge=1)
-    """Tokens (padding included) in one forward and backward pass; halved when memory runs out."""
-    logprob_chunk_tokens: int = Field(2048, ge=1)
-    """Reply tokens whose logits exist at one time."""
     save_every: int = Field(50, ge=0)
     """Optimizer steps between checkpoints; 0: only at the end."""
     keep_checkpoints: int = Field(2, ge=1)
@@ -130,6 +120,21 @@ class TrainerOptions(Options):
     """Evaluate before the first step."""
     eval_at_end: bool = True
     """Evaluate after the last step."""
+
+
+class TrainerOptions(LoopOptions):
+    """What every trainer of the language model can be told."""
+
+    optimizer: OptimizerOptions = OptimizerOptions()
+    """The optimizer."""
+    lora: LoraOptions | None = None
+    """Train adapters instead of the whole model."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more work."""
+    micro_batch_tokens: int = Field(16384, ge=1)
+    """Tokens (padding included) in one forward and backward pass; halved when memory runs out."""
+    logprob_chunk_tokens: int = Field(2048, ge=1)
+    """Reply tokens whose logits exist at one time."""
 
 
 class GrpoOptions(TrainerOptions):
@@ -206,3 +211,20 @@ class SftOptions(TrainerOptions):
         if self.stages and self.steps != total:
             raise ValueError(f"steps is {self.steps}, but the stages have {total}; leave steps out")
         return self
+
+
+class OnlineOptions(LoopOptions):
+    """Modules with parameters of their own learn from attempts as they are made; the language model stays as it is."""
+
+    batch_size: int = Field(4, ge=1)
+    """Tasks that are attempted, once each, and then learnt from in one step."""
+    temperature: float = Field(0.0, ge=0)
+    """Sampling temperature of the policy; 0: greedy. What is explored is up to the modules."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Nucleus sampling."""
+    top_k: int = Field(0, ge=0)
+    """Top-k sampling; 0: off."""
+    transcripts_per_step: int = Field(2, ge=0)
+    """Attempts whose conversations are written to transcripts/ each step."""
+    max_failed_share: float = Field(0.2, ge=0, le=1)
+    """The run stops when a larger share of a step's attempts could not be played to their end (a helper failed)."""

@@ -37,6 +37,7 @@ SHOWN: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("entropy", "entropy", _number),
     ("reply_tokens", "reply tokens", lambda value: f"{value:.0f}"),
     ("truncated", "truncated", _share),
+    ("retriever/useful", "useful memories", _share),
     ("learning_rate", "rate", _number),
     ("grad_norm", "gradient", _number),
     ("tokens_per_second", "tokens/s", lambda value: f"{value:,.0f}"),

@@ -9,22 +9,22 @@ from __future__ import annotations
 import shutil
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from memfactory.build import Stack
 from memfactory.config import Resolved
-from memfactory.config.training import TrainerOptions
+from memfactory.config.training import LoopOptions
 from memfactory.dialogue import stream_seed
 from memfactory.engines.base import WeightHolder
 from memfactory.errors import MemFactoryError
 from memfactory.trainers.checkpoint import TrainState, load_state, save_checkpoint, written_whole
-from memfactory.trainers.policy import Policy
 
 
 class Interrupted(Exception):
@@ -52,15 +52,54 @@ class Run(Protocol):
         ...
 
 
+class Trained(Protocol):
+    """What a run trains: the policy, or modules with parameters of their own. `updates` counts its changes."""
+
+    @property
+    def process_index(self) -> int: ...
+
+    @property
+    def process_count(self) -> int: ...
+
+    @property
+    def updates(self) -> int: ...
+
+    def wait_for_everyone(self) -> None: ...
+
+    def in_any_process(self, holds: bool) -> bool:
+        """Whether `holds` is true in one of the processes at least. Every process must call it."""
+        ...
+
+    def weights(self) -> Iterator[tuple[str, Tensor]] | None:
+        """The language model's weights for engines that keep a copy; None: training does not change them."""
+        ...
+
+    def save_masters(self, folder: Path) -> None:
+        """Write what is trained exactly as it is."""
+        ...
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write what is trained as it is used afterwards."""
+        ...
+
+    def optimizer_state(self) -> dict[str, object]:
+        """All else that the next step depends on."""
+        ...
+
+    def load(self, folder: Path, optimizer: Mapping[str, Any]) -> None:
+        """Go back to what `save_masters` wrote to `folder` and to the state that `optimizer_state` gave."""
+        ...
+
+
 class Trainer(ABC):
     """One optimizer step after the other until `finished`."""
 
-    def __init__(self, resolved: Resolved, options: TrainerOptions, stack: Stack, policy: Policy, run: Run) -> None:
+    def __init__(self, resolved: Resolved, options: LoopOptions, stack: Stack, trained: Trained, run: Run) -> None:
         self.resolved = resolved
         self.config = resolved.config
         self.options = options
         self.stack = stack
-        self.policy = policy
+        self.trained = trained
         self.run = run
         self.state = TrainState()
         self._saved_at = time.monotonic()
@@ -75,9 +114,9 @@ class Trainer(ABC):
         """Whether `self.state` is the end of training."""
 
     def resume(self, checkpoint: Path) -> None:
-        """Go back to `checkpoint`: weights, optimizer, schedule, random generators, cursor, step."""
+        """Go back to `checkpoint`: what is trained, random generators, cursor, step."""
         self.state, optimizer = load_state(checkpoint)
-        self.policy.load(checkpoint, optimizer)
+        self.trained.load(checkpoint, optimizer)
         self._saved_step = self.state.step
 
     def rest_engines(self) -> None:
@@ -86,9 +125,11 @@ class Trainer(ABC):
             engine.sleep()
 
     def renew_engines(self) -> None:
-        """Engines with their own copy of the weights take the policy's; the HF engine speaks with them already."""
+        """Engines with their own copy of the weights take the trained ones; the HF engine speaks with them already."""
         for engine in self._copies():
-            engine.update_weights(self.policy.weights())
+            weights = self.trained.weights()
+            if weights is not None:
+                engine.update_weights(weights)
 
     def _copies(self) -> list[WeightHolder]:
         engines = {id(engine): engine for engine in self.stack.engines.values()}
@@ -96,25 +137,25 @@ class Trainer(ABC):
 
     def train(self) -> None:
         """Train to the end. Before Interrupted and MemFactoryError go on up, the last whole step is saved."""
-        updates = self.policy.schedule.steps
+        updates = self.trained.updates
         self.renew_engines()
         try:
             self._evaluate_if_due()
             while not self.finished():
                 self.check()
                 self._take_step()
-                updates = self.policy.schedule.steps
+                updates = self.trained.updates
                 self._evaluate_if_due()
                 if self.finished() or self._save_is_due():
                     self.save()
         except Interrupted:
             self.save()
             # A launcher ends all processes once the first has ended.
-            self.policy.wait_for_everyone()
+            self.trained.wait_for_everyone()
             raise
         except MemFactoryError:
             # Between the updates of one step there is no whole step to save.
-            if self.policy.schedule.steps == updates:
+            if self.trained.updates == updates:
                 self.save()
             raise
         self.save_final()
@@ -126,7 +167,7 @@ class Trainer(ABC):
             self.run.check()
         except Interrupted:
             asked = True
-        if self.policy.in_any_process(asked):
+        if self.trained.in_any_process(asked):
             raise Interrupted(str(self.run.folder))
 
     def _take_step(self) -> None:
@@ -155,12 +196,12 @@ class Trainer(ABC):
 
     def seed(self, step: int) -> None:
         """Dropout draws from a stream of the step's own, whatever ran before it."""
-        torch.manual_seed(stream_seed(self.config.seed, "step", step, self.policy.process_index))
+        torch.manual_seed(stream_seed(self.config.seed, "step", step, self.trained.process_index))
 
     def _save_is_due(self) -> bool:
         every, seconds = self.options.save_every, self.options.save_seconds
         # Each process has its own clock.
-        late = seconds is not None and self.policy.in_any_process(time.monotonic() - self._saved_at >= seconds)
+        late = seconds is not None and self.trained.in_any_process(time.monotonic() - self._saved_at >= seconds)
         return late or (every > 0 and self.state.step % every == 0)
 
     def save(self) -> None:
@@ -172,19 +213,19 @@ class Trainer(ABC):
             save_checkpoint(
                 self.run.folder / "checkpoints",
                 self.state,
-                save_weights=self.policy.save_masters,
-                optimizer=self.policy.optimizer_state(),
+                save_weights=self.trained.save_masters,
+                optimizer=self.trained.optimizer_state(),
                 keep=self.options.keep_checkpoints,
             )
 
     def save_final(self) -> None:
-        """Write final/: the model or adapter as `from_pretrained` or PEFT loads it."""
-        self.policy.wait_for_everyone()
+        """Write final/: the model or adapter as `from_pretrained` or PEFT loads it, or the modules' parameters."""
+        self.trained.wait_for_everyone()
         if self.run.main:
             target = self.run.folder / "final"
             with written_whole(target) as working:
-                self.policy.save_pretrained(working)
-        self.policy.wait_for_everyone()
+                self.trained.save_pretrained(working)
+        self.trained.wait_for_everyone()
 
 
 def remove_partial(folder: Path) -> None:

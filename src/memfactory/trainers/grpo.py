@@ -24,6 +24,7 @@ from memfactory.trainers.batch import TrainingTurn, has_variance, step_advantage
 from memfactory.trainers.checkpoint import TrainState
 from memfactory.trainers.footprint import architecture
 from memfactory.trainers.measures import summarized
+from memfactory.trainers.order import upcoming
 from memfactory.trainers.policy import Policy
 from memfactory.trainers.speed import device_metrics, device_peak, training_flops
 from memfactory.transcripts import write_transcripts
@@ -38,6 +39,7 @@ class GrpoTrainer(Trainer):
 
     def __init__(self, resolved: Resolved, options: GrpoOptions, stack: Stack, policy: Policy, run: Run) -> None:
         super().__init__(resolved, options, stack, policy, run)
+        self.policy = policy
         data = resolved.config.data.train
         if data is None:
             raise ConfigError("data.train: GRPO needs training tasks, but none are given")
@@ -147,13 +149,7 @@ class GrpoTrainer(Trainer):
 
     def upcoming(self, cursor: int, count: int) -> Iterator[Task]:
         """The next `count` training tasks: one seeded order an epoch."""
-        size = len(self.tasks)
-        for epoch in range(cursor // size, -(-(cursor + count) // size)):
-            order = list(range(size))
-            if self.config.data.shuffle:
-                Random(stream_seed(self.config.seed, "order", epoch)).shuffle(order)
-            for position in range(max(cursor, epoch * size), min(cursor + count, (epoch + 1) * size)):
-                yield self.tasks[order[position - epoch * size]]
+        return upcoming(self.tasks, cursor, count, seed=self.config.seed, shuffle=self.config.data.shuffle)
 
     def minibatches(self, turns: Sequence[TrainingTurn], step: int, epoch: int) -> Iterator[list[TrainingTurn]]:
         """The turns in `minibatches` parts of whole prompts, in a seeded order where there are several."""

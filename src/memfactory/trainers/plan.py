@@ -14,13 +14,14 @@ import torch
 
 from memfactory.build import build_agent, build_env, build_tasks
 from memfactory.config import Resolved
-from memfactory.config.training import GrpoOptions, LoraOptions, TrainerOptions
-from memfactory.dialogue import POLICY, play
+from memfactory.config.training import GrpoOptions, LoopOptions, LoraOptions, OnlineOptions, TrainerOptions
+from memfactory.dialogue import POLICY, LearningModule, play
 from memfactory.engines.loading import load_architecture, load_chat, places
 from memfactory.engines.options import HfEngineConfig, ModelConfig
 from memfactory.engines.scripted import ScriptedEngine
 from memfactory.environment import memory_bytes
 from memfactory.errors import ConfigError, MemFactoryError
+from memfactory.registry import MODULES
 from memfactory.trainers.footprint import (
     Architecture,
     architecture,
@@ -84,9 +85,11 @@ class Lengths:
 def make_plan(resolved: Resolved) -> Plan:
     """The plan of a training run; what makes it impossible is in its `problems`, not raised."""
     config = resolved.config
-    if config.train is None or not isinstance(config.train.options, TrainerOptions):
+    if config.train is None or not isinstance(config.train.options, LoopOptions):
         raise ConfigError("train: this config names no trainer")
     options = config.train.options
+    if not isinstance(options, TrainerOptions):
+        return _plan_of_modules(resolved, options)
     problems: list[str] = []
     warnings: list[str] = []
     work = [("model", config.model.path), ("trainer", config.train.name), ("agent", config.agent.name)]
@@ -130,6 +133,18 @@ def make_plan(resolved: Resolved) -> Plan:
     problems += _disk(resolved, sizes, options)
     title = f"Plan of {resolved.source.name if resolved.source else config.train.name}"
     return Plan(title, tuple(work), memory, device, capacity, tuple(problems), tuple(warnings))
+
+
+def _plan_of_modules(resolved: Resolved, options: LoopOptions) -> Plan:
+    """The plan of a run that leaves the language model as it is."""
+    config = resolved.config
+    slots = [slot for slot, one in config.agent.modules.items() if issubclass(MODULES.get(one.name), LearningModule)]
+    work = [("model", f"{config.model.path}, not trained"), ("trainer", config.train.name if config.train else "")]
+    work += [("agent", config.agent.name), ("trained modules", ", ".join(slots) or "none")]
+    work.append(("steps", f"{options.steps:,}"))
+    if isinstance(options, OnlineOptions):
+        work.append(("attempts", f"{options.batch_size} a step, {options.steps * options.batch_size:,} in all"))
+    return Plan(f"Plan of {resolved.name}", tuple(work))
 
 
 def _as_trained(model: ModelConfig, options: TrainerOptions) -> TrainerOptions:

@@ -122,6 +122,11 @@ class Policy:
     def process_count(self) -> int:
         return self.accelerator.num_processes
 
+    @property
+    def updates(self) -> int:
+        """Optimizer steps taken or skipped."""
+        return int(self.schedule.steps)
+
     def wait_for_everyone(self) -> None:
         self.accelerator.wait_for_everyone()
 

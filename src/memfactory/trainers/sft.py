@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from random import Random
 from typing import Any
 
 from memfactory.build import Stack
@@ -18,13 +17,13 @@ from memfactory.config.datasets import dataset_values
 from memfactory.config.schema import Component
 from memfactory.config.training import SftOptions
 from memfactory.data.base import Row
-from memfactory.dialogue import stream_seed
 from memfactory.engines.chat import TURN_ENDS, ChatFormat
 from memfactory.errors import ConfigError, DataError
 from memfactory.registry import DATASETS, TRAINERS
 from memfactory.trainers.base import Run, Trainer
 from memfactory.trainers.batch import TrainingTurn
 from memfactory.trainers.checkpoint import TrainState, load_state
+from memfactory.trainers.order import epoch_order
 from memfactory.trainers.policy import Policy
 from memfactory.types import Message
 
@@ -54,8 +53,10 @@ class SftTrainer(Trainer):
 
     def __init__(self, resolved: Resolved, options: SftOptions, stack: Stack, policy: Policy, run: Run) -> None:
         super().__init__(resolved, options, stack, policy, run)
+        self.policy = policy
         self.parts = parts(options, resolved.config.data.train, resolved.base_dir)
-        self.order = lru_cache(maxsize=2)(self._order)
+        order = partial(epoch_order, seed=resolved.config.seed, shuffle=resolved.config.data.shuffle)
+        self.order = lru_cache(maxsize=2)(order)
         self._begin(self.parts[0])
 
     def finished(self) -> bool:
@@ -94,12 +95,7 @@ class SftTrainer(Trainer):
     def _row(self, part: Part, position: int) -> Row:
         """The row at `position` of the part's epochs, each in a seeded order of its own."""
         epoch, index = divmod(position, len(part.rows))
-        return part.rows[self.order(len(part.rows), epoch)[index] if self.config.data.shuffle else index]
-
-    def _order(self, count: int, epoch: int) -> list[int]:
-        order = list(range(count))
-        Random(stream_seed(self.config.seed, "order", epoch)).shuffle(order)
-        return order
+        return part.rows[self.order(len(part.rows), epoch)[index]]
 
 
 def parts(options: SftOptions, data: Component | None, base_dir: Path) -> tuple[Part, ...]:

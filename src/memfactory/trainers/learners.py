@@ -1,0 +1,86 @@
+"""The modules of an agent that have parameters of their own, as what a run trains; the language model is left alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy
+from safetensors.numpy import load_file, save_file
+
+from memfactory.dialogue import Agent, LearningModule
+from memfactory.errors import ConfigError, MemFactoryError
+from memfactory.types import Episode
+
+FOLDER = "modules"
+
+
+class Learners:
+    """The learning modules of `agent` by slot. Raises ConfigError where it has none."""
+
+    process_index = 0
+    process_count = 1
+
+    def __init__(self, agent: Agent) -> None:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ConfigError("modules learn online in one process; start the run without torchrun or accelerate")
+        self.modules = {slot: one for slot, one in agent.modules.items() if isinstance(one, LearningModule)}
+        if not self.modules:
+            raise ConfigError(
+                "agent: none of its modules learns by itself, so there is nothing to train online; write for example "
+                "`modules: {retriever: linear_reranker}`"
+            )
+        self.updates = 0
+
+    @contextmanager
+    def learning(self) -> Iterator[None]:
+        """While it lasts the modules explore and note what they learn from."""
+        for module in self.modules.values():
+            module.learning = True
+        try:
+            yield
+        finally:
+            for module in self.modules.values():
+                module.learning = False
+
+    def learn(self, episodes: Sequence[Episode]) -> dict[str, float]:
+        """Every module learns from these attempts; what was measured, as slot/name."""
+        measured = {slot: module.learn(episodes) for slot, module in self.modules.items()}
+        self.updates += 1
+        return {f"{slot}/{name}": value for slot, found in measured.items() for name, value in found.items()}
+
+    def wait_for_everyone(self) -> None:
+        """There is one process."""
+
+    def in_any_process(self, holds: bool) -> bool:
+        return holds
+
+    def weights(self) -> None:
+        """The language model is not trained."""
+
+    def save_masters(self, folder: Path) -> None:
+        """Write modules/<slot>.safetensors for each module that has learnt."""
+        (folder / FOLDER).mkdir()
+        for slot, module in self.modules.items():
+            state = {name: numpy.ascontiguousarray(array) for name, array in module.state().items()}
+            if state:
+                save_file(state, folder / FOLDER / f"{slot}.safetensors")
+
+    def save_pretrained(self, folder: Path) -> None:
+        self.save_masters(folder)
+
+    def optimizer_state(self) -> dict[str, object]:
+        return {"updates": self.updates}
+
+    def load(self, folder: Path, optimizer: Mapping[str, Any]) -> None:
+        """Go back to what `save_masters` wrote. Raises MemFactoryError for what these modules cannot take."""
+        for slot, module in self.modules.items():
+            path = folder / FOLDER / f"{slot}.safetensors"
+            try:
+                module.load_state(load_file(path) if path.is_file() else {})
+            except ValueError as error:
+                raise MemFactoryError(f"{path} does not fit the module of slot {slot!r}: {error}") from None
+        self.updates = int(optimizer["updates"])

@@ -1,0 +1,114 @@
+"""Online learning: modules with parameters of their own learn from attempts as they are made, as RMM's retrospective
+reflection does (arXiv 2503.08026). The language model speaks and stays as it is, so it may be an API.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from statistics import fmean
+
+from memfactory.build import Stack, tasks_with_warning
+from memfactory.config import Resolved
+from memfactory.config.training import OnlineOptions
+from memfactory.dialogue import play, stream_seed
+from memfactory.errors import ConfigError, MemFactoryError
+from memfactory.registry import TRAINERS
+from memfactory.trainers.base import Run, Trainer
+from memfactory.trainers.checkpoint import TrainState
+from memfactory.trainers.learners import Learners
+from memfactory.trainers.order import upcoming
+from memfactory.transcripts import write_transcripts
+from memfactory.types import Decoding, Episode, Group, Reward, Trajectory, Turn
+
+
+@TRAINERS.register("online", options="memfactory.config.training:OnlineOptions")
+class OnlineTrainer(Trainer):
+    """Modules such as the linear reranker learn from attempts as they are made."""
+
+    options: OnlineOptions
+
+    def __init__(self, resolved: Resolved, options: OnlineOptions, stack: Stack, learners: Learners, run: Run) -> None:
+        super().__init__(resolved, options, stack, learners, run)
+        data = resolved.config.data.train
+        if data is None:
+            raise ConfigError("data.train: online learning needs tasks, but none are given")
+        self.learners = learners
+        self.tasks = tasks_with_warning(data, stack.env, resolved.base_dir)
+        self.decodings = stack.drawn_with(Decoding(options.temperature, options.top_p, options.top_k))
+
+    def finished(self) -> bool:
+        return self.state.step >= self.options.steps
+
+    def step(self, step: int) -> tuple[TrainState, dict[str, float]]:
+        cursor = self.state.cursor
+        episodes = self.attempted(cursor)
+        self.stop_on_failures(episodes, step)
+        rewards = self.stack.env.score(episodes)
+        self.keep_transcripts(step, episodes, rewards)
+        metrics = {**measured(episodes, rewards), **self.learners.learn(episodes)}
+        return replace(self.state, step=step, cursor=cursor + len(episodes)), metrics
+
+    def attempted(self, cursor: int) -> list[Episode]:
+        """One attempt at each of the next tasks, played to its end while the modules explore."""
+        config, count = self.config, self.options.batch_size
+        conversations = 0
+
+        def on_turn(episode: Episode, turn: Turn) -> None:
+            nonlocal conversations
+            conversations += 1
+            self.run.status(f"attempting: {conversations} conversations")
+            self.run.check()
+
+        tasks = upcoming(self.tasks, cursor, count, seed=config.seed, shuffle=config.data.shuffle)
+        # A task can come again and is then attempted anew.
+        episodes = [Episode(task, seed=stream_seed(config.seed, "online", at)) for at, task in enumerate(tasks, cursor)]
+        with self.learners.learning():
+            for _ in play(
+                self.stack.agent,
+                episodes,
+                self.stack.engines,
+                decodings=self.decodings,
+                score=self.stack.env.score,
+                frozen=True,
+                seed=stream_seed(config.seed, "online", cursor),
+                on_turn=on_turn,
+            ):
+                pass
+        return episodes
+
+    def keep_transcripts(self, step: int, episodes: Sequence[Episode], rewards: Sequence[Reward]) -> None:
+        """Write the conversations of the first attempts."""
+        kept = list(zip(episodes, rewards, strict=True))[: self.options.transcripts_per_step]
+        groups = [
+            Group(one.task, (Trajectory(one.member, tuple(one.turns), one.answer, reward),)) for one, reward in kept
+        ]
+        if groups:
+            write_transcripts(self.run.folder, step, groups, [{} for _ in groups])
+
+    def stop_on_failures(self, episodes: Sequence[Episode], step: int) -> None:
+        """Raise MemFactoryError when too many attempts ended early: a helper is down."""
+        failures = [episode.failure for episode in episodes if episode.failure is not None]
+        allowed = self.options.max_failed_share
+        if len(failures) > allowed * len(episodes):
+            raise MemFactoryError(
+                f"step {step}: {len(failures)} of {len(episodes)} attempts failed, more than "
+                f"train.max_failed_share = {allowed:g} allows; the first: {failures[0]}. Nothing was learnt from them; "
+                "mend it and go on with --resume."
+            )
+
+
+def measured(episodes: Sequence[Episode], rewards: Sequence[Reward]) -> dict[str, float]:
+    """What the attempts of one step were like: mean rewards of those that are known, turns, reply lengths."""
+    known = [reward.total for reward in rewards if reward.total is not None]
+    metrics = {"reward": fmean(known)} if known else {}
+    for part in sorted({part for reward in rewards for part in reward.parts}):
+        values = [value for reward in rewards if (value := reward.parts.get(part)) is not None]
+        if values:
+            metrics[f"reward/{part}"] = fmean(values)
+    replies = [turn.reply for episode in episodes for turn in episode.turns]
+    lengths = [len(reply.tokens.reply_ids) for reply in replies if reply.tokens is not None]
+    metrics |= {"failed": fmean(episode.failure is not None for episode in episodes)}
+    metrics |= {"reply_tokens": fmean(lengths)} if lengths else {}
+    metrics |= {"truncated": fmean(reply.stop == "length" for reply in replies)} if replies else {}
+    return {**metrics, "turns": len(replies) / len(episodes)}
