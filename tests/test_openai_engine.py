@@ -119,6 +119,11 @@ def test_replies_come_back_to_the_conversations_they_belong_to(endpoint):
     assert not engine.gives_tokens
 
 
+def test_half_a_surrogate_pair_is_replaced_so_that_the_reply_can_be_written(endpoint):
+    endpoint.answer = lambda request, number: completion("half \ud83d of \ud83d\ude00")
+    assert sample(engine_at(endpoint.url), asks(1)) == [Reply("half \ufffd of \U0001f600", "stop")]
+
+
 def test_the_request_says_exactly_what_the_sampling_says(endpoint):
     messages = (Message("system", "be brief"), Message("user", "hello"))
     engine = engine_at(endpoint.url, max_tokens_field="max_completion_tokens")
@@ -183,6 +188,7 @@ def test_passing_trouble_is_tried_again(endpoint, trouble):
         ((0, "", {}), "gave no reply in 3 tries: the connection "),
         ((200, "maintenance", {}), "gave no reply in 3 tries: the answer is no chat completion: 'maintenance'"),
         (completion(None), "gave no reply in 3 tries: the answer has no text"),
+        ((200, "[" * 100_000, {}), r"gave no reply in 3 tries: the answer is no chat completion: '\[\[\["),
     ],
 )
 def test_lasting_trouble_is_an_error_and_never_a_made_up_reply(endpoint, trouble, words):

@@ -96,3 +96,8 @@ def listed_numbers(entries: str, allowed: range) -> tuple[tuple[int, ...], int]:
     given = [entry.strip() for entry in entries.split(",")] if entries.strip() else []
     numbers = [int(entry) for entry in given if re.fullmatch(r"[0-9]{1,9}", entry)]
     return tuple(dict.fromkeys(number for number in numbers if number in allowed)), len(given)
+
+
+def writable(text: str) -> str:
+    """`text` with halves of surrogate pairs, which no file or request can hold, replaced by U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -21,6 +21,7 @@ from typing import Any
 from memfactory.engines.base import Key, Outcome
 from memfactory.engines.options import OpenAIEngineConfig
 from memfactory.errors import ConfigError, EngineError
+from memfactory.text import writable
 from memfactory.types import Message, Reply, Sampling, Stop
 
 LONGEST_PAUSE = 60.0
@@ -228,14 +229,14 @@ class OpenAIEngine:
         try:
             choice = json.loads(body)["choices"][0]
             content, finish = choice["message"]["content"], choice.get("finish_reason")
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise _Failed(f"the answer is no chat completion: {shown!r}") from error
         if not isinstance(content, str):
             raise _Failed(f"the answer has no text: {shown!r}")
         if finish == "content_filter":
             raise EngineError(f"the content filter of {self._where} cut the reply off")
         stop: Stop = "length" if finish == "length" else "stop"
-        return Reply(content, stop)
+        return Reply(writable(content), stop)
 
 
 def _known(outcome: Ended) -> Outcome:
