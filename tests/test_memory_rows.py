@@ -21,6 +21,7 @@ ITEM = {
     "created_at": "1 May",
     "updated_at": None,
     "version": 2,
+    "user_id": "default_user",
     "status": "activated",
     "embedding": "<384 numbers>",
 }
@@ -69,6 +70,7 @@ def test_a_row_of_the_published_schema():
     assert (dog.id, dog.key, dog.value, dog.kind) == ("9f", "Ada's dog", "Ada has a dog called Rex.", "UserMemory")
     assert (dog.tags, dog.created_at, dog.updated_at, dog.version) == (("pets",), "1 May", None, 2)
     assert (tea.id, tea.value) == ("7", "Bob likes tea.")
+    assert {dog.namespace, tea.namespace} == {""}  # the schema's default user is nobody in particular
     assert found.related == ("9f",)
     assert found.conversation == (Utterance("Ada", "Rex is now called Max.", "D2:1", "2 May"),)
     assert found.evidence == ("D2:1",)

@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from memfactory.errors import DataError
 from memfactory.types import MemoryItem
 
+NOBODY = "default_user"
+"""What the published schema calls the user of a memory that is nobody's in particular."""
+
 
 def item_from(values: Mapping[str, object], where: str) -> MemoryItem:
     """The item that `values` describe; `where` names them in messages. Fields of neither schema are left out.
@@ -16,6 +19,7 @@ def item_from(values: Mapping[str, object], where: str) -> MemoryItem:
     value = _text(values, ("value",), where)
     if not value.strip():
         raise DataError(f"{where}: field 'value' should be a text, got an empty text")
+    namespace = _text(values, ("namespace", "user_id"), where, "")
     return MemoryItem(
         id=_id(values, where),
         key=_text(values, ("key",), where, ""),
@@ -26,7 +30,7 @@ def item_from(values: Mapping[str, object], where: str) -> MemoryItem:
         created_at=_text(values, ("created_at",), where, "") or None,
         updated_at=_text(values, ("updated_at",), where, "") or None,
         version=_version(values, where),
-        namespace=_text(values, ("namespace", "user_id"), where, ""),
+        namespace="" if namespace == NOBODY else namespace,
     )
 
 
