@@ -64,7 +64,7 @@ class TopicExtractor(Module):
 
     def _candidate(self, topic: Topic, heard: Sequence[Utterance], speaker: str | None) -> Candidate:
         """The topic as an entry, said in the turns it refers to, or in those whose words it shares."""
-        candidate, turns = Candidate(topic.summary), [heard[place] for place in topic.places]
+        candidate, turns = Candidate(topic.summary), [heard[place] for place in sorted(topic.places)]
         (found,) = [sourced(candidate, turns, heard)] if turns else traced([candidate], heard, "speaker")
         if self.options.namespaces == "joint":
             return replace(found, namespace="")
