@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from math import sqrt
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,10 +15,13 @@ from memfactory.dialogue import Agent, Ask, Module, ModuleOptions, play
 from memfactory.engines.scripted import ScriptedEngine
 from memfactory.envs.base import Environment, EnvironmentOptions
 from memfactory.envs.rewards.base import RewardFunction, RewardOptions
-from memfactory.errors import ConfigError, DataError, MemFactoryError
-from memfactory.evaluate.attempts import attempt, data_hash, evaluate_tasks
-from memfactory.evaluate.records import RecordFile, SampleRecord, read_records
-from memfactory.types import Decoding, Episode, Message, Reply, Task
+from memfactory.errors import ConfigError, DataError, EngineError, MemFactoryError
+from memfactory.evaluate.attempts import attempt, evaluate_tasks
+from memfactory.evaluate.fingerprint import data_hash
+from memfactory.evaluate.records import WHOLE_ITEMS, BankRecord, RecordFile, SampleRecord, read_records, record
+from memfactory.memory.bank import BankSource
+from memfactory.registry import REWARDS
+from memfactory.types import Decoding, Episode, MemoryItem, Message, Reply, Task, Utterance
 
 
 class Echo(Module):
@@ -310,6 +314,176 @@ def test_the_data_hash_names_contents_and_order():
     assert data_hash(TASKS) == data_hash(list(TASKS))
     assert data_hash(TASKS) != data_hash(TASKS[::-1])
     assert data_hash(TASKS) != data_hash([*TASKS[:2], Task("c", "three", ("4",))])
+
+
+# Agents with a memory bank and helpers
+
+ITEMS = (
+    MemoryItem("m1", "Ana's town", "Ana moved to Oslo", sources=("D1:2",), created_at="May"),
+    MemoryItem("m2", "", "Ben has a dog", sources=("D1:4", "D2:1")),
+    MemoryItem("m3", "", "Eve sings", sources=("D3:1",)),
+)
+ABOUT_ANA = Task(
+    "ana",
+    "Where does Ana live?",
+    ("Oslo",),
+    conversation=(Utterance("Ana", "I moved to Oslo, and Ben has a big dog now.", "D1:2"),),
+    evidence=("D1:2", "D2:1", "D9:9"),
+)
+
+
+def answered(**values):
+    return Episode(ABOUT_ANA, answer="Oslo", bank=BankSource().open(ITEMS), retrieved=ITEMS[:2], **values)
+
+
+READ_OF_BANKS = {
+    "evidence_recall": {"k": 1},
+    "evidence_ndcg": {},
+    "evidence_kept": {},
+    "m_fail": {},
+    "compression": {},
+    "citations": {"kind": "evidence"},
+    "memory_format": {"steps": ["extract", "update", "answer"]},
+}
+
+
+@pytest.mark.parametrize("name", READ_OF_BANKS)
+@pytest.mark.parametrize("citations", [None, (), ("m2",), ("m1", "m2")])
+def test_rewards_of_banks_score_a_record_as_they_score_the_attempt(tmp_path, name, citations):
+    reward = REWARDS.get(name)(REWARDS.options(name).model_validate(READ_OF_BANKS[name]), {})
+    episode = answered(citations=citations, checks={"extract": [1.0, 0.5], "update": [0.0]})
+    with RecordFile(tmp_path / "ana.jsonl", "ana") as records:
+        records.add(record("ana", episode, {}))
+    (held,) = read_records(tmp_path / "ana.jsonl")
+    assert held == record("ana", episode, {})
+    assert reward.score([held.episode(ABOUT_ANA)]) == reward.score([episode])
+
+
+def test_of_a_bank_a_record_holds_its_size_and_the_evidence_that_it_keeps(tmp_path):
+    held = record("ana", answered(), {})
+    # "Ana's town: Ana moved to Oslo" 6 words, "Ben has a dog" 4, "Eve sings" 2.
+    assert held.bank == BankRecord(3, 12, ("D1:2", "D2:1"))
+    assert [item.sources for item in held.episode(ABOUT_ANA).bank.list()] == [("D1:2", "D2:1"), (), ()]
+    empty = record("ana", Episode(ABOUT_ANA, bank=BankSource().open()), {})
+    assert empty.bank == BankRecord(0, 0, ()) and empty.episode(ABOUT_ANA).bank.list() == []
+    assert record("ana", Episode(ABOUT_ANA), {}).episode(ABOUT_ANA).bank is None
+
+
+def test_the_texts_of_many_retrieved_items_are_not_written_but_their_sources_are():
+    many = [
+        MemoryItem(f"m{number}", "key", "a long text", sources=(f"D{number}",)) for number in range(WHOLE_ITEMS + 1)
+    ]
+    held = record("ana", Episode(ABOUT_ANA, retrieved=tuple(many)), {})
+    assert [item.value for item in held.retrieved] == ["a long text"] * WHOLE_ITEMS + [""]
+    assert held.retrieved[-1] == MemoryItem(f"m{WHOLE_ITEMS}", "", "", sources=(f"D{WHOLE_ITEMS}",))
+
+
+def test_records_of_before_there_were_banks_are_still_read():
+    old = {"dataset": "quiz", "task_id": "a", "sample": 0, "question": "one", "answers": ["1"], "answer": "1",
+           "memory": "1", "scores": {"exact": 1.0}, "turns": []}  # fmt: skip
+    held = SampleRecord.from_json(old)
+    assert (held.retrieved, held.citations, held.bank, held.failure) == ((), None, None, None)
+    assert held.to_json() == {**old, "answers": ("1",)}
+
+
+class Frozen(Echo):
+    """Asks a helper."""
+
+    steps = ("read",)
+
+
+HELPED = EchoAgent(None, {"echo": Frozen(ModuleOptions(interface="inference", engine="reader"), None)})
+
+
+def helped(path, reader, **options):
+    engines = {"policy": ScriptedEngine(lambda *_: "unused"), "reader": ScriptedEngine(reader)}
+    with RecordFile(path, "quiz") as records:
+        return evaluate_tasks(
+            HELPED, quiz(), TASKS, engines, samples=1, decodings=SAMPLED, seed=0, records=records, **options
+        )
+
+
+def test_an_attempt_that_a_helpers_outage_ended_is_unknown_counted_and_played_again(tmp_path, caplog):
+    def two_is_down(messages, sampling):
+        if messages[0].content == "two":
+            raise EngineError("the reader is down")
+        return {"one": "1", "three": "x"}[messages[0].content]
+
+    path = tmp_path / "quiz.jsonl"
+    found = helped(path, two_is_down, max_unknown_share=0.5)
+    exact = found.metrics["exact"]
+    assert (exact.mean, exact.n, exact.unknown) == (0.5, 2, 1)
+    assert "1 of 3 attempts were ended by a helper's failure" in caplog.text and "the reader is down" in caplog.text
+    told = {held.task_id: (held.failure, held.scores) for held in read_records(path)}
+    assert told["b"] == ("the reader is down", {"exact": None}) and told["a"] == (None, {"exact": 1.0})
+
+    caplog.clear()
+    asked = []
+    mended = helped(path, lambda messages, sampling: asked.append(messages[0].content) or "2")
+    assert asked == ["two"] and mended.metrics["exact"].mean == pytest.approx(2 / 3)
+    assert caplog.text == "" and read_records(path)[1].failure is None
+
+
+def test_an_outage_of_the_helper_beyond_the_share_fails_the_dataset(tmp_path):
+    def down(messages, sampling):
+        raise EngineError("the reader is down")
+
+    with pytest.raises(MemFactoryError, match=r"3 of 3 scores of 'exact' are unknown \(a judge or a helper failed"):
+        helped(tmp_path / "quiz.jsonl", down)
+
+
+def test_an_outage_of_the_policy_stops_the_evaluation_and_keeps_what_was_done(tmp_path):
+    def reply(messages, sampling):
+        if messages[0].content == "three":
+            raise EngineError("the policy is down")
+        return "1"
+
+    path = tmp_path / "quiz.jsonl"
+    with pytest.raises(EngineError, match="the policy is down"):
+        evaluate_into(path, {"policy": ScriptedEngine(reply)}, samples=1)
+    assert [held.task_id for held in read_records(path)] == ["a", "b"]
+
+
+BASE = Task("a", "one", ("1",), memory=ITEMS, conversation=ABOUT_ANA.conversation)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"memory": ITEMS[:2]},
+        {"memory": ()},
+        {"related": ("m1",)},
+        {"related": ()},
+        {"conversation": (Utterance("Ana", "I moved to Rome.", "D1:2"),)},
+        {"evidence": ("D1:2",)},
+    ],
+)
+def test_the_data_hash_covers_what_memory_banks_are_made_of(other):
+    assert data_hash([BASE]) == data_hash([Task("a", "one", ("1",), memory=(*ITEMS,), conversation=BASE.conversation)])
+    assert data_hash([SimpleNamespace(**{**vars(BASE), **other})]) != data_hash([BASE])
+
+
+def test_a_task_without_a_bank_is_hashed_as_before_there_were_banks():
+    # python -c 'import hashlib, json; print(hashlib.sha256(json.dumps({"id": "a", "question": "one", "answers": ["1"],
+    # "context": "", "memory": [], "messages": []}, sort_keys=True).encode()).hexdigest()[:16])'
+    assert data_hash(TASKS[:1]) == "3d611ed9a05cb943"
+
+
+def test_a_conversation_that_many_tasks_share_is_hashed_once():
+    class Counted(Utterance):
+        """Counts how often its fields are read as a whole."""
+
+        reads = 0
+
+        def __getattribute__(self, name):
+            if name == "__dict__":
+                Counted.reads += 1
+            return super().__getattribute__(name)
+
+    shared = tuple(Counted("Ana", f"word {number}") for number in range(5))
+    Counted.reads = 0
+    data_hash([Task(str(number), "one", ("1",), conversation=shared) for number in range(100)])
+    assert Counted.reads == 5
 
 
 SLOW = """

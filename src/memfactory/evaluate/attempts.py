@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+import logging
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 from memfactory.dialogue import Agent, play, stream_seed
 from memfactory.engines.base import Engine
@@ -15,12 +14,14 @@ from memfactory.engines.options import EngineConfig, HfEngineConfig, OpenAIEngin
 from memfactory.envs.base import Environment
 from memfactory.envs.rewards.base import RewardFunction
 from memfactory.errors import DataError, MemFactoryError
+from memfactory.evaluate.fingerprint import data_hash
 from memfactory.evaluate.records import RecordFile, SampleRecord, record
 from memfactory.evaluate.results import DatasetResult, MetricResult, metric_result
 from memfactory.evaluate.statistics import question_means
 from memfactory.registry import REWARDS
 from memfactory.types import Decoding, Episode, Task, Turn
 
+log = logging.getLogger("memfactory")
 OnProgress = Callable[[int, int], None]
 """Told (attempts finished, attempts in all) after every turn; those that were on disk already count as finished."""
 WINDOW = 128
@@ -47,9 +48,11 @@ def evaluate_tasks(
     """avg@`samples` of `tasks` by every metric (none named: the environment's defaults for these tasks).
 
     Attempts that `records` holds are not played again, and scored only where a metric is missing or unknown; the
-    others are played and recorded as they finish. Seeds are by question and attempt, so a resumed evaluation finds
-    what an uninterrupted one does. Raises MemFactoryError when more than `max_unknown_share` of a metric's scores
-    are unknown, ConfigError for a metric that does not exist, DataError for tasks that share an id.
+    others are played and recorded as they finish. An attempt that a helper's failure ended has unknown scores and is
+    played again by the next evaluation into the same records; a warning counts such attempts. Seeds are by question and
+    attempt, so a resumed evaluation finds what an uninterrupted one does. Raises MemFactoryError when more than
+    `max_unknown_share` of a metric's scores are unknown, ConfigError for a metric that does not exist, DataError for
+    tasks that share an id.
     """
     _refuse_equal_ids(tasks)
     scorers = build_metrics(env, tuple(metrics) or env.default_metrics(tasks), engines)
@@ -90,7 +93,9 @@ def attempt(
 ) -> Generator[Episode]:
     """Play each (task, attempt's number) and yield the episodes as they finish; nothing is marked trainable."""
     episodes = [Episode(task, member=number, seed=stream_seed(seed, task.id)) for task, number in attempts]
-    yield from play(agent, episodes, engines, decodings=decodings, frozen=True, window=window, on_turn=on_turn)
+    yield from play(
+        agent, episodes, engines, decodings=decodings, frozen=True, seed=seed, window=window, on_turn=on_turn
+    )
 
 
 def attempts_under_way(engine: EngineConfig) -> int:
@@ -114,22 +119,6 @@ def asks_a_model(reward: RewardFunction) -> bool:
     return "engine" in type(reward.options).model_fields
 
 
-def data_hash(tasks: Sequence[Task]) -> str:
-    """16 hexadecimal digits that name the tasks' contents and order."""
-    digest = hashlib.sha256()
-    for task in tasks:
-        values = {
-            "id": task.id,
-            "question": task.question,
-            "answers": task.answers,
-            "context": task.context,
-            "memory": [asdict(item) for item in task.memory],
-            "messages": [asdict(message) for message in task.messages],
-        }
-        digest.update(json.dumps(values, sort_keys=True).encode())
-    return digest.hexdigest()[:16]
-
-
 class _Collected:
     """The samples of one dataset while they come in: scored, recorded, and at last summed up."""
 
@@ -145,7 +134,7 @@ class _Collected:
         unscored: list[tuple[SampleRecord, Task]] = []
         for task, number in wanted:
             held = None if self.records is None else self.records.get(task.id, number)
-            if held is None:
+            if held is None or held.failure is not None:
                 missing.append((task, number))
                 continue
             self.found[task.id, number] = held
@@ -164,17 +153,33 @@ class _Collected:
         for episode, scores in zip(episodes, self._score(episodes), strict=True):
             self._keep(record(dataset, episode, scores))
 
+    def _warn_of_failures(self) -> None:
+        reasons = [held.failure for held in self.found.values() if held.failure is not None]
+        if reasons:
+            log.warning(
+                "%d of %d attempts were ended by a helper's failure, so their scores are unknown; the first: %s",
+                len(reasons),
+                len(self.found),
+                reasons[0],
+            )
+
     def _keep(self, new: SampleRecord) -> None:
         self.found[new.task_id, new.sample] = new
         if self.records is not None:
             self.records.add(new)
 
     def _score(self, episodes: Sequence[Episode]) -> list[dict[str, float | None]]:
-        columns = {name: reward.score(episodes) for name, reward in self.scorers.items()} if episodes else {}
-        return [{name: column[index] for name, column in columns.items()} for index in range(len(episodes))]
+        """Each episode's score by each metric; all are unknown of an attempt that failed."""
+        played = [episode for episode in episodes if episode.failure is None]
+        columns = {name: iter(reward.score(played)) if played else iter(()) for name, reward in self.scorers.items()}
+        return [
+            {name: next(column) if episode.failure is None else None for name, column in columns.items()}
+            for episode in episodes
+        ]
 
     def result(self, tasks: Sequence[Task], samples: int, max_unknown_share: float) -> DatasetResult:
         """The dataset's result; MemFactoryError where too many scores are unknown."""
+        self._warn_of_failures()
         scores = {
             name: {task.id: [self.found[task.id, number].scores[name] for number in range(samples)] for task in tasks}
             for name in self.scorers
@@ -185,8 +190,9 @@ class _Collected:
             found = metric_result(given, samples)
             if found is None or unknown > max_unknown_share * len(tasks) * samples:
                 raise MemFactoryError(
-                    f"{unknown} of {len(tasks) * samples} scores of {name!r} are unknown (a judge failed, or there is "
-                    f"no gold answer), more than the share of {max_unknown_share:g} that eval.max_unknown_share allows"
+                    f"{unknown} of {len(tasks) * samples} scores of {name!r} are unknown (a judge or a helper failed, "
+                    f"or there is no gold answer), more than the share of {max_unknown_share:g} that "
+                    "eval.max_unknown_share allows"
                 )
             metrics[name] = found
         replies = [turn.stop for row in self.found.values() for turn in row.turns]

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from memfactory.config import Resolved
 from memfactory.dialogue import ModuleOptions
-from memfactory.engines.options import ModelConfig, OpenAIEngineConfig
+from memfactory.engines.options import HfEngineConfig, ModelConfig, OpenAIEngineConfig
 from memfactory.envs.rewards.base import RewardOptions
 from memfactory.files import asset
-from memfactory.types import Decoding
+from memfactory.types import Decoding, MemoryItem, Task, Utterance
 
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model")
 READ_WHOLE = 256 * 2**20
@@ -23,6 +23,37 @@ READ_WHOLE = 256 * 2**20
 def digest(value: object) -> str:
     """12 hexadecimal digits that name a JSON value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def data_hash(tasks: Sequence[Task]) -> str:
+    """16 hexadecimal digits that name the tasks' contents and order. What many tasks share is read once."""
+    digest = hashlib.sha256()
+    read: dict[int, str] = {}
+
+    def name_of(values: Sequence[MemoryItem] | Sequence[Utterance]) -> str:
+        if id(values) not in read:
+            text = json.dumps([vars(value) for value in values], sort_keys=True)
+            read[id(values)] = hashlib.sha256(text.encode()).hexdigest()
+        return read[id(values)]
+
+    for task in tasks:
+        values: dict[str, object] = {
+            "id": task.id,
+            "question": task.question,
+            "answers": task.answers,
+            "context": task.context,
+            "memory": name_of(task.memory) if task.memory else [],
+            "messages": [asdict(message) for message in task.messages],
+        }
+        # Only where they are there: the hashes of other tasks stay what they were before there were memory banks.
+        if task.related is not None:
+            values["related"] = task.related
+        if task.conversation:
+            values["conversation"] = name_of(task.conversation)
+        if task.evidence:
+            values["evidence"] = task.evidence
+        digest.update(json.dumps(values, sort_keys=True).encode())
+    return digest.hexdigest()[:16]
 
 
 def sampling_fingerprint(resolved: Resolved, decoding: Decoding, seed: int) -> dict[str, str | None]:
@@ -49,7 +80,10 @@ def _policy(resolved: Resolved) -> dict[str, str | None]:
             "model": f"{config.engine.model} at {config.engine.base_url or 'the default endpoint'}",
             "weights": None,
         }
-    model = config.model
+    return _model(config.model)
+
+
+def _model(model: ModelConfig) -> dict[str, str | None]:
     settings = model.model_dump(mode="json", include={"dtype", "random_weights", "chat_template", "template_options"})
     name = model.path if model.adapter is None else f"{model.path} + {model.adapter}"
     return {"model": name, "weights": digest([weights_fingerprint(model), settings])}
@@ -84,6 +118,9 @@ def _speaker(engine: object) -> Mapping[str, object]:
     """What an engine's replies depend on."""
     if isinstance(engine, OpenAIEngineConfig):
         return engine.model_dump(include={"kind", "model", "base_url", "temperature", "top_p"})
+    if isinstance(engine, HfEngineConfig):
+        drawn = engine.model_dump(include={"temperature", "top_p"})
+        return {"model": "the policy's" if engine.model is None else _model(engine.model), **drawn}
     return {"kind": "the policy's weights"}
 
 

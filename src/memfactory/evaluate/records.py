@@ -6,17 +6,21 @@ It does not know how attempts are played or scored.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any
 
 from memfactory.errors import ConfigError, DataError
 from memfactory.files import JsonLinesWriter, read_json_lines
-from memfactory.types import Episode, Reply, Stop, Task, Turn
+from memfactory.memory.bank import BankSource, MemoryBank
+from memfactory.memory.wording import shown
+from memfactory.types import Episode, MemoryItem, Reply, Stop, Task, Turn
 
 Fingerprint = Mapping[str, str | None]
 """What a file's samples depend on, by name; None: does not apply (no judge was used)."""
+WHOLE_ITEMS = 100
+"""Retrieved items that are recorded with their texts; of any further ones (a whole conversation) only the sources."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +35,28 @@ class TurnRecord:
 
 
 @dataclass(frozen=True)
+class BankRecord:
+    """What rewards read of a memory bank at the end of an attempt: how many items and words it holds, and which of
+    the task's evidence its items come from. A bank of a thousand items is not written down with every question."""
+
+    items: int
+    words: int
+    evidence: tuple[str, ...]
+
+    def bank(self) -> MemoryBank:
+        """A bank of which the rewards of this package see the same: its first item stands for all texts."""
+        first = MemoryItem("m1", "", " ".join(["-"] * self.words), sources=self.evidence)
+        others = [MemoryItem(f"m{number}", "", "") for number in range(2, self.items + 1)]
+        return BankSource().open([first, *others][: self.items])
+
+
+@dataclass(frozen=True)
 class SampleRecord:
-    """One attempt at one question. A metric that is not in `scores` was never asked for; None: unknown."""
+    """One attempt at one question. A metric that is not in `scores` was never asked for; None: unknown.
+
+    An attempt with a `failure` could not be played to its end: its scores are unknown, and it is to be played again.
+    What follows `turns` is written only where an agent with a memory bank left it.
+    """
 
     dataset: str
     task_id: str
@@ -43,23 +67,55 @@ class SampleRecord:
     memory: str
     scores: Mapping[str, float | None]
     turns: tuple[TurnRecord, ...]
+    retrieved: tuple[MemoryItem, ...] = ()
+    citations: tuple[str, ...] | None = None
+    checks: Mapping[str, tuple[float, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    bank: BankRecord | None = None
+    failure: str | None = None
 
     def to_json(self) -> dict[str, object]:
-        return {**vars(self), "scores": dict(self.scores), "turns": [asdict(turn) for turn in self.turns]}
+        values = {**vars(self), "scores": dict(self.scores), "turns": [asdict(turn) for turn in self.turns]}
+        of_banks = {
+            "retrieved": [item_json(item) for item in self.retrieved],
+            "citations": self.citations,
+            "checks": dict(self.checks),
+            "bank": None if self.bank is None else asdict(self.bank),
+            "failure": self.failure,
+        }
+        plain = {name: value for name, value in values.items() if name not in of_banks}
+        return plain | {name: value for name, value in of_banks.items() if value not in (None, [], {})}
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> SampleRecord:
         """What `to_json` wrote. Raises DataError for anything else."""
         try:
             turns = tuple(TurnRecord(**turn) for turn in value["turns"])
-            return SampleRecord(**{**value, "answers": tuple(value["answers"]), "turns": turns})
+            citations, bank = value.get("citations"), value.get("bank")
+            of_banks = {
+                "retrieved": tuple(map(_item, value.get("retrieved", ()))),
+                "citations": None if citations is None else tuple(citations),
+                "checks": {step: tuple(marks) for step, marks in value.get("checks", {}).items()},
+                "bank": None if bank is None else BankRecord(**{**bank, "evidence": tuple(bank["evidence"])}),
+            }
+            return SampleRecord(**{**value, "answers": tuple(value["answers"]), "turns": turns, **of_banks})
         except (KeyError, TypeError) as error:
             raise DataError(f"{str(value)[:80]} is no record of a sample: {error}") from None
 
     def episode(self, task: Task) -> Episode:
         """The finished attempt again, as far as scoring it needs."""
         turns = [Turn(turn.step, (), Reply(turn.text, turn.stop), False) for turn in self.turns]
-        return Episode(task, member=self.sample, memory=self.memory, turns=turns, answer=self.answer)
+        return Episode(
+            task,
+            member=self.sample,
+            memory=self.memory,
+            turns=turns,
+            answer=self.answer,
+            bank=None if self.bank is None else self.bank.bank(),
+            retrieved=self.retrieved,
+            citations=self.citations,
+            checks={step: list(marks) for step, marks in self.checks.items()},
+            failure=self.failure,
+        )
 
 
 def record(dataset: str, episode: Episode, scores: Mapping[str, float | None]) -> SampleRecord:
@@ -75,7 +131,34 @@ def record(dataset: str, episode: Episode, scores: Mapping[str, float | None]) -
         memory=episode.memory,
         scores=dict(scores),
         turns=tuple(map(turn_record, episode.turns)),
+        retrieved=(
+            *episode.retrieved[:WHOLE_ITEMS],
+            *(replace(item, key="", value="") for item in episode.retrieved[WHOLE_ITEMS:]),
+        ),
+        citations=episode.citations,
+        checks={step: tuple(marks) for step, marks in episode.checks.items()},
+        bank=None if episode.bank is None else _bank_record(episode.bank, task),
+        failure=episode.failure,
     )
+
+
+def _bank_record(bank: MemoryBank, task: Task) -> BankRecord:
+    items = bank.list()
+    sources = {source for item in items for source in item.sources}
+    words = sum(len(shown(item).split()) for item in items)
+    return BankRecord(len(items), words, tuple(id for id in task.evidence if id in sources))
+
+
+def item_json(item: MemoryItem) -> dict[str, object]:
+    """An item's fields, without those that say nothing."""
+    plain = vars(MemoryItem("", "", ""))
+    return {name: value for name, value in vars(item).items() if value != plain[name]}
+
+
+def _item(value: Mapping[str, Any]) -> MemoryItem:
+    """What `item_json` wrote."""
+    lists = {name: tuple(value[name]) for name in ("tags", "sources") if name in value}
+    return MemoryItem(**{"id": "", "key": "", "value": "", **value, **lists})
 
 
 def turn_record(turn: Turn) -> TurnRecord:

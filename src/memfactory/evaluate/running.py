@@ -16,7 +16,8 @@ from memfactory.config import Resolved
 from memfactory.environment import describe_environment
 from memfactory.envs.base import TaskSet
 from memfactory.errors import ConfigError, MemFactoryError
-from memfactory.evaluate.attempts import attempts_under_way, data_hash, evaluate_tasks
+from memfactory.evaluate.attempts import attempts_under_way, evaluate_tasks
+from memfactory.evaluate.fingerprint import data_hash
 from memfactory.evaluate.progress import shown_progress
 from memfactory.evaluate.records import RecordFile
 from memfactory.evaluate.results import DatasetResult, difference_json, differences
