@@ -40,7 +40,14 @@ FLOORS = {
     "types": 0,
     "": 0,
 }
-MAY_IMPORT_TORCH = ("trainers/", "engines/hf", "engines/loading.py", "engines/chat.py", "engines/vllm.py")
+MAY_IMPORT_TORCH = (
+    "trainers/",
+    "engines/hf",
+    "engines/loading.py",
+    "engines/chat.py",
+    "engines/vllm.py",
+    "memory/hf_embedder.py",
+)
 HEAVY = {"torch", "transformers", "peft", "accelerate", "vllm"}
 
 

@@ -7,18 +7,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy
-
 from memfactory.memory.contents import Base, Contents, Event, base_of
 from memfactory.memory.embedders import Vectors, VectorStore, build_embedder
 from memfactory.memory.operations import Add, ApplyReport, Delete, Invalid, Keep, Operation, Outcome, Update
 from memfactory.memory.options import MemoryConfig, Search
+from memfactory.memory.persistence import load_bank, save_bank
+from memfactory.memory.search import Searcher
+from memfactory.memory.vector_cache import CachedEmbedder
 from memfactory.memory.wording import shown
 from memfactory.types import Candidate, MemoryItem
 
 __all__ = ["BankSource", "Event", "Found", "MemoryBank"]
 
-KEPT_BASES = 64
+KEPT_BASES = 32
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,10 @@ class MemoryBank:
     Times come in with what happened, never from a clock. An item whose text is empty matches nothing.
     """
 
-    def __init__(self, source: BankSource, contents: Contents) -> None:
+    def __init__(self, source: BankSource, contents: Contents, searcher: Searcher) -> None:
         self._source = source
         self._contents = contents
+        self._shared = searcher
 
     def __len__(self) -> int:
         return len(self._contents)
@@ -101,7 +103,8 @@ class MemoryBank:
 
     def fork(self) -> MemoryBank:
         """A bank that begins as this one is now; neither sees what the other does from here on. Costs O(changes)."""
-        return MemoryBank(self._source, self._contents.fork())
+        contents = self._contents.fork()
+        return MemoryBank(self._source, contents, self._searcher())
 
     def search(
         self,
@@ -112,16 +115,24 @@ class MemoryBank:
         namespaces: Sequence[str] | None = None,
         min_score: float | None = None,
     ) -> list[Found]:
-        """The `k` items that match `query` best, by score, then by order of insertion."""
+        """The `k` items that match `query` best, by score, then by order of insertion; of `namespaces` alone where they
+        are given, and only those that score `min_score` at least.
+
+        `mode` (None: the config's): "dense" scores the cosine of the vectors, "bm25" only items that share a word with
+        the question, "hybrid" fuses the ranks of both.
+        """
         if k < 0:
             raise ValueError(f"k must not be negative, got {k}")
-        items = self.list(namespaces)
-        if not items or not k:
-            return []
-        scores = _scores(self.embed([shown(item) for item in items]), self.embed_query(query))
-        order = numpy.argsort(-scores, kind="stable")[:k]
-        found = [Found(items[place], float(scores[place])) for place in order]
-        return found if min_score is None else [one for one in found if one.score >= min_score]
+        self._contents.settle()
+        found = self._searcher().search(
+            self._contents,
+            query,
+            k,
+            mode=mode or self._source.config.search,
+            embed_query=self.embed_query,
+            namespaces=namespaces,
+        )
+        return [Found(item, score) for item, score in found if min_score is None or score >= min_score]
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         """The unit vectors of texts that are searched: float32 [n, d]."""
@@ -132,7 +143,18 @@ class MemoryBank:
         return self._source.embed_query(query)
 
     def save(self, folder: Path) -> None:
-        raise NotImplementedError
+        """Write items, history and vectors to `folder`, in place of the bank that is there: a kill leaves either.
+
+        Raises MemFactoryError when the disk refuses.
+        """
+        items = tuple(self._contents)
+        save_bank(folder, items, self._contents.events(), self._source.known(items), self._source.identity)
+
+    def _searcher(self) -> Searcher:
+        """What searches the base that the contents have now."""
+        if self._shared.base is not self._contents.base:
+            self._shared = self._source.searcher(self._contents.base)
+        return self._shared
 
     def _add(self, candidate: Candidate) -> str:
         item = MemoryItem(
@@ -201,32 +223,53 @@ class BankSource:
     def __init__(self, config: MemoryConfig | None = None) -> None:
         self.config = config or MemoryConfig()
         embedder = build_embedder(self.config.embedder)
+        if self.config.cache is not None and self.config.embedder.kind != "lexical":
+            embedder = CachedEmbedder(embedder, Path(self.config.cache).expanduser())
+        self.identity = embedder.identity
         self._texts = VectorStore(embedder.embed)
         self._queries = VectorStore(embedder.embed_queries)
-        self._bases: OrderedDict[tuple[MemoryItem, ...], Base] = OrderedDict()
+        self._opened: OrderedDict[tuple[MemoryItem, ...], Searcher] = OrderedDict()
 
     def open(self, items: Sequence[MemoryItem] = ()) -> MemoryBank:
-        """A bank of its own that holds `items`. Equal items share what was computed for them."""
+        """A bank of its own that holds `items`. Equal items share what was computed for them.
+
+        Raises DataError where two items have one id.
+        """
         key = tuple(items)
-        base = self._bases.pop(key, None) or base_of(key)
-        self._bases[key] = base
-        while len(self._bases) > KEPT_BASES:
-            self._bases.popitem(last=False)
-        return MemoryBank(self, Contents(base))
+        searcher = self._opened.pop(key, None) or self.searcher(base_of(key))
+        self._opened[key] = searcher
+        while len(self._opened) > KEPT_BASES:
+            self._opened.popitem(last=False)
+        return MemoryBank(self, Contents(searcher.base), searcher)
 
     def load(self, folder: Path) -> MemoryBank:
-        raise NotImplementedError
+        """The bank that was saved to `folder`. Its vectors are made anew where they do not fit this embedder.
+
+        Raises DataError for a folder without a bank, or with one that was damaged.
+        """
+        stored = load_bank(folder, self.identity)
+        if stored.vectors is not None:
+            self._texts.put([shown(item) for item in stored.items], stored.vectors)
+        searcher = self.searcher(Base(stored.items, stored.events))
+        return MemoryBank(self, Contents(searcher.base), searcher)
+
+    def known(self, items: Sequence[MemoryItem]) -> Vectors | None:
+        """The vectors of `items`, if none need be embedded for it; else None."""
+        texts = [shown(item) for item in items]
+        return self.embed(texts) if texts and self._texts.has(texts) else None
+
+    def searcher(self, base: Base) -> Searcher:
+        return Searcher(base, self.embed, self.config.index)
 
     def embed(self, texts: Sequence[str]) -> Vectors:
-        return numpy.stack(self._texts.vectors(texts)) if texts else numpy.zeros((0, 0), numpy.float32)
+        """See MemoryBank.embed. Each text is embedded once."""
+        return self._texts.vectors(texts)
 
     def embed_query(self, query: str) -> Vectors:
-        return self._queries.vectors([query])[0]
+        """See MemoryBank.embed_query."""
+        vector: Vectors = self._queries.vectors([query])[0]
+        return vector
 
 
 def _id(operation: Operation) -> str | None:
     return operation.id if isinstance(operation, Update | Delete | Keep) else None
-
-
-def _scores(vectors: Vectors, query: Vectors) -> Vectors:
-    return (vectors.astype(numpy.float64) * query).sum(axis=1).astype(numpy.float32)

@@ -12,6 +12,8 @@ from functools import cached_property
 from memfactory.errors import DataError
 from memfactory.types import MemoryItem
 
+FEW_CHANGES = 16
+
 
 @dataclass(frozen=True)
 class Event:
@@ -28,7 +30,7 @@ class Event:
         return item.id
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Base:
     """Contents that never change, shared by all forks. `items` and `events` are in order."""
 
@@ -62,8 +64,8 @@ def base_of(items: Iterable[MemoryItem]) -> Base:
 class Contents:
     """A base and what has been changed since.
 
-    A fork copies only the changes; once they are as many as half of the base, they become part of a new base. So
-    both a fork and the changes themselves cost O(changes), amortised.
+    A fork copies only the changes. Before a fork or a search, changes that are as many as half of the base become part
+    of a new base, so that both cost O(changes), amortised.
     """
 
     def __init__(self, base: Base) -> None:
@@ -132,8 +134,7 @@ class Contents:
 
     def fork(self) -> Contents:
         """Contents of their own that begin as these are now."""
-        if 2 * len(self._events) >= max(16, len(self.base.events)):
-            self._rebase()
+        self.settle()
         other = Contents(self.base)
         other.changed = dict(self.changed)
         other.added = dict(self.added)
@@ -143,7 +144,10 @@ class Contents:
         other._deleted = self._deleted
         return other
 
-    def _rebase(self) -> None:
+    def settle(self) -> None:
+        """Make the changes part of the base where they are many: what is computed for a base then pays."""
+        if 2 * len(self._events) < max(FEW_CHANGES, len(self.base.events)):
+            return
         self.base = Base(tuple(self), self.events())
         self.changed, self.added, self._events, self._used, self._deleted = {}, {}, [], set(), 0
 

@@ -10,10 +10,12 @@ from math import log
 import numpy
 from numpy.typing import NDArray
 
-from memfactory.memory.embedders import Vectors
+from memfactory.memory.embedders import Vectors, identity_of
 from memfactory.memory.options import LexicalEmbedderConfig
 from memfactory.memory.words import words
 
+VERSION = 1
+"""Counts up when equal options come to give other vectors."""
 REMEMBERED_WORDS = 200_000
 
 
@@ -26,6 +28,7 @@ class LexicalEmbedder:
     def __init__(self, config: LexicalEmbedderConfig) -> None:
         self.config = config
         self.dimensions = config.dimensions
+        self.identity = identity_of(**config.model_dump(), version=VERSION)
         self._places: dict[str, tuple[NDArray[numpy.int64], NDArray[numpy.float64]]] = {}
 
     def embed(self, texts: Sequence[str]) -> Vectors:

@@ -74,4 +74,5 @@ class MemoryConfig(Options):
     index: Literal["auto", "numpy", "faiss"] = "auto"
     """What searches the vectors, always exactly; auto: faiss for large banks, else numpy."""
     cache: str | None = None
-    """A folder that keeps vectors between runs, by embedder and text; null: none is kept."""
+    """A folder that keeps vectors between runs, by embedder and text; null: none is kept. Lexical ones never are: to
+    compute them takes less time than to look them up."""
