@@ -1,0 +1,20 @@
+"""The baseline `full_context`: the whole conversation in one prompt, no memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from memfactory.dialogue import Agent, Dialogue
+from memfactory.registry import AGENTS
+from memfactory.types import Episode
+
+
+@AGENTS.register("full_context")
+class FullContext(Agent):
+    """Answers from the whole conversation in one prompt."""
+
+    slots: ClassVar[Mapping[str, str]] = {"answerer": "full_context_answer"}
+
+    def dialogue(self, episode: Episode) -> Dialogue:
+        yield from self.modules["answerer"].play(episode)

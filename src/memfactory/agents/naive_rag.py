@@ -1,0 +1,54 @@
+"""The baseline `naive_rag`: what was said is the memory, word for word; retrieve from it and answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import ClassVar
+
+from pydantic import Field
+
+from memfactory.dialogue import Agent, Dialogue
+from memfactory.registry import AGENTS, Options
+from memfactory.types import Episode, MemoryItem, Utterance
+
+
+class NaiveRagOptions(Options):
+    """Options of `naive_rag`."""
+
+    turns_per_item: int = Field(1, ge=1)
+    """Turns of one session that make one memory item."""
+
+
+@AGENTS.register("naive_rag")
+class NaiveRag(Agent):
+    """Keeps every turn of the conversation as it was said, retrieves for the question, and answers."""
+
+    Options: ClassVar[type[NaiveRagOptions]] = NaiveRagOptions
+    options: NaiveRagOptions
+    slots: ClassVar[Mapping[str, str]] = {"retriever": "naive_retriever", "answerer": "answer"}
+
+    def dialogue(self, episode: Episode) -> Dialogue:
+        task = episode.task
+        said = as_items(task.conversation, self.options.turns_per_item)
+        episode.bank = self.banks.open((*task.memory, *said))
+        yield from self.modules["retriever"].play(episode)
+        yield from self.modules["answerer"].play(episode)
+
+
+def as_items(conversation: Sequence[Utterance], size: int) -> Iterator[MemoryItem]:
+    """The conversation as memory items of `size` turns each (fewer at a session's end), dated by their first turn."""
+    number = 0
+    for _, session in groupby(conversation, key=lambda turn: turn.session):
+        turns = list(session)
+        for start in range(0, len(turns), size):
+            number += 1
+            part = turns[start : start + size]
+            yield MemoryItem(
+                id=f"said{number}",
+                key="",
+                value="\n".join(f"{turn.speaker}: {turn.text}" for turn in part),
+                kind="said",
+                sources=tuple(turn.id for turn in part if turn.id),
+                created_at=part[0].time,
+            )

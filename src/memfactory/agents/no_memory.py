@@ -1,0 +1,20 @@
+"""The baseline `no_memory`: the question alone, which shows how far guessing gets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from memfactory.dialogue import Agent, Dialogue
+from memfactory.registry import AGENTS
+from memfactory.types import Episode
+
+
+@AGENTS.register("no_memory")
+class NoMemory(Agent):
+    """Answers from an empty memory."""
+
+    slots: ClassVar[Mapping[str, str]] = {"answerer": "answer"}
+
+    def dialogue(self, episode: Episode) -> Dialogue:
+        yield from self.modules["answerer"].play(episode)
