@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from memfactory.memory.wording import shown
-from memfactory.text import after_thinking
+from memfactory.text import after_thinking, writable
 from memfactory.types import Candidate
 
 E = TypeVar("E")
@@ -85,7 +85,7 @@ def plain(value: object) -> str | None:
     """A JSON string on one line; None for anything else and for blanks. Halves of surrogate pairs are replaced."""
     if not isinstance(value, str):
         return None
-    return " ".join(value.encode("utf-16", "surrogatepass").decode("utf-16", "replace").split()) or None
+    return " ".join(writable(value).split()) or None
 
 
 def whole_number(value: object) -> int | None:
@@ -129,7 +129,7 @@ def _entry(values: dict[str, object]) -> tuple[Candidate, bool] | None:
         kind=str(kind) if known else "fact",
         tags=() if None in tags else tuple(tag for tag in tags if tag),
     )
-    return candidate, key is not None and (known or kind is None) and None not in tags
+    return candidate, isinstance(values.get("key"), str) and (known or kind is None) and None not in tags
 
 
 def parse_topics(text: str, turns: int) -> Topics:
