@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from memfactory.cli.app import app
@@ -141,6 +143,22 @@ def test_evidence_is_mended_or_left_out_with_a_note(tmp_path, written, evidence,
     assert list(conversation.questions[0].evidence) == evidence
     assert conversation.notes[0] == "conv-1: 1 session dates without a session are left out"
     assert (conversation.notes[-1] == note) if note else len(conversation.notes) == 1
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text("D:;12 0x", max_size=12),
+    lambda inner: st.lists(inner, max_size=4),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(JSON_VALUES)
+def test_whatever_stands_for_evidence_only_turns_that_are_there_are_kept_each_once(tmp_path_factory, written):
+    path = write(tmp_path_factory.getbasetemp() / "any.json", sample(questions=[{**asked(), "evidence": written}]))
+    (conversation,) = read_conversations(path)
+    evidence = conversation.questions[0].evidence
+    assert len(set(evidence)) == len(evidence) and set(evidence) <= {turn.id for turn in conversation.turns}
+    assert evidence or len(conversation.notes) > 1
 
 
 def test_equal_questions_have_ids_of_their_own(tmp_path):

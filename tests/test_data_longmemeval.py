@@ -5,9 +5,13 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from memfactory.cli.app import app
+from memfactory.data.base import Row
+from memfactory.data.longmemeval import LongMemEvalForm, rows_of
 from memfactory.errors import DataError
 from memfactory.registry import DATASETS, ENVS
 
@@ -156,6 +160,21 @@ def test_a_row_that_does_not_fit_is_told_and_can_be_left_out(tmp_path, changes, 
     options = DATASETS.options("longmemeval")(path=str(path), skip_bad_rows=True)
     found = environment.tasks(DATASETS.get("longmemeval")(options, Path()))
     assert len(found.tasks) == 1 and found.skipped == (f"{path} row 2: {message}",)
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.sampled_from(["", "x", "2023/05/30 (Tue) 20:21"]),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["role", "content"]), inner, max_size=2)
+    ),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.dictionaries(st.sampled_from([*question()]), JSON_VALUES, max_size=4))
+def test_whatever_a_row_holds_it_is_read_or_has_a_problem(changes):
+    (row,) = rows_of([Row({**question(), **changes}, "here")], LongMemEvalForm())
+    assert (row.problem is None) == bool(row.values)
 
 
 def test_a_missing_file_says_where_to_get_it(tmp_path):
