@@ -1,4 +1,4 @@
-"""Okapi BM25 (k1 1.5, b 0.75) over texts that do not change and a few that do.
+"""Okapi BM25 (k1 1.5, b 0.75) over texts that do not change and a few that do. Words are `words.terms`.
 
 A word w of the question that n of the N texts hold adds to the score of a text in which it occurs f times
     ln(1 + (N - n + 1/2) / (n + 1/2)) * f (k1 + 1) / (f + k1 (1 - b + b * length / average length)),
@@ -15,7 +15,7 @@ from math import log
 import numpy
 from numpy.typing import NDArray
 
-from memfactory.memory.words import words
+from memfactory.memory.words import terms
 
 K1 = 1.5
 B = 0.75
@@ -27,7 +27,7 @@ class Postings:
     """Where each word of `texts` occurs, and how often."""
 
     def __init__(self, texts: Sequence[str]) -> None:
-        counts = [Counter(words(text)) for text in texts]
+        counts = [Counter(terms(text)) for text in texts]
         self.lengths: Array = numpy.array([count.total() for count in counts], numpy.float64)
         found: dict[str, tuple[list[int], list[int]]] = {}
         for place, count in enumerate(counts):
@@ -48,7 +48,7 @@ class Postings:
         total = float(lengths.sum()) + (float(further.lengths.sum()) if further else 0.0)
         parts = [(self, allowed), (further, None)]
         scores = [numpy.zeros(len(part.lengths) if part else 0) for part, _ in parts]
-        for word, times in Counter(words(query)).items():
+        for word, times in Counter(terms(query)).items():
             hits = [part.hits(word, mask) if part else None for part, mask in parts]
             holding = sum(len(hit[0]) for hit in hits if hit)
             rarity = log(1 + (texts - holding + 0.5) / (holding + 0.5))

@@ -5,24 +5,25 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from hashlib import blake2b
-from math import log
+from math import log, sqrt
 
 import numpy
 from numpy.typing import NDArray
 
 from memfactory.memory.embedders import Vectors, identity_of
 from memfactory.memory.options import LexicalEmbedderConfig
-from memfactory.memory.words import words
+from memfactory.memory.words import terms
 
 VERSION = 1
 """Counts up when equal options come to give other vectors."""
-REMEMBERED_WORDS = 200_000
+REMEMBERED_TERMS = 200_000
 
 
 class LexicalEmbedder:
-    """Each word and each n-gram of `<word>` adds its weight, with a hashed sign, at a hashed place of the vector.
+    """Each of a text's `terms` and each n-gram of `<term>` adds its weight, with a hashed sign, at a hashed place.
 
-    A word that occurs n times counts 1 + ln n. A text without words is the zero vector.
+    A term counts 1, and its g n-grams `ngram_weight` / sqrt(g) each; one that occurs n times counts 1 + ln n times as
+    much. A text without words is the zero vector.
     """
 
     def __init__(self, config: LexicalEmbedderConfig) -> None:
@@ -35,9 +36,9 @@ class LexicalEmbedder:
         """float32 [len(texts), dimensions], not normalised."""
         vectors = numpy.zeros((len(texts), self.dimensions), numpy.float32)
         for row, text in enumerate(texts):
-            counts = Counter(words(text))
+            counts = Counter(terms(text))
             if counts:
-                parts = [self._features(word) for word in counts]
+                parts = [self._features(term) for term in counts]
                 places = numpy.concatenate([place for place, _ in parts])
                 weights = numpy.concatenate(
                     [weight * (1 + log(count)) for (_, weight), count in zip(parts, counts.values(), strict=True)]
@@ -48,23 +49,24 @@ class LexicalEmbedder:
     def embed_queries(self, texts: Sequence[str]) -> Vectors:
         return self.embed(texts)
 
-    def _features(self, word: str) -> tuple[NDArray[numpy.int64], NDArray[numpy.float64]]:
-        """The places that `word` and its n-grams add to, and what they add."""
-        if word not in self._places:
-            if len(self._places) >= REMEMBERED_WORDS:
+    def _features(self, term: str) -> tuple[NDArray[numpy.int64], NDArray[numpy.float64]]:
+        """The places that `term` and its n-grams add to, and what they add."""
+        if term not in self._places:
+            if len(self._places) >= REMEMBERED_TERMS:
                 self._places.clear()
-            marked = f"<{word}>"
+            marked = f"<{term}>"
             grams = [
                 marked[start : start + length]
                 for length in self.config.ngrams
                 for start in range(len(marked) - length + 1)
             ]
-            weighted = [("w:" + word, 1.0), *(("n:" + gram, self.config.ngram_weight) for gram in grams)]
+            share = self.config.ngram_weight / sqrt(len(grams)) if grams else 0.0
+            weighted = [("w:" + term, 1.0), *(("n:" + gram, share) for gram in grams)]
             hashes = [int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "big") for name, _ in weighted]
-            self._places[word] = (
+            self._places[term] = (
                 numpy.array([number % self.dimensions for number in hashes], numpy.int64),
                 numpy.array(
                     [weight if number >> 63 else -weight for number, (_, weight) in zip(hashes, weighted, strict=True)]
                 ),
             )
-        return self._places[word]
+        return self._places[term]

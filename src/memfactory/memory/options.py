@@ -19,8 +19,8 @@ class LexicalEmbedderConfig(Options):
     """Length of a vector."""
     ngrams: tuple[int, ...] = (3, 4)
     """Lengths of the character n-grams that count beside whole words; empty: words alone."""
-    ngram_weight: float = Field(0.3, ge=0)
-    """What an n-gram counts; a word counts 1."""
+    ngram_weight: float = Field(1.0, ge=0)
+    """What the n-grams of a word count together; the word itself counts 1."""
 
 
 class HfEmbedderConfig(Options):

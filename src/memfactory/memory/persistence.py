@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy
 
@@ -172,7 +173,7 @@ def _replayed(records: Iterable[tuple[str, dict[str, object]]]) -> Iterator[Even
             state[id] = after
 
 
-def _item(values: object, where: str) -> MemoryItem:
+def _item(values: Any, where: str) -> MemoryItem:
     """The item that was written as `values`; its fields are there exactly."""
     checks: dict[str, Callable[[object], bool]] = {
         "tags": _are_texts,
@@ -188,7 +189,8 @@ def _item(values: object, where: str) -> MemoryItem:
     for name in names:
         if not checks.get(name, lambda value: isinstance(value, str))(values[name]):
             raise DataError(f"{where}: field {name!r} of an item cannot be {values[name]!r:.60}")
-    return MemoryItem(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    whole: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return MemoryItem(**whole)
 
 
 def _are_texts(value: object) -> bool:
