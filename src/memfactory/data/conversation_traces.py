@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError, model_validator
 from memfactory.data.base import Dataset, DatasetOptions, Row
 from memfactory.data.conversation_world import TOPICS, State, draw_chat, draw_state
 from memfactory.data.conversations import ConversationOptions, Said, Story, draw_story
+from memfactory.data.fact_traces import DRILL_PROMPT
 from memfactory.data.fact_world import Split
 from memfactory.data.facts import GeneratedRows
 from memfactory.errors import ConfigError
@@ -25,7 +26,7 @@ from memfactory.registry import DATASETS, MODULES
 from memfactory.text import fill
 from memfactory.types import Candidate, Utterance
 
-Step = Literal["extract", "update", "rerank", "answer", "cite"]
+Step = Literal["extract", "update", "rerank", "answer", "cite", "drill"]
 READERS: dict[Step, str] = {
     "extract": "naive_extractor",
     "update": "naive_updater",
@@ -47,12 +48,13 @@ class ConversationTracesOptions(DatasetOptions):
     rows: int = Field(100_000, ge=1)
     """How many rows there are."""
     steps: dict[Step, float] = Field(default_factory=lambda: dict.fromkeys(READERS, 1.0))
-    """How often each step is shown, against the others: extract, update, rerank, answer, cite."""
-    items: int = Field(8, ge=1, le=3 * len(TOPICS) - 4)
+    """How often each step is shown, against the others: extract, update, rerank, answer, cite, and drill, which is no
+    module's: memories, to be repeated in another order."""
+    items: int = Field(8, ge=1, le=2 * len(TOPICS))
     """The most memories that an updater and an answer are shown."""
     fewest: int = Field(1, ge=1)
     """The fewest memories that a reranker chooses from."""
-    found: int = Field(20, ge=1, le=3 * len(TOPICS) - 4)
+    found: int = Field(20, ge=1, le=2 * len(TOPICS))
     """The most memories that a reranker chooses from."""
     keep: int = Field(5, ge=1)
     """The memories that a reranker chooses."""
@@ -87,7 +89,8 @@ class ConversationTracesDataset(Dataset):
 
     def __init__(self, options: ConversationTracesOptions, base_dir: Path) -> None:
         super().__init__(options, base_dir)
-        self.prompts = {step: _prompt(step, options.modules.get(step, {})) for step in READERS}
+        self.prompts: dict[Step, str] = {step: _prompt(step, options.modules.get(step, {})) for step in READERS}
+        self.prompts["drill"] = DRILL_PROMPT
 
     @property
     def source(self) -> str:
@@ -207,7 +210,15 @@ def cite(random: Random, options: ConversationTracesOptions) -> Shown:
     return {"question": story.question, "memory": bracketed(lines)}, reply
 
 
-SHOWN = {"extract": extract, "update": update, "rerank": rerank, "answer": answer, "cite": cite}
+def drill(random: Random, options: ConversationTracesOptions) -> Shown:
+    """Memories of a few people, and the same in another order."""
+    _, states = _asked(random, options, random.randint(2, options.items))
+    listed = " ".join(state.sentence for state in states)
+    random.shuffle(states)
+    return {"section": " " + listed}, bulleted([state.sentence for state in states])
+
+
+SHOWN = {"extract": extract, "update": update, "rerank": rerank, "answer": answer, "cite": cite, "drill": drill}
 
 
 def _prompt(step: Step, values: dict[str, object]) -> str:
@@ -243,7 +254,7 @@ def _story(
 
 def _asked(random: Random, options: ConversationTracesOptions, items: int) -> tuple[Story, list[State]]:
     """A story in which nothing is said, and the states of its bank."""
-    people = 3 if items > 12 else random.choice([2, 3])
+    people = random.choice([2, 2, 3])
     story = _story(random, options, items=items, sessions=0, people=people)
     return story, [known.state for known in story.bank]
 

@@ -27,8 +27,10 @@ CITIES, ANIMALS, COLOURS, INSTRUMENTS = (RELATIONS[key].values for key in ("city
 TOPICS: dict[str, Topic] = {
     "home": Topic("lives in", "live in", "Where does {} live?", "What is the home of {}?", CITIES),
     "origin": Topic("stems from", "stem from", "Where does {} stem from?", "What is the birthplace of {}?", CITIES),
+    "work": Topic("teaches in", "teach in", "Where does {} teach?", "What is the workplace of {}?", CITIES),
     "pet": Topic("keeps a", "keep a", "Which animal does {} keep?", "What is the pet of {}?", ANIMALS),
     "fear": Topic("fears the", "fear the", "Which animal does {} fear?", "What is the nightmare of {}?", ANIMALS),
+    "prey": Topic("hunts the", "hunt the", "Which animal does {} hunt?", "What is the prey of {}?", ANIMALS),
     "paint": Topic("paints in", "paint in", "Which colour does {} paint in?", "What is the palette of {}?", COLOURS),
     "dress": Topic("dresses in", "dress in", "Which colour does {} dress in?", "What is the outfit of {}?", COLOURS),
     "music": Topic("plays the", "play the", "Which instrument does {} play?", "What is the hobby of {}?", INSTRUMENTS),

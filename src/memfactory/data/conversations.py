@@ -23,7 +23,7 @@ SPEAKERS = 2
 SIZES: dict[str, dict[str, object]] = {
     "tuple": {"items": 5, "sessions": 1, "kept": 0.25},
     "replay": {"items": 0, "sessions": 4, "kept": 0.0},
-    "rerank": {"items": 20, "sessions": 0, "kept": 1.0, "people": 3, "paraphrased": 1.0},
+    "rerank": {"items": 20, "sessions": 0, "kept": 1.0, "people": 2, "paraphrased": 1.0},
 }
 Category = Literal["new", "changed", "kept"]
 
