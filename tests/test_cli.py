@@ -176,7 +176,7 @@ def test_list_shows_the_components_of_a_configs_plugins(folder, capsys):
     )
     (folder / "x.yaml").write_text(BASE + "plugins: [mine.py]\n")
     assert run(["list", "modules", "--config", "x.yaml"]) == 0
-    assert "mine_for_the_list  Mine." in capsys.readouterr().out
+    assert "mine_for_the_list Mine." in " ".join(capsys.readouterr().out.split())
 
 
 def test_config_show_prints_what_loads_again_and_where_it_comes_from(folder, capsys):

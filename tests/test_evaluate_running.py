@@ -2,11 +2,13 @@
 
 import io
 import json
+import re
 
 import pytest
 from rich.console import Console
 
-from chat_server import ChatServer, config_text, reading, rows, write_tokenizer
+from chat_server import CODES, NAMES, ChatServer, config_text, reading, rows, write_tokenizer
+from memfactory.build import build_stack
 from memfactory.config import load_config
 from memfactory.engines.options import ModelConfig
 from memfactory.errors import ConfigError
@@ -257,3 +259,168 @@ def test_a_local_model_is_evaluated_with_the_ids_it_sampled(place, small_model_p
         evaluate([target], ["few.json"], output=place / "out", samples=2)
     # What an untrained model says differs from attempt to attempt, and is cut by length.
     assert len({turn.text for turn in turns}) > 4 and any(turn.stop == "length" for turn in turns)
+
+
+# Agents with a memory bank
+
+
+def remembered():
+    """A question about each name to one conversation that says every code, of two categories."""
+    talk = [
+        {"speaker": "Ann", "text": f"The code of {name} is {code}.", "dia_id": f"D1:{number}", "session": "1"}
+        for number, (name, code) in enumerate(zip(NAMES, CODES))
+    ]
+    return [
+        {
+            "id": name,
+            "conversation": talk,
+            "question": f"What is the code of {name}?",
+            "answers": [code],
+            "evidence": [f"D1:{number}"],
+            "category": 2 - number % 2,
+            "category_name": ("temporal", "multi-hop")[number % 2],
+        }
+        for number, (name, code) in enumerate(zip(NAMES, CODES))
+    ]
+
+
+def recalling(request):
+    """Answers with the code that is in the prompt; Dora's is never found."""
+    prompt = request["messages"][-1]["content"]
+    name = re.search(r"What is the code of (\w+)\?", prompt).group(1)
+    found = re.search(rf"The code of {name} is (\w+)\.", prompt)
+    return f"**Answer:** {found.group(1) if found and name != 'Dora' else 'unknown'}"
+
+
+BANK_CONFIG = """
+agent: {{name: naive_rag, modules: {{retriever: {{name: naive_retriever, k: 2}}}}}}
+env: {{name: memory_bank, rewards: {{em: 1.0}}}}
+engine: {{kind: openai, model: reader, base_url: "{url}", api_key_env: "", retries: 0, tokenizer: "{tokenizer}"}}
+eval: {{samples: 1, temperature: 0.5{more}}}
+"""
+
+
+@pytest.fixture
+def banks(place, server):
+    """A folder with a config of an agent that looks things up, and its questions."""
+    server.reply = recalling
+    (place / "talk.json").write_text(json.dumps(remembered()))
+
+    def config(more="", name="rag"):
+        path = place / f"{name}.yaml"
+        path.write_text(BANK_CONFIG.format(url=server.url, tokenizer=place / "words.json", more=more))
+        return load_config(path)
+
+    return config
+
+
+def test_baselines_are_rows_beside_the_configured_agent_with_the_same_model(place, banks, server):
+    target = banks(", baselines: [full_context, no_memory]")
+    code, _ = evaluate([target], ["talk.json"], output=place / "out", metrics=("em",))
+    assert code == 0
+    value = json.loads((place / "out/results.json").read_text())
+    means = {name: model["datasets"]["talk"]["metrics"]["em"]["mean"] for name, model in value["models"].items()}
+    # All codes but Dora's are found where they were said; without a memory none is.
+    assert means == {"rag": 0.75, "rag full_context": 0.75, "rag no_memory": 0.0}
+    agents = [model["config"]["agent"]["name"] for model in value["models"].values()]
+    assert agents == ["naive_rag", "full_context", "no_memory"]
+    assert value["differences"]["models"]["rag no_memory"]["talk"]["em"]["mean"] == -0.75
+    assert {path.parent.name for path in (place / "out/samples").glob("*/talk.jsonl")} == {
+        "rag",
+        "rag-full_context",
+        "rag-no_memory",
+    }
+    asked = len(server.requests)
+    assert asked == 12
+    evaluate([target], ["talk.json"], output=place / "out", metrics=("em",))
+    assert len(server.requests) == asked
+
+
+def test_the_command_line_names_baselines_in_place_of_the_configs(place, banks):
+    target = banks(", baselines: [full_context]")
+    evaluate([target], ["talk.json"], output=place / "out", metrics=("em",), baselines=("no_memory", "no_memory"))
+    assert list(json.loads((place / "out/results.json").read_text())["models"]) == ["rag", "rag no_memory"]
+
+
+def test_a_baseline_that_does_not_exist_is_told_with_what_there_is(place, banks):
+    with pytest.raises(ConfigError, match=r"rag.yaml:5: eval.baselines.0: no agent is called 'ful_context'.*full_con"):
+        banks(", baselines: [ful_context]")
+    with pytest.raises(ConfigError, match="no agent is called 'ful_context'; did you mean 'full_context'"):
+        evaluate([banks()], ["talk.json"], output=place / "out", baselines=("ful_context",))
+
+
+def test_a_model_that_cannot_be_built_fails_its_baselines_too(place, banks, capsys):
+    broken = load_config(banks("", "broken").source, ["engine.api_key_env=NO_SUCH_KEY", "eval.baselines=[no_memory]"])
+    code, _ = evaluate([broken, banks()], ["talk.json"], output=place / "out", metrics=("em",))
+    assert code == 1
+    value = json.loads((place / "out/results.json").read_text())["models"]
+    assert {name: set(model["failures"]) for name, model in value.items()} == {
+        "broken": {"talk"},
+        "broken no_memory": {"talk"},
+        "rag": set(),
+    }
+    assert "NO_SUCH_KEY" in capsys.readouterr().err
+
+
+def test_a_model_is_loaded_once_for_all_its_agents(place, banks, monkeypatch):
+    built = []
+
+    def counted(resolved, *, training):
+        built.append(resolved.config.agent.name)
+        return build_stack(resolved, training=training)
+
+    monkeypatch.setattr("memfactory.evaluate.running.build_stack", counted)
+    target = banks(", baselines: [full_context, no_memory]")
+    evaluate([target, banks("", "other")], ["talk.json"], output=place / "out", metrics=("em",))
+    assert built == ["naive_rag", "naive_rag"]
+
+
+def test_questions_of_several_categories_are_told_apart_in_tables_and_results(place, banks):
+    target = banks(", baselines: [no_memory]")
+    _, printed = evaluate([target], ["talk.json"], output=place / "out", metrics=("em", "evidence_kept"))
+    # Multi-hop are Bob's, found, and Dora's, not; temporal are Alice's and Carol's, both found. sd of (1, 0) is
+    # sqrt(1/2), the standard error 1/2.
+    assert "talk by category (em)" in printed and "talk by category (evidence_kept)" in printed
+    assert "| model | 1 multi-hop (n=2) | 2 temporal (n=2) |" in (place / "out/results.md").read_text()
+    assert "| rag | 0.5000 ± 0.5000 | 1.0000 ± 0.0000 |" in (place / "out/results.md").read_text()
+    assert "| rag no_memory | 0.0000 ± 0.0000 | 0.0000 ± 0.0000 |" in (place / "out/results.md").read_text()
+    found = json.loads((place / "out/results.json").read_text())["models"]["rag"]["datasets"]["talk"]["categories"]
+    assert found["em"]["1 multi-hop"] == {"mean": 0.5, "standard_error": pytest.approx(0.5), "n": 2}
+
+
+def test_what_a_bank_agent_left_is_recorded_and_scored_later(place, banks, server):
+    target = banks()
+    evaluate([target], ["talk.json"], output=place / "out", metrics=("em",))
+    held = {record.task_id: record for record in read_records(place / "out/samples/rag/talk.jsonl")}
+    assert held["Bob"].retrieved[0].sources == ("D1:1",) and len(held["Bob"].retrieved) == 2
+    assert held["Bob"].bank.items == 4 and held["Bob"].bank.evidence == ("D1:1",)
+    asked = len(server.requests)
+    evaluate([target], ["talk.json"], output=place / "out", metrics=("em", "evidence_recall", "m_fail"))
+    assert len(server.requests) == asked
+    metrics = json.loads((place / "out/results.json").read_text())["models"]["rag"]["datasets"]["talk"]["metrics"]
+    assert metrics["evidence_recall"]["mean"] == 1.0 and metrics["m_fail"]["mean"] == 0.0
+
+
+def test_a_frozen_module_of_a_helpers_lets_the_helper_speak_in_its_place(place, banks, server):
+    helper = ChatServer(lambda request: "**Answer:** three")
+    engines = f'{{reader: {{kind: openai, model: r, base_url: "{helper.url}", api_key_env: "", retries: 0}}}}'
+    answerer = "{name: answer, interface: inference, engine: reader}"
+    target = load_config(banks().source, [f"engines={engines}", f"agent.modules.answerer={answerer}"])
+    evaluate([target], ["talk.json"], output=place / "out", metrics=("em",), baselines=("full_context",))
+    helper.close()
+    assert server.requests == [] and len(helper.requests) == 8
+    modules = json.loads((place / "out/results.json").read_text())["models"]["rag full_context"]["config"]["agent"]
+    assert modules["modules"]["answerer"]["engine"] == "reader"
+
+
+def test_a_helpers_outage_in_an_evaluation_is_mended_by_a_later_run(place, banks, server, capsys):
+    helper = ChatServer(lambda request: 500 if "Bob?" in request["messages"][0]["content"] else recalling(request))
+    engines = f'{{reader: {{kind: openai, model: r, base_url: "{helper.url}", api_key_env: "", retries: 0}}}}'
+    answerer = "{name: answer, interface: inference, engine: reader}"
+    target = load_config(banks().source, [f"engines={engines}", f"agent.modules.answerer={answerer}"])
+    code, _ = evaluate([target], ["talk.json"], output=place / "out", metrics=("em",))
+    assert code == 1 and "1 of 4 scores of 'em' are unknown" in " ".join(capsys.readouterr().err.split())
+    helper.reply, before = recalling, len(helper.requests)
+    code, printed = evaluate([target], ["talk.json"], output=place / "out", metrics=("em",))
+    helper.close()
+    assert code == 0 and "0.7500" in printed and len(helper.requests) == before + 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,6 +50,10 @@ class Stack:
     def drawn_with(self, policy: Decoding) -> dict[str, Decoding]:
         """How each engine's replies are drawn: the policy's as given, a helper's as it was configured."""
         return {**self.decodings, POLICY: policy}
+
+    def with_agent(self, spec: AgentSpec) -> Stack:
+        """The same with another agent."""
+        return replace(self, agent=build_agent(spec, self.codec, self.agent.banks))
 
     def close(self) -> None:
         """Let every engine go."""

@@ -111,6 +111,10 @@ def evaluate(
     samples: Annotated[int | None, typer.Option(min=1, help="Attempts at each question: the k of avg@k.")] = None,
     metric: Annotated[list[str] | None, typer.Option(help="A registered reward to report; repeat for several.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many questions of each set.")] = None,
+    baseline: Annotated[
+        list[str] | None,
+        typer.Option(help="A further agent for each model, such as full_context or naive_rag; repeat for several."),
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="Where results go; default: runs/eval/<targets>.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Throw away earlier samples in the output.")] = False,
     judge: Annotated[bool, typer.Option("--judge", help="Also ask a model to judge the answers.")] = False,
@@ -133,6 +137,7 @@ def evaluate(
         samples=samples,
         metrics=metric or [],
         limit=limit,
+        baselines=baseline or [],
         overwrite=overwrite,
         judge=judge,
         console=stdout(),

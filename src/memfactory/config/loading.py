@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_args
 
@@ -19,8 +19,9 @@ from memfactory.config.rules import check_rules
 from memfactory.config.schema import SECTIONS, AgentSpec, Component, DataConfig, PlainSections, RunConfig
 from memfactory.config.sources import Source, find_source
 from memfactory.config.tree import KeyPath, Origin, Tree, dotted, dump, leaves, origin_of
-from memfactory.errors import ConfigError
-from memfactory.registry import Options, load_plugin
+from memfactory.dialogue import ModuleOptions
+from memfactory.errors import ConfigError, unknown
+from memfactory.registry import AGENTS, Options, load_plugin
 
 C = TypeVar("C", bound=Component)
 _SHORT_FORMS = {"model": "path", "engine": "kind"}
@@ -69,6 +70,9 @@ def load_config(source: str | Path, overrides: Sequence[str] = (), *, command: s
     _load_plugins(tree.values.get("plugins"), found.base_dir, problems)
     parts = {section: part_names(section, folders) for section in PART_FOLDERS}
     config = _validated(tree, problems, Checker(problems, tree.origins, found.base_dir, parts))
+    for index, name in enumerate(config.eval.baselines):
+        if name not in (existing := {*AGENTS.names(), *parts["agent"]}):
+            problems.add(("eval", "baselines", index), unknown("agent", name, existing))
     warnings = check_rules(config, problems)
     if command is not None:
         warnings += Readiness(config, found.base_dir, problems, cast("Command", command)).check()
@@ -84,6 +88,37 @@ def load_config(source: str | Path, overrides: Sequence[str] = (), *, command: s
         warnings=tuple(warnings),
         origins={dotted(path): str(tree.origins[path]) for path, _ in leaves(values) if path in tree.origins},
     )
+
+
+def with_agent(resolved: Resolved, name: str) -> Resolved:
+    """The configuration with the agent called `name` in place of its own, as its part or its defaults describe it.
+
+    In a slot that both agents have, who speaks stays the same: a frozen module of a helper's leaves its interface and
+    engine to the one that takes its place. Raises ConfigError for a name that is no agent's.
+    """
+    folders = config_folders(resolved.base_dir)
+    here = Origin(f"the agent {name!r}")
+    tree = Tree({"agent": name}, {("agent",): here})
+    expand_sections(tree, folders)
+    problems = Problems(tree.origins, here.source)
+    tree.values = resolve(tree.values, problems)
+    parts = {"agent": part_names("agent", folders)}
+    agent = Checker(problems, tree.origins, resolved.base_dir, parts).agent(tree.values["agent"])
+    problems.raise_any()
+    assert agent is not None
+    modules = {slot: _spoken_as(resolved.config.agent.modules.get(slot), new) for slot, new in agent.modules.items()}
+    config = resolved.config.model_copy(update={"agent": replace(agent, modules=modules)})
+    check_rules(config, problems)
+    problems.raise_any()
+    return replace(resolved, config=config, values=plain(config))
+
+
+def _spoken_as(before: Component | None, new: Component) -> Component:
+    """The module `new`, frozen and spoken by a helper where the one before it in its slot is."""
+    options = None if before is None else before.options
+    if not isinstance(options, ModuleOptions) or options.interface != "inference":
+        return new
+    return replace(new, options=new.options.model_copy(update={"interface": "inference", "engine": options.engine}))
 
 
 def load_values(path: Path) -> dict[str, Any]:

@@ -33,9 +33,7 @@ def check_rules(config: RunConfig, problems: Problems) -> list[str]:
         if address is not None and not address.startswith(("http://", "https://")):
             problems.add((*path, "base_url"), f"{address!r} is no address; it begins with http:// or https://")
     if isinstance(config.engine, HfEngineConfig) and config.engine.model is not None:
-        problems.add(
-            ("engine", "model"), "the policy's model is the section `model:`; only helpers have their own"
-        )
+        problems.add(("engine", "model"), "the policy's model is the section `model:`; only helpers have their own")
     for path, model in models(config).items():
         _model(model, path, problems)
     if config.train is None or not isinstance(config.train.options, TrainerOptions):

@@ -14,6 +14,7 @@ from memfactory.engines.options import EngineConfig, HfEngineConfig, OpenAIEngin
 from memfactory.envs.base import Environment
 from memfactory.envs.rewards.base import RewardFunction
 from memfactory.errors import DataError, MemFactoryError
+from memfactory.evaluate.categories import by_category
 from memfactory.evaluate.fingerprint import data_hash
 from memfactory.evaluate.records import RecordFile, SampleRecord, record
 from memfactory.evaluate.results import DatasetResult, MetricResult, metric_result
@@ -195,6 +196,7 @@ class _Collected:
                     "eval.max_unknown_share allows"
                 )
             metrics[name] = found
+        means = {name: question_means(given) for name, given in scores.items()}
         replies = [turn.stop for row in self.found.values() for turn in row.turns]
         return DatasetResult(
             metrics=metrics,
@@ -202,7 +204,8 @@ class _Collected:
             samples=samples,
             truncated=replies.count("length") / len(replies) if replies else 0.0,
             data_hash=data_hash(tasks),
-            by_question={name: question_means(given) for name, given in scores.items()},
+            by_question=means,
+            categories=by_category(means, tasks),
         )
 
 

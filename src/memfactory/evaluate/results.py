@@ -46,7 +46,8 @@ class DatasetResult:
     """One dataset under one model. The first of `metrics` is the headline.
 
     `truncated` is the share of replies that were cut by length, `data_hash` names the tasks' contents, and
-    `by_question` holds each metric's question means, for paired differences.
+    `by_question` holds each metric's question means, for paired differences. `categories` holds each metric's estimate
+    by category of questions, where there are several.
     """
 
     metrics: Mapping[str, MetricResult]
@@ -55,19 +56,25 @@ class DatasetResult:
     truncated: float
     data_hash: str
     by_question: Mapping[str, Mapping[str, float]]
+    categories: Mapping[str, Mapping[str, Estimate]] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
     def headline(self) -> str:
         return next(iter(self.metrics))
 
     def to_json(self) -> dict[str, object]:
-        """Everything but `by_question`."""
+        """Everything but `by_question`; `categories` only where there are any."""
+        categories = {
+            metric: {category: _estimate_json(found) for category, found in estimates.items()}
+            for metric, estimates in self.categories.items()
+        }
         return {
             "metrics": {name: metric.to_json() for name, metric in self.metrics.items()},
             "questions": self.questions,
             "samples": self.samples,
             "truncated": self.truncated,
             "data_hash": self.data_hash,
+            **({"categories": categories} if categories else {}),
         }
 
     @staticmethod
@@ -90,6 +97,10 @@ class DatasetResult:
             truncated=value["truncated"],
             data_hash=value["data_hash"],
             by_question=by_question,
+            categories={
+                metric: {category: Estimate(**found) for category, found in estimates.items()}
+                for metric, estimates in value.get("categories", {}).items()
+            },
         )
 
 

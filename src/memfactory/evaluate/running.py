@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
+from itertools import groupby
 from pathlib import Path
 
 from rich.console import Console
@@ -21,7 +22,7 @@ from memfactory.evaluate.fingerprint import data_hash
 from memfactory.evaluate.progress import shown_progress
 from memfactory.evaluate.records import RecordFile
 from memfactory.evaluate.results import DatasetResult, difference_json, differences
-from memfactory.evaluate.tables import Grid, comparable, detail_table, difference_table, main_table
+from memfactory.evaluate.tables import Grid, category_tables, comparable, detail_table, difference_table, main_table
 from memfactory.evaluate.targets import Settings, Target, prepare, reading_env
 from memfactory.files import write_json, write_whole
 from memfactory.types import Task
@@ -47,6 +48,7 @@ def run_evaluation(
     samples: int | None = None,
     metrics: Sequence[str] = (),
     limit: int | None = None,
+    baselines: Sequence[str] = (),
     overwrite: bool = False,
     judge: bool = False,
     console: Console,
@@ -54,18 +56,19 @@ def run_evaluation(
     """Evaluate every target on every dataset; 0, or 1 when a dataset failed.
 
     `data` names sets of the configs' `data.eval`, files, hub ids or registered datasets (none: all of `data.eval`).
-    `samples`, `metrics` and `limit` stand in for the configs' `eval` sections; `judge` adds a judge to the metrics.
+    `samples`, `metrics`, `limit` and `baselines` stand in for the configs' `eval` sections; `judge` adds a judge to the
+    metrics. Baselines are further agents that each model is evaluated with.
     Tables go to `console` (as markdown where it is no terminal), progress to stderr. Under `output` come results.json,
     results.md and samples/<model>/<dataset>.jsonl; samples that are there are not played again. Raises ConfigError,
     before any model is loaded, for names that do not exist and for samples of another evaluation in `output`.
     """
     begun, errors, report = time.monotonic(), Console(stderr=True), Report()
-    prepared = prepare(targets, data, Settings(samples, tuple(metrics), limit, judge))
+    prepared = prepare(targets, data, Settings(samples, tuple(metrics), limit, judge, tuple(baselines)))
     _check(prepared, output, overwrite, report)
-    for target in prepared:
-        report.results[target.label] = {}
-        _evaluate(target, output, report, errors, alone=len(prepared) == 1)
-        _write(prepared, output, report, time.monotonic() - begun)
+    for _, members in groupby(prepared, key=lambda target: target.source):
+        same_model = list(members)
+        for _ in _evaluate(same_model, output, report, errors, alone=len(same_model) == len(prepared)):
+            _write(prepared, output, report, time.monotonic() - begun)
     for grid in _grids(prepared, report):
         if console.is_terminal:
             console.print(grid.rich())
@@ -115,29 +118,49 @@ def _check(targets: Sequence[Target], output: Path, overwrite: bool, report: Rep
         raise ConfigError(problems)
 
 
-def _evaluate(target: Target, output: Path, report: Report, errors: Console, *, alone: bool) -> None:
-    """Play every readable dataset of one target. A model that cannot be built fails them all."""
-    readable = [name for name in target.datasets if name not in report.failures.get(target.label, {})]
-    if not readable:
-        return
+def _evaluate(
+    targets: Sequence[Target], output: Path, report: Report, errors: Console, *, alone: bool
+) -> Iterator[Target]:
+    """Play every readable dataset of targets that share a model; each target is yielded once it is done.
+
+    A model that cannot be built fails all of them.
+    """
+    readable = {
+        target.label: [name for name in target.datasets if name not in report.failures.get(target.label, {})]
+        for target in targets
+    }
+    report.results |= {target.label: {} for target in targets}
     try:
-        stack = build_stack(target.resolved, training=False)
+        stack = build_stack(_together(targets), training=False) if any(readable.values()) else None
     except MemFactoryError as error:
         if alone:
             raise
-        for name in readable:
-            report.fail(target, name, error)
-        return
-    try:
-        for name in readable:
-            try:
-                report.results[target.label][name] = _evaluate_dataset(target, name, stack, output, errors)
-            except MemFactoryError as error:
+        stack = None
+        for target in targets:
+            for name in readable.pop(target.label):
                 report.fail(target, name, error)
+    try:
+        for target in targets:
+            for name in readable.get(target.label, ()):
+                assert stack is not None
+                own = stack.with_agent(target.resolved.config.agent)
+                try:
+                    report.results[target.label][name] = _evaluate_dataset(target, name, own, output, errors)
+                except MemFactoryError as error:
+                    report.fail(target, name, error)
+            yield target
     finally:
-        stack.close()
+        if stack is not None:
+            stack.close()
         del stack
         gc.collect()  # The next model needs this one's memory.
+
+
+def _together(targets: Sequence[Target]) -> Resolved:
+    """The config of targets that differ in their agents alone, with the helpers of all of them."""
+    engines = {name: engine for target in targets for name, engine in target.resolved.config.engines.items()}
+    first = targets[0].resolved
+    return replace(first, config=first.config.model_copy(update={"engines": engines}))
 
 
 def _evaluate_dataset(target: Target, name: str, stack: Stack, output: Path, errors: Console) -> DatasetResult:
@@ -172,6 +195,7 @@ def _datasets(targets: Sequence[Target]) -> list[str]:
 def _grids(targets: Sequence[Target], report: Report) -> list[Grid]:
     names = _datasets(targets)
     grids = [main_table(report.results, names), difference_table(report.results, names)]
+    grids += category_tables(report.results, names)
     grids += [detail_table(report.results)] if any(report.results.values()) else []
     return [grid for grid in grids if grid is not None]
 

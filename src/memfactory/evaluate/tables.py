@@ -103,6 +103,38 @@ def detail_table(results: Results) -> Grid:
     return Grid("All metrics", header, tuple(rows), texts=3)
 
 
+def category_tables(results: Results, datasets: Sequence[str]) -> list[Grid]:
+    """For each dataset whose questions are of several categories and each of its metrics: models by category.
+
+    A column's n is its number of questions; a cell of fewer, since some scores are unknown, says so.
+    """
+    grids = []
+    for name in datasets:
+        found = {model: by_dataset[name] for model, by_dataset in results.items() if name in by_dataset}
+        for metric in dict.fromkeys(metric for result in found.values() for metric in result.categories):
+            rows = {model: result.categories[metric] for model, result in found.items() if metric in result.categories}
+            grids.append(_category_table(f"{name} by category ({metric})", rows))
+    return grids
+
+
+def _category_table(title: str, rows: Mapping[str, Mapping[str, Estimate]]) -> Grid:
+    sizes: dict[str, int] = {}
+    for estimates in rows.values():
+        for category, found in estimates.items():
+            sizes[category] = max(found.n, sizes.get(category, 0))
+
+    def cell(found: Estimate | None, size: int) -> str:
+        if found is None:
+            return NOTHING
+        return _value(found) if found.n == size else f"{_value(found)} (n={found.n})"
+
+    lines = tuple(
+        (model, *(cell(estimates.get(category), size) for category, size in sizes.items()))
+        for model, estimates in rows.items()
+    )
+    return Grid(title, ("model", *(f"{category} (n={size})" for category, size in sizes.items())), lines)
+
+
 def comparable(first: DatasetResult, second: DatasetResult) -> bool:
     """Whether both are of the same tasks."""
     return first.data_hash == second.data_hash

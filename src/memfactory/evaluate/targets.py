@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from memfactory.build import build_env
-from memfactory.config import Resolved, dataset_component
+from memfactory.config import Resolved, dataset_component, with_agent
 from memfactory.config.datasets import dataset_title, locate
 from memfactory.config.schema import Component, EvalConfig, RunConfig
 from memfactory.dialogue import ModuleOptions
@@ -25,13 +25,15 @@ from memfactory.types import Decoding
 
 @dataclass(frozen=True)
 class Target:
-    """One model to evaluate.
+    """One model with one agent to evaluate.
 
     `label` names its row, `resolved` is its config without what this evaluation does not use, `datasets` what it is
     evaluated on. `metrics` are those asked for (none: the environment's defaults), and those in `judges` ask a model.
+    Targets of equal `source` differ in their agents alone: the configured one and its baselines.
     """
 
     label: str
+    source: int
     resolved: Resolved
     datasets: Mapping[str, Component]
     metrics: tuple[str, ...]
@@ -53,17 +55,25 @@ class Settings:
     metrics: tuple[str, ...] = ()
     limit: int | None = None
     judge: bool = False
+    baselines: tuple[str, ...] = ()
 
 
 def prepare(resolved: Sequence[Resolved], data: Sequence[str], settings: Settings) -> list[Target]:
-    """The targets, each with a label of its own. Raises ConfigError with every problem of all of them."""
+    """The targets, each with a label of its own, each config's baselines behind it.
+
+    Raises ConfigError with every problem of all of them.
+    """
     if not resolved:
         raise ConfigError("nothing to evaluate: name a config, a run folder or a model")
     targets: list[Target] = []
     problems: list[str] = []
-    for one in resolved:
+    for source, one in enumerate(resolved):
         try:
-            targets.append(_target(one, data, settings, [target.label for target in targets]))
+            settled = _with_settings(one, settings)
+            label = _label(one.name, [target.label for target in targets])
+            targets.append(_target(settled, data, settings, label, source))
+            for name in dict.fromkeys(settled.config.eval.baselines):
+                targets.append(_target(with_agent(settled, name), data, settings, f"{label} {name}", source))
         except ConfigError as error:
             problems += [problem for problem in error.problems if problem not in problems]
     if problems:
@@ -71,9 +81,8 @@ def prepare(resolved: Sequence[Resolved], data: Sequence[str], settings: Setting
     return targets
 
 
-def _target(resolved: Resolved, data: Sequence[str], settings: Settings, taken: Sequence[str]) -> Target:
+def _target(resolved: Resolved, data: Sequence[str], settings: Settings, label: str, source: int) -> Target:
     problems: list[str] = []
-    resolved = _with_settings(resolved, settings)
     asked = resolved.config.eval.metrics
     problems += [unknown("metric", name, REWARDS.names()) for name in asked if name not in REWARDS.names()]
     judges = tuple(name for name in asked if name in REWARDS.names() and asks_engine(name))
@@ -106,7 +115,8 @@ def _target(resolved: Resolved, data: Sequence[str], settings: Settings, taken: 
     pruned = without_unused(resolved, engines)
     judged_by = [judge_fingerprint(pruned, options[name], engine) for name, engine in engines.items()]
     return Target(
-        label=_label(resolved.name, taken),
+        label=label,
+        source=source,
         resolved=pruned,
         datasets=datasets,
         metrics=asked,
@@ -128,7 +138,12 @@ def asks_engine(reward: str) -> bool:
 
 
 def _with_settings(resolved: Resolved, settings: Settings) -> Resolved:
-    given = {"samples": settings.samples, "limit": settings.limit, "metrics": settings.metrics or None}
+    given = {
+        "samples": settings.samples,
+        "limit": settings.limit,
+        "metrics": settings.metrics or None,
+        "baselines": settings.baselines or None,
+    }
     update = {name: value for name, value in given.items() if value is not None}
     try:
         section = EvalConfig.model_validate({**resolved.config.eval.model_dump(), **update})
