@@ -156,6 +156,8 @@ def test_entries_are_mended_or_left_out(entries, values, form):
 def test_what_is_mended_takes_the_default():
     (found,) = parse_extraction(reply({**GOOD, "memory_type": "Secret", "tags": {"a": 1}})).candidates
     assert (found.kind, found.tags) == ("fact", ())
+    (found,) = parse_extraction(reply({**GOOD, "tags": ["place", 3]})).candidates
+    assert (found.kind, found.tags) == ("UserMemory", ())
 
 
 def test_words_around_the_object_count_as_one_entry_more():
@@ -314,6 +316,12 @@ def test_a_session_is_summed_up_for_each_speaker():
         Candidate("Ada moved to Rome.", sources=("D1:1", "D1:3"), namespace="Ada", time="8 May"),
     )
     assert episode.checks == {"extract": [1.0, 0.0]}
+
+
+def test_a_topic_joins_the_memory_of_whom_it_is_about_whoever_said_it():
+    told = json.dumps({"extracted_memories": [{"summary": "Ada has moved.", "reference": [1]}]})
+    episode, _ = heard(topics(namespaces="speaker"), [told, "NO_TRAIT"])
+    assert [(found.sources, found.namespace) for found in episode.candidates] == [(("D1:2",), "Ada")]
 
 
 def test_a_topic_without_a_reference_comes_from_the_turns_whose_words_it_shares():

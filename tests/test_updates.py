@@ -373,6 +373,7 @@ def test_without_candidates_nothing_is_asked_but_an_empty_bank_is_no_reason():
 
 
 def test_the_items_that_the_task_names_are_shown_in_the_order_of_the_bank():
+    assert updater(shown=1).items(SOURCE.open(ITEMS), NEW, ("gone", "b", "a")) == [PET]
     _, (prompt,) = updated(updater(related=0), said(), related=("b", "gone", "a"))
     assert "1. home: Ada lives in Rome.\n2. pet: Ada has a dog." in prompt
     assert "<memory>\n1. pet: Ada has a dog.\n</memory>" in updated(updater(), said(), related=("b",))[1][0]
