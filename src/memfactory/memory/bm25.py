@@ -51,6 +51,8 @@ class Postings:
         for word, times in Counter(terms(query)).items():
             hits = [part.hits(word, mask) if part else None for part, mask in parts]
             holding = sum(len(hit[0]) for hit in hits if hit)
+            if not holding:
+                continue
             rarity = log(1 + (texts - holding + 0.5) / (holding + 0.5))
             for score, hit, (part, _) in zip(scores, hits, parts, strict=True):
                 if hit and part:
