@@ -110,6 +110,15 @@ def test_memory_r1_reads_session_after_session_then_answers_from_what_is_found(t
     assert done.memory.splitlines()[:2] == ["- Ada likes tea.", "- 8 May: Ada said: live in Rome."]
 
 
+def test_the_memory_is_shown_as_it_grows_also_while_a_shared_bank_is_built(tmp_path):
+    for frozen in (False, True):
+        memories = []
+        list(play(agent_of(tmp_path, "memory_r1"), [Episode(task())], {"policy": ScriptedEngine(says)}, frozen=frozen,
+                  on_turn=lambda episode, turn: memories.append(len(episode.memory.splitlines()))))  # fmt: skip
+        # Nothing yet (one line says so), two entries, then three; the answer comes last.
+        assert memories == [1, 2, 2, 3, 3]
+
+
 @pytest.mark.parametrize(
     ("options", "parts"),
     [

@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from memfactory.dialogue import Agent, Dialogue, Shared
+from memfactory.memory.bank import MemoryBank
 from memfactory.memory.wording import bulleted, dated
 from memfactory.registry import Options
 from memfactory.types import Episode, Task, Utterance, frozen
@@ -46,21 +47,17 @@ class BankAgent(Agent):
             key = _digest("bank", task.conversation, task.memory, task.related)
             built = yield Shared(key, _unasked(task, key), self.build)
             assert isinstance(built, Episode) and built.bank is not None
-            episode.bank = built.bank.fork()
+            episode.bank, episode.memory = built.bank.fork(), built.memory
             _take_checks(episode, built)
         else:
             yield from self.build(episode)
-        assert episode.bank is not None
-        items = episode.bank.list()
-        lines = [dated(item) for item in items[:SHOWN_ITEMS]]
-        more = len(items) - len(lines)
-        episode.memory = bulleted([*lines, *([f"({more} more)"] if more else [])])
         yield from self.modules["retriever"].play(episode)
         yield from self.modules["answerer"].play(episode)
 
     def build(self, episode: Episode) -> Dialogue:
         """Read the conversation into the bank."""
         episode.bank = self.banks.open(episode.task.memory)
+        episode.memory = _listed(episode.bank)
         for part in self.parts(episode.task.conversation):
             episode.heard = part
             if not episode.frozen and self._is_frozen(episode, "extractor"):
@@ -72,6 +69,7 @@ class BankAgent(Agent):
             else:
                 yield from self.modules["extractor"].play(episode)
             yield from self.modules["updater"].play(episode)
+            episode.memory = _listed(episode.bank)
 
     def _extract(self, episode: Episode) -> Dialogue:
         episode.bank = self.banks.open(episode.task.memory)
@@ -92,12 +90,20 @@ class BankAgent(Agent):
         return episode.frozen or all(self.modules[slot].options.interface == "inference" for slot in slots)
 
 
+def _listed(bank: MemoryBank) -> str:
+    """The bank as a text to look at: its first SHOWN_ITEMS items, one a line, and how many more there are."""
+    lines = [dated(item) for item in bank.list()]
+    more = len(lines) - SHOWN_ITEMS
+    return bulleted([*lines[:SHOWN_ITEMS], *([f"({more} more)"] if more > 0 else [])])
+
+
 def _unasked(task: Task, name: str) -> Task:
     """The task as it is known before its question, so that what is built serves every question alike."""
     return replace(task, id=name, question=UNASKED, answers=(), context="", evidence=(), messages=(), meta=frozen())
 
 
 def _take_checks(episode: Episode, other: Episode) -> None:
+    """What replies in shared work were marked counts for each who shares it."""
     for step, marks in other.checks.items():
         for mark in marks:
             episode.check(step, mark)
