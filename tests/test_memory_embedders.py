@@ -45,7 +45,7 @@ class Counting:
 
 def test_lexical_vectors_are_the_same_on_every_machine():
     vector = LexicalEmbedder(LexicalEmbedderConfig(dimensions=16, ngrams=())).embed(["cat"])[0]
-    # blake2b("w:cat") in 8 bytes is 0xf89e2de2a3f5cdc4: the last hexadecimal digit is the place, the first bit the sign.
+    # blake2b("w:cat") in 8 bytes is 0xf89e2de2a3f5cdc4: the last digit, 4, is the place, the first bit the sign.
     assert vector.tolist() == [0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]
 
 
