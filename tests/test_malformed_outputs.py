@@ -16,6 +16,7 @@ from memfactory.dialogue import Agent, LearningModule, play
 from memfactory.engines.scripted import ScriptedEngine
 from memfactory.envs.base import Environment
 from memfactory.errors import EngineError
+from memfactory.evaluate.records import SampleRecord, record
 from memfactory.memory.bank import BankSource
 from memfactory.memory.options import LexicalEmbedderConfig, MemoryConfig
 from memfactory.registry import AGENTS, ENVS, MODULES
@@ -334,6 +335,8 @@ def test_any_output_plays_on_is_scored_and_leaves_a_lawful_bank(name):
             if episode.failure is None:
                 check_episode(episode)
         check_advantages(task, episodes, rewards)
+        read_back = [SampleRecord.from_json(record("set", episode, {}).to_json()).episode(task) for episode in episodes]
+        assert env.score(read_back) == rewards  # what is on disk is scored as what was played
         assert tuple(banks.open(task.memory).list()) == task.memory  # no attempt leaks into the next
         totals += [reward.total for reward in rewards]
         if isinstance(learner, LearningModule):

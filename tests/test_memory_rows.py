@@ -8,6 +8,7 @@ import pytest
 
 from memfactory.data.base import Dataset, DatasetOptions, Row
 from memfactory.errors import DataError
+from memfactory.infer import NO_GOLD
 from memfactory.registry import DATASETS, ENVS
 from memfactory.types import MemoryItem, Utterance
 
@@ -139,6 +140,11 @@ def test_gold_answers_may_be_a_text_a_number_or_a_list_and_may_be_left_out_by_op
     assert task({"q": "Who?", "answer": ["a", 2.5]}).answers == ("a", "2.5")
     assert "has no gold answers: expected 'answers' or 'answer' or 'a'; it has q" in problem({"q": "Who?"})
     assert task({"q": "Who?"}, needs_answers=False).answers == ()
+
+
+@pytest.mark.parametrize("answers", [{}, {"answer": None}, {"answer": ""}, {"a": []}])
+def test_gold_answers_that_infer_puts_in_place_of_bad_ones_are_read(answers):
+    assert task({"q": "Who?", **answers, **NO_GOLD}).answers == ("?",)
 
 
 @pytest.mark.parametrize(
