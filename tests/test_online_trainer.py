@@ -13,18 +13,20 @@ import signal
 
 import numpy
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from chat_server import ChatServer, write_tokenizer
 from memfactory.build import build_stack, build_tasks
 from memfactory.config import load_config
 from memfactory.errors import ConfigError, MemFactoryError
 from memfactory.evaluate.attempts import evaluate_tasks
+from memfactory.evaluate.fingerprint import sampling_fingerprint
 from memfactory.evaluate.results import EvalHistory
 from memfactory.train import run_training
 from memfactory.trainers.base import Interrupted
 from memfactory.trainers.learners import Learners
 from memfactory.trainers.plan import make_plan
+from memfactory.types import Decoding
 
 ASKED = ("feline", "canine", "vessel", "dwelling", "footwear", "beverage")
 SAID = ("kitten", "puppy", "boat", "cottage", "sandals", "lemonade")
@@ -178,6 +180,20 @@ def test_training_starts_from_trained_maps_that_are_named(world, tmp_path):
     learnt = load_file(second / "final" / "modules" / "retriever.safetensors")
     moved = numpy.linalg.norm(learnt["query.left"] - first["query.left"])
     assert 0 < moved < numpy.linalg.norm(learnt["query.left"])
+
+
+def test_samples_of_other_maps_or_another_embedder_are_of_another_agent(world, tmp_path):
+    trained("train.steps=2", "train.eval_at_start=false", "train.eval_at_end=false")
+    weights = tmp_path / "run" / "final" / "modules" / "retriever.safetensors"
+
+    def agent(*words):
+        resolved = load_config("run", words, command="eval")
+        return sampling_fingerprint(resolved, Decoding(), 0)["agent"]
+
+    before = agent()
+    assert before == agent() != agent("memory.embedder.dimensions=128")
+    save_file({name: array * 2 for name, array in load_file(weights).items()}, weights)
+    assert agent() != before
 
 
 def test_what_cannot_be_trained_online_is_told(world, tmp_path):

@@ -9,10 +9,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 from memfactory.config import Resolved
+from memfactory.config.datasets import locate
 from memfactory.dialogue import ModuleOptions
 from memfactory.engines.options import HfEngineConfig, ModelConfig, OpenAIEngineConfig
 from memfactory.envs.rewards.base import RewardOptions
 from memfactory.files import asset
+from memfactory.memory.options import MemoryConfig
 from memfactory.types import Decoding, MemoryItem, Task, Utterance
 
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model")
@@ -65,7 +67,20 @@ def sampling_fingerprint(resolved: Resolved, decoding: Decoding, seed: int) -> d
         if isinstance(module.options, ModuleOptions) and module.options.engine in config.engines
     }
     agent = {"agent": resolved.values["agent"], "engines": {name: _speaker(config.engines[name]) for name in helpers}}
+    # Only where they are there: what agents without them depend on stays named as it was.
+    if config.memory != MemoryConfig():
+        agent["memory"] = resolved.values["memory"]
+    if learnt := _learnt(resolved):
+        agent["learnt"] = learnt
     return {**_policy(resolved), "agent": digest(agent), "decoding": _decoding(decoding, seed)}
+
+
+def _learnt(resolved: Resolved) -> dict[str, str]:
+    """A digest of what each module has learnt by itself."""
+    modules = resolved.config.agent.modules
+    paths = {slot: getattr(module.options, "weights", None) for slot, module in modules.items()}
+    found = {slot: locate(path, resolved.base_dir) for slot, path in paths.items() if isinstance(path, str)}
+    return {slot: _file_digest(path) for slot, path in found.items() if path is not None}
 
 
 def judge_fingerprint(resolved: Resolved, options: RewardOptions, engine: str) -> str:
