@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import subprocess
 import sys
 
@@ -11,7 +12,9 @@ from rich.console import Console
 from chat_server import ChatServer, config_text, rows, write_tokenizer
 from memfactory.config import load_config
 from memfactory.errors import ConfigError, DataError
-from memfactory.infer import run_inference, word_difference
+from memfactory.evaluate.memory_view import bank_difference, word_difference
+from memfactory.infer import run_inference
+from memfactory.types import MemoryItem
 
 
 @pytest.fixture
@@ -163,3 +166,116 @@ def test_an_endpoint_needs_no_torch(place):
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, cwd=place)
     assert done.stdout == "It is \\boxed{nine}.\n0 []\n", done.stderr
+
+
+# Agents with a memory bank
+
+TALK = [
+    {"speaker": "Ann", "text": "The code of Bob is nine.", "dia_id": "D1:1", "session": "1"},
+    {"speaker": "Ann", "text": "The code of Bob is ten now.", "dia_id": "D2:1", "session": "2"},
+]
+
+
+def managing(request):
+    """Remembers the last code that it hears, in one item that it updates."""
+    prompt = request["messages"][-1]["content"]
+    if '"memory_list"' in prompt:
+        code = re.findall(r"code of Bob is (\w+)", prompt)[-1]
+        return json.dumps({"memory_list": [{"key": "code", "value": f"Bob's code is {code}"}]})
+    if '"operations"' in prompt:
+        known = "Bob's code is nine" in prompt.partition("<new>")[0]
+        drop = [{"id": 1, "op": "DEL"}, {"id": 2, "op": "ADD"}] if known else [{"id": 1, "op": "ADD"}]
+        return json.dumps({"operations": drop})
+    return "**Answer:** " + re.findall(r"code is (\w+)", prompt)[-1]
+
+
+@pytest.fixture
+def manager(place, server):
+    server.reply = managing
+    config = (
+        "agent: memory_r1\nenv: {name: memory_bank, rewards: {em: 1.0}}\n"
+        f'engine: {{kind: openai, model: m, base_url: "{server.url}", api_key_env: "", retries: 0, '
+        f'tokenizer: "{place / "words.json"}"}}\n'
+    )
+    (place / "reader.yaml").write_text(config)
+    (place / "talk.json").write_text(json.dumps(TALK))
+    return place
+
+
+@pytest.mark.parametrize("value", [TALK, {"conversation": TALK, "question": "Who?", "q": "Why?", "answers": ["x"]}])
+def test_a_question_about_a_conversation_is_answered_from_what_was_remembered(manager, value):
+    (manager / "talk.json").write_text(json.dumps(value))
+    code, said = infer(manager, question="What is the code of Bob?", conversation=manager / "talk.json")
+    assert (code, said) == (0, "ten\n")
+
+
+def test_the_items_of_a_bank_are_shown_as_they_come_and_go_and_only_once(manager, capsys):
+    infer(manager, question="What is Bob's code?", conversation=manager / "talk.json", show_memory=True)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line[:1] in "+-~"]
+    assert lines == ["+ m1: Bob's code is nine", "- m1: Bob's code is nine", "+ m2: Bob's code is ten"]
+
+
+def test_rows_with_a_conversation_give_answers_with_what_was_retrieved_and_cited(manager, server):
+    rows = [
+        {"id": "now", "conversation": TALK, "question": "What is the code of Bob?"},
+        {"id": "then", "fact": TALK[:1], "q": "What is the code of Bob?", "a": None},
+    ]
+    (manager / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, _ = infer(manager, input=manager / "rows.jsonl", output=manager / "answers.jsonl")
+    assert code == 0
+    found = {row["id"]: row for row in answers(manager / "answers.jsonl")}
+    assert {id: row["answer"] for id, row in found.items()} == {"now": "ten", "then": "nine"}
+    (item,) = found["now"]["retrieved"]
+    assert (item["id"], item["value"], item["sources"]) == ("m2", "Bob's code is ten", ["D2:1"])
+    assert found["now"]["citations"] is None and "Bob's code is ten" in found["now"]["memory"]
+
+
+def test_a_row_whose_helper_fails_is_told_left_out_and_asked_again(manager, server, capsys):
+    helper = ChatServer(lambda request: 500 if "nine" in request["messages"][-1]["content"] else managing(request))
+    engines = f'engines={{reader: {{kind: openai, model: r, base_url: "{helper.url}", api_key_env: "", retries: 0}}}}'
+    reader = "agent.modules.answerer={name: answer, interface: inference, engine: reader}"
+    rows = [{"id": "now", "conversation": TALK, "q": "Now?"}, {"id": "then", "conversation": TALK[:1], "q": "Then?"}]
+    (manager / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = {"input": manager / "rows.jsonl", "output": manager / "answers.jsonl"}
+    code, _ = infer(manager, engines, reader, **options)
+    told = capsys.readouterr().err
+    assert code == 1 and "not answered: then: 'r' at" in told and "1 answers written, 0 were there" in told
+    assert [row["id"] for row in answers(manager / "answers.jsonl")] == ["now"]
+    helper.reply = managing
+    code, _ = infer(manager, engines, reader, **options)
+    helper.close()
+    assert code == 0 and [row["id"] for row in answers(manager / "answers.jsonl")] == ["now", "then"]
+
+
+def test_a_document_that_a_bank_agent_does_not_read_is_told(manager, server, capsys):
+    server.reply = lambda request: "**Answer:** nobody knows"
+    infer(manager, question="Who?", documents=[manager / "text.txt"])
+    assert "--document was not read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("{", r"--conversation .*bad.json is not JSON"),
+        ("3", r"should be a list of utterances or a row, not int"),
+        ('[{"text": "hello"}]', r"conversation\[0\]' should have 'role' or 'speaker'"),
+        ("[]", r"--conversation .*bad.json holds no utterance"),
+    ],
+)
+def test_a_conversation_that_is_none_is_told(manager, text, told):
+    (manager / "bad.json").write_text(text)
+    with pytest.raises((ConfigError, DataError), match=told):
+        infer(manager, question="Who?", conversation=manager / "bad.json")
+
+
+def test_an_environment_that_reads_no_conversations_is_told(place):
+    (place / "talk.json").write_text(json.dumps({"conversation": TALK, "context": "Some text."}))
+    with pytest.raises(ConfigError, match="'longcontext' reads no conversations; memory_bank does"):
+        infer(place, question="Who?", conversation=place / "talk.json")
+
+
+def test_changes_of_a_bank_are_told_item_by_item():
+    before = {id: MemoryItem(id, "", f"Ana lives in {town}") for id, town in (("a", "Oslo"), ("b", "Rome"))}
+    after = {"b": MemoryItem("b", "", "Ana lives in Paris"), "c": MemoryItem("c", "", "Ben sings", updated_at="May")}
+    told = [line.plain for line in bank_difference(before, after)]
+    assert told == ["- a: Ana lives in Oslo", "~ b: Ana lives in Rome Paris", "+ c: May: Ben sings"]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-import re
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing, nullcontext
@@ -11,7 +10,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from rich.console import Console
-from rich.text import Text
 
 from memfactory.build import build_stack
 from memfactory.config import Resolved
@@ -21,11 +19,12 @@ from memfactory.envs.base import Environment
 from memfactory.errors import ConfigError, DataError
 from memfactory.evaluate.attempts import attempt, attempts_under_way
 from memfactory.evaluate.fingerprint import digest, sampling_fingerprint
+from memfactory.evaluate.memory_view import MemoryView
 from memfactory.evaluate.progress import shown_progress
-from memfactory.evaluate.records import turn_record
+from memfactory.evaluate.records import item_json, turn_record
 from memfactory.evaluate.targets import reading_env, without_unused
 from memfactory.files import JsonLinesWriter, json_line, read_json_lines
-from memfactory.types import Decoding, Episode, Task, Turn
+from memfactory.types import Decoding, Episode, Task
 
 NO_GOLD = {"answers": ["?"]}
 
@@ -35,30 +34,46 @@ def run_inference(
     *,
     question: str | None = None,
     documents: Sequence[Path] = (),
+    conversation: Path | None = None,
     input: Path | None = None,
     output: Path | None = None,
     show_memory: bool = False,
     console: Console,
 ) -> int:
-    """Answer `question` about `documents` ("-": stdin), or every row of the file `input`; the exit code.
+    """Answer `question` about `documents` ("-": stdin) or a `conversation`, or each row of `input`; the exit code.
 
-    Answers go to the file `output`, one JSON object a row (append-only: rows that it answers already are not played
-    again), or else to `console`: the bare answer of a question, JSON lines for rows. The memory (`show_memory`) and
-    progress go to stderr. Rows that cannot be used are reported with their numbers, left out, and make the exit
-    code 1. Raises ConfigError for options that do not fit and for an `output` of another model or
-    agent, DataError for a file that cannot be read.
+    A conversation is a file with a list of utterances, or with a row that holds one. Answers go to the file `output`,
+    one JSON object a row (append-only: rows that it answers already are not played again), or else to `console`: the
+    bare answer of a question, JSON lines for rows. The memory (`show_memory`) and progress go to stderr. Rows that
+    cannot be used, and those whose answer a helper's failure prevented, are reported and left out, and make the exit
+    code 1. Raises ConfigError for options that do not fit and for an `output` of another model or agent, DataError for
+    a file that cannot be read.
     """
     errors = Console(stderr=True)
-    _refuse_misfits(question, documents, input)
+    _refuse_misfits(question, documents, conversation, input)
     resolved = without_unused(resolved, {})
-    tasks, problems = _asked(question, documents) if input is None else _rows(resolved, input)
+    if input is not None:
+        tasks, problems = _rows(resolved, input)
+    elif conversation is not None:
+        tasks, problems = (_about(resolved, question or "", conversation),), ()
+    else:
+        tasks, problems = _asked(question or "", documents), ()
     for problem in problems:
         errors.print(f"left out: {problem}", style="red", markup=False, highlight=False, soft_wrap=True)
     configuration = digest(sampling_fingerprint(resolved, _decoding(resolved), resolved.config.eval.seed))
     missing = tasks if output is None else _unanswered(tasks, output, configuration)
+    failed = 0
     if missing:
         with nullcontext() if output is None else JsonLinesWriter(output) as file:
             for episode in _played(resolved, missing, errors, show_memory):
+                if episode.failure is not None:
+                    failed += 1
+                    told = f"not answered: {episode.task.id}: {episode.failure}"
+                    errors.print(told, style="red", markup=False, highlight=False, soft_wrap=True)
+                    continue
+                if documents and episode.bank is not None:
+                    told = "--document was not read: a memory bank is filled from a conversation (--conversation FILE)"
+                    errors.print(told, style="yellow", markup=False, highlight=False, soft_wrap=True)
                 row = _row(episode, configuration)
                 if file is not None:
                     file.append(row)
@@ -66,43 +81,73 @@ def run_inference(
                     said = f"{episode.answer or ''}\n" if input is None else json_line(row)
                     console.out(said, end="", highlight=False)
     if output is not None:
-        told = f"{output}: {len(missing)} answers written, {len(tasks) - len(missing)} were there"
+        told = f"{output}: {len(missing) - failed} answers written, {len(tasks) - len(missing)} were there"
         errors.print(told, highlight=False, markup=False, soft_wrap=True)
-    return 1 if problems else 0
+    return 1 if problems or failed else 0
 
 
-def _refuse_misfits(question: str | None, documents: Sequence[Path], input: Path | None) -> None:
+def _refuse_misfits(
+    question: str | None, documents: Sequence[Path], conversation: Path | None, input: Path | None
+) -> None:
     problems = []
     if question is None and input is None:
         problems.append("nothing to answer: give --question (and --document FILE), or --input ROWS.jsonl")
-    if input is not None and (question is not None or documents):
-        problems.append("--input brings its own questions and texts; leave out --question and --document")
-    elif question is None and documents:
-        problems.append("--document needs a --question")
+    if input is not None and (question is not None or documents or conversation is not None):
+        problems.append(
+            "--input brings its own questions and texts; leave out --question, --document and --conversation"
+        )
+    elif question is None and (documents or conversation is not None):
+        problems.append(f"{'--document' if documents else '--conversation'} needs a --question")
+    if documents and conversation is not None:
+        problems.append("--document and --conversation are two ways to say what is read; choose one")
     if question is not None and not question.strip():
         problems.append("--question is empty")
     if problems:
         raise ConfigError(problems)
 
 
-def _asked(question: str | None, documents: Sequence[Path]) -> tuple[tuple[Task, ...], tuple[str, ...]]:
+def _asked(question: str, documents: Sequence[Path]) -> tuple[Task, ...]:
     """The one question as a task; several documents are numbered as in MemAgent's data."""
-    assert question is not None
     texts = [_read(path) for path in documents]
     numbered = [f"Document {number}:\n{text}" for number, text in enumerate(texts, start=1)]
     context = texts[0] if len(texts) == 1 else "\n\n".join(numbered)
-    return (Task(f"question-{digest([question, context])}", question, (), context),), ()
+    return (Task(f"question-{digest([question, context])}", question, (), context),)
 
 
-def _read(path: Path) -> str:
+def _about(resolved: Resolved, question: str, path: Path) -> Task:
+    """The question about the conversation in a file: a list of utterances, or a row of the environment's own form."""
+    text = _read(path, "--conversation")
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise DataError(f"--conversation {path} is not JSON: {error}") from None
+    row = {"conversation": value} if isinstance(value, list) else value
+    if not isinstance(row, dict):
+        raise DataError(f"--conversation {path} should be a list of utterances or a row, not {type(value).__name__}")
+    env = reading_env(resolved)
+    named = {"id": f"question-{digest([question, value])}", "question": question, **NO_GOLD}
+    # The row's own question must not come first under another of its names.
+    given = {name: held for name, held in row.items() if name not in ("query", "q")}
+    task = env.task(Row({**given, **named}, f"--conversation {path}"))
+    if not task.conversation and not task.memory:
+        if not any(row.values()):
+            raise DataError(f"--conversation {path} holds no utterance")
+        raise ConfigError(
+            f"--conversation: the environment {resolved.config.env.name!r} reads no conversations; "
+            "memory_bank does (env=memory_bank)"
+        )
+    return task
+
+
+def _read(path: Path, option: str = "--document") -> str:
     if str(path) == "-":
         return sys.stdin.read()
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
-        raise DataError(f"--document {path} cannot be read: {error.strerror or error}") from None
+        raise DataError(f"{option} {path} cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
-        raise DataError(f"--document {path} is not text in UTF-8: {error}") from None
+        raise DataError(f"{option} {path} is not text in UTF-8: {error}") from None
 
 
 class _InputRows(Dataset):
@@ -189,46 +234,17 @@ def _played(resolved: Resolved, tasks: Sequence[Task], errors: Console, show_mem
 
 
 def _row(episode: Episode, configuration: str) -> dict[str, object]:
+    """What is written of an answer; of an agent with a memory bank also what was retrieved and cited."""
+    found = {
+        "retrieved": [item_json(item) for item in episode.retrieved],
+        "citations": None if episode.citations is None else list(episode.citations),
+    }
     return {
         "id": episode.task.id,
         "question": episode.task.question,
         "answer": episode.answer,
         "memory": episode.memory,
+        **({} if episode.bank is None else found),
         "turns": [asdict(turn_record(turn)) for turn in episode.turns],
         "configuration": configuration,
     }
-
-
-class MemoryView:
-    """Prints each episode's memory whenever it has changed: new words green, words that went struck out in red."""
-
-    def __init__(self, console: Console, *, named: bool) -> None:
-        self.console = console
-        self.named = named
-        self._last: dict[str, str] = {}
-
-    def show(self, episode: Episode, turn: Turn) -> None:
-        """To be told of every turn, once the agent has taken it in."""
-        last = self._last.get(episode.task.id, "")
-        if episode.memory == last:
-            return
-        self._last[episode.task.id] = episode.memory
-        name = f"{episode.task.id}, " if self.named else ""
-        cut = " (cut by length)" if turn.reply.stop == "length" else ""
-        title = f"{name}turn {len(episode.turns)} ({turn.step}): {len(episode.memory.split())} words{cut}"
-        self.console.rule(Text(title), align="left")
-        self.console.print(word_difference(last, episode.memory) if self.console.is_terminal else Text(episode.memory))
-
-
-def word_difference(before: str, after: str) -> Text:
-    """`after` with its new words in green and the words of `before` that went struck out in red."""
-    old, new = re.findall(r"\S+\s*", before), re.findall(r"\S+\s*", after)
-    text = Text()
-    matcher = difflib.SequenceMatcher(None, [word.strip() for word in old], [word.strip() for word in new], False)
-    for kind, old_from, old_to, new_from, new_to in matcher.get_opcodes():
-        if kind in ("delete", "replace"):
-            text.append("".join(old[old_from:old_to]).rstrip(), style="red strike")
-            text.append(" ")
-        if kind != "delete":
-            text.append("".join(new[new_from:new_to]), style="" if kind == "equal" else "green")
-    return text

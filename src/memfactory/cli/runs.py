@@ -154,11 +154,15 @@ def infer(
     document: Annotated[
         list[Path] | None, typer.Option(help="A text file to read for it (- for stdin); repeat for several.")
     ] = None,
+    conversation: Annotated[
+        Path | None,
+        typer.Option(help="A JSON file of utterances (or a row with them) to remember for it (- for stdin)."),
+    ] = None,
     input: Annotated[Path | None, typer.Option(help="A file of rows to answer, instead of one question.")] = None,
     output: Annotated[Path | None, typer.Option(help="Where answers go, one JSON object a row.")] = None,
     show_memory: Annotated[bool, typer.Option("--show-memory", help="Show the memory as it evolves.")] = False,
 ) -> None:
-    """Answer questions about texts with an agent."""
+    """Answer questions about texts or conversations with an agent."""
     refuse_options(context, overrides or [])
     resolved = load(config, overrides or [], "infer")
     from memfactory.infer import run_inference
@@ -167,6 +171,7 @@ def infer(
         resolved,
         question=question,
         documents=document or [],
+        conversation=conversation,
         input=input,
         output=output,
         show_memory=show_memory,

@@ -54,8 +54,9 @@ class BankRecord:
 class SampleRecord:
     """One attempt at one question. A metric that is not in `scores` was never asked for; None: unknown.
 
-    An attempt with a `failure` could not be played to its end: its scores are unknown, and it is to be played again.
-    What follows `turns` is written only where an agent with a memory bank left it.
+    `memory` is that of a recurrent agent; `bank` says what is kept of a memory bank. An attempt with a `failure` could
+    not be played to its end: its scores are unknown, and it is to be played again. What follows `turns` is written only
+    where there is any.
     """
 
     dataset: str
@@ -128,7 +129,7 @@ def record(dataset: str, episode: Episode, scores: Mapping[str, float | None]) -
         question=task.question,
         answers=task.answers,
         answer=episode.answer,
-        memory=episode.memory,
+        memory=episode.memory if episode.bank is None else "",
         scores=dict(scores),
         turns=tuple(map(turn_record, episode.turns)),
         retrieved=(
