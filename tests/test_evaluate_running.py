@@ -338,8 +338,20 @@ def test_baselines_are_rows_beside_the_configured_agent_with_the_same_model(plac
 
 def test_the_command_line_names_baselines_in_place_of_the_configs(place, banks):
     target = banks(", baselines: [full_context]")
-    evaluate([target], ["talk.json"], output=place / "out", metrics=("em",), baselines=("no_memory", "no_memory"))
+    evaluate([target], ["talk.json"], output=place / "out", metrics=("em",), baselines=("no_memory",))
     assert list(json.loads((place / "out/results.json").read_text())["models"]) == ["rag", "rag no_memory"]
+
+
+def test_a_baseline_may_be_described_as_an_agent_is(place, banks, server):
+    short = "{name: full_context, context_tokens: 8, keep: first}"
+    target = banks(f", baselines: [full_context, {short}]")
+    evaluate([target], ["talk.json"], output=place / "out", metrics=("em",))
+    value = json.loads((place / "out/results.json").read_text())
+    means = {name: model["datasets"]["talk"]["metrics"]["em"]["mean"] for name, model in value["models"].items()}
+    # The first eight tokens are "Ann", ":", "The code of Alice is seven"; the full stop is the ninth.
+    assert means == {"rag": 0.75, "rag full_context": 0.75, "rag full_context-2": 0.0}
+    with pytest.raises(ConfigError, match=r"context_token: unknown key"):
+        evaluate([target], ["talk.json"], output=place / "o", baselines=({"name": "full_context", "context_token": 8},))
 
 
 def test_a_baseline_that_does_not_exist_is_told_with_what_there_is(place, banks):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_args
@@ -70,7 +71,8 @@ def load_config(source: str | Path, overrides: Sequence[str] = (), *, command: s
     _load_plugins(tree.values.get("plugins"), found.base_dir, problems)
     parts = {section: part_names(section, folders) for section in PART_FOLDERS}
     config = _validated(tree, problems, Checker(problems, tree.origins, found.base_dir, parts))
-    for index, name in enumerate(config.eval.baselines):
+    for index, baseline in enumerate(config.eval.baselines):
+        name = agent_name(baseline)
         if name not in (existing := {*AGENTS.names(), *parts["agent"]}):
             problems.add(("eval", "baselines", index), unknown("agent", name, existing))
     warnings = check_rules(config, problems)
@@ -90,24 +92,29 @@ def load_config(source: str | Path, overrides: Sequence[str] = (), *, command: s
     )
 
 
-def with_agent(resolved: Resolved, name: str) -> Resolved:
-    """The configuration with the agent called `name` in place of its own, as its part or its defaults describe it.
+def agent_name(agent: str | Mapping[str, object]) -> str:
+    """The name in what may stand under `agent:`."""
+    return agent if isinstance(agent, str) else str(agent.get("name"))
+
+
+def with_agent(resolved: Resolved, agent: str | Mapping[str, object]) -> Resolved:
+    """The configuration with another agent: what may stand under `agent:`, such as the name of a part or an agent.
 
     In a slot that both agents have, who speaks stays the same: a frozen module of a helper's leaves its interface and
-    engine to the one that takes its place. Raises ConfigError for a name that is no agent's.
+    engine to the one that takes its place. Raises ConfigError with every problem.
     """
     folders = config_folders(resolved.base_dir)
-    here = Origin(f"the agent {name!r}")
-    tree = Tree({"agent": name}, {("agent",): here})
+    here = Origin(f"the agent {agent_name(agent)!r}")
+    tree = Tree({"agent": deepcopy(agent)}, {("agent",): here})
     expand_sections(tree, folders)
     problems = Problems(tree.origins, here.source)
     tree.values = resolve(tree.values, problems)
     parts = {"agent": part_names("agent", folders)}
-    agent = Checker(problems, tree.origins, resolved.base_dir, parts).agent(tree.values["agent"])
+    spec = Checker(problems, tree.origins, resolved.base_dir, parts).agent(tree.values["agent"])
     problems.raise_any()
-    assert agent is not None
-    modules = {slot: _spoken_as(resolved.config.agent.modules.get(slot), new) for slot, new in agent.modules.items()}
-    config = resolved.config.model_copy(update={"agent": replace(agent, modules=modules)})
+    assert spec is not None
+    modules = {slot: _spoken_as(resolved.config.agent.modules.get(slot), new) for slot, new in spec.modules.items()}
+    config = resolved.config.model_copy(update={"agent": replace(spec, modules=modules)})
     check_rules(config, problems)
     problems.raise_any()
     return replace(resolved, config=config, values=plain(config))

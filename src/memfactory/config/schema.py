@@ -42,8 +42,9 @@ class EvalConfig(Options):
     """Registered rewards to report; the first is the headline. Empty: the environment's defaults for the data."""
     limit: int | None = Field(None, ge=1)
     """Only the first so many questions of each dataset."""
-    baselines: tuple[str, ...] = ()
-    """Agents that `eval` sets beside the configured one, with the same model: full_context, naive_rag, no_memory."""
+    baselines: tuple[str | dict[str, object], ...] = ()
+    """Agents that `eval` sets beside the configured one, with the same model, such as full_context or naive_rag: names,
+    or what could stand under `agent:`."""
     seed: int = 0
     """Seed of the attempts."""
     max_unknown_share: float = Field(0.1, ge=0, le=1)

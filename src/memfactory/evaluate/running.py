@@ -48,7 +48,7 @@ def run_evaluation(
     samples: int | None = None,
     metrics: Sequence[str] = (),
     limit: int | None = None,
-    baselines: Sequence[str] = (),
+    baselines: Sequence[str | dict[str, object]] = (),
     overwrite: bool = False,
     judge: bool = False,
     console: Console,

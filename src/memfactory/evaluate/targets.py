@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from memfactory.build import build_env
-from memfactory.config import Resolved, dataset_component, with_agent
+from memfactory.config import Resolved, agent_name, dataset_component, with_agent
 from memfactory.config.datasets import dataset_title, locate
 from memfactory.config.schema import Component, EvalConfig, RunConfig
 from memfactory.dialogue import ModuleOptions
@@ -55,7 +55,7 @@ class Settings:
     metrics: tuple[str, ...] = ()
     limit: int | None = None
     judge: bool = False
-    baselines: tuple[str, ...] = ()
+    baselines: tuple[str | dict[str, object], ...] = ()
 
 
 def prepare(resolved: Sequence[Resolved], data: Sequence[str], settings: Settings) -> list[Target]:
@@ -72,8 +72,9 @@ def prepare(resolved: Sequence[Resolved], data: Sequence[str], settings: Setting
             settled = _with_settings(one, settings)
             label = _label(one.name, [target.label for target in targets])
             targets.append(_target(settled, data, settings, label, source))
-            for name in dict.fromkeys(settled.config.eval.baselines):
-                targets.append(_target(with_agent(settled, name), data, settings, f"{label} {name}", source))
+            for agent in settled.config.eval.baselines:
+                own = _label(f"{label} {agent_name(agent)}", [target.label for target in targets])
+                targets.append(_target(with_agent(settled, agent), data, settings, own, source))
         except ConfigError as error:
             problems += [problem for problem in error.problems if problem not in problems]
     if problems:
