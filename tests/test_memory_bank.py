@@ -197,19 +197,35 @@ CANDIDATES = st.builds(
     namespace=NAMESPACES,
 )
 IDS = st.sampled_from(["x", *(f"m{number}" for number in range(1, 12))])
-OPERATIONS = st.one_of(
-    st.builds(Add, CANDIDATES),
-    st.builds(Update, IDS, VALUES, st.sampled_from([None, "job"]), time=st.sampled_from([None, "June"])),
-    st.builds(Delete, IDS),
-    st.builds(Keep, st.none() | IDS),
-    st.builds(Invalid, VALUES, st.just("malformed")),
-)
+
+
+def operations_on(ids):
+    return st.one_of(
+        st.builds(Update, ids, VALUES, st.sampled_from([None, "job"]), time=st.sampled_from([None, "June"])),
+        st.builds(Delete, ids),
+        st.builds(Keep, ids),
+    )
+
+
+@st.composite
+def operation_lists(draw, there):
+    """Half of them operations on different items that are there, half any."""
+    anything = st.one_of(
+        st.builds(Add, CANDIDATES),
+        operations_on(IDS),
+        st.builds(Invalid, VALUES, st.just("malformed")),
+        st.just(Keep()),
+    )
+    if draw(st.booleans()):
+        return draw(st.lists(anything, max_size=6))
+    chosen = draw(st.lists(st.sampled_from(there), max_size=5, unique=True)) if there else []
+    return [draw(st.builds(Add, CANDIDATES)), *(draw(operations_on(st.just(id))) for id in chosen)]
 
 
 class BankLaws(RuleBasedStateMachine):
     """Banks, their forks and what was saved of them, each beside a plain model: its items, its events."""
 
-    @initialize(given=st.lists(st.sampled_from([ANN, BOB]), unique=True), count=st.sampled_from([0, 3, 40]))
+    @initialize(given=st.lists(st.sampled_from([ANN, BOB]), unique=True), count=st.sampled_from([0, 3, 20]))
     def begin(self, given, count):
         self.folder = tempfile.TemporaryDirectory()
         self.source = BankSource()
@@ -234,10 +250,11 @@ class BankLaws(RuleBasedStateMachine):
             events.append(Event(None, bank.get(id)))
             assert (items[-1].value, items[-1].namespace) == (candidate.value, candidate.namespace)
 
-    @rule(data=st.data(), operations=st.lists(OPERATIONS, max_size=6))
-    def apply(self, data, operations):
+    @rule(data=st.data())
+    def apply(self, data):
         bank, items, events = self.pick(data)
         there = {item.id for item in items}
+        operations = data.draw(operation_lists([item.id for item in items]))
         ids = [one.id for one in operations if not isinstance(one, Add | Invalid) and one.id is not None]
         fine = set(ids) <= there and len(set(ids)) == len(ids)
         fine = fine and not any(isinstance(one, Invalid) for one in operations)

@@ -75,8 +75,8 @@ class Contents:
         self.added: dict[str, MemoryItem] = {}
         """The items that the base does not have, in order."""
         self._events: list[Event] = []
-        self._used: set[str] = set()
         self._number = 0
+        """The last one of an id that was given out here: none of those after it is among the items added since."""
         self._deleted = 0
 
     def __len__(self) -> int:
@@ -100,17 +100,17 @@ class Contents:
         while True:
             self._number += 1
             id = f"m{self._number}"
-            if id not in self._used and id not in self.base.histories:
+            if id not in self.base.histories:
                 return id
 
     def add(self, item: MemoryItem) -> None:
         """Take `item` in; its id must be new."""
         self.added[item.id] = item
-        self._note(Event(None, item))
+        self._events.append(Event(None, item))
 
     def replace(self, item: MemoryItem) -> None:
         """`item` takes the place of the one with its id."""
-        self._note(Event(self.get(item.id), item))
+        self._events.append(Event(self.get(item.id), item))
         if item.id in self.added:
             self.added[item.id] = item
         else:
@@ -118,7 +118,7 @@ class Contents:
 
     def remove(self, id: str) -> None:
         """The item `id` goes; its events stay."""
-        self._note(Event(self.get(id), None))
+        self._events.append(Event(self.get(id), None))
         if id in self.added:
             del self.added[id]
         else:
@@ -139,7 +139,6 @@ class Contents:
         other.changed = dict(self.changed)
         other.added = dict(self.added)
         other._events = list(self._events)
-        other._used = set(self._used)
         other._number = self._number
         other._deleted = self._deleted
         return other
@@ -149,8 +148,4 @@ class Contents:
         if 2 * len(self._events) < max(FEW_CHANGES, len(self.base.events)):
             return
         self.base = Base(tuple(self), self.events())
-        self.changed, self.added, self._events, self._used, self._deleted = {}, {}, [], set(), 0
-
-    def _note(self, event: Event) -> None:
-        self._events.append(event)
-        self._used.add(event.id)
+        self.changed, self.added, self._events, self._deleted = {}, {}, [], 0

@@ -53,7 +53,8 @@ Operation = Add | Update | Delete | Keep | Invalid
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one operation. `id` is the item it touched, `reason` why it is invalid."""
+    """What became of one operation. `id` is the item it touched, `reason` why it is invalid, or could have been done
+    but was not because another is."""
 
     status: Literal["applied", "noop", "invalid"]
     id: str | None = None
