@@ -11,10 +11,14 @@ from memfactory.config import load_config
 from memfactory.dialogue import POLICY, Agent, Ask, Module, ModuleOptions
 from memfactory.engines.base import sample, sample_or_errors
 from memfactory.engines.cached import CachedEngine
+from memfactory.engines.loading import load_model
+from memfactory.engines.options import ModelConfig
 from memfactory.engines.scripted import ScriptedEngine
 from memfactory.errors import ConfigError, EngineError
 from memfactory.registry import Options
 from memfactory.rollout import rollout
+from memfactory.trainers.footprint import peak_bytes
+from memfactory.trainers.plan import make_plan
 from memfactory.types import Decoding, Message, Reply, Reward, Sampling, Task
 
 GREEDY = Decoding(0.0)
@@ -252,6 +256,24 @@ def test_a_helpers_own_model_is_frozen_and_is_not_the_policys(tmp_path, small_mo
     (outcome,) = sample(reader, [(said("The code of Alice"), Sampling(4, GREEDY))])
     assert isinstance(outcome, Reply) and outcome.tokens is not None
     stack.close()
+
+
+def test_the_plan_counts_the_weights_of_helpers_once(tmp_path, small_model_path):
+    own = f"{{path: '{small_model_path}', device: cpu}}"
+    engines = (
+        f"{{reader: {{kind: hf, model: {own}}}, judge: {{kind: hf, model: {own}, temperature: 1}}, "
+        f"half: {{kind: hf, model: {{path: '{small_model_path}', device: cpu, dtype: bfloat16}}}}, "
+        "mirror: {kind: hf}}"
+    )
+    (tmp_path / "rows.json").write_text('[{"context": "a b", "input": "q?", "answers": ["a"]}]')
+    more = "train: grpo_single_gpu\ndata: {train: rows.json}\n"
+    plan = make_plan(load_config(written(tmp_path, engines, more), ["agent.interface=generate", "agent.engine=policy"]))
+    parameters = sum(
+        p.numel() for p in load_model(ModelConfig(path=str(small_model_path)), training=False).parameters()
+    )
+    # Four bytes for the model that two names share, two for the one in half precision.
+    assert plan.memory["helpers' weights"] == 6 * parameters
+    assert peak_bytes(plan.memory) - peak_bytes({**plan.memory, "helpers' weights": 0}) == 6 * parameters
 
 
 def test_a_local_helper_serves_a_policy_that_speaks_through_an_api(tmp_path, small_model_path):

@@ -20,6 +20,7 @@ from memfactory.engines.options import (
     ModelConfig,
     OpenAIEngineConfig,
     VllmEngineConfig,
+    speak_alike,
 )
 from memfactory.envs.base import Environment, RewardFunction, TaskSet
 from memfactory.errors import ConfigError
@@ -145,19 +146,13 @@ def build_engines(config: RunConfig, model: PreTrainedModel | None, chat: ChatFo
     made: list[tuple[EngineConfig, Engine]] = [(config.engine, _engine(config.engine, config, model, chat))]
     engines = {POLICY: made[0][1]}
     for name, settings in config.engines.items():
-        engine = next((engine for other, engine in made if _speaks_as(settings, other)), None)
+        engine = next((engine for other, engine in made if speak_alike(settings, other)), None)
         if engine is None:
             engine = _engine(settings, config, model, chat)
             engine = CachedEngine(engine) if _is_constant(settings) else engine
             made.append((settings, engine))
         engines[name] = engine
     return engines
-
-
-def _speaks_as(one: EngineConfig, other: EngineConfig) -> bool:
-    """Whether both name the same engine; how its replies are drawn is said with each."""
-    drawn = {"temperature", "top_p"}
-    return one.model_dump(exclude=drawn) == other.model_dump(exclude=drawn)
 
 
 def _is_constant(settings: EngineConfig) -> bool:

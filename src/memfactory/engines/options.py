@@ -98,3 +98,9 @@ class OpenAIEngineConfig(Options):
 
 
 EngineConfig = Annotated[HfEngineConfig | VllmEngineConfig | OpenAIEngineConfig, Field(discriminator="kind")]
+
+
+def speak_alike(one: EngineConfig, other: EngineConfig) -> bool:
+    """Whether both describe the same engine; how its replies are drawn is said with each."""
+    drawn = {"temperature", "top_p"}
+    return one.model_dump(exclude=drawn) == other.model_dump(exclude=drawn)

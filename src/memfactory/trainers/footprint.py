@@ -113,6 +113,6 @@ def memory_by_component(
 
 
 def peak_bytes(components: dict[str, int]) -> int:
-    """The larger of the rollout's and the training pass's peak."""
-    fixed = sum(components[name] for name in ("weights", "gradients", "optimizer", "reference"))
-    return fixed + max(components["key-value cache"], components["activations"] + components["logits"])
+    """The larger of the rollout's and the training pass's peak; what else there is, is there all the time."""
+    rollout, training = components["key-value cache"], components["activations"] + components["logits"]
+    return sum(components.values()) - rollout - training + max(rollout, training)

@@ -17,12 +17,13 @@ from memfactory.config import Resolved
 from memfactory.config.training import GrpoOptions, LoopOptions, LoraOptions, OnlineOptions, TrainerOptions
 from memfactory.dialogue import POLICY, LearningModule, play
 from memfactory.engines.loading import load_architecture, load_chat, places
-from memfactory.engines.options import HfEngineConfig, ModelConfig
+from memfactory.engines.options import HfEngineConfig, ModelConfig, speak_alike
 from memfactory.engines.scripted import ScriptedEngine
 from memfactory.environment import memory_bytes
 from memfactory.errors import ConfigError, MemFactoryError
 from memfactory.registry import MODULES
 from memfactory.trainers.footprint import (
+    BYTES,
     Architecture,
     architecture,
     memory_by_component,
@@ -120,6 +121,8 @@ def make_plan(resolved: Resolved) -> Plan:
         reference=isinstance(options, GrpoOptions) and options.loss.kl_weight > 0,
         cuda=_on_cuda(config.model),
     )
+    helpers = _helper_bytes(resolved, problems)
+    memory |= {"helpers' weights": helpers} if helpers else {}
     device, capacity = _device(config.model)
     work.append(
         ("parameters", f"{sizes.parameters / 1e6:,.1f} M, {'LoRA' if options.lora else 'all'} trained, {dtype}")
@@ -145,6 +148,22 @@ def _plan_of_modules(resolved: Resolved, options: LoopOptions) -> Plan:
     if isinstance(options, OnlineOptions):
         work.append(("attempts", f"{options.batch_size} a step, {options.steps * options.batch_size:,} in all"))
     return Plan(f"Plan of {resolved.name}", tuple(work))
+
+
+def _helper_bytes(resolved: Resolved, problems: list[str]) -> int:
+    """The weights of helpers' own models that lie where the policy lies (their caches are not counted)."""
+    loaded: list[HfEngineConfig] = []
+    size = 0
+    for helper in resolved.config.engines.values():
+        if not isinstance(helper, HfEngineConfig) or helper.model is None:
+            continue
+        if any(speak_alike(helper, other) for other in loaded):
+            continue
+        loaded.append(helper)
+        sizes = _architecture(helper.model, problems)
+        if sizes is not None and _on_cuda(helper.model) == _on_cuda(resolved.config.model):
+            size += sizes.parameters * BYTES[compute_type(helper.model)]
+    return size
 
 
 def _as_trained(model: ModelConfig, options: TrainerOptions) -> TrainerOptions:
