@@ -12,7 +12,7 @@ from pydantic import Field
 
 from memfactory.dialogue import Agent, Dialogue, Shared
 from memfactory.memory.bank import MemoryBank
-from memfactory.memory.wording import bulleted, dated
+from memfactory.memory.wording import bulleted, dated, told
 from memfactory.registry import Options
 from memfactory.types import Episode, Task, Utterance, frozen
 
@@ -43,9 +43,10 @@ class BankAgent(Agent):
 
     def dialogue(self, episode: Episode) -> Dialogue:
         task = episode.task
-        if task.conversation and self._is_frozen(episode, "extractor", "updater"):
-            key = _digest("bank", task.conversation, task.memory, task.related)
-            built = yield Shared(key, _unasked(task, key), self.build)
+        conversation = told(task)
+        if conversation and self._is_frozen(episode, "extractor", "updater"):
+            key = _digest("bank", conversation, task.memory, task.related)
+            built = yield Shared(key, _unasked(replace(task, conversation=conversation), key), self.build)
             assert isinstance(built, Episode) and built.bank is not None
             episode.bank, episode.memory = built.bank.fork(), built.memory
             _take_checks(episode, built)
@@ -58,7 +59,7 @@ class BankAgent(Agent):
         """Read the conversation into the bank."""
         episode.bank = self.banks.open(episode.task.memory)
         episode.memory = _listed(episode.bank)
-        for part in self.parts(episode.task.conversation):
+        for part in self.parts(told(episode.task)):
             episode.heard = part
             if not episode.frozen and self._is_frozen(episode, "extractor"):
                 key = _digest("part", part)

@@ -9,6 +9,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from memfactory.dialogue import Agent, Dialogue
+from memfactory.memory.wording import told
 from memfactory.registry import AGENTS, Options
 from memfactory.types import Episode, MemoryItem, Utterance
 
@@ -30,7 +31,7 @@ class NaiveRag(Agent):
 
     def dialogue(self, episode: Episode) -> Dialogue:
         task = episode.task
-        said = as_items(task.conversation, self.options.turns_per_item)
+        said = as_items(told(task), self.options.turns_per_item)
         episode.bank = self.banks.open((*task.memory, *said))
         yield from self.modules["retriever"].play(episode)
         yield from self.modules["answerer"].play(episode)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
-from memfactory.types import Candidate, MemoryItem, Utterance
+from memfactory.types import Candidate, MemoryItem, Task, Utterance
 
 NOTHING = "(nothing)"
+TEXT = "Text"
+"""Who speaks the paragraphs of a text."""
 
 
 def shown(item: MemoryItem | Candidate) -> str:
@@ -43,3 +46,17 @@ def spoken(utterances: Sequence[Utterance]) -> str:
         f"{turn.speaker}: [{turn.time}] {turn.text}" if turn.time else f"{turn.speaker}: {turn.text}"
         for turn in utterances
     )
+
+
+def whole(task: Task) -> str:
+    """All that a task gives to answer from, in one text: its text, the memory before the conversation, and that."""
+    memory = bulleted([dated(item) for item in task.memory]) if task.memory else ""
+    return "\n\n".join(part for part in (task.context, memory, spoken(task.conversation)) if part)
+
+
+def told(task: Task) -> tuple[Utterance, ...]:
+    """What a task gives to be remembered: its conversation, else the paragraphs of its text as the turns of one."""
+    if task.conversation or not task.context:
+        return task.conversation
+    paragraphs = [part.strip() for part in re.split(r"\n\s*\n", task.context)]
+    return tuple(Utterance(TEXT, part) for part in paragraphs if part)

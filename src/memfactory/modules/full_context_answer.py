@@ -7,10 +7,10 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from memfactory.dialogue import Ask, Asking, Module, ModuleOptions
-from memfactory.memory.wording import bulleted, dated, spoken
+from memfactory.memory.wording import whole
 from memfactory.registry import MODULES
 from memfactory.text import after_marker, fill, keep_ends
-from memfactory.types import Episode, Message, Task
+from memfactory.types import Episode, Message
 
 FULL_CONTEXT_PROMPT = """\
 Answer the question from the conversation: write **Answer:** and the answer in as few words as possible. Where what is
@@ -64,9 +64,3 @@ class FullContextAnswer(Module):
         if self.options.keep == "center":
             return keep_ends(text, offsets, limit)
         return text[offsets[-limit][0] :] if self.options.keep == "last" else text[: offsets[limit - 1][1]]
-
-
-def whole(task: Task) -> str:
-    """All that a task gives to answer from: its text, the memory before the conversation, the conversation."""
-    memory = bulleted([dated(item) for item in task.memory]) if task.memory else ""
-    return "\n\n".join(part for part in (task.context, memory, spoken(task.conversation)) if part)

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from memfactory.dialogue import Ask, Asking, Module, ModuleOptions
 from memfactory.errors import DataError
+from memfactory.memory.wording import whole
 from memfactory.registry import MODULES, Options
 from memfactory.text import after_thinking, fill, keep_ends, placeholders, split_chunks
 from memfactory.types import Episode, Message
@@ -121,7 +122,7 @@ class RecurrentMemoryModule(Module):
     def dialogue(self, episode: Episode) -> Asking:
         options, task = self.options, episode.task
         episode.memory = options.empty_memory
-        for section in self.chunks(task.context, task.id):
+        for section in self.chunks(whole(task), task.id):
             values = {"question": task.question, "prompt": task.question, "memory": episode.memory}
             values |= {"section": section, "chunk": section}
             reply = yield self._ask("update", options.prompts.update, values, options.memory_tokens)
