@@ -44,18 +44,32 @@ class Counting:
 
 
 def test_lexical_vectors_are_the_same_on_every_machine():
-    vector = LexicalEmbedder(LexicalEmbedderConfig(dimensions=16, ngrams=())).embed(["cat"])[0]
-    # blake2b("w:cat") in 8 bytes is 0xf89e2de2a3f5cdc4: the last digit, 4, is the place, the first bit the sign.
-    assert vector.tolist() == [0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]
+    embedder = LexicalEmbedder(LexicalEmbedderConfig(dimensions=16, ngrams=()))
+    # blake2b("w:cat") in 8 bytes is 0xf89e2de2a3f5cdc4. Its digits add up to 151, so its place is 151 modulo 15 = 1; its
+    # first bit says plus. The last number of a text is the root of the 4 words that it is longer by.
+    assert embedder.embed(["cat"])[0].tolist() == [0.0, 1.0, *[0.0] * 13, 2.0]
+    assert embedder.embed_queries(["cat"])[0].tolist() == [0.0, 1.0, *[0.0] * 14]
 
 
 def test_lexical_ngrams_count_together_what_the_options_say():
     config = LexicalEmbedderConfig(dimensions=2**20, ngrams=(3,), ngram_weight=0.5)
-    vector = LexicalEmbedder(config).embed(["cat cat"])[0]
+    vector = LexicalEmbedder(config).embed_queries(["cat cat"])[0]
     # <cat> has the n-grams "<ca", "cat", "at>", which count 0.5 / sqrt(3) each; all is said twice: 1 + ln 2.
     twice = 1 + numpy.log(2)
     expected = sorted([twice, *[twice * 0.5 / numpy.sqrt(3)] * 3])
     assert sorted(numpy.abs(vector[vector != 0])) == pytest.approx(expected, rel=1e-6)
+
+
+def test_padding_keeps_short_texts_from_matching_for_being_short():
+    items = [MemoryItem("short", "", "dog!"), MemoryItem("long", "", "the dog barks at the cat")]
+    scores = {}
+    for padding in (0.0, 8.0):
+        config = LexicalEmbedderConfig(dimensions=4096, ngrams=(), padding=padding)
+        found = BankSource(MemoryConfig(embedder=config)).open(items).search("Did the dog see a cat?", 2)
+        scores[padding] = {one.item.id: one.score for one in found}
+    # The question has three words: of the short text it has one of one, of the long one two of three.
+    assert scores[0.0] == pytest.approx({"short": 1 / 3**0.5, "long": 2 / 3}, abs=1e-6)
+    assert scores[8.0] == pytest.approx({"short": 1 / (3 * 9) ** 0.5, "long": 2 / (3 * 11) ** 0.5}, abs=1e-6)
 
 
 def test_lexical_vectors_do_not_depend_on_what_else_is_embedded():

@@ -21,6 +21,8 @@ class LexicalEmbedderConfig(Options):
     """Lengths of the character n-grams that count beside whole words; empty: words alone."""
     ngram_weight: float = Field(1.0, ge=0)
     """What the n-grams of a word count together; the word itself counts 1."""
+    padding: float = Field(4.0, ge=0)
+    """Every text counts as this many words longer than it is, so that short ones do not match for being short."""
 
 
 class HfEmbedderConfig(Options):
