@@ -33,8 +33,9 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="*", default=[100, 1000, 10_000, 100_000], help="vectors to search")
     given = parser.parse_args()
     print_recall(given.path, given.split)
-    print()
-    print_seconds(given.sizes)
+    if given.sizes:
+        print()
+        print_seconds(given.sizes)
 
 
 def print_recall(path: Path, split: str) -> None:

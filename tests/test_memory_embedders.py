@@ -45,8 +45,8 @@ class Counting:
 
 def test_lexical_vectors_are_the_same_on_every_machine():
     embedder = LexicalEmbedder(LexicalEmbedderConfig(dimensions=16, ngrams=()))
-    # blake2b("w:cat") in 8 bytes is 0xf89e2de2a3f5cdc4. Its digits add up to 151, so its place is 151 modulo 15 = 1; its
-    # first bit says plus. The last number of a text is the root of the 4 words that it is longer by.
+    # blake2b("w:cat") in 8 bytes is 0xf89e2de2a3f5cdc4. Its digits add up to 151, so its place is 151 modulo 15 = 1;
+    # its first bit says plus. The last number of a text is the root of the 4 words that it is longer by.
     assert embedder.embed(["cat"])[0].tolist() == [0.0, 1.0, *[0.0] * 13, 2.0]
     assert embedder.embed_queries(["cat"])[0].tolist() == [0.0, 1.0, *[0.0] * 14]
 

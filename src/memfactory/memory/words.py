@@ -14,7 +14,7 @@ STOP_WORDS = frozenset(
         "up down out off over under with without about after before during between through again "
         "i me my mine we us our you your he him his she her hers it its they them their "
         "am is are was were be been being do does did doing done have has had having will would shall should can could "
-        "may might must what when where which who whom whose why how not no yes also just only very too any some "
+        "might must what when where which who whom whose why how not no yes also just only very too any some "
         "all both each there here s t d m re ve ll don doesn didn isn wasn aren weren won wouldn couldn shouldn"
     )
 )
