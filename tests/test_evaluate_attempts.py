@@ -424,6 +424,24 @@ def test_an_attempt_that_a_helpers_outage_ended_is_unknown_counted_and_played_ag
     assert caplog.text == "" and read_records(path)[1].failure is None
 
 
+def test_attempts_that_failed_are_not_shown_to_a_judge_and_the_others_keep_their_scores():
+    class Lengths(Judge):
+        def score(self, episodes):
+            self.sizes.append(len(episodes))
+            return [float(len(episode.answer)) for episode in episodes]
+
+    def two_is_down(messages, sampling):
+        if messages[0].content == "two":
+            raise EngineError("the reader is down")
+        return messages[0].content
+
+    judge = Lengths()
+    engines = {"policy": ScriptedEngine(lambda *_: "unused"), "reader": ScriptedEngine(two_is_down)}
+    options = {"samples": 1, "decodings": SAMPLED, "seed": 0, "metrics": ("verdict",), "max_unknown_share": 0.5}
+    found = evaluate_tasks(HELPED, quiz(judge), TASKS, engines, **options)
+    assert judge.sizes == [2] and found.by_question == {"verdict": {"a": 3.0, "c": 5.0}}
+
+
 def test_an_outage_of_the_helper_beyond_the_share_fails_the_dataset(tmp_path):
     def down(messages, sampling):
         raise EngineError("the reader is down")

@@ -203,10 +203,11 @@ def manager(place, server):
 
 
 @pytest.mark.parametrize("value", [TALK, {"conversation": TALK, "question": "Who?", "q": "Why?", "answers": ["x"]}])
-def test_a_question_about_a_conversation_is_answered_from_what_was_remembered(manager, value):
+def test_a_question_about_a_conversation_is_answered_from_what_was_remembered(manager, server, value):
     (manager / "talk.json").write_text(json.dumps(value))
     code, said = infer(manager, question="What is the code of Bob?", conversation=manager / "talk.json")
     assert (code, said) == (0, "ten\n")
+    assert "What is the code of Bob?" in server.requests[-1]["messages"][-1]["content"]
 
 
 def test_the_items_of_a_bank_are_shown_as_they_come_and_go_and_only_once(manager, capsys):
