@@ -33,7 +33,8 @@ class Found:
 class MemoryBank:
     """Opened by a BankSource. Items keep their order of insertion; what is searched is `wording.shown(item)`.
 
-    Times come in with what happened, never from a clock. An item whose text is empty matches nothing.
+    Times come in with what happened, never from a clock. An item whose text is empty matches nothing. A bank is not for
+    two threads at once: also a search may rearrange what it holds.
     """
 
     def __init__(self, source: BankSource, contents: Contents, searcher: Searcher) -> None:
