@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 from memfactory.dialogue import Agent, Dialogue, play, stream_seed
 from memfactory.engines.scripted import ScriptedEngine
-from memfactory.errors import ConfigError
+from memfactory.errors import ConfigError, MemFactoryError
 from memfactory.memory.bank import BankSource
 from memfactory.memory.linear import (
     ResidualMap,
@@ -228,8 +228,8 @@ def learn_once(module, **given) -> tuple[Episode, dict[str, float]]:
 
 
 def test_it_learns_to_rank_what_was_cited_higher():
-    module = reranker(keep=2, learning_rate=0.1)
-    for seed in range(60):
+    module = reranker(keep=2, learning_rate=0.02)
+    for seed in range(200):
         module.learning = True
         episode = retrieved(module, seed=seed)
         episode.citations = tuple({"m3"} & {*ids(episode)})
@@ -269,6 +269,14 @@ def test_an_attempt_that_failed_teaches_nothing():
     episode = retrieved(module)
     episode.citations, episode.failure = ("m2",), "the judge is down"
     assert module.rewards(episode) is None
+
+
+def test_maps_that_run_away_are_told_before_they_are_no_numbers():
+    module = reranker(keep=2, learning_rate=1e4)
+    with pytest.raises(MemFactoryError, match=r"scores have grown beyond 1e\+06; start anew with a learning_rate"):
+        for seed in range(10):
+            learn_once(module, seed=seed)
+    assert all(numpy.isfinite(array).all() for array in module.state().values())
 
 
 def test_gold_evidence_can_take_the_place_of_citations():

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from memfactory.dialogue import Asking, LearningModule, ModuleOptions, stream_seed
-from memfactory.errors import ConfigError
+from memfactory.errors import ConfigError, MemFactoryError
 from memfactory.memory.linear import (
     Array,
     Estimator,
@@ -33,6 +33,8 @@ from memfactory.registry import MODULES
 from memfactory.types import Codec, Episode, Selection
 
 MAPS = ("query", "memory")
+LARGEST_SCORE = 1e6
+"""Maps whose scores are beyond it have run away: embeddings have length 1, so that scores begin within -1 and 1."""
 
 
 class LinearRerankerOptions(ModuleOptions):
@@ -49,7 +51,8 @@ class LinearRerankerOptions(ModuleOptions):
     rank: int | None = Field(None, ge=1)
     """The rank of new maps; null: full."""
     learning_rate: float = Field(1e-3, gt=0)
-    """How far one batch moves the maps along its mean gradient."""
+    """How far one batch moves the maps along its mean gradient. RMM's 0.001 takes thousands of questions,
+    0.01 hundreds; at 0.1 the scores can grow without bound."""
     estimator: Estimator = "paper"
     """The policy gradient: RMM's (paper), one with less variance (softmax), or the unbiased one (plackett_luce)."""
     temperature: float = Field(0.5, gt=0)
@@ -173,6 +176,11 @@ class LinearReranker(LearningModule):
         memories = bank.embed(selection.texts).astype(numpy.float64)
         maps, noise = self._maps(len(query)), numpy.array(selection.noise)
         found = scores(*maps, query, memories)
+        if not numpy.abs(found).max() <= LARGEST_SCORE:
+            raise MemFactoryError(
+                f"linear_reranker: scores have grown beyond {LARGEST_SCORE:g}; start anew with a learning_rate below "
+                f"{options.learning_rate:g}"
+            )
         by_score = score_gradient(options.estimator, found, noise, selection.chosen, advantages, options.temperature)
         first, second = map_gradients(*maps, query, memories, by_score)
         return (*first, *second)
