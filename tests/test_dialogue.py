@@ -534,3 +534,15 @@ def test_a_failure_in_shared_work_ends_all_who_wait_for_it():
     engines = {"policy": ScriptedEngine(echo), "helper": ScriptedEngine(out)}
     done = list(play(ByHelper(Options(), {}), [episode("x", q) for q in "pq"], engines))
     assert [e.failure for e in done] == ["the helper is down"] * 2
+
+
+def test_an_embedder_that_fails_within_a_dialogue_ends_its_episode():
+    class Searching(Preface):
+        def dialogue(self, episode: Episode):
+            if episode.task.question == "b":
+                raise EngineError("the embeddings are down")
+            yield from super().dialogue(episode)
+
+    engines = {"policy": ScriptedEngine(echo), "helper": ScriptedEngine(echo)}
+    done = list(play(Searching(Options(), {}), [episode("x", q) for q in "abc"], engines))
+    assert {e.task.question: e.failure for e in done} == {"a": None, "b": "the embeddings are down", "c": None}

@@ -190,8 +190,8 @@ def play(
     `decodings` says how each engine's replies are drawn (default: the model's own distribution); `seed` names the
     random streams of work that frozen attempts share. `score` answers the requests of modules played through
     `rollout`; without it they are sent an unknown reward. `on_turn` is told of every finished turn, shared ones too,
-    once the dialogue has taken it in. A helper engine that fails at an ask ends that episode with a `failure`; errors
-    of the policy's engine and of a dialogue propagate, after the engines were told to forget their pending work.
+    once the dialogue has taken it in. A helper engine (or an embedder) that fails ends that episode with a `failure`;
+    errors of the policy's engine and of a dialogue propagate, after the engines were told to forget their pending work.
     """
     return _Play(agent, episodes, engines, decodings or {}, score, frozen, seed, window, on_turn).run()
 
@@ -274,6 +274,10 @@ class _Play:
                 wanted = work.dialogue.send(part.episode)
         except StopIteration:
             yield from self._end(work)
+            return
+        except EngineError as error:
+            # What a dialogue asks by itself, such as an embedder's endpoint, is a helper too.
+            yield from self._end(work, str(error))
             return
         if work.shared is not None and wanted.trainable and not self.frozen:
             raise ConfigError(f"the step {wanted.step!r} is trained, so it cannot be shared by several episodes")

@@ -34,7 +34,7 @@ class RerankEnv(MemoryBankEnv):
     evidence_metrics: ClassVar[tuple[str, ...]] = ("evidence_recall",)
 
     def default_metrics(self, tasks: Sequence[Task]) -> tuple[str, ...]:
-        """What `memory_bank` reports, led by the evidence that is retrieved where every task has gold evidence."""
+        """What `memory_bank` reports, led by the evidence retrieved where nearly every task has gold evidence."""
         names = super().default_metrics(tasks)
         leading = [name for name in names if name in self.evidence_metrics]
         return (*leading, *(name for name in names if name not in leading))
