@@ -12,7 +12,6 @@ from memfactory.dialogue import Agent, play
 from memfactory.engines.base import Engine
 from memfactory.types import Decoding, Episode, Group, Reward, Task, Trajectory, Turn
 
-
 log = logging.getLogger("memfactory")
 
 

@@ -1,4 +1,4 @@
-"""How conversations and memory items are written in prompts. Pure; shared by the modules and by what demonstrates them."""
+"""How conversations and memory items are written in prompts. Pure; shared by modules and by what demonstrates them."""
 
 from __future__ import annotations
 
