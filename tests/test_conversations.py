@@ -198,7 +198,7 @@ def test_every_prompt_is_that_of_the_module():
         asked, _ = exchanges(step, 1)[0]
         opening = prompt[: prompt.index("{")]
         assert asked.startswith(opening) and "{" not in re.sub(r"Reply with JSON.*", "", asked)
-    assert set(dataset.prompts) == {*READERS, "drill"} and dataset.prompts["drill"] == DRILL_PROMPT
+    assert set(dataset.prompts) == {*READERS, "drill", "quiz"} and dataset.prompts["drill"] == DRILL_PROMPT
 
 
 def test_a_careful_extraction_writes_down_what_is_stated():
@@ -310,6 +310,19 @@ def test_a_drill_repeats_the_memories():
     for asked, said in exchanges("drill"):
         listed = block(asked, "section")[0].strip()
         assert sorted(re.findall(r"\w+ \w+ \w+ \w+\.", listed)) == sorted(line[2:] for line in said.splitlines())
+
+
+def test_a_quiz_asks_about_memories_and_answers_with_their_values_or_their_numbers():
+    kinds = Counter()
+    for asked, said in exchanges("quiz"):
+        first = block(asked, "memory")[0].startswith("1.")
+        lines = [re.sub(r"^(\d+\.|\[\d+\]) ", "", line) for line in block(asked, "memory")]
+        for line in said.splitlines():
+            question, _, reply = line.rpartition(" ")
+            place = answering(question, lines)
+            kinds[reply.isdigit()] += 1
+            assert reply == (str(place + first) if reply.isdigit() else lines[place].split()[-1].removesuffix("."))
+    assert min(kinds.values()) > 100
 
 
 def test_the_modules_may_have_prompts_of_their_own():

@@ -26,7 +26,7 @@ from memfactory.registry import DATASETS, MODULES
 from memfactory.text import fill
 from memfactory.types import Candidate, Utterance
 
-Step = Literal["extract", "update", "rerank", "answer", "cite", "drill"]
+Step = Literal["extract", "update", "rerank", "answer", "cite", "drill", "quiz"]
 READERS: dict[Step, str] = {
     "extract": "naive_extractor",
     "update": "naive_updater",
@@ -34,6 +34,9 @@ READERS: dict[Step, str] = {
     "answer": "answer",
     "cite": "citing_answer",
 }
+QUIZ_PROMPT = "Ask about the memories and answer.\n\n<memory>\n{memory}\n</memory>"
+QUESTIONS = 10
+"""The most questions of a quiz."""
 UNKNOWN = "unknown"
 NO_CITE = "NO_CITE"
 
@@ -48,8 +51,8 @@ class ConversationTracesOptions(DatasetOptions):
     rows: int = Field(100_000, ge=1)
     """How many rows there are."""
     steps: dict[Step, float] = Field(default_factory=lambda: dict.fromkeys(READERS, 1.0))
-    """How often each step is shown, against the others: extract, update, rerank, answer, cite, and drill, which is no
-    module's: memories, to be repeated in another order."""
+    """How often each step is shown, against the others: extract, update, rerank, answer, cite, and two exercises that
+    are no module's: drill, memories to be repeated in another order, and quiz, questions about memories."""
     items: int = Field(8, ge=1, le=2 * len(TOPICS))
     """The most memories that an updater and an answer are shown."""
     fewest: int = Field(1, ge=1)
@@ -90,7 +93,7 @@ class ConversationTracesDataset(Dataset):
     def __init__(self, options: ConversationTracesOptions, base_dir: Path) -> None:
         super().__init__(options, base_dir)
         self.prompts: dict[Step, str] = {step: _prompt(step, options.modules.get(step, {})) for step in READERS}
-        self.prompts["drill"] = DRILL_PROMPT
+        self.prompts |= {"drill": DRILL_PROMPT, "quiz": QUIZ_PROMPT}
 
     @property
     def source(self) -> str:
@@ -142,7 +145,7 @@ def _noted(random: Random, options: ConversationTracesOptions, sitting: Sequence
 
 def update(random: Random, options: ConversationTracesOptions) -> Shown:
     """Items of a bank and new entries, and an operation for each."""
-    facts = 2 if random.random() < 0.15 else 1
+    facts = random.choice([1, 1, 2])
     story = _story(
         random,
         options,
@@ -218,7 +221,28 @@ def drill(random: Random, options: ConversationTracesOptions) -> Shown:
     return {"section": " " + listed}, bulleted([state.sentence for state in states])
 
 
-SHOWN = {"extract": extract, "update": update, "rerank": rerank, "answer": answer, "cite": cite, "drill": drill}
+def quiz(random: Random, options: ConversationTracesOptions) -> Shown:
+    """Memories, and questions about them, each with the number of the one that answers it or with the answer."""
+    _, states = _asked(random, options, random.randint(2, options.found))
+    number, lines = random.choice([numbered, bracketed]), [state.sentence for state in states]
+    values = random.random() < 0.5
+    first = 1 if number is numbered else 0
+    replies = []
+    for place in random.sample(range(len(states)), min(QUESTIONS, len(states))):
+        question = states[place].question(random.random() < options.paraphrased)
+        replies.append(f"{question} {states[place].value if values else place + first}")
+    return {"memory": number(lines)}, "\n".join(replies)
+
+
+SHOWN = {
+    "extract": extract,
+    "update": update,
+    "rerank": rerank,
+    "answer": answer,
+    "cite": cite,
+    "drill": drill,
+    "quiz": quiz,
+}
 
 
 def _prompt(step: Step, values: dict[str, object]) -> str:
