@@ -493,6 +493,24 @@ def test_shared_work_that_asks_for_nothing_is_sent_at_once():
     assert [e.answer for e in done] == ["<a after known>", "<b after known>"]
 
 
+def test_a_thousand_pieces_of_shared_work_that_ask_for_nothing_are_not_nested():
+    class Pieces(Preface):
+        def read(self, episode: Episode):
+            episode.memory = "known"
+            return
+            yield
+
+        def dialogue(self, episode: Episode):
+            for number in range(1000):
+                shared = yield Shared(str(number), episode.task, self.read)
+                assert isinstance(shared, Episode) and shared.memory == "known"
+            episode.answer = "read"
+
+    engines = {"policy": ScriptedEngine(echo)}
+    done = list(play(Pieces(Options(), {}), [episode("x", q) for q in "ab"], engines))
+    assert [e.answer for e in done] == ["read", "read"]
+
+
 def test_trained_work_cannot_be_shared():
     class Trained(Preface):
         trained = True

@@ -204,6 +204,7 @@ class _Work:
     dialogue: Dialogue
     shared: str | None = None
     wanted_by: list[_Work] = field(default_factory=list)
+    begun: bool = False
     ended: bool = False
 
 
@@ -263,10 +264,12 @@ class _Play:
                     wanted = work.dialogue.send(self.score([work.episode])[0] if self.score else Reward(None))
                     continue
                 part = self._part(work, wanted)
+                if not part.begun:
+                    # Before anyone waits for it: parts that ask for nothing end here one by one, not one in another.
+                    part.begun = True
+                    yield from self._advance(part, None)
                 if not part.ended:
                     part.wanted_by.append(work)
-                    if len(part.wanted_by) == 1:
-                        yield from self._advance(part, None)
                     return
                 if part.episode.failure is not None:
                     yield from self._end(work, part.episode.failure)
