@@ -544,6 +544,25 @@ def test_a_helper_that_fails_ends_its_episode_and_no_other():
     assert all(e.failure is None for e in done if e.answer)
 
 
+class Tight(ScriptedEngine):
+    """Takes no prompt that holds a b, as a local model takes none beyond its context."""
+
+    def submit(self, key: object, messages: Sequence[Message], sampling: Sampling) -> None:
+        if "b" in messages[-1].content:
+            raise EngineError("the prompt is too long")
+        super().submit(key, messages, sampling)
+
+
+def test_a_prompt_that_a_helper_does_not_take_ends_its_episode_and_one_that_the_policy_does_not_take_all():
+    policy = ScriptedEngine(lambda messages, sampling: "x")
+    done = prefaced([episode("x", q) for q in "abc"], policy, Tight(lambda messages, sampling: "fine"))
+    assert {e.task.question: e.failure for e in done} == {"a": None, "b": "the prompt is too long", "c": None}
+    tight, helper = Tight(echo), ScriptedEngine(echo)
+    with pytest.raises(EngineError, match="the prompt is too long"):
+        prefaced([episode("x", "a"), episode("b", "b")], tight, helper)
+    assert tight.pending() == helper.pending() == 0
+
+
 def test_a_failure_in_shared_work_ends_all_who_wait_for_it():
     class ByHelper(Preface):
         def read(self, episode: Episode):

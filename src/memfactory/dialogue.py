@@ -257,34 +257,36 @@ class _Play:
 
     def _advance(self, work: _Work, value: Reply | Reward | Episode | None) -> Iterator[Episode]:
         """Send `value` into a dialogue and see to what it wants next; the episodes that have ended by it."""
-        try:
-            wanted = next(work.dialogue) if value is None else work.dialogue.send(value)
-            while not isinstance(wanted, Ask):
-                if isinstance(wanted, ScoreRequest):
-                    wanted = work.dialogue.send(self.score([work.episode])[0] if self.score else Reward(None))
-                    continue
-                part = self._part(work, wanted)
-                if not part.begun:
-                    # Before anyone waits for it: parts that ask for nothing end here one by one, not one in another.
-                    part.begun = True
-                    yield from self._advance(part, None)
-                if not part.ended:
-                    part.wanted_by.append(work)
-                    return
-                if part.episode.failure is not None:
-                    yield from self._end(work, part.episode.failure)
-                    return
-                wanted = work.dialogue.send(part.episode)
-        except StopIteration:
-            yield from self._end(work)
-            return
-        except EngineError as error:
-            # What a dialogue asks by itself, such as an embedder's endpoint, is a helper too.
-            yield from self._end(work, str(error))
-            return
+        while True:
+            try:
+                wanted = next(work.dialogue) if value is None else work.dialogue.send(value)
+            except StopIteration:
+                yield from self._end(work)
+                return
+            except EngineError as error:
+                # What a dialogue asks by itself, such as an embedder's endpoint, is a helper too.
+                yield from self._end(work, str(error))
+                return
+            if isinstance(wanted, Ask):
+                break
+            if isinstance(wanted, ScoreRequest):
+                value = self.score([work.episode])[0] if self.score else Reward(None)
+                continue
+            part = self._part(work, wanted)
+            if not part.begun:
+                # Before anyone waits for it: parts that ask for nothing end here one by one, not one in another.
+                part.begun = True
+                yield from self._advance(part, None)
+            if not part.ended:
+                part.wanted_by.append(work)
+                return
+            if part.episode.failure is not None:
+                yield from self._end(work, part.episode.failure)
+                return
+            value = part.episode
         if work.shared is not None and wanted.trainable and not self.frozen:
             raise ConfigError(f"the step {wanted.step!r} is trained, so it cannot be shared by several episodes")
-        self._submit(work, wanted)
+        yield from self._submit(work, wanted)
 
     def _part(self, work: _Work, wanted: Shared) -> _Work:
         """The shared work that `wanted` names, there already or new. In training a group has its own."""
@@ -296,19 +298,26 @@ class _Play:
             self.shared[key] = _Work(scratch, wanted.dialogue(scratch), key)
         return self.shared[key]
 
-    def _submit(self, work: _Work, ask: Ask) -> None:
+    def _submit(self, work: _Work, ask: Ask) -> Iterator[Episode]:
+        """Hand an ask to its engine; the episodes that end because a helper takes no such prompt."""
         episode = work.episode
         stream = stream_seed(episode.seed, episode.member, len(episode.turns))
         decoding = self.decodings.get(ask.engine, Decoding())
         self.submitted += 1
-        self.waiting[self.submitted] = work, ask
         sampling = Sampling(ask.max_tokens, decoding, ask.stop, stream)
-        self.engines[ask.engine].submit(self.submitted, ask.messages, sampling)
+        try:
+            self.engines[ask.engine].submit(self.submitted, ask.messages, sampling)
+        except EngineError as error:
+            if self._is_policy(ask.engine):
+                raise
+            yield from self._end(work, str(error))
+            return
+        self.waiting[self.submitted] = work, ask
 
     def _receive(self, key: int, reply: Reply | EngineError) -> Iterator[Episode]:
         work, ask = self.waiting.pop(key)
         if isinstance(reply, EngineError):
-            if self.engines[ask.engine] is self.engines[POLICY]:
+            if self._is_policy(ask.engine):
                 raise reply
             yield from self._end(work, str(reply))
             return
@@ -318,6 +327,9 @@ class _Play:
         if self.on_turn:
             self.on_turn(work.episode, turn)
         yield from ended
+
+    def _is_policy(self, engine: str) -> bool:
+        return self.engines[engine] is self.engines[POLICY]
 
     def _end(self, work: _Work, failure: str | None = None) -> Iterator[Episode]:
         """A dialogue has ended: those who wait for it go on, or it is an episode that has been played."""
