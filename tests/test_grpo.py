@@ -10,8 +10,9 @@ from memfactory.config import load_config
 from memfactory.envs.rewards.base import RewardFunction
 from memfactory.errors import MemFactoryError
 from memfactory.registry import REWARDS
-from memfactory.trainers.grpo import GrpoTrainer
+from memfactory.trainers.grpo import GrpoTrainer, gathered_metrics
 from memfactory.trainers.policy import Policy
+from memfactory.types import Group, Reply, Reward, Task, Trajectory, Turn
 
 CONFIG = """
 model: {{path: {model}}}
@@ -149,6 +150,14 @@ def test_groups_without_variance_are_logged_and_train_nothing(make):
     (row,) = trainer.run.logged
     assert (row["reward"], row["groups/zero_variance"], row["groups/valid"]) == (0.5, 1.0, 0)
     assert all(torch.equal(old, new) for old, new in zip(before, trainer.policy.trained, strict=True))
+
+
+def test_a_step_in_which_only_an_api_spoke_is_logged_without_lengths():
+    # A reranker is not asked where the bank is empty: then a frozen helper's answer is all that was said.
+    said = Turn("answer", (), Reply("x", "stop"), trainable=False)
+    metrics = gathered_metrics([Group(Task("t", "q", ("a",)), (Trajectory(0, (said,), "x", Reward(0.5)),))])
+    assert metrics["reward"] == 0.5 and metrics["turns"] == metrics["tokens/sampled"] == 0
+    assert "reply_tokens" not in metrics and "truncated" not in metrics
 
 
 def test_a_judge_that_is_down_stops_the_run_before_anything_is_trained(make):

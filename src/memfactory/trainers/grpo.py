@@ -215,12 +215,13 @@ def gathered_metrics(groups: Sequence[Group]) -> dict[str, float]:
         "groups/valid": valid,
         "groups/zero_variance": 1 - valid / len(rows),
         "groups/unknown": 1 - len(known) / len(trajectories),
-        "reply_tokens": fmean(length for _, length, _ in turns),
-        "truncated": fmean(cut for _, _, cut in turns),
         "turns": len(turns) / len(trajectories),
         "tokens/sampled": sum(length for _, length, _ in turns),
         "tokens/prompts": sum(length for length, _, _ in turns),
     }
+    if turns:
+        metrics["reply_tokens"] = fmean(length for _, length, _ in turns)
+        metrics["truncated"] = fmean(cut for _, _, cut in turns)
     return metrics
 
 
