@@ -248,10 +248,11 @@ def test_a_row_whose_helper_fails_is_told_left_out_and_asked_again(manager, serv
     assert code == 0 and [row["id"] for row in answers(manager / "answers.jsonl")] == ["now", "then"]
 
 
-def test_a_document_that_a_bank_agent_does_not_read_is_told(manager, server, capsys):
-    server.reply = lambda request: "**Answer:** nobody knows"
-    infer(manager, question="Who?", documents=[manager / "text.txt"])
-    assert "--document was not read" in capsys.readouterr().err
+def test_a_document_is_read_into_a_memory_bank_paragraph_by_paragraph(manager, server, capsys):
+    (manager / "bob.txt").write_text("The code of Bob is nine.\n\nThe code of Bob is ten now.")
+    code, said = infer(manager, question="What is the code of Bob?", documents=[manager / "bob.txt"])
+    assert (code, said) == (0, "ten\n") and "not read" not in capsys.readouterr().err
+    assert "Text: The code of Bob is nine.\nText: The code" in server.requests[0]["messages"][-1]["content"]
 
 
 @pytest.mark.parametrize(

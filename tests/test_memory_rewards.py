@@ -108,6 +108,12 @@ def test_compression_counts_what_was_in_the_memory_before_as_seen():
     assert score("compression", Episode(TASK, bank=bank_of(5))) == 0.0  # nothing was seen
 
 
+def test_compression_counts_a_text_that_was_read_as_seen():
+    # Ten words seen, nine kept: 0.9 - 0.7 = 0.2 too many.
+    task = replace(TASK, conversation=(), context="one two three four five\n\nsix seven eight nine ten")
+    assert score("compression", Episode(task, bank=bank_of(9))) == pytest.approx(-0.2)
+
+
 def test_citations_are_the_share_of_the_retrieved_items_that_the_answer_cites():
     retrieved = (item("a", "D1:1"), item("b", "D2:2"), item("c", "D3:3"), item("d", "D1:4"))
     episode = Episode(TASK, retrieved=retrieved, citations=("a", "b"))

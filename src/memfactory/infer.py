@@ -71,9 +71,6 @@ def run_inference(
                     told = f"not answered: {episode.task.id}: {episode.failure}"
                     errors.print(told, style="red", markup=False, highlight=False, soft_wrap=True)
                     continue
-                if documents and episode.bank is not None:
-                    told = "--document was not read: a memory bank is filled from a conversation (--conversation FILE)"
-                    errors.print(told, style="yellow", markup=False, highlight=False, soft_wrap=True)
                 row = _row(episode, configuration)
                 if file is not None:
                     file.append(row)

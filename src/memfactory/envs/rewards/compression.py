@@ -8,7 +8,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from memfactory.envs.rewards.base import RewardFunction, RewardOptions
-from memfactory.memory.wording import shown
+from memfactory.memory.wording import shown, told
 from memfactory.registry import REWARDS
 from memfactory.types import Episode
 
@@ -25,8 +25,8 @@ class Compression(RewardFunction):
     """0 for a bank of at most `share` of the words seen, and minus what it has more, as a share of those seen.
 
     With B words in the bank and T seen: -max(0, B - share T) / T (arXiv 2605.21768), 0 where nothing was seen. A word
-    is what stands between spaces, so the penalty needs no tokenizer. Seen are the conversation and the items that were
-    there before it. Reads `episode.bank` (key and value of its items), `task.memory` and `task.conversation`.
+    is what stands between spaces, so the penalty needs no tokenizer. Seen are the conversation (or text) and the items
+    that were there before it. Reads `episode.bank` (key and value of its items) and the task.
     """
 
     Options: ClassVar[type[CompressionOptions]] = CompressionOptions
@@ -37,7 +37,7 @@ class Compression(RewardFunction):
 
     def _score(self, episode: Episode) -> float:
         task = episode.task
-        heard = sum(len(turn.text.split()) for turn in task.conversation)
+        heard = sum(len(turn.text.split()) for turn in told(task))
         seen = heard + sum(len(shown(item).split()) for item in task.memory)
         items = () if episode.bank is None else episode.bank.list()
         kept = sum(len(shown(item).split()) for item in items)
