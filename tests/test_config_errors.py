@@ -277,6 +277,19 @@ def test_what_can_work_but_deserves_a_word_is_a_warning(folder):
     ]
 
 
+def test_a_credited_step_that_no_module_has_is_a_warning(folder):
+    (folder / "rows.jsonl").write_text("{}")
+    (folder / "x.yaml").write_text(
+        "model: tiny\nagent: memory_r1\ntrain: grpo\ndata: {train: rows.jsonl}\n"
+        "env: {name: memory_bank, rewards: {em: 1.0}, steps: {extract: {em: 1.0}, updat: {em: 1.0}}}\n"
+    )
+    (warning,) = load_config("x.yaml", command="train").warnings
+    assert warning == (
+        "env.steps.updat credits nothing: no step of this agent is called 'updat'; did you mean 'update'? "
+        "There are: answer, extract, update."
+    )
+
+
 def test_a_source_that_is_nothing_names_the_nearest_config(folder):
     with pytest.raises(ConfigError, match="did you mean 'memagent_qwen3_4b'"):
         load_config("configs/memagent_qwen3_4.yaml")

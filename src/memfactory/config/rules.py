@@ -12,7 +12,7 @@ from memfactory.config.tree import KeyPath
 from memfactory.dialogue import POLICY, ModuleOptions
 from memfactory.engines.options import EngineConfig, HfEngineConfig, ModelConfig, OpenAIEngineConfig
 from memfactory.errors import unknown
-from memfactory.registry import REWARDS
+from memfactory.registry import MODULES, REWARDS
 
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 
@@ -38,7 +38,7 @@ def check_rules(config: RunConfig, problems: Problems) -> list[str]:
         _model(model, path, problems)
     if config.train is None or not isinstance(config.train.options, TrainerOptions):
         return []
-    return _training(config.train.options, problems)
+    return [*_training(config.train.options, problems), *_uncredited(config, problems)]
 
 
 def models(config: RunConfig) -> dict[KeyPath, ModelConfig]:
@@ -100,6 +100,17 @@ def _training(options: TrainerOptions, problems: Problems) -> list[str]:
             f"{optimizer.schedule} schedule never falls"
         )
     return [*warnings, *_grpo(options, problems)] if isinstance(options, GrpoOptions) else warnings
+
+
+def _uncredited(config: RunConfig, problems: Problems) -> Iterator[str]:
+    """A word on each of `env.steps` that no module of the agent has: it credits nothing."""
+    credited = getattr(config.env.options, "steps", {})
+    if not credited or problems.touch(("agent",), ("env",)):
+        return
+    existing = {step for module in config.agent.modules.values() for step in MODULES.get(module.name).steps}
+    for step in credited:
+        if existing and step not in existing:
+            yield f"env.steps.{step} credits nothing: {unknown('step of this agent', step, existing)}"
 
 
 def _grpo(options: GrpoOptions, problems: Problems) -> Iterator[str]:
