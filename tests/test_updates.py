@@ -267,6 +267,12 @@ def test_what_mem0s_list_may_not_say_is_left_out(entries, operations, form):
     assert (found.operations, found.form) == (operations, form)
 
 
+def test_many_new_entries_in_mem0s_list_do_not_make_up_for_what_is_left_undecided():
+    # Two items, left out, and eight new entries of two candidates: 2 of 2 + 8.
+    found = parse_mem0(mem0(*({"event": "ADD", "text": f"entry {number}"} for number in range(8))), ITEMS, NEW)
+    assert len(found.operations) == 10 and found.form == 2 / 10
+
+
 def test_an_empty_list_for_an_empty_memory_scores_nothing():
     assert parse_mem0(mem0(), [], NEW).form == 0.0
 

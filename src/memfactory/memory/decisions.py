@@ -99,6 +99,7 @@ def parse_mem0(text: str, items: Sequence[MemoryItem], candidates: Sequence[Cand
     An item is kept (NONE), deleted (DELETE) or gets a new text under its own id (UPDATE); ADD is a new item, whatever
     its id. A text takes sources, time and namespace from the candidate that shares the most words with it. Of several
     operations on one id the first counts; an id that is not there changes nothing, as does an item that is left out.
+    More new items than there are candidates lower `form`, so that it cannot be raised by writing many.
     """
     kept: list[Operation] = [Keep(item.id) for item in items]
     found = entries_of(text, "memory")
@@ -117,7 +118,7 @@ def parse_mem0(text: str, items: Sequence[MemoryItem], candidates: Sequence[Cand
             said.setdefault(number, []).append(values)
         else:
             strays += 1
-    decided = len(added)
+    decided = min(len(added), len(candidates))
     for number, given in said.items():
         operation = _on_remembered(given[0], items[number], candidates)
         decided += operation is not None and len(given) == 1

@@ -1,7 +1,8 @@
 """Rewards on gold evidence: `evidence_recall` (what was retrieved), `evidence_kept` and `m_fail` (what the bank holds).
 
 They go by the ids of the utterances that an item says it comes from (its `sources`), not by what it says: an item that
-joins everything covers all evidence. So they say where evidence was lost, and belong beside a reward of the answer.
+joins everything covers all evidence, and so does one topic of `topic_extractor`, whose reply names its turns itself,
+that names them all. So they say where evidence was lost, and belong beside a reward of the answer.
 A task without gold evidence has an unknown score.
 """
 
