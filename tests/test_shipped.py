@@ -102,7 +102,9 @@ def shortened(command):
 @pytest.mark.slow
 def test_every_command_of_the_readme_runs(folder):
     commands = readme_commands()
-    assert [command.split()[1] for command in commands] == ["train", "train", "train", "eval", "infer", "list", "view"]
+    assert [command.split()[1] for command in commands] == [
+        *("train", "train", "train", "eval", "infer", "train", "list", "view"),
+    ]
     for command in commands:
         if command.startswith("memfactory train") and "--dry-run" not in command:
             shutil.rmtree(folder / "runs" / "mine", ignore_errors=True)
