@@ -179,9 +179,10 @@ class GrpoTrainer(Trainer):
         rewards = max(len(unknown), wanted * self.options.generations)
         if sum(unknown) > self.options.max_unknown_share * rewards:
             raise MemFactoryError(
-                f"step {step}: {sum(unknown)} of {rewards} rewards are unknown (the judge failed), more than "
-                f"train.max_unknown_share = {self.options.max_unknown_share:g} allows. Nothing was trained on them; "
-                "mend the judge and go on with --resume."
+                f"step {step}: {sum(unknown)} of {rewards} rewards are unknown (a judge or a helper failed, or rows "
+                "lack gold answers or evidence), more than train.max_unknown_share = "
+                f"{self.options.max_unknown_share:g} allows. Nothing was trained on them; mend it and go on with "
+                "--resume."
             )
 
 
