@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from memfactory.dialogue import Agent, Ask, Module, ModuleOptions, play
+from memfactory.dialogue import Agent, Ask, Module, ModuleOptions, Shared, play
 from memfactory.engines.scripted import ScriptedEngine
 from memfactory.envs.base import Environment, EnvironmentOptions
 from memfactory.envs.rewards.base import RewardFunction, RewardOptions
@@ -401,6 +401,27 @@ def helped(path, reader, **options):
         return evaluate_tasks(
             HELPED, quiz(), TASKS, engines, samples=1, decodings=SAMPLED, seed=0, records=records, **options
         )
+
+
+class Together(EchoAgent):
+    """Something is read once for all attempts of a number; the answer is the task's own."""
+
+    def read(self, episode):
+        yield Ask("read", (Message("user", "read"),), 5)
+
+    def dialogue(self, episode):
+        yield Shared("read", Task("what is shared", "none yet", ()), self.read)
+        yield from super().dialogue(episode)
+
+
+def test_replies_in_shared_work_that_were_cut_are_told_since_no_record_has_them(caplog):
+    def cut(messages, sampling):
+        return Reply("1", "length" if messages[0].content == "read" else "stop")
+
+    agent = Together(None, dict(AGENT.modules))
+    found = evaluate_tasks(agent, quiz(), TASKS, {"policy": ScriptedEngine(cut)}, samples=2, decodings=SAMPLED, seed=0)
+    assert found.truncated == 0.0
+    assert "2 of 2 replies in work that attempts share" in caplog.text
 
 
 def test_an_attempt_that_a_helpers_outage_ended_is_unknown_counted_and_played_again(tmp_path, caplog):

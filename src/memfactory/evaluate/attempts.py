@@ -61,8 +61,12 @@ def evaluate_tasks(
     missing = collected.take_recorded([(task, number) for task in tasks for number in range(samples)])
     total = len(tasks) * samples
     played = total - len(missing)
+    own = {(task.id, number) for task, number in missing}
+    shared: Counter[str] = Counter()
 
     def report(episode: Episode | None = None, turn: Turn | None = None) -> None:
+        if episode is not None and turn is not None and (episode.task.id, episode.member) not in own:
+            shared[turn.reply.stop] += 1
         if on_progress:
             on_progress(played, total)
 
@@ -79,6 +83,13 @@ def evaluate_tasks(
                 waiting = []
             report()
         collected.add(waiting)
+    if shared["length"]:
+        # They are in no record, and so not in what the result says of truncation.
+        log.warning(
+            "%d of %d replies in work that attempts share, such as building a memory bank, were cut by length",
+            shared["length"],
+            shared.total(),
+        )
     return collected.result(tasks, samples, max_unknown_share)
 
 

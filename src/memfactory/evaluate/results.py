@@ -45,9 +45,9 @@ class MetricResult:
 class DatasetResult:
     """One dataset under one model. The first of `metrics` is the headline.
 
-    `truncated` is the share of replies that were cut by length, `data_hash` names the tasks' contents, and
-    `by_question` holds each metric's question means, for paired differences. `categories` holds each metric's estimate
-    by category of questions, where there are several.
+    `truncated` is the share of the attempts' own replies that were cut by length (not of those in work that attempts
+    share), `data_hash` names the tasks' contents, and `by_question` holds each metric's question means, for paired
+    differences. `categories` holds each metric's estimate by category of questions, where there are several.
     """
 
     metrics: Mapping[str, MetricResult]
