@@ -286,6 +286,29 @@ def test_a_kernel_that_takes_no_mask_is_left_for_sdpa_while_decoding(model, chat
         model.set_attn_implementation("sdpa")
 
 
+def test_of_two_engines_over_one_model_the_one_that_rests_does_not_disturb_the_other(model, chat):
+    (short, _), (long, _) = asks(2)
+    wanted = (long, Sampling(12, Decoding(0.0)))
+    (expected,) = sample(HfEngine(model, chat, HfEngineConfig()), [wanted])
+    first, second = HfEngine(model, chat, HfEngineConfig()), HfEngine(model, chat, HfEngineConfig())
+    model.set_attn_implementation("flex_attention")
+    model.train()
+    try:
+        first.submit(0, short, Sampling(2, Decoding(0.0)))
+        second.submit(0, *wanted)
+        assert first.step() == second.step() == [] and len(first.step()) == 1
+        assert model.training  # The first one rests, and gives the model back while the second goes on.
+        found = []
+        while second.pending():
+            found += second.step()
+            assert not second.pending() or not model.training
+        assert found == [(0, expected)]
+        assert model.training and model.config._attn_implementation == "flex_attention"
+    finally:
+        model.set_attn_implementation("sdpa")
+        model.eval()
+
+
 def test_running_out_of_memory_says_what_to_lower(model, chat):
     def exhausted(module, args, kwargs):
         raise torch.OutOfMemoryError("no more")

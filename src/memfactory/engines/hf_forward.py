@@ -50,6 +50,9 @@ class Forward:
         """Around every pass. The first one puts the model into eval mode, where it stays until `rest`."""
         if self._found is None:
             self._begin()
+        elif self._model.training or str(self._model.config._attn_implementation) not in MASKED_ATTENTION:
+            # Another engine over the same model has rested meanwhile.
+            self._settle()
         dtype = self.cache.dtype
         # Without its cache autocast would keep a second copy of all weights until the end.
         autocast = torch.autocast(self.device.type, dtype, cache_enabled=False) if dtype else nullcontext()
@@ -110,12 +113,16 @@ class Forward:
         return logits[:, -1, : self._vocab_size].float()
 
     def _begin(self) -> None:
-        attention = str(self._model.config._attn_implementation)
-        self._found = (self._model.training, attention)
         # Read now and not at birth: adapters in float32 can have come on top since, and the model can have moved.
         mixed = any(weight.dtype == torch.float32 for weight in self._model.parameters())
         self.cache.dtype = self._compute_dtype if mixed and self._compute_dtype != torch.float32 else None
         self.cache.move_to(self.device)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Put the model into eval mode and under a kernel that takes masks, and keep how it was found."""
+        attention = str(self._model.config._attn_implementation)
+        self._found = (self._model.training, attention)
         self._model.eval()
         if attention not in MASKED_ATTENTION:
             self._model.set_attn_implementation("sdpa")
