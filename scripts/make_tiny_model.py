@@ -20,7 +20,7 @@ from memfactory.config import load_config
 from memfactory.train import run_training
 
 ROOT = Path(__file__).resolve().parent.parent
-VOCABULARY = 2304
+VOCABULARY = 2432
 TOKENIZER_SETTINGS = ("clean_up_tokenization_spaces", "eos_token", "model_max_length", "pad_token")
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from memfactory.data.conversation_traces import ConversationTracesDataset, ConversationTracesOptions
+from memfactory.data.conversation_world import TOPICS, State
 from memfactory.data.fact_traces import DRILL_PROMPT, NOTHING, UNKNOWN
 from memfactory.data.fact_world import FILLER, MENTOR, NAMES, RELATIONS, Fact
 from memfactory.modules.recurrent_memory import ANSWER_PROMPT, UPDATE_PROMPT, RecurrentMemoryOptions
@@ -16,10 +18,13 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-# Qwen's way of cutting a text before merging, except that marks never join the letters after them.
-PIECES = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)| ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+# Qwen's way of cutting a text before merging, except that marks never join the letters after them, and that digits
+# stay together in twos: the number of a memory is one token.
+PIECES = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)| ?\p{L}+| ?\p{N}{1,2}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 # The commonest English words and word parts, so that other texts are not spelled letter by letter.
 COMMON = Path(__file__).with_name("tiny_words.txt")
+NUMBERS = 41
+DEMONSTRATIONS = 200
 WORD_WEIGHT = 8
 WORLD_WEIGHT = 60
 
@@ -42,7 +47,7 @@ def make_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
         tokenizer_object=bpe, eos_token=END, pad_token=PAD, clean_up_tokenization_spaces=False
     )
     tokenizer.chat_template = CHAT_TEMPLATE
-    for word in world_words():
+    for word in [*world_words(), *map(str, range(NUMBERS))]:
         for text in (f" {word}", word):
             if len(tokenizer.encode(text)) != 1:
                 raise ValueError(f"{text!r} is not one token of a vocabulary of {len(tokenizer)}")
@@ -67,8 +72,20 @@ def _texts() -> list[str]:
         fact = Fact(NAMES[0], key, relation.values[0])
         world += [f" {fact.sentence}", f" {fact.correction}", relation.question.format(NAMES[0])]
     world += [Fact(NAMES[0], MENTOR, NAMES[1]).sentence, f"{NOTHING.format(NAMES[0])}\n- ", f"\\boxed{{{UNKNOWN}}}"]
+    for key, topic in TOPICS.items():
+        state = State(NAMES[0], key, topic.values[0])
+        world += [f" {state.sentence}", f" {state.utterance(changed=True)}"]
+        world += [state.question(), state.question(paraphrased=True)]
+    world += [form for number in range(NUMBERS) for form in (f" {number}", str(number))]
     world += [form for sentence in FILLER for form in (sentence, f" {sentence}")]
     world += [UPDATE_PROMPT, ANSWER_PROMPT, DRILL_PROMPT, RecurrentMemoryOptions().empty_memory]
     world += [CHAT_TEMPLATE, "system\n", "user\n", "assistant\n"]
+    traces = ConversationTracesDataset(ConversationTracesOptions(rows=DEMONSTRATIONS), Path())
+    replies = [row.values["messages"][1]["content"] for row in traces.rows()]
+    world += [*traces.prompts.values()]
     words = COMMON.read_text(encoding="utf-8").split()
-    return world * WORLD_WEIGHT + [form for word in words for form in (f" {word}", word)] * WORD_WEIGHT
+    return (
+        world * WORLD_WEIGHT
+        + replies * WORD_WEIGHT
+        + [form for word in words for form in (f" {word}", word)] * WORD_WEIGHT
+    )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-LAYERS, HIDDEN, HEADS, HEAD_SIZE, INTERMEDIATE = 3, 128, 4, 64, 256
+LAYERS, HIDDEN, HEADS, HEAD_SIZE, INTERMEDIATE = 4, 128, 5, 64, 256
 CONTEXT = 32768
 ROPE_THETA = 1e6
 SPREAD = 0.09
@@ -23,6 +23,10 @@ CONSTANT = 4 * SPREAD
 """First coordinate of every token's embedding: what position-only heads read."""
 SHARPNESS = 3.0
 """Weight of the query and key norms: attention logits reach at most SHARPNESS^2 x sqrt(HEAD_SIZE)."""
+CIRCUIT_LAYERS = 2
+"""Layers that the circuit is in."""
+SOFTNESS = 1.2
+"""The same weight in the layers after the circuit, which begin at random: a sharp random attention hardly learns."""
 FAST_PAIRS = 5
 """Rotary pairs, fastest first, that tell neighbouring positions apart."""
 SLOW = 0.01
@@ -69,13 +73,14 @@ def _write_circuit(model: Qwen3ForCausalLM) -> None:
     embeddings[:, 0] = CONSTANT
     for name, parameter in model.named_parameters():
         if name.endswith(("q_norm.weight", "k_norm.weight")):
-            parameter.fill_(SHARPNESS)
+            layer = int(name.split(".")[2])
+            parameter.fill_(SHARPNESS if layer < CIRCUIT_LAYERS else SOFTNESS)
     share = HIDDEN // HEADS
     read = torch.randn(share, HIDDEN) / math.sqrt(HIDDEN)
     read[:, 0] = 0
     places = _orthogonal_places(share)
     rows = _slow_rows(share)
-    earlier, lookup = (layer.self_attn for layer in list(model.model.layers)[:2])
+    earlier, lookup = (layer.self_attn for layer in list(model.model.layers)[:CIRCUIT_LAYERS])
     for head in range(HEADS):
         begin, own = head * HEAD_SIZE, slice(head * HEAD_SIZE, (head + 1) * HEAD_SIZE)
         for projection, direction in zip((earlier.q_proj, earlier.k_proj), _offset_pair(head + 1), strict=True):

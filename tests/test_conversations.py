@@ -108,11 +108,11 @@ def test_a_row_depends_on_the_options_and_its_number_alone(form):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_the_evidence_states_the_answer_and_nothing_later_says_otherwise(form):
+    stated = {one.sentence: one for one in (State(n, t, v) for n in NAMES for t in TOPICS for v in TOPICS[t].values)}
     for row in values(form=form, rows=200, paraphrased=0.0):
         latest = {}
-        by_sentence = {State(n, t, v).sentence: State(n, t, v) for n in NAMES for t in TOPICS for v in TOPICS[t].values}
         for item in row["memory"]:
-            state = by_sentence[item["value"]]
+            state = stated[item["value"]]
             latest[state.person, state.topic] = (state, item["sources"][0], "kept")
         for turn in row["conversation"]:
             for state in states_in([(turn["speaker"], turn["text"])]):

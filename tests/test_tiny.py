@@ -8,12 +8,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from memfactory.data.conversation_world import TOPICS, State
 from memfactory.data.fact_world import FILLER, MENTOR, RELATIONS, Fact, units
 from memfactory.data.facts import DocumentOptions, draw_document
 from memfactory.engines.chat import ChatFormat
 from memfactory.engines.hf import HfEngine
 from memfactory.engines.options import HfEngineConfig
 from memfactory.modules.recurrent_memory import ANSWER_PROMPT, RecurrentMemoryModule, RecurrentMemoryOptions
+from memfactory.registry import DATASETS
 from memfactory.text import fill
 from memfactory.types import Decoding, Message, Sampling
 
@@ -67,6 +69,14 @@ def test_a_token_is_a_word_or_a_mark_in_every_sentence_of_the_world(tokenizer):
         assert len(tokenizer.encode(f" {sentence}")) == units(sentence)
 
 
+def test_a_token_is_a_word_or_a_mark_in_every_memory_and_a_number_is_one(tokenizer):
+    for key, topic in TOPICS.items():
+        state = State("Ada", key, topic.values[0])
+        assert len(tokenizer.encode(f" {state.sentence}")) == units(state.sentence)
+    # The brackets, nineteen commas and the numbers.
+    assert len(tokenizer.encode(str(list(range(1, 21))))) == 2 + 19 + 20
+
+
 def test_chunks_of_as_many_tokens_as_a_section_has_words_are_the_sections(tokenizer):
     options = DocumentOptions(section_words=64, corrections=0.3, two_hops=0.3)
     module = RecurrentMemoryModule(RecurrentMemoryOptions(chunk_tokens=64), ChatFormat(tokenizer))
@@ -76,19 +86,36 @@ def test_chunks_of_as_many_tokens_as_a_section_has_words_are_the_sections(tokeni
         assert [chunk.strip() for chunk in chunks] == list(document.sections)
 
 
-def test_it_answers_from_a_memory_that_holds_the_fact(model, tokenizer):
+def greedy(model, tokenizer, asked):
+    """The model's likeliest reply to each of `asked`."""
     engine = HfEngine(model, ChatFormat(tokenizer), HfEngineConfig())
-    documents = [draw_document(DocumentOptions(split="heldout"), index) for index in range(24)]
-    for index, document in enumerate(documents):
-        fact = next(s.fact for part in document.statements for s in part if s.fact.person == document.hops[0])
-        prompt = fill(ANSWER_PROMPT, {"question": document.question, "memory": f"- {fact.sentence}"})
-        engine.submit(index, [Message("user", prompt)], Sampling(12, Decoding(temperature=0.0)))
+    for index, text in enumerate(asked):
+        engine.submit(index, [Message("user", text)], Sampling(32, Decoding(temperature=0.0)))
     replies = {}
-    while len(replies) < len(documents):
+    while len(replies) < len(asked):
         replies.update(engine.step())
-    right = sum(replies[i].text == f"\\boxed{{{document.answer}}}" for i, document in enumerate(documents))
+    return [replies[index].text for index in range(len(asked))]
+
+
+def test_it_answers_from_a_memory_that_holds_the_fact(model, tokenizer):
+    documents = [draw_document(DocumentOptions(split="heldout"), index) for index in range(24)]
+    prompts = []
+    for document in documents:
+        fact = next(s.fact for part in document.statements for s in part if s.fact.person == document.hops[0])
+        prompts.append(fill(ANSWER_PROMPT, {"question": document.question, "memory": f"- {fact.sentence}"}))
+    replies = greedy(model, tokenizer, prompts)
+    right = sum(said == f"\\boxed{{{document.answer}}}" for said, document in zip(replies, documents, strict=True))
     # These facts were held out of training: copying them is recall, not memory of the training data.
     assert right >= 23
+
+
+@pytest.mark.parametrize("step", ["answer", "cite"])
+def test_it_answers_questions_worded_otherwise_from_retrieved_memories(model, tokenizer, step):
+    dataset = DATASETS.get("conversation_traces")
+    options = dataset.Options(split="heldout", rows=24, steps={step: 1}, items=5, paraphrased=1.0, absent=0.0)
+    shown = [[message["content"] for message in row.values["messages"]] for row in dataset(options, Path()).rows()]
+    replies = greedy(model, tokenizer, [asked for asked, _ in shown])
+    assert sum(said == wanted for said, (_, wanted) in zip(replies, shown, strict=True)) >= 22
 
 
 def test_untrained_weights_are_the_same_for_the_same_seed(scripts):
@@ -98,13 +125,13 @@ def test_untrained_weights_are_the_same_for_the_same_seed(scripts):
     assert not first["model.embed_tokens.weight"].equal(other["model.embed_tokens.weight"])
 
 
-def test_the_untrained_first_layer_looks_one_two_three_and_four_places_back(scripts):
+def test_the_untrained_first_layer_looks_one_to_five_places_back(scripts):
     model = scripts[1].make_model(300, 2, 0, [(10, 11)], seed=0)
     model.set_attn_implementation("eager")
     ids = torch.randint(0, 300, (1, 60), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         attention = model(ids, output_attentions=True).attentions[0][0]
-    for head in range(4):
+    for head in range(5):
         looked_at = attention[head, 10:].argmax(-1)
         assert (torch.arange(10, 60) - looked_at == head + 1).float().mean() > 0.9
 

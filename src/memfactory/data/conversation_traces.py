@@ -61,6 +61,8 @@ class ConversationTracesOptions(DatasetOptions):
     """The most memories that a reranker chooses from."""
     keep: int = Field(5, ge=1)
     """The memories that a reranker chooses."""
+    changes: float = Field(0.6, ge=0, le=1)
+    """How often a new entry changes one that an updater knows already."""
     paraphrased: float = Field(0.5, ge=0, le=1)
     """Share of questions that share no word with the fact but the person."""
     absent: float = Field(0.1, ge=0, le=1)
@@ -121,7 +123,7 @@ Shown = tuple[dict[str, str], str]
 def extract(random: Random, options: ConversationTracesOptions) -> Shown:
     """A sitting, and the facts that it states."""
     utterances = random.randint(1, 4)
-    facts = 2 if utterances > 2 and random.random() < 0.2 else 1
+    facts = random.randint(1, min(3, utterances))
     story = _story(random, options, items=random.randint(0, 5), sessions=1, utterances=utterances, facts=facts)
     sitting = story.sessions[0]
     turns = [Utterance(said.speaker, said.text, said.id) for said in sitting]
@@ -152,7 +154,7 @@ def update(random: Random, options: ConversationTracesOptions) -> Shown:
         items=random.randint(0, options.items),
         sessions=1,
         facts=facts,
-        changes=0.6,
+        changes=options.changes,
         people=random.choice([2, 2, 3]),
     )
     states = [said.state for said in story.sessions[0] if said.state is not None]
