@@ -25,28 +25,31 @@ EXTRA = {
     ("memory_r1", "rerank"): ["agent.modules.answerer.interface=generate"],
 }
 SHORT = {"memory_tokens": 8, "answer_tokens": 8, "max_tokens": 12}
-COUNTED = """
+LOTTERY = """
+from zlib import crc32
+
 from memfactory.envs.rewards.base import RewardFunction, RewardOptions
 from memfactory.registry import REWARDS
 
 class Options(RewardOptions):
     pass
 
-@REWARDS.register("letters")
-class Letters(RewardFunction):
-    \"\"\"How many letters were replied: replies of one group hardly ever earn the same.\"\"\"
+@REWARDS.register("lottery")
+class Lottery(RewardFunction):
+    \"\"\"A share drawn by what was replied: replies of one group that differ do not earn the same.\"\"\"
 
     Options = Options
 
     def score(self, episodes):
-        return [sum(len(turn.reply.text) for turn in episode.turns) / 100 for episode in episodes]
+        replies = ["\\0".join(turn.reply.text for turn in episode.turns) for episode in episodes]
+        return [crc32(text.encode()) % 1000 / 1000 for text in replies]
 """
 
 
 @pytest.fixture(scope="module")
-def letters(tmp_path_factory):
-    plugin = tmp_path_factory.mktemp("plugins") / "letters.py"
-    plugin.write_text(COUNTED)
+def lottery(tmp_path_factory):
+    plugin = tmp_path_factory.mktemp("plugins") / "lottery.py"
+    plugin.write_text(LOTTERY)
     return plugin
 
 
@@ -56,9 +59,9 @@ def test_every_environment_has_rows_here():
 
 @pytest.mark.parametrize("env", ENVS)
 @pytest.mark.parametrize("agent", AGENTS)
-def test_every_pair_takes_a_step_of_training(agent, env, letters, tmp_path):
+def test_every_pair_takes_a_step_of_training(agent, env, lottery, tmp_path):
     config = tmp_path / "run.yaml"
-    config.write_text(f"agent: {agent}\nenv: {env}\nplugins: [{letters}]\n")
+    config.write_text(f"agent: {agent}\nenv: {env}\nplugins: [{lottery}]\n")
     plain = load_config(config).config
     modules = plain.agent.modules
     short = [
@@ -75,7 +78,7 @@ def test_every_pair_takes_a_step_of_training(agent, env, letters, tmp_path):
             *short,
             *EXTRA.get((agent, env), ()),
             f"data.train={ENVS[env]}",
-            "env.rewards={em: 1.0, letters: 1.0}",
+            "env.rewards={em: 1.0, lottery: 1.0}",
             "trackers=[]",
             f"output={tmp_path / 'run'}",
         ],
