@@ -1,0 +1,316 @@
+"""Attention in parts: each range of tokens over some keys at a time, merged exactly by the parts' log-sum-exps.
+
+So conversations that begin alike are computed with their common beginning once, in training and in sampling, and
+each sees only itself and what it began with. It knows tokens by their place in a row, not what they stand for.
+
+With O_i and L_i (output and log-sum-exp of the scores) of a query over disjoint sets of keys, its attention over all
+of them is sum_i exp(L_i - L) O_i with L = log sum_i exp(L_i) (arXiv 2205.14135, section 3.1; arXiv 2310.01889). In
+the backward pass every part is differentiated by itself with the merged output and L in place of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.masking_utils import AttentionMaskInterface
+
+NAME = "memfactory_parts"
+Range = tuple[int, int]
+# Keys and values of one layer, each [1, key heads, tokens, head dimension].
+Layer = tuple[Tensor, Tensor]
+
+
+class Parts(Protocol):
+    """Who attends to what; passed to the model as the keyword `attention_parts`."""
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """[rows, tokens, heads, head dimension] for query, key and value [rows, heads, tokens, head dimension]."""
+        ...
+
+
+@dataclass(frozen=True)
+class Past:
+    """The packed tokens `queries` also attend to the first `length` tokens of `layers`, which have no gradient."""
+
+    queries: Range
+    layers: Sequence[Layer]
+    length: int
+
+
+@dataclass(frozen=True)
+class Forest:
+    """Trees of segments packed into one row of tokens, a parent before its children, depth first.
+
+    `segments` tile the row; each is causal in itself. In `branches` a range of tokens (all descendants of a segment)
+    attends to all of another range (that segment). A token's position is its depth in its tree, which the caller
+    passes as `position_ids`.
+    """
+
+    segments: tuple[Range, ...]
+    branches: tuple[tuple[Range, Range], ...] = ()
+    pasts: tuple[Past, ...] = ()
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        if torch.is_autocast_enabled(query.device.type):
+            dtype = torch.get_autocast_dtype(query.device.type)
+            query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+        pasts = [(past.queries, *past.layers[layer], past.length) for past in self.pasts]
+        if pasts or not torch.is_grad_enabled():
+            return _forward(query, key, value, scale, self, pasts)[0].transpose(1, 2)
+        output: Tensor = _ForestAttention.apply(query, key, value, scale, self)
+        return output.transpose(1, 2)
+
+
+@dataclass(frozen=True)
+class Shared:
+    """The rows `rows` [n] of a decoding step also attend to the first `length` tokens of `layers`."""
+
+    rows: Tensor
+    layers: Sequence[Layer]
+    length: int
+
+
+@dataclass(frozen=True)
+class Slots:
+    """One new token a row: each row over its own slots where `visible` [rows, slots] is True, and what it shares."""
+
+    visible: Tensor
+    shared: tuple[Shared, ...] = ()
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        dtype = key.dtype
+        rows, heads, _, width = query.shape
+        kv_heads = key.shape[1]
+        # The heads that share a key head lie side by side, so that keys are read once for all of them.
+        folded = query.to(dtype).reshape(rows, kv_heads, heads // kv_heads, width)
+        output, weight = attend_part(folded, key, value, scale, visible=self.visible[:, None, None])
+        for past in self.shared:
+            asking = folded[past.rows].transpose(0, 1).reshape(1, kv_heads, -1, width)
+            keys, values = past.layers[layer]
+            part, part_weight = attend_part(
+                asking, keys[:, :, : past.length].to(dtype), values[:, :, : past.length].to(dtype), scale
+            )
+            shape = (kv_heads, len(past.rows), heads // kv_heads)
+            merged, total = merge(
+                output[past.rows],
+                weight[past.rows],
+                part.reshape(*shape, width).transpose(0, 1),
+                part_weight.reshape(shape).transpose(0, 1),
+            )
+            output[past.rows], weight[past.rows] = merged, total
+        return output.reshape(rows, 1, heads, width)
+
+
+def merge(output: Tensor, weight: Tensor, other: Tensor, other_weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention over two disjoint sets of keys from that over each: outputs [..., width], log-sum-exps [...]."""
+    total = torch.logaddexp(weight, other_weight)
+    merged = output * (weight - total).exp().unsqueeze(-1) + other * (other_weight - total).exp().unsqueeze(-1)
+    return merged.to(output.dtype), total
+
+
+def attend_part(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, *, causal: bool = False, visible: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Output [rows, heads, queries, width] and float32 log-sum-exp [rows, heads, queries] of one part.
+
+    `query` is [rows, heads, queries, width], `key` and `value` [rows, key heads, keys, width]; the heads of one key
+    head lie side by side. `causal` is for as many keys as queries. `visible` (bool, [rows, 1, 1, keys]) hides keys; a
+    query needs at least one.
+    """
+    return _part(query, key, value, scale, causal, visible)[:2]
+
+
+def can_attend(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether there is a fast kernel for parts in this type: on CUDA only in half precision."""
+    return device.type == "cpu" or (device.type == "cuda" and dtype in (torch.bfloat16, torch.float16))
+
+
+@contextmanager
+def attending_in_parts(model: PreTrainedModel) -> Iterator[None]:
+    """Within it the model's attention is by parts: every pass must be given `attention_parts`."""
+    before = str(model.config._attn_implementation)
+    model.set_attn_implementation(NAME)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+# What a kernel wants to be given back in its backward pass, beside its inputs, output and log-sum-exp.
+_Kept = tuple[Any, ...]
+
+
+class _ForestAttention(torch.autograd.Function):
+    """`Forest.attend` with its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, forest: Forest) -> Tensor:
+        output, weight, kept = _forward(query, key, value, scale, forest, ())
+        ctx.save_for_backward(query, key, value, output, weight)
+        ctx.scale, ctx.forest, ctx.kept = scale, forest, kept
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        query, key, value, output, weight = ctx.saved_tensors
+        forest: Forest = ctx.forest
+        into_query, into_key, into_value = (torch.zeros_like(t, dtype=weight.dtype) for t in (query, key, value))
+        parts = [(place, place, True) for place in forest.segments] + [(q, k, False) for q, k in forest.branches]
+        for ((first, end), (start, stop), causal), kept in zip(parts, ctx.kept, strict=True):
+            asked, known = slice(first, end), slice(start, stop)
+            gradients = _part_gradient(
+                gradient[:, :, asked],
+                (query[:, :, asked], key[:, :, known], value[:, :, known]),
+                (output[:, :, asked], weight[:, :, asked], kept),
+                ctx.scale,
+                causal,
+            )
+            into_query[:, :, asked] += gradients[0]
+            into_key[:, :, known] += gradients[1]
+            into_value[:, :, known] += gradients[2]
+        return into_query.to(query.dtype), into_key.to(key.dtype), into_value.to(value.dtype), None, None
+
+
+def _forward(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, forest: Forest, pasts: Sequence[tuple[Any, ...]]
+) -> tuple[Tensor, Tensor, list[_Kept]]:
+    """Output [1, heads, tokens, width], log-sum-exp [1, heads, tokens], and what each part's kernel keeps."""
+    outputs, weights, kept = [], [], []
+    for first, end in forest.segments:
+        place = slice(first, end)
+        output, weight, keeps = _part(query[:, :, place], key[:, :, place], value[:, :, place], scale, True, None)
+        outputs.append(output)
+        weights.append(weight)
+        kept.append(keeps)
+    output, weight = torch.cat(outputs, 2), torch.cat(weights, 2)
+    others = [(queries, key[:, :, start:stop], value[:, :, start:stop]) for queries, (start, stop) in forest.branches]
+    others += [(queries, keys[:, :, :length], values[:, :, :length]) for queries, keys, values, length in pasts]
+    for (first, end), keys, values in others:
+        place = slice(first, end)
+        part, part_weight, keeps = _part(
+            query[:, :, place], keys.to(query.dtype), values.to(query.dtype), scale, False, None
+        )
+        output[:, :, place], weight[:, :, place] = merge(output[:, :, place], weight[:, :, place], part, part_weight)
+        kept.append(keeps)
+    return output, weight, kept
+
+
+def _part(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, causal: bool, visible: Tensor | None
+) -> tuple[Tensor, Tensor, _Kept]:
+    if query.device.type == "cpu":
+        mask = None
+        if visible is not None:
+            mask = torch.zeros(visible.shape, dtype=query.dtype).masked_fill_(~visible, -torch.inf)
+        kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        return *kernel(query, key, value, 0.0, causal, attn_mask=mask, scale=scale), ()
+    if _has_flash(query) and visible is None:
+        output, weight, *kept = torch.ops.aten._scaled_dot_product_flash_attention(
+            query, key, value, 0.0, causal, False, scale=scale
+        )
+        return output, weight, tuple(kept[:6])
+    return *plain_part(query, key, value, scale, causal, visible), ()
+
+
+def _part_gradient(
+    gradient: Tensor,
+    inputs: tuple[Tensor, Tensor, Tensor],
+    outcome: tuple[Tensor, Tensor, _Kept],
+    scale: float,
+    causal: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value (`inputs`); output and log-sum-exp (`outcome`) are those over all keys."""
+    output, weight, kept = outcome
+    given = (gradient.contiguous(), *inputs, output, weight.contiguous())
+    if gradient.device.type == "cpu":
+        backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+        return backward(*given, 0.0, causal, scale=scale)
+    if _has_flash(gradient):
+        backward = torch.ops.aten._scaled_dot_product_flash_attention_backward
+        return backward(*given, *kept[:4], 0.0, causal, *kept[4:], scale=scale)
+    return plain_part_gradient(gradient, inputs, (output, weight), scale, causal)
+
+
+def _has_flash(query: Tensor) -> bool:
+    return can_attend(query.device, query.dtype) and query.shape[-1] <= 256
+
+
+def plain_part(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, causal: bool, visible: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """`attend_part` as its formula says, with all scores in memory: for devices and masks without a kernel."""
+    scores = _scores(query, key, scale, causal)
+    if visible is not None:
+        scores = scores.masked_fill(~visible, -torch.inf)
+    weight = scores.logsumexp(-1)
+    output = (scores - weight.unsqueeze(-1)).exp().to(value.dtype) @ value
+    return output.reshape(query.shape), weight.reshape(query.shape[:-1])
+
+
+def plain_part_gradient(
+    gradient: Tensor, inputs: tuple[Tensor, Tensor, Tensor], outcome: tuple[Tensor, Tensor], scale: float, causal: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of `plain_part`, given output and log-sum-exp over all keys of the merged attention."""
+    query, key, value = inputs
+    output, weight = outcome
+    precise = weight.dtype
+    folded = _by_key_head(gradient, key).to(precise)
+    probabilities = (_scores(query, key, scale, causal) - _by_key_head(weight.unsqueeze(-1), key)).exp()
+    mean = (folded * _by_key_head(output, key).to(precise)).sum(-1, keepdim=True)
+    slopes = probabilities * (folded @ value.to(precise).transpose(-1, -2) - mean) * scale
+    into_query = (slopes @ key.to(precise)).reshape(query.shape)
+    into_key = slopes.transpose(-1, -2) @ _by_key_head(query, key).to(precise)
+    into_value = probabilities.transpose(-1, -2) @ folded
+    return into_query.to(query.dtype), into_key.to(key.dtype), into_value.to(value.dtype)
+
+
+def _scores(query: Tensor, key: Tensor, scale: float, causal: bool) -> Tensor:
+    """[rows, key heads, heads of a key head x queries, keys], float32 at least; what lies in the future is -inf."""
+    scores = (_by_key_head(query, key) @ key.transpose(-1, -2)).to(torch.promote_types(query.dtype, torch.float32))
+    scores *= scale
+    if causal:
+        length = key.shape[2]
+        future = torch.ones(length, length, dtype=torch.bool, device=key.device).triu(1)
+        scores.masked_fill_(future.repeat(query.shape[1] // key.shape[1], 1), -torch.inf)
+    return scores
+
+
+def _by_key_head(values: Tensor, key: Tensor) -> Tensor:
+    """[rows, heads, queries, n] as [rows, key heads, heads of a key head x queries, n]."""
+    rows, _, _, width = values.shape
+    return values.reshape(rows, key.shape[1], -1, width)
+
+
+# The signature is the one that transformers calls attention functions with.
+def _attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    *,
+    attention_parts: Parts,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    if dropout:
+        raise ValueError("attention in parts has no dropout")
+    layer = module.layer_idx
+    assert isinstance(layer, int)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return attention_parts.attend(layer, query, key, value, scale), None
+
+
+def _no_mask(*args: Any, **others: Any) -> None:
+    """The parts say who attends to what."""
+
+
+AttentionInterface.register(NAME, _attention)
+AttentionMaskInterface.register(NAME, _no_mask)
