@@ -109,7 +109,7 @@ def test_a_decoding_step_sees_its_own_slots_and_what_it_shares():
         keys[row, :, : len(path)], values[row, :, : len(path)] = key[0][:, path], value[0][:, path]
         seen[row, : len(path)] = True
     last = [path[-1] for path in own]
-    shared = Shared(torch.tensor([2, 0, 1]), [(key[:, :, :5], value[:, :, :5])], 4)
+    shared = Shared(torch.tensor([2, 0, 1]), ((3, [(key[:, :, :4], value[:, :, :4])]),))
     asked = query[0][:, last].transpose(0, 1).unsqueeze(2)
     output = Slots(seen, (shared,)).attend(0, asked, keys, values, 0.3)
     expected = FOREST.attend(0, query, key, value, 0.3)[0, last]

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -69,11 +70,14 @@ class Forest:
 
 @dataclass(frozen=True)
 class Shared:
-    """The rows `rows` [n] of a decoding step also attend to the first `length` tokens of `layers`."""
+    """What rows of a decoding step attend to beside their own slots, each row to one part, which is stored once.
 
-    rows: Tensor
-    layers: Sequence[Layer]
-    length: int
+    `rows` [n]: those of the first part, then those of the second and so on, no row twice; None: all rows in order.
+    `parts`: how many rows each has, and its keys and values.
+    """
+
+    rows: Tensor | None
+    parts: tuple[tuple[int, Sequence[Layer]], ...]
 
 
 @dataclass(frozen=True)
@@ -83,35 +87,58 @@ class Slots:
     visible: Tensor
     shared: tuple[Shared, ...] = ()
 
+    @cached_property
+    def _masks(self) -> dict[torch.dtype, Tensor]:
+        return {}
+
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         dtype = key.dtype
         rows, heads, _, width = query.shape
         kv_heads = key.shape[1]
         # The heads that share a key head lie side by side, so that keys are read once for all of them.
         folded = query.to(dtype).reshape(rows, kv_heads, heads // kv_heads, width)
-        output, weight = attend_part(folded, key, value, scale, visible=self.visible[:, None, None])
-        for past in self.shared:
-            asking = folded[past.rows].transpose(0, 1).reshape(1, kv_heads, -1, width)
-            keys, values = past.layers[layer]
-            part, part_weight = attend_part(
-                asking, keys[:, :, : past.length].to(dtype), values[:, :, : past.length].to(dtype), scale
-            )
-            shape = (kv_heads, len(past.rows), heads // kv_heads)
-            merged, total = merge(
-                output[past.rows],
-                weight[past.rows],
-                part.reshape(*shape, width).transpose(0, 1),
-                part_weight.reshape(shape).transpose(0, 1),
-            )
-            output[past.rows], weight[past.rows] = merged, total
+        if dtype not in self._masks:
+            self._masks[dtype] = additive(self.visible[:, None, None], dtype)
+        output, weight, _ = _part(folded, key, value, scale, False, self._masks[dtype])
+        for shared in self.shared:
+            asking = folded if shared.rows is None else folded[shared.rows]
+            part, part_weight = _attend_shared(layer, asking, shared, scale)
+            if shared.rows is None:
+                output, weight = merge(output, weight, part, part_weight)
+            else:
+                before, weight_before = output[shared.rows], weight[shared.rows]
+                output[shared.rows], weight[shared.rows] = merge(before, weight_before, part, part_weight)
         return output.reshape(rows, 1, heads, width)
+
+
+def _attend_shared(layer: int, query: Tensor, shared: Shared, scale: float) -> tuple[Tensor, Tensor]:
+    """`attend_part` of query [rows, key heads, n, width] over the part of each row: the output in the same shape."""
+    rows, kv_heads, folds, width = query.shape
+    # The rows of a part ask as one: what it holds is read once for all of them.
+    asking = query.transpose(0, 1).reshape(1, kv_heads, rows * folds, width)
+    outputs, weights, first = [], [], 0
+    for count, layers in shared.parts:
+        keys, values = layers[layer]
+        end = first + count * folds
+        output, weight, _ = _part(asking[:, :, first:end], keys, values, scale, False, None)
+        outputs.append(output)
+        weights.append(weight)
+        first = end
+    output, weight = (outputs[0], weights[0]) if len(outputs) == 1 else (torch.cat(outputs, 2), torch.cat(weights, 2))
+    shape = (kv_heads, rows, folds)
+    return output.reshape(*shape, width).transpose(0, 1), weight.reshape(shape).transpose(0, 1)
 
 
 def merge(output: Tensor, weight: Tensor, other: Tensor, other_weight: Tensor) -> tuple[Tensor, Tensor]:
     """Attention over two disjoint sets of keys from that over each: outputs [..., width], log-sum-exps [...]."""
-    total = torch.logaddexp(weight, other_weight)
-    merged = output * (weight - total).exp().unsqueeze(-1) + other * (other_weight - total).exp().unsqueeze(-1)
-    return merged.to(output.dtype), total
+    share = (other_weight - weight).sigmoid().unsqueeze(-1)
+    merged = torch.lerp(output.to(share.dtype), other.to(share.dtype), share)
+    return merged.to(output.dtype), torch.logaddexp(weight, other_weight)
+
+
+def additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where `visible` is True and -inf elsewhere, which is added to the scores."""
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, -torch.inf)
 
 
 def attend_part(
@@ -123,7 +150,7 @@ def attend_part(
     head lie side by side. `causal` is for as many keys as queries. `visible` (bool, [rows, 1, 1, keys]) hides keys; a
     query needs at least one.
     """
-    return _part(query, key, value, scale, causal, visible)[:2]
+    return _part(query, key, value, scale, causal, None if visible is None else additive(visible, query.dtype))[:2]
 
 
 def can_attend(device: torch.device, dtype: torch.dtype) -> bool:
@@ -202,20 +229,17 @@ def _forward(
 
 
 def _part(
-    query: Tensor, key: Tensor, value: Tensor, scale: float, causal: bool, visible: Tensor | None
+    query: Tensor, key: Tensor, value: Tensor, scale: float, causal: bool, mask: Tensor | None
 ) -> tuple[Tensor, Tensor, _Kept]:
     if query.device.type == "cpu":
-        mask = None
-        if visible is not None:
-            mask = torch.zeros(visible.shape, dtype=query.dtype).masked_fill_(~visible, -torch.inf)
         kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         return *kernel(query, key, value, 0.0, causal, attn_mask=mask, scale=scale), ()
-    if _has_flash(query) and visible is None:
+    if _has_flash(query) and mask is None:
         output, weight, *kept = torch.ops.aten._scaled_dot_product_flash_attention(
             query, key, value, 0.0, causal, False, scale=scale
         )
         return output, weight, tuple(kept[:6])
-    return *plain_part(query, key, value, scale, causal, visible), ()
+    return *plain_part(query, key, value, scale, causal, mask), ()
 
 
 def _part_gradient(
@@ -242,12 +266,12 @@ def _has_flash(query: Tensor) -> bool:
 
 
 def plain_part(
-    query: Tensor, key: Tensor, value: Tensor, scale: float, causal: bool, visible: Tensor | None
+    query: Tensor, key: Tensor, value: Tensor, scale: float, causal: bool, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """`attend_part` as its formula says, with all scores in memory: for devices and masks without a kernel."""
     scores = _scores(query, key, scale, causal)
-    if visible is not None:
-        scores = scores.masked_fill(~visible, -torch.inf)
+    if mask is not None:
+        scores = scores + mask
     weight = scores.logsumexp(-1)
     output = (scores - weight.unsqueeze(-1)).exp().to(value.dtype) @ value
     return output.reshape(query.shape), weight.reshape(query.shape[:-1])
