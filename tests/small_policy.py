@@ -18,7 +18,7 @@ def small_policy(path: Path, dtype: str = "float32", *, seed: int = 0, **options
     """The model at `path` on the CPU as a policy under these options of GRPO."""
     config = ModelConfig(path=str(path), dtype=dtype, device="cpu")
     given = GrpoOptions(**options)
-    model = load_model(config, training=True, frozen_base=given.lora is not None)
+    model = load_model(config, training=True, frozen_base=given.lora is not None, masters=given.masters)
     return Policy(model, load_chat(config), config, given, seed=seed)
 
 

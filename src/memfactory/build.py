@@ -84,15 +84,17 @@ def build_stack(resolved: Resolved, *, training: bool) -> Stack:
 
         codec = chat = load_chat(config.model)
         if training or isinstance(config.engine, HfEngineConfig):
-            model = load_model(config.model, training=training, frozen_base=training and _trains_adapters(config))
+            options = config.train.options if config.train else None
+            trained = options if training and isinstance(options, TrainerOptions) else TrainerOptions()
+            model = load_model(
+                config.model,
+                training=training,
+                frozen_base=trained.lora is not None,
+                masters=trained.masters,
+            )
     engines = build_engines(config, model, chat)
     agent = build_agent(config.agent, codec, BankSource(config.memory))
     return Stack(agent, build_env(config.env, engines), engines, _decodings(config), codec, model, chat)
-
-
-def _trains_adapters(config: RunConfig) -> bool:
-    options = config.train.options if config.train else None
-    return isinstance(options, TrainerOptions) and options.lora is not None
 
 
 def build_agent(spec: AgentSpec, codec: Codec, banks: BankSource | None = None) -> Agent:

@@ -22,6 +22,7 @@ PACKAGES = (
     "vllm",
     "flash-attn",
     "bitsandbytes",
+    "torchao",
     "liger-kernel",
     "faiss-cpu",
     "openai",

@@ -15,7 +15,7 @@ from memfactory.config.parts import is_dir
 from memfactory.config.problems import Problems
 from memfactory.config.rules import models, reward_engines
 from memfactory.config.schema import Component, RunConfig
-from memfactory.config.training import GrpoOptions, OnlineOptions, SftOptions, TrainerOptions
+from memfactory.config.training import TORCHAO_KINDS, GrpoOptions, OnlineOptions, SftOptions, TrainerOptions
 from memfactory.config.tree import KeyPath, dotted
 from memfactory.dialogue import LearningModule, ModuleOptions
 from memfactory.engines.options import EngineConfig, ModelConfig, OpenAIEngineConfig, VllmEngineConfig
@@ -167,10 +167,16 @@ class Readiness:
 
     def _optimizer(self) -> None:
         options = self.config.train.options if self.config.train is not None else None
-        kind = options.optimizer.kind if isinstance(options, TrainerOptions) else "adamw"
-        if kind == "adamw_8bit" or (kind == "auto" and self.config.model.device != "cpu" and has_cuda()):
-            here = ("train", "optimizer", "kind")
-            self._needs(self.config.model, here, kind, "bitsandbytes", "bitsandbytes", "use adamw")
+        if not isinstance(options, TrainerOptions):
+            return
+        here, asked = ("train", "optimizer", "kind"), options.optimizer.kind
+        kind = options.optimizer.kind_on(cuda=on_gpu(self.config.model), stochastic=options.stochastic)
+        if kind == "adamw_8bit":
+            self._needs(self.config.model, here, asked, "bitsandbytes", "bitsandbytes", "use adamw")
+        elif kind in TORCHAO_KINDS and not installed("torchao"):
+            self.problems.add(
+                here, f"{asked} needs an extra that is not installed: pip install 'memfactory[torchao]'; or use adamw"
+            )
 
     def _trackers(self) -> None:
         for tracker in self.config.trackers:

@@ -22,11 +22,17 @@ class LoraOptions(Options):
     """Which linear layers get an adapter."""
 
 
+OptimizerKind = Literal["adamw", "adamw_8bit", "adamw_8bit_torchao", "adamw_4bit_torchao", "adamw_offload", "auto"]
+TORCHAO_KINDS = ("adamw_8bit_torchao", "adamw_4bit_torchao")
+
+
 class OptimizerOptions(Options):
     """AdamW, its schedule and its limits."""
 
-    kind: Literal["adamw", "adamw_8bit", "auto"] = "adamw"
-    """adamw: float32 state; adamw_8bit: bitsandbytes' 8-bit state (extra `bitsandbytes`, CUDA); auto: 8 bit on CUDA."""
+    kind: OptimizerKind = "adamw"
+    """adamw: float32 moments; adamw_8bit: 8-bit moments (extra `bitsandbytes`, CUDA); adamw_8bit_torchao and
+    adamw_4bit_torchao: moments of so many bits (extra `torchao`); adamw_offload: float32 moments in the host's memory;
+    auto: 8 bit on CUDA, else adamw."""
     learning_rate: float = Field(1e-6, gt=0)
     """Peak learning rate."""
     weight_decay: float = Field(0.0, ge=0)
@@ -45,6 +51,14 @@ class OptimizerOptions(Options):
     """The share of the peak that a falling schedule ends at."""
     max_grad_norm: float = Field(1.0, gt=0)
     """The gradient is scaled down to this norm."""
+
+    def kind_on(self, *, cuda: bool, stochastic: bool = False) -> OptimizerKind:
+        """The kind that `auto` stands for: with stochastic rounding the 8-bit moments are torchao's."""
+        if self.kind != "auto":
+            return self.kind
+        if not cuda:
+            return "adamw"
+        return "adamw_8bit_torchao" if stochastic else "adamw_8bit"
 
 
 Objective = Literal["ppo", "gspo", "cispo", "sapo", "vespo", "reinforce"]
@@ -129,12 +143,34 @@ class TrainerOptions(LoopOptions):
     """The optimizer."""
     lora: LoraOptions | None = None
     """Train adapters instead of the whole model."""
+    master_weights: Literal["float32", "bfloat16_stochastic"] = "float32"
+    """What the optimizer updates where the whole model is trained: float32 weights, or bfloat16 ones that each update
+    rounds at random to one of their two neighbours, so that small updates count on average. Adapters are float32."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more work."""
     micro_batch_tokens: int = Field(16384, ge=1)
     """Tokens (padding included) in one forward and backward pass; halved when memory runs out."""
     logprob_chunk_tokens: int = Field(2048, ge=1)
     """Reply tokens whose logits exist at one time."""
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether the trained weights are bfloat16 and rounded at random."""
+        return self.master_weights == "bfloat16_stochastic" and self.lora is None
+
+    @property
+    def masters(self) -> Literal["float32", "bfloat16"]:
+        """The type of the trained weights."""
+        return "bfloat16" if self.stochastic else "float32"
+
+    @model_validator(mode="after")
+    def _rounding_is_the_optimizers(self) -> TrainerOptions:
+        if self.stochastic and self.optimizer.kind == "adamw_8bit":
+            raise ValueError(
+                "master_weights 'bfloat16_stochastic' needs an optimizer that rounds at random, which bitsandbytes' "
+                "adamw_8bit does not; use optimizer.kind adamw_8bit_torchao, adamw_offload or adamw"
+            )
+        return self
 
 
 class GrpoOptions(TrainerOptions):

@@ -115,10 +115,12 @@ def load_chat(config: ModelConfig) -> ChatFormat:
     return ChatFormat(tokenizer, template_options=config.template_options, end_ids=end_ids)
 
 
-def load_model(config: ModelConfig, *, training: bool, frozen_base: bool = False) -> PreTrainedModel:
+def load_model(
+    config: ModelConfig, *, training: bool, frozen_base: bool = False, masters: str = "float32"
+) -> PreTrainedModel:
     """The causal language model of `config`, on its device, in eval mode.
 
-    In training the weights are float32, whatever `config.dtype` says, unless only adapters will be trained
+    In training the weights are of type `masters`, whatever `config.dtype` says, unless only adapters will be trained
     (`frozen_base`, or `config.adapter`): then the base keeps the compute type. `config.adapter` stays a trainable PEFT
     adapter in training and is merged into the weights otherwise. `config.random_weights` reads config.json alone and
     initialises from a fixed seed. Raises ConfigError for what is not there or does not fit this machine.
@@ -127,8 +129,8 @@ def load_model(config: ModelConfig, *, training: bool, frozen_base: bool = False
     if config.cpu_threads is not None:
         torch.set_num_threads(config.cpu_threads)
     path, adapter = places(config)
-    master = training and not frozen_base and adapter is None
-    dtype = torch.float32 if master else compute_dtype(config, device)
+    whole = training and not frozen_base and adapter is None
+    dtype = _DTYPES[masters] if whole else compute_dtype(config, device)
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": resolve_attention(config, device)}
     options |= {"trust_remote_code": config.trust_remote_code}
     try:

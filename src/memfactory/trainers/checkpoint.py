@@ -1,6 +1,6 @@
 """Folders that are complete or not there: written beside their place, flushed to disk, renamed, marked last.
 
-A checkpoint holds the weights in float32 as `from_pretrained` or PEFT loads them, `optimizer.pt`, `random.pt` and
+A checkpoint holds the trained weights as `from_pretrained` or PEFT loads them, `optimizer.pt`, `random.pt` and
 `state.json`. It does not know what a step of training is.
 """
 

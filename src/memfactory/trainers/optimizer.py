@@ -4,41 +4,61 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch.nn import Parameter
 from torch.optim import AdamW, Optimizer
 
-from memfactory.config.training import OptimizerOptions
+from memfactory.config.training import TORCHAO_KINDS, OptimizerOptions
 from memfactory.errors import ConfigError
+from memfactory.trainers.sliced_adamw import SlicedAdamW
 
 
-def make_optimizer(parameters: Iterable[Parameter], options: OptimizerOptions) -> Optimizer:
-    """AdamW (arXiv 1711.05101) over the parameters that require a gradient; only matrices decay.
+def make_optimizer(parameters: Iterable[Parameter], options: OptimizerOptions, seed: int = 0) -> Optimizer:
+    """AdamW (arXiv 1711.05101) of `options.kind` over the parameters that require a gradient; only matrices decay.
 
-    On CUDA the fused kernel is used: it needs no temporary copy of the weights. `adamw_8bit` is bitsandbytes' 8-bit
-    state (arXiv 2110.02861); ConfigError where it is not installed or there is no CUDA. `auto` is the one on CUDA and
-    the other elsewhere.
+    On CUDA torch's fused kernel is used, which needs no temporary copy of the weights. bfloat16 parameters are rounded
+    at random, with draws that depend on `seed` and the updates taken. ConfigError where the kind needs a package or a
+    device that is not here.
     """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": options.weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    betas = (options.beta1, options.beta2)
-    fused = all(parameter.is_cuda for parameter in trained)
-    if options.kind == "adamw" or (options.kind == "auto" and not fused):
-        return AdamW(groups, lr=options.learning_rate, betas=betas, eps=options.epsilon, fused=fused)
+    betas, rate, epsilon = (options.beta1, options.beta2), options.learning_rate, options.epsilon
+    cuda = all(parameter.is_cuda for parameter in trained)
+    stochastic = any(parameter.dtype == torch.bfloat16 for parameter in trained)
+    kind = options.kind_on(cuda=cuda, stochastic=stochastic)
+    if kind in TORCHAO_KINDS:
+        try:
+            from memfactory.trainers.torchao_adamw import torchao_adamw
+        except ImportError as error:
+            raise _missing(kind, "torchao", error) from None
+        return torchao_adamw(kind, groups, lr=rate, betas=betas, eps=epsilon, seed=seed)
+    if kind == "adamw_8bit":
+        return _bitsandbytes(groups, rate, betas, epsilon)
+    if stochastic or kind == "adamw_offload":
+        offload = kind == "adamw_offload"
+        return SlicedAdamW(groups, lr=rate, betas=betas, eps=epsilon, seed=seed, host_moments=offload)
+    return AdamW(groups, lr=rate, betas=betas, eps=epsilon, fused=cuda)
+
+
+def _bitsandbytes(groups: list[dict[str, Any]], rate: float, betas: tuple[float, float], epsilon: float) -> Optimizer:
+    """bitsandbytes' 8-bit moments (arXiv 2110.02861)."""
     if not torch.cuda.is_available():
         raise ConfigError("optimizer.kind adamw_8bit needs an NVIDIA GPU; there is none here. Use kind: adamw")
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError as error:
-        raise ConfigError(
-            f"optimizer.kind {options.kind} needs bitsandbytes ({error}): pip install 'memfactory[bitsandbytes]'"
-        ) from None
-    return AdamW8bit(groups, lr=options.learning_rate, betas=betas, eps=options.epsilon)
+        raise _missing("adamw_8bit", "bitsandbytes", error) from None
+    return AdamW8bit(groups, lr=rate, betas=betas, eps=epsilon)
+
+
+def _missing(kind: str, extra: str, error: ImportError) -> ConfigError:
+    return ConfigError(f"optimizer.kind {kind} needs {extra} ({error}): pip install 'memfactory[{extra}]'")
 
 
 def learning_rate_share(step: int, options: OptimizerOptions, total_steps: int) -> float:

@@ -37,6 +37,7 @@ from memfactory.trainers.weights import (
     Network,
     base_model,
     check_head,
+    check_masters,
     load_weights,
     merged_weights,
     save_weights,
@@ -52,7 +53,7 @@ SUPERVISED = LossOptions(objective="reinforce")
 
 
 class Policy:
-    """A causal language model that is trained whole (float32 weights) or through LoRA adapters (float32).
+    """A causal language model that is trained whole (float32 weights, or bfloat16) or through LoRA adapters (float32).
 
     `model` is loaded for training (`load_model(..., training=True)`); it is changed in place, so an engine that holds
     it speaks with the trained weights at once. A model that already carries an adapter goes on training that adapter.
@@ -88,11 +89,14 @@ class Policy:
         self.skipped_steps = 0
 
         continued = isinstance(model, PeftModel)
+        self.seed = seed
+        self.masters = torch.bfloat16 if options.stochastic and not continued else torch.float32
+        check_masters(self.masters, self.compute_dtype)
         if options.gradient_checkpointing:
             # transformers 5.17 renamed it.
             enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
             enable({"use_reentrant": False})
-        self.network: Network = trainable(model, options.lora, self.compute_dtype, seed)
+        self.network: Network = trainable(model, options.lora, self.compute_dtype, seed, self.masters)
         self.model: PreTrainedModel = base_model(self.network)
         self.trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         for parameter in self.trained:
@@ -110,7 +114,7 @@ class Policy:
         self.max_grad_norm = options.max_grad_norm
         # Accelerate would hold on to the optimizer before, and so to its state.
         self.accelerator.free_memory()
-        self.optimizer = self.accelerator.prepare(make_optimizer(self.trained, options))
+        self.optimizer = self.accelerator.prepare(make_optimizer(self.trained, options, self.seed))
         # Accelerate's own scheduler would advance once for every process.
         self.schedule = Schedule(self.optimizer, options, total_steps)
 
@@ -232,7 +236,9 @@ class Policy:
         measures = self._within_memory(turns, lambda: self._accumulate(turns, weights))
         if self.process_count > 1:
             for parameter in self.trained:
-                own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                own = parameter.grad
+                if own is None:
+                    own = torch.zeros_like(parameter, dtype=torch.float32)
                 parameter.grad = self.accelerator.reduce(own, reduction="sum")
         return measures.merged(self.accelerator)
 
@@ -304,8 +310,8 @@ class Policy:
         }
 
     def save_masters(self, folder: Path) -> None:
-        """Write the trained weights in float32 and the tokenizer, as `from_pretrained` or PEFT loads them."""
-        save_weights(self.network, folder, torch.float32)
+        """Write the trained weights as they are and the tokenizer, as `from_pretrained` or PEFT loads them."""
+        save_weights(self.network, folder, self.masters)
         self.chat.tokenizer.save_pretrained(str(folder))
 
     def save_pretrained(self, folder: Path) -> None:

@@ -26,10 +26,17 @@ def base_model(network: Network) -> PreTrainedModel:
     return network.get_base_model() if isinstance(network, PeftModel) else network
 
 
-def trainable(model: Network, lora: LoraOptions | None, dtype: torch.dtype, seed: int) -> Network:
-    """The model with what is to be trained requiring a gradient, in float32.
+def trainable(
+    model: Network,
+    lora: LoraOptions | None,
+    dtype: torch.dtype,
+    seed: int,
+    masters: torch.dtype = torch.float32,
+) -> Network:
+    """The model with what is to be trained requiring a gradient, which is float32.
 
-    An adapter that is already there goes on; else new ones are made under `lora`, and without it all weights train.
+    An adapter that is already there goes on; else new ones are made under `lora`, and without it all weights train, in
+    type `masters`. Adapters are float32.
     """
     if isinstance(model, PeftModel):
         network: Network = model
@@ -37,9 +44,13 @@ def trainable(model: Network, lora: LoraOptions | None, dtype: torch.dtype, seed
         network = with_adapters(model, lora, dtype, seed)
     else:
         network = model.requires_grad_(True)
+    adapted = isinstance(network, PeftModel)
     for parameter in network.parameters():
         if parameter.requires_grad:
-            parameter.data = parameter.data.float()
+            parameter.data = parameter.data.to(torch.float32 if adapted else masters)
+            if parameter.dtype != torch.float32:
+                # In bfloat16 the sum over many micro-batches would lose most of its terms.
+                parameter.grad_dtype = torch.float32
     return network
 
 
@@ -67,6 +78,22 @@ def with_adapters(model: PreTrainedModel, options: LoraOptions, dtype: torch.dty
             raise ConfigError(f"train.lora.target_modules: {error}") from error
     assert isinstance(adapted, PeftModel)
     return adapted
+
+
+def check_masters(masters: torch.dtype, compute: torch.dtype) -> None:
+    """Raise ConfigError for trained weights that this way of computing, or this torch, cannot train."""
+    if masters == torch.float32:
+        return
+    if compute != masters:
+        raise ConfigError(
+            "train.master_weights: bfloat16_stochastic computes in bfloat16, but model.dtype gives "
+            f"{str(compute).removeprefix('torch.')} here; write model.dtype: bfloat16"
+        )
+    if not hasattr(torch.Tensor, "grad_dtype"):
+        raise ConfigError(
+            "train.master_weights: bfloat16_stochastic sums gradients in float32, which torch can from 2.10 on; "
+            f"here is {torch.__version__}. Use a newer torch, or master_weights: float32"
+        )
 
 
 @torch.no_grad()
@@ -100,7 +127,7 @@ def save_weights(network: Network, folder: Path, dtype: torch.dtype) -> None:
 
 @torch.no_grad()
 def load_weights(network: Network, folder: Path) -> None:
-    """Copy what `save_weights` wrote in float32 into the network's weights."""
+    """Copy what `save_weights` wrote in float32, or in the weights' own type, into the network's weights."""
     if isinstance(network, PeftModel):
         set_peft_model_state_dict(network, load_peft_weights(str(folder), device=str(network.device)))
         return
