@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -14,7 +15,7 @@ from memfactory.engines.scripted import END, ScriptedEngine
 from memfactory.errors import ConfigError, DataError, EngineError
 from memfactory.modules.recurrent_memory import Prompts, RecurrentMemoryModule, RecurrentMemoryOptions
 from memfactory.registry import Options
-from memfactory.text import after_thinking, fill, keep_ends, last_boxed, placeholders, split_chunks
+from memfactory.text import after_thinking, chunk_cuts, fill, keep_ends, last_boxed, placeholders
 from memfactory.types import Decoding, Episode, Message, Reply, Reward, Sampling, Task, Turn
 
 PROMPTS = Prompts(update="U|{question}|{memory}|{section}", answer="A|{question}|{memory}")
@@ -87,13 +88,13 @@ def test_braces_and_placeholders_in_the_text_itself_are_left_alone():
     ],
 )
 def test_a_text_beyond_the_limit_follows_the_declared_rule(truncate, sections):
-    assert module(max_chunks=2, truncate=truncate).chunks("abcdefghi", "t") == sections
+    assert list(module(max_chunks=2, truncate=truncate).chunks("abcdefghi", "t")) == sections
 
 
 def test_a_text_beyond_the_limit_can_be_an_error_that_gives_the_numbers():
     with pytest.raises(DataError, match="task 't' has 9 tokens, but max_chunks x chunk_tokens is 2 x 2 = 4"):
         module(max_chunks=2, truncate="error").chunks("abcdefghi", "t")
-    assert module(max_chunks=2, truncate="error").chunks("abcd", "t") == ["ab", "cd"]
+    assert list(module(max_chunks=2, truncate="error").chunks("abcd", "t")) == ["ab", "cd"]
 
 
 def test_centre_truncation_never_reads_more_sections_than_allowed():
@@ -110,7 +111,9 @@ def test_centre_truncation_never_reads_more_sections_than_allowed():
 
     # Five tokens a, z, z, z, abc; the first and the last together are three: aa, b, c.
     options = RecurrentMemoryOptions(chunk_tokens=1, max_chunks=2)
-    assert RecurrentMemoryModule(options, Greedy()).chunks("azzzabc", "t") == ["aa", "bc"]
+    assert list(RecurrentMemoryModule(options, Greedy()).chunks("azzzabc", "t")) == ["aa", "bc"]
+    # Here the first and the last together are one, aa.
+    assert list(RecurrentMemoryModule(options, Greedy()).chunks("azzza", "t")) == ["aa"]
 
 
 @pytest.mark.parametrize(
@@ -326,9 +329,17 @@ def test_a_whole_reply_can_be_scripted():
 # Text
 
 
+def pieces_of(text: str, offsets: list[tuple[int, int]], size: int) -> list[str]:
+    """The chunks of `text`, its spans given in two parts."""
+    half = len(offsets) // 2
+    cuts, tokens = chunk_cuts(text, [offsets[:half], offsets[half:]], size)
+    assert tokens == len(offsets)
+    return [text[start:end] for start, end in pairwise(cuts)]
+
+
 @given(st.text(max_size=80), st.integers(1, 12))
 def test_chunks_joined_are_the_text_again(text, size):
-    pieces = split_chunks(text, Letters().offsets(text), size)
+    pieces = pieces_of(text, Letters().offsets(text), size)
     assert "".join(pieces) == text
     assert all(len(piece) == size for piece in pieces[:-1]) and all(pieces)
 
@@ -337,7 +348,7 @@ def test_chunks_joined_are_the_text_again(text, size):
 def test_chunks_of_a_byte_level_tokenizer_lose_nothing_and_hold_about_their_size(text, size):
     # One token a UTF-8 byte, all bytes of a character with that character's span.
     offsets = [(index, index + 1) for index, letter in enumerate(text) for _ in letter.encode()]
-    pieces = split_chunks(text, offsets, size)
+    pieces = pieces_of(text, offsets, size)
     assert "".join(pieces) == text and all(pieces)
     # A character has at most four bytes, so a piece can be three tokens longer.
     assert all(len(piece.encode()) <= size + 3 for piece in pieces)
@@ -345,19 +356,20 @@ def test_chunks_of_a_byte_level_tokenizer_lose_nothing_and_hold_about_their_size
 
 def test_a_chunk_holds_at_least_one_token():
     with pytest.raises(ValueError, match="at least 1 token, got 0"):
-        split_chunks("abc", Letters().offsets("abc"), 0)
+        chunk_cuts("abc", [Letters().offsets("abc")], 0)
 
 
 @given(st.text(max_size=60), st.integers(1, 20))
 def test_centre_truncation_keeps_both_ends(text, tokens):
-    kept = keep_ends(text, Letters().offsets(text), tokens)
+    offsets = Letters().offsets(text)
+    kept = keep_ends(text, [offsets[:7], offsets[7:9], offsets[9:]], tokens)
     assert kept == (text if len(text) <= tokens else text[: tokens - tokens // 2] + text[len(text) - tokens // 2 :])
 
 
 def test_centre_truncation_takes_a_character_of_several_tokens_once():
     # a, four bytes of one character, b: the first three and the last two tokens both hold the character.
     offsets = [(0, 1), *[(1, 2)] * 4, (2, 3)]
-    assert keep_ends("a🙂b", offsets, 5) == "a🙂b"
+    assert keep_ends("a🙂b", [offsets], 5) == "a🙂b"
 
 
 @pytest.mark.parametrize(

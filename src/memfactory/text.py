@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import pairwise
+from operator import itemgetter
+from unicodedata import category
+
+Spans = list[tuple[int, int]]
+"""Half-open character spans of consecutive tokens."""
+Offsets = Callable[[str], Spans]
+"""A tokenizer: the spans of a text's tokens, in order."""
 
 
 def fill(template: str, values: Mapping[str, str]) -> str:
@@ -20,31 +29,93 @@ def placeholders(template: str) -> set[str]:
     return set(re.findall(r"\{([a-z_]+)\}", template))
 
 
-def split_chunks(text: str, offsets: Sequence[tuple[int, int]], size: int) -> list[str]:
-    """`text` cut into consecutive pieces of `size` tokens; joined, the pieces are `text` again.
+def token_spans(text: str, offsets: Offsets, piece: int = 32768, margin: int = 1024) -> Iterator[Spans]:
+    """The spans of the tokens of `text` in order, a bounded part of them at a time: joined, they are `offsets(text)`.
 
-    `offsets` are the character spans of the tokens in order. A piece never ends inside a character that several
+    Windows of `piece` characters are tokenised, each beginning 2 x `margin` characters before the last one ends. They
+    are joined behind a word, where the two agree on every token around it, so that neither the end of the one nor the
+    beginning of the other shows. Where they do not agree (one word longer than the margin, say), the window grows until
+    it meets its successor, at the worst to the whole text.
+    """
+    begin, end, joint = 0, min(piece, len(text)), 0
+    spans = _window(text, offsets, begin, end)
+    while end < len(text):
+        overlap = max(end - 2 * margin, 0)
+        next_end = min(overlap + piece, len(text))
+        following = _window(text, offsets, overlap, next_end)
+        meeting = _meeting(text, spans, following, overlap + margin // 2, end - margin // 2)
+        if meeting is None:
+            end = min(begin + 2 * (end - begin), len(text))
+            spans = _window(text, offsets, begin, end)
+            continue
+        yield spans[_first_from(spans, joint) : _first_from(spans, meeting)]
+        begin, end, joint, spans = overlap, next_end, meeting, following
+    yield spans[_first_from(spans, joint) :]
+
+
+def _window(text: str, offsets: Offsets, begin: int, end: int) -> Spans:
+    """The spans of `text[begin:end]` as places in `text`."""
+    spans = offsets(text[begin:end])
+    return [(start + begin, stop + begin) for start, stop in spans] if begin else spans
+
+
+def _first_from(spans: Spans, place: int) -> int:
+    """The number of the first span that starts at `place` or behind it."""
+    return bisect_left(spans, place, key=itemgetter(0))
+
+
+def _meeting(text: str, left: Spans, right: Spans, low: int, high: int) -> int | None:
+    """Where a token starts behind a word, in a stretch [low, high) in which both have the same tokens; None: nowhere.
+
+    There the words of every usual tokenizer end, whatever precedes.
+    """
+    shared = left[_first_from(left, low) : _first_from(left, high)]
+    if shared != right[_first_from(right, low) : _first_from(right, high)]:
+        return None
+    return next((b[0] for a, b in pairwise(shared) if a[1] <= b[0] and _ends_word(text, a[1])), None)
+
+
+def _ends_word(text: str, place: int) -> bool:
+    """Whether a letter or digit stands before `place`, and behind it a space or punctuation that is no apostrophe."""
+    after = text[place]
+    return text[place - 1].isalnum() and after not in "'\u2019" and (after.isspace() or category(after)[0] == "P")
+
+
+def chunk_cuts(text: str, spans: Iterable[Spans], size: int) -> tuple[list[int], int]:
+    """Where to cut `text` into consecutive pieces of `size` tokens, 0 and its end included; and how many tokens it has.
+
+    `spans` are the character spans of the tokens in order, in parts. A piece never ends inside a character that several
     tokens share, so a piece can hold a few tokens more.
     """
     if size < 1:
         raise ValueError(f"a chunk must hold at least 1 token, got {size}")
-    if not text:
-        return []
-    cuts = [0]
-    for index in range(size, len(offsets), size):
-        start = offsets[index][0]
-        if cuts[-1] < start < len(text):
-            cuts.append(start)
-    return [text[a:b] for a, b in zip(cuts, [*cuts[1:], len(text)], strict=True)]
+    cuts, tokens = [0], 0
+    for part in spans:
+        for index in range(-tokens % size if tokens else size, len(part), size):
+            start = part[index][0]
+            if cuts[-1] < start < len(text):
+                cuts.append(start)
+        tokens += len(part)
+    return [*cuts, len(text)] if text else cuts, tokens
 
 
-def keep_ends(text: str, offsets: Sequence[tuple[int, int]], tokens: int) -> str:
-    """The first and the last `tokens` / 2 tokens of `text` (all of it when it is short): centre truncation."""
-    if len(offsets) <= tokens:
+def keep_ends(text: str, spans: Iterable[Spans], tokens: int) -> str:
+    """The first and the last `tokens` / 2 tokens of `text` (all of it when it is short): centre truncation.
+
+    `spans` are the character spans of the tokens in order, in parts.
+    """
+    tail = tokens // 2
+    head = tokens - tail
+    last: Spans = []
+    count = end = 0
+    for part in spans:
+        if count < head <= count + len(part):
+            end = part[head - 1 - count][1]
+        count += len(part)
+        last = [*last, *part][-tail:] if tail else []
+    if count <= tokens:
         return text
-    head = tokens - tokens // 2
-    end, start = offsets[head - 1][1], offsets[len(offsets) - tokens // 2][0] if tokens > 1 else len(text)
-    return text[:end] + text[max(start, end) :]
+    return text[:end] + text[max(last[0][0] if tail else len(text), end) :]
 
 
 def closing_braces(text: str) -> dict[int, int]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
 
+import numpy
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
@@ -89,11 +90,12 @@ class ChatFormat:
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
         """The half-open character span of every token of `text`, in order, without special tokens."""
-        return list(self._remembered_offsets(text))
+        return [(start, end) for start, end in self._remembered_offsets(text).tolist()]
 
-    def _offsets(self, text: str) -> tuple[tuple[int, int], ...]:
+    def _offsets(self, text: str) -> numpy.ndarray:
+        """The spans, [tokens, 2]: an array takes a 16th of the memory of tuples."""
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        return tuple((start, end) for start, end in encoded["offset_mapping"])
+        return numpy.array(encoded["offset_mapping"], numpy.int32).reshape(-1, 2)
 
     def _prompt_ids(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
         contents = [message.content for message in messages]

@@ -62,5 +62,5 @@ class FullContextAnswer(Module):
         if len(offsets) <= limit:
             return text
         if self.options.keep == "center":
-            return keep_ends(text, offsets, limit)
+            return keep_ends(text, [offsets], limit)
         return text[offsets[-limit][0] :] if self.options.keep == "last" else text[: offsets[limit - 1][1]]

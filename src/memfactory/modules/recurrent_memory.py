@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from itertools import pairwise
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -10,8 +14,10 @@ from memfactory.dialogue import Ask, Asking, Module, ModuleOptions
 from memfactory.errors import DataError
 from memfactory.memory.wording import whole
 from memfactory.registry import MODULES, Options
-from memfactory.text import after_thinking, fill, keep_ends, placeholders, split_chunks
-from memfactory.types import Episode, Message
+from memfactory.text import after_thinking, chunk_cuts, fill, keep_ends, placeholders, token_spans
+from memfactory.types import Codec, Episode, Message
+
+Order = Literal["memory_first", "section_first"]
 
 UPDATE_PROMPT = """\
 Read the section and rewrite the memory: keep what helps with the problem, add what is new, correct what has changed.
@@ -29,6 +35,28 @@ Read the section and rewrite the memory: keep what helps with the problem, add w
 </section>
 
 Updated memory:"""
+
+SECTION_FIRST_PROMPT = """\
+First read the section, then rewrite the memory that follows it: keep what helps with the problem, add what the section
+brings, correct what it changes.
+
+<problem>
+{question}
+</problem>
+
+<section>
+{section}
+</section>
+
+<memory>
+{memory}
+</memory>
+
+Updated memory:"""
+
+UPDATE_PROMPTS: Mapping[Order, str] = MappingProxyType(
+    {"memory_first": UPDATE_PROMPT, "section_first": SECTION_FIRST_PROMPT}
+)
 
 ANSWER_PROMPT = """\
 Solve the problem from the memory and write the answer inside \\boxed{}.
@@ -50,7 +78,7 @@ class Prompts(Options):
     system: str | None = None
     """A system message before each prompt; null: none."""
     update: str = UPDATE_PROMPT
-    """Asks for the new memory."""
+    """Asks for the new memory. The built-in wording follows `order`; one of your own must have that order."""
     answer: str = ANSWER_PROMPT
     """Asks for the final answer."""
 
@@ -66,6 +94,12 @@ class Prompts(Options):
             if missing:
                 raise ValueError(f"the {name} prompt lacks {', '.join(missing)}")
         return self
+
+    @property
+    def order(self) -> Order:
+        """section_first where nothing of the section stands behind any of the memory."""
+        section = max(self.update.rfind(name) for name in ("{section}", "{chunk}"))
+        return "section_first" if section < self.update.find("{memory}") else "memory_first"
 
 
 class RecurrentMemoryOptions(ModuleOptions):
@@ -85,8 +119,30 @@ class RecurrentMemoryOptions(ModuleOptions):
     """What stands for the memory before the first section."""
     drop_thinking: bool = True
     """Only what follows </think> becomes memory or answer; unfinished thinking leaves the memory as it was."""
+    order: Order = "memory_first"
+    """What an update shows first: the memory, as published, or the section, which all attempts at a task then share."""
     prompts: Prompts = Prompts()
     """The wording of both prompts."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _built_in_wording_follows_the_order(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("order") not in list(UPDATE_PROMPTS):
+            return values
+        prompts = values.get("prompts", {})
+        given = prompts.model_dump() if isinstance(prompts, Prompts) else prompts
+        if isinstance(given, dict) and given.get("update", UPDATE_PROMPT) in UPDATE_PROMPTS.values():
+            return {**values, "prompts": {**given, "update": UPDATE_PROMPTS[values["order"]]}}
+        return values
+
+    @model_validator(mode="after")
+    def _order_is_that_of_the_wording(self) -> RecurrentMemoryOptions:
+        if self.prompts.order != self.order:
+            raise ValueError(
+                f"`order` is {self.order}, but the order of the update prompt is {self.prompts.order}: "
+                "change one of them, or leave the update prompt out"
+            )
+        return self
 
 
 @MODULES.register("recurrent_memory")
@@ -97,27 +153,42 @@ class RecurrentMemoryModule(Module):
     options: RecurrentMemoryOptions
     steps = ("update", "answer")
 
-    def chunks(self, context: str, task_id: str) -> list[str]:
-        """The sections of `context` under the declared rule for what is too long.
+    def __init__(self, options: Any, codec: Codec) -> None:
+        super().__init__(options, codec)
+        # The attempts at a task read the same text one after another.
+        self._remembered_cuts = lru_cache(maxsize=16)(self._cut)
 
-        Raises DataError for a text beyond `max_chunks` under `truncate: error`.
+    def chunks(self, context: str, task_id: str) -> Iterator[str]:
+        """The sections of `context`, one at a time, under the declared rule for what is too long.
+
+        Beside the text only the places where it is cut are held. Raises DataError for a text beyond `max_chunks` under
+        `truncate: error`.
         """
-        options, offsets = self.options, self.codec.offsets(context)
-        limit = None if options.max_chunks is None else options.max_chunks * options.chunk_tokens
-        if limit is not None and len(offsets) > limit and options.truncate != "none":
-            if options.truncate == "error":
-                raise DataError(
-                    f"the context of task {task_id!r} has {len(offsets)} tokens, but max_chunks x chunk_tokens is "
-                    f"{options.max_chunks} x {options.chunk_tokens} = {limit}; raise one or set truncate: center"
-                )
-            context = keep_ends(context, offsets, limit)
-            offsets = self.codec.offsets(context)
-        pieces = split_chunks(context, offsets, options.chunk_tokens)
-        if limit is not None and options.truncate == "center" and len(pieces) > (options.max_chunks or 0):
-            # Cutting out the middle can join two tokens into others, a few more than there were.
-            keep = (options.max_chunks or 1) - 1
-            pieces = [*pieces[:keep], "".join(pieces[keep:])]
-        return pieces
+        options, limit = self.options, self._limit
+        kept, cuts, tokens = self._remembered_cuts(context)
+        if limit is not None and tokens > limit and options.truncate == "error":
+            raise DataError(
+                f"the context of task {task_id!r} has {tokens} tokens, but max_chunks x chunk_tokens is "
+                f"{options.max_chunks} x {options.chunk_tokens} = {limit}; raise one or set truncate: center"
+            )
+        return (kept[start:end] for start, end in pairwise(cuts))
+
+    @property
+    def _limit(self) -> int | None:
+        """The most tokens that `max_chunks` sections hold; None: any number."""
+        return None if self.options.max_chunks is None else self.options.max_chunks * self.options.chunk_tokens
+
+    def _cut(self, context: str) -> tuple[str, tuple[int, ...], int]:
+        """What is kept of `context`, where that is cut, and how many tokens `context` has."""
+        size, limit = self.options.chunk_tokens, self._limit
+        cuts, tokens = chunk_cuts(context, token_spans(context, self.codec.offsets), size)
+        if limit is not None and tokens > limit and self.options.truncate == "center":
+            context = keep_ends(context, token_spans(context, self.codec.offsets), limit)
+            cuts, _ = chunk_cuts(context, token_spans(context, self.codec.offsets), size)
+            if len(cuts) > (self.options.max_chunks or 0) + 1:
+                # Cutting out the middle can join two tokens into others, a few more than there were.
+                cuts = [*cuts[: self.options.max_chunks], cuts[-1]]
+        return context, tuple(cuts), tokens
 
     def dialogue(self, episode: Episode) -> Asking:
         options, task = self.options, episode.task
