@@ -1,0 +1,224 @@
+"""Times one training step (rollout, score, train) phase by phase: scripts/bench_step.py WORKLOAD [options].
+
+Sides take turns in one process: `product` as configured (with --set), `plain` the usual way, `trl` (single-turn work),
+`other` the product with --other-set. Peak memory is that of one step in a fresh process for each side. See
+docs/benchmarks/speed.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from bench_floor import decode_bytes, needed
+from bench_measure import (
+    machine,
+    matmul_peak,
+    memory_bandwidth,
+    resident_bytes,
+)
+from bench_plain import PlainSide
+from bench_product import ProductSide
+from bench_profile import write_profile
+from bench_report import print_report
+from bench_trl import SINGLE_TURN, TrlSide
+from bench_workloads import WORKLOADS, Size, Work, configured, write_model
+
+from memfactory.engines.loading import compute_dtype, resolve_device
+from memfactory.engines.options import ModelConfig
+from memfactory.errors import MemFactoryError
+from memfactory.trainers.footprint import architecture
+
+SIDES = ("product", "plain", "trl", "other")
+
+
+def main() -> None:
+    given = arguments()
+    torch.set_num_threads(given.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            run(given, Path(folder))
+        except MemFactoryError as error:
+            sys.exit(str(error))
+
+
+def run(given: argparse.Namespace, folder: Path) -> None:
+    work = Work(given.workload, **{field.name: getattr(given, field.name) for field in fields(Work)[1:]})
+    size = given.model or Size(**{field.name: getattr(given, field.name) for field in fields(Size)})
+    model = write_model(folder / "model", size)
+    bench = Bench(given, work, model, folder)
+    if given.memory_of:
+        print(json.dumps(bench.memory(given.memory_of)))
+        return
+    if given.check:
+        bench.check()
+        return
+    report = {"command": sys.argv[1:], "work": asdict(work), "model": size if given.model else asdict(size)}
+    report |= bench.measured()
+    if not given.no_memory:
+        report["memory"] = {side: memory_in_fresh_process(side) for side in given.sides}
+    if given.json:
+        given.json.write_text(json.dumps(report, indent=1), encoding="utf-8")
+    print_report(report)
+    if given.profile:
+        write_profile(bench.side(given.sides[0]), given.profile)
+
+
+class Bench:
+    """The sides of one benchmark, made as they are needed; `side` keeps them."""
+
+    def __init__(self, given: argparse.Namespace, work: Work, model: Path, folder: Path) -> None:
+        self.given, self.work, self.model, self.folder = given, work, model, folder
+        self._made: dict[str, Any] = {}
+
+    def side(self, name: str) -> Any:
+        """The side called `name`, ready to take steps."""
+        if name not in self._made:
+            given = self.given
+            settings = [f"model.device={given.device}", f"model.dtype={given.dtype}"]
+            settings += given.set + (given.other_set if name == "other" else [])
+            resolved = configured(self.work, self.model, self.folder / name, settings)
+            if name == "plain":
+                made: Any = PlainSide(
+                    resolved, given.plain_rows, checkpointing=not given.plain_no_checkpointing, spread=given.ragged
+                )
+            elif name == "trl":
+                made = TrlSide(resolved, self.folder, self.work.new_tokens, checkpointing=given.trl_checkpointing)
+            else:
+                made = ProductSide(resolved, self.folder, given.ragged)
+            self._made[name] = made
+        return self._made[name]
+
+    def measured(self) -> dict[str, Any]:
+        """Seconds, tokens and FLOPs of every side, taken in turns that change their order."""
+        given, names = self.given, list(self.given.sides)
+        device, dtype = resolve_device(given.device), compute_dtype_of(given)
+        peak = matmul_peak(device, dtype)
+        sides: dict[str, dict[str, Any]] = {name: {"seconds": []} for name in names}
+        for name in names:
+            # The first step of each side warms it up and counts its operations.
+            side = self.side(name)
+            side.clock.reset()
+            with side.clock.counting():
+                side.step(1)
+            sides[name] |= {
+                "flops": dict(side.clock.flops),
+                "slots": dict(side.clock.slots),
+                "calls": dict(side.clock.calls),
+            }
+        for turn in range(given.repeats):
+            peak = max(peak, matmul_peak(device, dtype, 0.2))
+            for name in names if turn % 2 == 0 else names[::-1]:
+                side = self.side(name)
+                side.clock.reset()
+                with side.clock.phase("other"):
+                    side.step(turn + 2)
+                sides[name]["seconds"].append(dict(side.clock.seconds))
+        report = {"machine": machine(device), "peak_flops": peak, "bandwidth": memory_bandwidth(device), "sides": sides}
+        return report | self._least(next((name for name in names if name != "trl"), None), sides, peak)
+
+    def _least(self, name: str | None, sides: dict[str, Any], peak: float) -> dict[str, Any]:
+        """What the step has to do at least, by the groups that the side `name` sampled last."""
+        if name is None:
+            return {}
+        side = self.side(name)
+        model = side.policy.model if isinstance(side, ProductSide) else side.model
+        sizes = architecture(model.config)
+        turns = side.turns()
+        least = needed(sizes, side.groups, turns, side.options)
+        name_of_type = str(compute_dtype_of(self.given)).removeprefix("torch.")
+        reads = {
+            one: decode_bytes(side.groups, sizes, name_of_type, values["calls"].get("decode", 0))
+            for one, values in sides.items()
+        }
+        return {
+            "needed": {"flops": least.flops, "tokens": least.tokens, "seconds": least.total / peak},
+            "tokens": {
+                "turns": len(turns),
+                "prompts": sum(len(turn.prompt_ids) for turn in turns),
+                "replies": sum(len(turn.reply_ids) for turn in turns),
+            },
+            "decode_bytes": reads,
+        }
+
+    def memory(self, name: str) -> dict[str, float]:
+        """Peak memory of one step of the side `name`, and what there was before it, in bytes."""
+        side = self.side(name)
+        if side.clock.device.type == "cuda":
+            before = float(torch.cuda.memory_allocated())
+            torch.cuda.reset_peak_memory_stats()
+            side.step(1)
+            return {"before": before, "peak": float(torch.cuda.max_memory_allocated())}
+        before, _ = resident_bytes()
+        side.step(1)
+        return {"before": before, "peak": resident_bytes()[1]}
+
+    def check(self) -> None:
+        """Exit with an error unless product and plain give equal losses and gradients on the same trajectories."""
+        from bench_check import compared
+
+        difference = compared(self.side("product"), self.side("plain"))
+        print(json.dumps(difference))
+        if max(difference.values()) > 1e-5:
+            sys.exit("the sides differ by more than 1e-5")
+
+
+def compute_dtype_of(given: argparse.Namespace) -> torch.dtype:
+    """The type that the model computes in."""
+    return compute_dtype(ModelConfig(dtype=given.dtype), resolve_device(given.device))
+
+
+def memory_in_fresh_process(side: str) -> dict[str, float]:
+    """Peak memory of a step of `side`, measured by this command in a process of its own."""
+    command = [sys.executable, __file__, *sys.argv[1:], "--memory-of", side]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return dict(json.loads(done.stdout.strip().splitlines()[-1]))
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add = parser.add_argument
+    add("workload", choices=WORKLOADS)
+    add("--sides", nargs="+", choices=SIDES, default=["product", "plain"])
+    add("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides of the product's config, for every side")
+    add("--other-set", nargs="*", default=[], metavar="KEY=VALUE", help="further overrides of the side `other`")
+    add("--repeats", type=int, default=5, help="timed steps of each side")
+    for field in fields(Work)[1:]:
+        choices = ("faithful", "section_first") if field.name == "prompts" else None
+        add(option(field.name), type=type(field.default), default=field.default, choices=choices, help="of the step")
+    for field in fields(Size):
+        add(option(field.name), type=int, default=field.default, help="of the model's architecture")
+    add("--model", help="a hub id, a folder, or tiny: its architecture with random weights")
+    add("--device", default="cpu")
+    add("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
+    add("--threads", type=int, default=1, help="of the CPU")
+    add("--ragged", type=float, default=0.0, help="spread (sigma) of log-normal reply lengths; 0: all of full length")
+    add("--plain-rows", type=int, default=4, help="turns in a micro-batch of the plain side")
+    add("--plain-no-checkpointing", action="store_true", help="the plain side without gradient checkpointing")
+    add("--trl-checkpointing", action="store_true", help="TRL with gradient checkpointing, its default")
+    add("--check", action="store_true", help="only compare losses and gradients of product and plain")
+    add("--profile", type=Path, help="write tables of the slowest operations of the first side to this file")
+    add("--json", type=Path, help="write everything that was measured to this file")
+    add("--no-memory", action="store_true", help="leave out peak memory, which takes a fresh process for each side")
+    add("--memory-of", choices=SIDES, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if "trl" in given.sides and given.workload not in SINGLE_TURN:
+        parser.error(f"the side trl knows single-turn work only: {', '.join(SINGLE_TURN)}")
+    if "trl" in given.sides and given.ragged:
+        parser.error("the side trl has no reply lengths of its own; leave --ragged out")
+    return given
+
+
+def option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+if __name__ == "__main__":
+    main()
