@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -100,73 +102,70 @@ def test_the_same_work_gives_the_same_bits_whatever_the_engine_did_before(model,
     assert sample(engine, asks(9, same=2)) == first
 
 
-def test_equal_prompts_are_prefilled_once_even_when_the_group_does_not_fit_the_batch(model, chat):
-    lengths = []
+@contextmanager
+def fed_shapes(model, engine: HfEngine) -> Iterator[list[tuple[int, int]]]:
+    """The shape [rows, tokens] of every pass within; the engine has tried the model out before."""
+    sample(engine, asks(1, tokens=1))
+    shapes: list[tuple[int, int]] = []
     handle = model.register_forward_pre_hook(
-        lambda module, args, kwargs: lengths.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+        lambda module, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )
-    prompts = asks(10, same=5, tokens=6)
-    short, long = (len(chat.prompt_ids(prompts[index][0])) for index in (0, 5))
     try:
-        replies = sample(HfEngine(model, chat, HfEngineConfig(max_batch=4, prefill_tokens=16)), prompts)
+        yield shapes
     finally:
         handle.remove()
-    assert [shape for shape in lengths if shape[1] > 1] == [(1, short - 1), (1, long - 1)]
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_equal_prompts_are_prefilled_once_even_when_the_group_does_not_fit_the_batch(model, chat, share):
+    prompts = asks(10, same=5, tokens=6)
+    short, long = (len(chat.prompt_ids(prompts[index][0])) for index in (0, 5))
+    engine = HfEngine(model, chat, HfEngineConfig(max_batch=4, prefill_tokens=16, share_prefixes=share))
+    with fed_shapes(model, engine) as shapes:
+        replies = sample(engine, prompts)
+    assert [shape for shape in shapes if shape[1] > 1] == [(1, short - 1), (1, long - 1)]
     assert max(largest_difference(model, chat, reply) for reply in replies) < 1e-5
 
 
 def test_prompts_of_similar_length_are_prefilled_together_within_the_token_budget(model, chat):
-    shapes = []
-    handle = model.register_forward_pre_hook(
-        lambda module, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
-    )
     # Each of these letters is one token.
     texts = ["Z" * 30, "Z" * 5, "Z" * 29, "Z" * 6]
     form = len(chat.prompt_ids([Message("user", "Z")])) - 1
-    try:
-        sample(
-            HfEngine(model, chat, HfEngineConfig(prefill_tokens=2 * (form + 30))),
-            [((Message("user", text),), Sampling(1, seed=index)) for index, text in enumerate(texts)],
-        )
-    finally:
-        handle.remove()
+    engine = HfEngine(model, chat, HfEngineConfig(prefill_tokens=2 * (form + 30), share_prefixes=False))
+    with fed_shapes(model, engine) as shapes:
+        sample(engine, [((Message("user", text),), Sampling(1, seed=index)) for index, text in enumerate(texts)])
     # 5 and 6 fit together, and so does no third: 29 and 30 follow. One token less each, which the first step feeds.
     assert shapes == [(2, form + 5), (2, form + 29), (4, 1)]
 
 
-def test_finished_rows_leave_at_once_and_waiting_ones_take_their_place(model, chat):
-    widths = []
-    handle = model.register_forward_pre_hook(
-        lambda module, args, kwargs: widths.append(kwargs["input_ids"].shape), with_kwargs=True
-    )
+@pytest.mark.parametrize("share", [True, False])
+def test_finished_rows_leave_at_once_and_waiting_ones_take_their_place(model, chat, share):
     message = (Message("user", "code"),)
     limits = [1, 4, 4, 4]
-    try:
-        sample(
-            HfEngine(model, chat, HfEngineConfig(max_batch=2)),
-            [(message, Sampling(limit, seed=index)) for index, limit in enumerate(limits)],
-        )
-    finally:
-        handle.remove()
+    engine = HfEngine(model, chat, HfEngineConfig(max_batch=2, share_prefixes=share))
+    with fed_shapes(model, engine) as shapes:
+        sample(engine, [(message, Sampling(limit, seed=index)) for index, limit in enumerate(limits)])
     # 0 leaves after one step, 2 takes its place beside 1, which leaves after four, and 3 takes that place: 13 tokens.
-    assert [shape[0] for shape in widths if shape[1] == 1] == [2, 2, 2, 2, 2, 1, 1, 1]
+    assert [shape[0] for shape in shapes if shape[1] == 1] == [2, 2, 2, 2, 2, 1, 1, 1]
 
 
-def test_the_token_budget_of_the_cache_bounds_how_many_decode_together(model, chat):
-    widths = []
-    handle = model.register_forward_pre_hook(
-        lambda module, args, kwargs: widths.append(kwargs["input_ids"].shape), with_kwargs=True
-    )
+@pytest.mark.parametrize(
+    ("share", "budget", "rows"),
+    [
+        # Prompt and reply need 64 columns at most, so 192 tokens hold three rows.
+        (False, 192, 3),
+        # The reply needs 32 of them, and the prompt, less its last token, 18 tokens once: three rows take 114.
+        (True, 114, 3),
+        (True, 113, 2),
+    ],
+)
+def test_the_token_budget_of_the_cache_bounds_how_many_decode_together(model, chat, share, budget, rows):
     message = (Message("user", "code"),)
-    try:
-        # Prompt and reply need 64 columns at most, so a budget of 192 tokens holds three rows.
-        sample(
-            HfEngine(model, chat, HfEngineConfig(max_batch_tokens=192)),
-            [(message, Sampling(20, seed=index)) for index in range(7)],
-        )
-    finally:
-        handle.remove()
-    assert max(shape[0] for shape in widths if shape[1] == 1) == 3
+    assert len(chat.prompt_ids(message)) == 19
+    engine = HfEngine(model, chat, HfEngineConfig(max_batch_tokens=budget, share_prefixes=share))
+    with fed_shapes(model, engine) as shapes:
+        sample(engine, [(message, Sampling(20, seed=index)) for index in range(7)])
+    assert max(shape[0] for shape in shapes if shape[1] == 1) == rows
 
 
 def test_the_cache_stays_within_its_budget_when_a_long_row_follows_many_short_ones():

@@ -8,43 +8,20 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 import torch
 from transformers import PreTrainedModel
 
-from memfactory.engines.base import Key, stop_place
+from memfactory.engines.base import Key
 from memfactory.engines.chat import ChatFormat
-from memfactory.engines.hf_cache import LayerStates, round_up
 from memfactory.engines.hf_forward import Forward
+from memfactory.engines.hf_prompts import CopiedPrompts, Group, Prompts, SharedPrompts
+from memfactory.engines.hf_rows import Row, Waiting
 from memfactory.engines.hf_sampling import Drawing, draw, uniforms
 from memfactory.engines.options import HfEngineConfig
 from memfactory.errors import EngineError
-from memfactory.types import Message, Reply, Sampling, Stop, Tokens
-
-
-@dataclass
-class _Row:
-    """A conversation that waits or decodes. `limit` is the most tokens that its reply may have."""
-
-    key: Key
-    prompt: tuple[int, ...]
-    sampling: Sampling
-    limit: int
-    uniforms: Iterator[float]
-    reply_ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-
-    @property
-    def cached(self) -> int:
-        """Tokens whose keys and values are in the cache: all but the one that is fed next."""
-        return len(self.prompt) + len(self.reply_ids) - 1
-
-    @property
-    def columns(self) -> int:
-        """Columns of the cache that it can come to need."""
-        return round_up(len(self.prompt) + self.limit)
+from memfactory.types import Message, Reply, Sampling
 
 
 class HfEngine:
@@ -70,11 +47,10 @@ class HfEngine:
     ) -> None:
         self.chat, self.config = chat, config
         self._forward = Forward(model, chat.vocab_size, chat.pad_id, compute_dtype or torch.float32)
-        self._cache = self._forward.cache
-        self._waiting: dict[tuple[int, ...], deque[_Row]] = {}
-        # Prefilled prompts that some conversations have begun and others of the group still wait for.
-        self._prefixes: dict[tuple[int, ...], list[LayerStates]] = {}
-        self._rows: list[_Row] = []
+        # Chosen at the first step: until then the model can still change.
+        self._prompts: Prompts | None = None
+        self._waiting: Waiting = {}
+        self._rows: list[Row] = []
         self._next_ids = torch.zeros(0, dtype=torch.long)
         self._drawing: Drawing | None = None
 
@@ -87,7 +63,7 @@ class HfEngine:
                 f"a prompt of {len(prompt)} tokens leaves no room for a reply: the model's context is "
                 f"{context} tokens. Shorten the chunks or the memory"
             )
-        row = _Row(key, prompt, sampling, min(sampling.max_tokens, room), uniforms(sampling.seed))
+        row = Row(key, prompt, sampling, min(sampling.max_tokens, room), uniforms(sampling.seed))
         self._waiting.setdefault(prompt, deque()).append(row)
 
     def step(self) -> list[tuple[Key, Reply]]:
@@ -95,8 +71,10 @@ class HfEngine:
             return []
         try:
             with self._forward.computing():
-                self._enter()
-                finished = self._advance()
+                if self._prompts is None:
+                    self._prompts = self._chosen()
+                self._enter(self._prompts)
+                finished = self._advance(self._prompts)
         except torch.OutOfMemoryError as error:
             self.cancel()
             raise EngineError(
@@ -116,42 +94,43 @@ class HfEngine:
     def cancel(self) -> None:
         self._waiting.clear()
         self._rows.clear()
-        self._prefixes.clear()
+        if self._prompts is not None:
+            self._prompts.clear()
         self._drawing = None
         self._forward.rest()
 
     def close(self) -> None:
         self.cancel()
 
-    def _enter(self) -> None:
-        """Let waiting conversations begin: those whose prompt is prefilled already, then the others by length."""
-        groups = self._admitted()
+    def _chosen(self) -> Prompts:
+        shares = self.config.share_prefixes and self._forward.attend_in_parts()
+        way = SharedPrompts if shares else CopiedPrompts
+        return way(self._forward, self.config.prefill_tokens, self.config.max_batch_tokens)
+
+    def _enter(self, prompts: Prompts) -> None:
+        """Let waiting conversations begin."""
+        groups = self._admitted(prompts)
         if not groups:
             return
-        columns = max(row.columns for row in [*self._rows, *(row for group in groups for row in group)])
-        self._cache.reserve(len(self._rows) + sum(map(len, groups)), columns, self.config.max_batch_tokens)
-        fresh = []
-        for group in groups:
-            if group[0].prompt in self._prefixes:
-                self._add([group], self._prefixes[group[0].prompt])
-            else:
-                fresh.append(group)
-        for batch in self._prefill_batches(fresh):
-            self._add(batch, self._forward.prefill([group[0].prompt for group in batch]))
-        self._prefixes = {prompt: kept for prompt, kept in self._prefixes.items() if prompt in self._waiting}
+        columns = max(prompts.columns(row) for row in [*self._rows, *(row for group in groups for row in group)])
+        begun = prompts.enter(groups, len(self._rows) + sum(map(len, groups)), columns, self._waiting)
+        last = torch.tensor([row.prompt[-1] for row in begun], device=self._forward.device)
+        self._next_ids = torch.cat([self._next_ids, last]) if self._rows else last
+        self._rows += begun
         self._drawing = None
 
-    def _admitted(self) -> list[list[_Row]]:
+    def _admitted(self, prompts: Prompts) -> list[Group]:
         """Take from the waiting, first come first served, what `max_batch` and `max_batch_tokens` have room for."""
-        count, columns = len(self._rows), max((row.columns for row in self._rows), default=0)
-        groups: list[list[_Row]] = []
+        count, columns = len(self._rows), max(map(prompts.columns, self._rows), default=0)
+        groups: list[Group] = []
         for prompt in list(self._waiting):
-            queue, group = self._waiting[prompt], list[_Row]()
+            queue, group = self._waiting[prompt], Group()
             while queue and count < self.config.max_batch:
-                wider = max(columns, queue[0].columns)
-                if count and (count + 1) * wider > self.config.max_batch_tokens:
+                wider = max(columns, prompts.columns(queue[0]))
+                if count and (count + 1) * wider + prompts.cost(prompt) > self.config.max_batch_tokens:
                     break
                 group.append(queue.popleft())
+                prompts.admit(group[-1])
                 count, columns = count + 1, wider
             if group:
                 groups.append(group)
@@ -160,44 +139,16 @@ class HfEngine:
             del self._waiting[prompt]
         return groups
 
-    def _prefill_batches(self, groups: list[list[_Row]]) -> Iterator[list[list[_Row]]]:
-        """Groups of similar prompt length whose padded prompts stay within `prefill_tokens`."""
-        batch: list[list[_Row]] = []
-        for group in sorted(groups, key=lambda group: len(group[0].prompt)):
-            if batch and (len(batch) + 1) * len(group[0].prompt) > self.config.prefill_tokens:
-                yield batch
-                batch = []
-            batch.append(group)
-        if batch:
-            yield batch
-
-    def _add(self, groups: list[list[_Row]], states: list[LayerStates] | None) -> None:
-        """Begin decoding the rows of `groups`, whose prompts' keys and values are `states`, one prompt a group."""
-        rows = [row for group in groups for row in group]
-        source = [index for index, group in enumerate(groups) for _ in group]
-        self._cache.enter([row.cached for row in rows], source, states)
-        last = torch.tensor([row.prompt[-1] for row in rows], device=self._forward.device)
-        self._next_ids = torch.cat([self._next_ids, last]) if self._rows else last
-        self._rows += rows
-        for index, group in enumerate(groups):
-            prompt = group[0].prompt
-            if states is not None and prompt in self._waiting and prompt not in self._prefixes:
-                length = len(prompt) - 1
-                self._prefixes[prompt] = [
-                    (keys[index : index + 1, :, :length].clone(), values[index : index + 1, :, :length].clone())
-                    for keys, values in states
-                ]
-
-    def _advance(self) -> list[tuple[Key, Reply]]:
+    def _advance(self, prompts: Prompts) -> list[tuple[Key, Reply]]:
         """One token for every row; the rows that end with it leave."""
-        rows, cache = self._rows, self._cache
-        logits = self._forward.logits(self._next_ids, max(row.cached for row in rows) + 1)
+        rows = self._rows
+        logits = prompts.logits(rows, self._next_ids)
         if self._drawing is None:
             self._drawing = Drawing.of([row.sampling.decoding for row in rows], logits.shape[-1], logits.device)
         uniform = torch.tensor([next(row.uniforms) for row in rows], dtype=torch.float64).to(logits.device)
         ids, logprobs = draw(logits, self._drawing, uniform)
         self._next_ids = ids
-        cache.lengths += 1
+        self._forward.cache.lengths += 1
         # The one transfer of the step. Float64 holds every id exactly.
         drawn = torch.stack([ids.double(), logprobs.double()]).tolist()
         gone, finished = [], []
@@ -206,35 +157,13 @@ class HfEngine:
                 raise EngineError("the model's logits are not finite: its weights are broken or overflow its type")
             row.reply_ids.append(int(number))
             row.logprobs.append(logprob)
-            reply = self._reply(row)
+            reply = row.reply(self.chat)
             if reply is not None:
                 gone.append(index)
                 finished.append((row.key, reply))
         if gone:
-            order = cache.leave(gone)
+            order = prompts.leave(rows, gone)
             self._next_ids = self._next_ids[torch.tensor(order, dtype=torch.long, device=ids.device)]
             self._rows = [rows[index] for index in order]
             self._drawing = None
         return finished
-
-    def _reply(self, row: _Row) -> Reply | None:
-        """The reply of `row` if its newest token ended it."""
-        stop: Stop = "length"
-        end: int | None = None
-        if row.reply_ids[-1] in self.chat.stop_ids or (end := self._stop_string(row)) is not None:
-            stop = "stop"
-        elif len(row.reply_ids) < row.limit:
-            return None
-        text = self.chat.reply_text(row.prompt, row.reply_ids)[:end]
-        return Reply(text, stop, Tokens(row.prompt, tuple(row.reply_ids), tuple(row.logprobs)))
-
-    def _stop_string(self, row: _Row) -> int | None:
-        """Where in the text the stop string begins that the newest token completed."""
-        stop = row.sampling.stop
-        if not stop:
-            return None
-        # A token spells at least one byte, so so many of them hold whatever the newest one completed.
-        recent = row.reply_ids[-max(len(string.encode()) for string in stop) - 8 :]
-        if stop_place(self.chat.decode(recent), stop) is None:
-            return None
-        return stop_place(self.chat.reply_text(row.prompt, row.reply_ids), stop)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
@@ -9,9 +10,11 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from memfactory.engines.hf_attention import NAME, Forest, Shared, Slots, can_attend
 from memfactory.engines.hf_cache import LayerStates, SlotCache, round_up
 from memfactory.errors import ConfigError
 
+log = logging.getLogger("memfactory")
 MASKED_ATTENTION = ("sdpa", "eager")
 
 
@@ -40,6 +43,7 @@ class Forward:
         self._vocab_size, self._pad_id = vocab_size, pad_id
         self._compute_dtype = compute_dtype
         self._found: tuple[bool, str] | None = None
+        self._in_parts = False
 
     @property
     def device(self) -> torch.device:
@@ -50,7 +54,7 @@ class Forward:
         """Around every pass. The first one puts the model into eval mode, where it stays until `rest`."""
         if self._found is None:
             self._begin()
-        elif self._model.training or str(self._model.config._attn_implementation) not in MASKED_ATTENTION:
+        elif self._model.training or not self._suits(self._attention):
             # Another engine over the same model has rested meanwhile.
             self._settle()
         dtype = self.cache.dtype
@@ -67,8 +71,19 @@ class Forward:
         training, attention = self._found
         self._found = None
         self._model.train(training)
-        if attention not in MASKED_ATTENTION:
+        # Under the parts of another engine it was found by chance; that engine gives the kernel back.
+        if attention not in (self._attention, NAME):
             self._model.set_attn_implementation(attention)
+
+    def attend_in_parts(self) -> bool:
+        """Attend in parts from now on, if the model can; otherwise a warning says why not."""
+        reason = self._reason_against_parts()
+        if reason is not None:
+            log.warning("prompts that begin alike are not shared while sampling: %s", reason)
+            return False
+        self._in_parts = True
+        self._model.set_attn_implementation(NAME)
+        return True
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> list[LayerStates] | None:
         """Keys and values of all but the last token of each prompt, padded on the right; None when that is nothing.
@@ -112,6 +127,80 @@ class Forward:
         ).logits
         return logits[:, -1, : self._vocab_size].float()
 
+    def keys_and_values(self, tokens: Sequence[int], positions: Sequence[int], forest: Forest) -> list[LayerStates]:
+        """Of a row of `tokens`, each of which attends to what `forest` says."""
+        cache = DynamicCache()
+        self._model(
+            input_ids=torch.tensor([tokens], device=self.device),
+            position_ids=torch.tensor([positions], device=self.device),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+            attention_parts=forest,
+        )
+        kept = [(layer.keys, layer.values) for layer in cache.layers]
+        dtype = self.cache.dtype
+        return kept if dtype is None else [(keys.to(dtype), values.to(dtype)) for keys, values in kept]
+
+    def logits_in_parts(self, next_ids: Tensor, columns: int, shared: tuple[Shared, ...], starts: Tensor) -> Tensor:
+        """As `logits`; the rows' slots begin `starts` [n] tokens after their prompts do, and `shared` is the rest."""
+        cache = self.cache
+        cache.columns = round_up(columns)
+        visible = torch.arange(cache.columns, device=self.device) <= cache.lengths.unsqueeze(-1)
+        logits: Tensor = self._model(
+            input_ids=next_ids.unsqueeze(-1),
+            position_ids=(starts + cache.lengths).unsqueeze(-1),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+            attention_parts=Slots(visible, shared),
+        ).logits
+        return logits[:, -1, : self._vocab_size].float()
+
+    def _reason_against_parts(self) -> str | None:
+        """Why the model cannot attend in parts, found out on a few tokens."""
+        dtype = self.cache.dtype or self._model.dtype
+        if not can_attend(self.device, dtype):
+            return f"there is no fast kernel for parts of attention on {self.device.type} in {dtype}"
+        ids = [number % self._vocab_size for number in range(7)]
+        expected = self._model(input_ids=torch.tensor([ids], device=self.device), use_cache=False).logits[0, -1]
+        attention = self._attention
+        self._model.set_attn_implementation(NAME)
+        try:
+            found = self._last_logits(ids)
+        except torch.OutOfMemoryError:
+            raise
+        except (TypeError, ValueError, RuntimeError, AttributeError, LookupError) as error:
+            return f"{type(self._model).__name__} does not take its attention in parts ({error})"
+        finally:
+            self._model.set_attn_implementation(attention)
+            self.cache.release()
+        expected = expected[: self._vocab_size].float()
+        bound = (1e-3 if dtype == torch.float32 else 0.1) * (1 + expected.abs().max())
+        # Broken weights differ by NaN; whoever samples reports them.
+        difference = (found - expected).abs().max()
+        if difference > bound:
+            return f"{type(self._model).__name__} in parts differs from the whole by {difference:.3g} in its logits"
+        return None
+
+    def _last_logits(self, ids: list[int]) -> Tensor:
+        """Logits [tokens of the tokenizer] behind `ids`, in parts of every kind."""
+        (first, second), last = ((0, 2), (2, len(ids) - 1)), torch.tensor(ids[-1:], device=self.device)
+        forest = Forest((first, second), ((second, first),))
+        states = self.keys_and_values(ids[:-1], range(len(ids) - 1), forest)
+        halves = [[(keys[:, :, a:b], values[:, :, a:b]) for keys, values in states] for a, b in (first, second)]
+        self.cache.reserve(1, round_up(1), 0)
+        self.cache.enter([0], [], None)
+        starts = torch.tensor([len(ids) - 1], device=self.device)
+        return self.logits_in_parts(last, 1, tuple(Shared(None, ((1, half),)) for half in halves), starts)[0]
+
+    @property
+    def _attention(self) -> str:
+        return str(self._model.config._attn_implementation)
+
+    def _suits(self, attention: str) -> bool:
+        return attention == NAME if self._in_parts else attention in MASKED_ATTENTION
+
     def _begin(self) -> None:
         # Read now and not at birth: adapters in float32 can have come on top since, and the model can have moved.
         mixed = any(weight.dtype == torch.float32 for weight in self._model.parameters())
@@ -120,9 +209,14 @@ class Forward:
         self._settle()
 
     def _settle(self) -> None:
-        """Put the model into eval mode and under a kernel that takes masks, and keep how it was found."""
-        attention = str(self._model.config._attn_implementation)
-        self._found = (self._model.training, attention)
+        """Put the model into eval mode and under the kernel that is needed, and keep how it was found."""
+        training, attention = self._model.training, self._attention
+        if self._found is not None:
+            # Another engine over the same model has had its way with it; what engines set is not how it was found.
+            training = training or self._found[0]
+            if attention == NAME or (attention == "sdpa" and self._found[1] != NAME):
+                attention = self._found[1]
+        self._found = (training, attention)
         self._model.eval()
-        if attention not in MASKED_ATTENTION:
-            self._model.set_attn_implementation("sdpa")
+        if not self._suits(self._attention):
+            self._model.set_attn_implementation(NAME if self._in_parts else "sdpa")

@@ -44,9 +44,11 @@ class HfEngineConfig(Options):
     max_batch: int = Field(64, ge=1)
     """Conversations that decode at one time."""
     max_batch_tokens: int = Field(262144, ge=1)
-    """Tokens of key-value cache at one time."""
+    """Tokens of key-value cache at one time, those of the prompts that are kept included."""
     prefill_tokens: int = Field(16384, ge=1)
     """Prompt tokens that are prefilled in one pass."""
+    share_prefixes: bool = True
+    """Compute and store the common beginnings of prompts once; false: equal prompts are computed once and copied."""
     temperature: float = Field(0.0, ge=0)
     """Sampling temperature where the engine is a helper; as the policy, the run's own decoding counts."""
     top_p: float = Field(1.0, gt=0, le=1)
