@@ -1,4 +1,4 @@
-"""Groups to training turns, weights, micro-batches and tensors, with numbers counted by hand."""
+"""Groups to training turns, weights and tensors, with numbers counted by hand."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from memfactory.trainers.batch import (
     collate,
     count,
     has_variance,
-    micro_batches,
     step_advantages,
     step_rewards,
     token_weights,
@@ -161,27 +160,19 @@ def test_weights_of_two_processes_are_those_of_one_when_the_totals_are_shared() 
         assert split == token_weights(FOUR, options)
 
 
-def test_micro_batches_hold_like_lengths_within_the_budget_longest_first() -> None:
-    # 9 alone fills more than half of 12; 5 and 5 make 10; 2, 2 and 1 take 6.
-    assert micro_batches([2, 9, 5, 2, 5, 1], 12) == [[1], [2, 4], [0, 3, 5]]
-    # A turn longer than the budget goes alone, and the budget is met exactly where it can be.
-    assert micro_batches([20, 6, 6], 12) == [[0], [1, 2]]
-    assert micro_batches([], 12) == []
-
-
-def test_a_batch_is_padded_on_the_right_and_aligned_to_its_ids() -> None:
+def test_a_batch_holds_replies_alone_padded_on_the_right() -> None:
     turns = [
         TrainingTurn((1, 2), (3, 4, 5), 0.5, 0, 0, "a", sampler_logprobs=(-0.25, -0.5, -1), old_logprobs=(-1, -2, -3)),
         TrainingTurn((6,), (7,), -0.5, 1, 0, "a", sampler_logprobs=(-0.125,), old_logprobs=(-4,)),
     ]
     batch = collate(turns, [0.25, 0.75], pad_id=9)
-    assert batch.input_ids.tolist() == [[1, 2, 3, 4, 5], [6, 7, 9, 9, 9]]
-    assert batch.reply_mask.tolist() == [[False, False, True, True, True], [False, True, False, False, False]]
+    assert batch.reply_ids.tolist() == [[3, 4, 5], [7, 9, 9]]
+    assert batch.reply_mask.tolist() == [[True, True, True], [True, False, False]]
     assert batch.advantages.tolist() == [0.5, -0.5]
     assert batch.weights.tolist() == [0.25, 0.75]
     assert batch.sampler_logprobs is not None and batch.old_logprobs is not None
-    assert batch.sampler_logprobs.tolist() == [[0, 0, -0.25, -0.5, -1], [0, -0.125, 0, 0, 0]]
-    assert batch.old_logprobs.tolist() == [[0, 0, -1, -2, -3], [0, -4, 0, 0, 0]]
+    assert batch.sampler_logprobs.tolist() == [[-0.25, -0.5, -1], [-0.125, 0, 0]]
+    assert batch.old_logprobs.tolist() == [[-1, -2, -3], [-4, 0, 0]]
     assert batch.reference_logprobs is None
 
 

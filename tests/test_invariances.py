@@ -57,7 +57,7 @@ def test_the_gradient_knows_neither_micro_batches_nor_order(small_model_path: Pa
     shuffled = list(turns)
     Random(2).shuffle(shuffled)
     for budget, given in ((1, turns), (40, turns), (90, shuffled), (100000, shuffled)):
-        policy.micro_batch_tokens = budget
+        policy.passes.micro_batch_tokens = budget
         assert policy.backward(given) == pytest.approx(measured, rel=1e-5, abs=1e-6)
         assert largest_difference(expected, gradients(policy)) < ROUNDING
 
@@ -79,13 +79,13 @@ def test_the_gradient_does_not_see_more_padding_or_what_it_is_made_of(small_mode
     policy.backward(turns)
     expected = gradients(policy)
     policy.optimizer.zero_grad()
-    batch = collate(turns, token_weights(turns, policy.loss), policy.chat.pad_id)
-    wide = {
-        name: torch.nn.functional.pad(value, (0, 7), value=5 if name == "input_ids" else 0)
-        for name, value in vars(batch).items()
-        if value.ndim == 2
-    }
-    total(policy, Batch(**{**vars(batch), **wide})).backward()
+    batch = collate(turns, token_weights(turns, policy.loss), policy.chat.pad_id, "padded")
+    width = batch.layout.input_ids.shape[1]
+    # Seven more columns of padding made of another token: a row's place moves by seven for each row before it.
+    ids = torch.nn.functional.pad(batch.layout.input_ids, (0, 7), value=5)
+    sources = batch.layout.sources + 7 * (batch.layout.sources // width)
+    wide = replace(batch, layout=replace(batch.layout, input_ids=ids, sources=sources))
+    total(policy, wide).backward()
     assert largest_difference(expected, gradients(policy)) < ROUNDING
 
 

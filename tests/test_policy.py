@@ -21,7 +21,6 @@ from memfactory.engines.loading import load_chat, load_model
 from memfactory.engines.options import HfEngineConfig, ModelConfig
 from memfactory.errors import ConfigError, MemFactoryError
 from memfactory.trainers.batch import TrainingTurn, collate
-from memfactory.trainers.logprobs import chunked_logprobs
 from memfactory.trainers.measures import summarized
 from memfactory.trainers.optimizer import Schedule, learning_rate_share, make_optimizer
 from memfactory.trainers.policy import Policy, planned_updates
@@ -36,47 +35,6 @@ def steep(**options: object) -> OptimizerOptions:
     return OptimizerOptions(learning_rate=1e-2, **options)
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_chunked_logprobs_equal_naive_ones_forward_and_backward(temperature: float) -> None:
-    torch.manual_seed(0)
-    head = nn.Linear(16, 50, bias=False).double()
-    targets = torch.randint(0, 45, (11,))
-    both = []
-    for chunk in (4, None):
-        hidden = torch.linspace(-2, 2, 11 * 16, dtype=torch.float64).sin().reshape(11, 16).requires_grad_()
-        if chunk is None:
-            # The last five rows of the head stand for no token.
-            logprobs = (head(hidden)[:, :45] / temperature).log_softmax(-1)
-            values, entropies = logprobs[range(11), targets], -(logprobs.exp() * logprobs).sum(-1)
-        else:
-            values, entropies = chunked_logprobs(
-                hidden, targets, head, vocabulary=45, temperature=temperature, chunk_tokens=chunk, with_entropy=True
-            )
-            assert not entropies.requires_grad
-        slopes = torch.autograd.grad((values * torch.arange(11)).sum(), [hidden, head.weight])
-        both.append([values, entropies, *slopes])
-    assert largest_difference(*both) < 1e-12
-
-
-def test_chunked_logprobs_never_hold_more_logits_than_a_chunk() -> None:
-    head = nn.Linear(8, 50, bias=False)
-    seen: list[int] = []
-    head.register_forward_hook(lambda module, given, logits: seen.append(len(logits)))
-    hidden = torch.randn(10, 8, requires_grad=True)
-    values, _ = chunked_logprobs(hidden, torch.zeros(10, dtype=torch.long), head, chunk_tokens=4)
-    assert seen == [4, 4, 2]
-    values.sum().backward()
-    # The backward pass computes each chunk's logits again instead of keeping them.
-    assert sorted(seen[3:]) == [2, 4, 4]
-
-
-def test_no_tokens_have_no_logprobs() -> None:
-    values, entropies = chunked_logprobs(
-        torch.zeros(0, 8), torch.zeros(0, dtype=torch.long), nn.Linear(8, 50), with_entropy=True
-    )
-    assert len(values) == 0 and entropies is None
-
-
 def test_logprobs_are_those_of_the_next_token_at_reply_positions_only(small_model_path: Path) -> None:
     policy = small_policy(small_model_path, temperature=0.7, logprob_chunk_tokens=5)
     turns = some_turns()
@@ -88,11 +46,11 @@ def test_logprobs_are_those_of_the_next_token_at_reply_positions_only(small_mode
             ids = torch.tensor([turn.prompt_ids + turn.reply_ids])
             logits = policy.model(input_ids=ids).logits[0, :, : policy.chat.vocab_size] / 0.7
             expected = logits.log_softmax(-1)[range(turn.length - 1), ids[0, 1:]]
-            start = len(turn.prompt_ids)
-            torch.testing.assert_close(values[row, start : turn.length], expected[start - 1 :], rtol=0, atol=2e-6)
-            assert not values[row, :start].any() and not values[row, turn.length :].any()
+            start, replied = len(turn.prompt_ids), len(turn.reply_ids)
+            torch.testing.assert_close(values[row, :replied], expected[start - 1 :], rtol=0, atol=2e-6)
+            assert not values[row, replied:].any()
             spread = torch.distributions.Categorical(logits=logits[start - 1 : -1]).entropy()
-            torch.testing.assert_close(entropies[row, start : turn.length], spread, rtol=0, atol=2e-6)
+            torch.testing.assert_close(entropies[row, :replied], spread, rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("lora", [None, LORA])
@@ -241,7 +199,7 @@ def test_gradient_checkpointing_leaves_the_gradient_as_it_is(small_model_path: P
 def test_running_out_of_memory_halves_the_micro_batch_and_starts_the_step_again(
     small_model_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    free, tight = small_policy(small_model_path), small_policy(small_model_path, micro_batch_tokens=160)
+    free, tight = small_policy(small_model_path), small_policy(small_model_path, micro_batch_tokens=80)
     expected = free.backward(some_turns())
 
     calls = 0
@@ -256,8 +214,8 @@ def test_running_out_of_memory_halves_the_micro_batch_and_starts_the_step_again(
     tight.model.get_decoder().register_forward_pre_hook(overflow)
     with caplog.at_level(logging.WARNING, "memfactory"):
         measured = tight.backward(some_turns())
-    assert tight.micro_batch_tokens == 80
-    assert "micro_batch_tokens is 80" in caplog.text
+    assert tight.passes.micro_batch_tokens == 40
+    assert "micro_batch_tokens is 40" in caplog.text
     assert measured == pytest.approx(expected, abs=1e-5)
     assert largest_difference(gradients(free), gradients(tight)) < 1e-6
 

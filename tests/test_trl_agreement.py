@@ -149,7 +149,7 @@ def test_loss_and_gradient_agree_with_trl(
     settings, options = CASES[case]
     correction = {"sampler_correction": "token_truncate", "correction_high": 2.0} if corrected else {}
     policy.loss = GrpoOptions(loss={**options, **correction, "kl_weight": kl_weight}).loss
-    policy.micro_batch_tokens = 60
+    policy.passes.micro_batch_tokens = 60
     mine = policy.backward(turns)["loss"]
     my_gradient = gradients(policy)
 

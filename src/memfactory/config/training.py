@@ -64,6 +64,7 @@ class OptimizerOptions(Options):
 Objective = Literal["ppo", "gspo", "cispo", "sapo", "vespo", "reinforce"]
 Normalize = Literal["std", "population_std", "batch_std", "mean", "none"]
 Weighting = Literal["token", "turn", "trajectory", "prompt", "constant"]
+Packing = Literal["padded", "packed", "shared"]
 
 
 class LossOptions(Options):
@@ -148,8 +149,12 @@ class TrainerOptions(LoopOptions):
     rounds at random to one of their two neighbours, so that small updates count on average. Adapters are float32."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more work."""
+    packing: Packing = "shared"
+    """How conversations are fed: a padded row each (padded), one after the other in one row (packed), or packed with
+    what several begin with computed once (shared). The gradient is the same; padded is what any model can do."""
     micro_batch_tokens: int = Field(16384, ge=1)
-    """Tokens (padding included) in one forward and backward pass; halved when memory runs out."""
+    """Tokens fed (with padding, common beginnings once) in one forward and backward pass; halved when memory runs
+    out."""
     logprob_chunk_tokens: int = Field(2048, ge=1)
     """Reply tokens whose logits exist at one time."""
 

@@ -1,4 +1,4 @@
-"""Groups to training turns, their weights, micro-batches and tensors. Pure; it knows no model and no process.
+"""Groups to training turns, their weights and tensors. Pure; it knows no model and no process.
 
 A group whose known rewards are all equal trains nothing: its turns are dropped here, from the KL term and from every
 count as well. So are turns of a trajectory whose reward is unknown, turns without a single token, and, with
@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from memfactory.config.training import GrpoOptions, LossOptions
+from memfactory.config.training import GrpoOptions, LossOptions, Packing
+from memfactory.trainers.layout import Layout, lay_out
 from memfactory.trainers.objective import advantages, deviation
 from memfactory.types import Group
 
@@ -181,33 +182,16 @@ def token_weights(turns: Sequence[TrainingTurn], options: LossOptions, totals: T
     return [1 / (totals.prompts * by_prompt[turn.prompt]) for turn in turns]
 
 
-def micro_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Indices of `lengths` in batches of at most `budget` tokens, padding included, the longest first.
-
-    Lengths are sorted, so that a batch holds turns of like length and the largest comes first (memory that is too
-    small shows at once). A turn longer than the budget is a batch of its own.
-    """
-    batches: list[list[int]] = []
-    widest = 0
-    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        if batches and (len(batches[-1]) + 1) * widest <= budget:
-            batches[-1].append(index)
-        else:
-            batches.append([index])
-            widest = lengths[index]
-    return batches
-
-
 @dataclass(frozen=True)
 class Batch:
-    """Turns as tensors: [rows, tokens] padded on the right, every per-token array aligned to `input_ids`.
+    """Turns as tensors. Per-token arrays are [turns, longest reply], padded on the right: reply tokens and no others.
 
-    `reply_mask` marks reply tokens. `advantages` and `weights` are [rows]. The log-probabilities are 0 off the reply
-    and None where the turns have none. There is no attention mask: padding stands to the right of every real token,
-    and under causal attention nothing looks to the right.
+    `layout` says how the ids are fed. `reply_mask` marks what is there of `reply_ids`; `advantages` and `weights` are
+    [turns]. The log-probabilities are 0 off the mask and None where the turns have none.
     """
 
-    input_ids: Tensor
+    layout: Layout
+    reply_ids: Tensor
     reply_mask: Tensor
     advantages: Tensor
     weights: Tensor
@@ -221,16 +205,14 @@ class Batch:
         return replace(self, **moved)
 
 
-def collate(turns: Sequence[TrainingTurn], weights: Sequence[float], pad_id: int) -> Batch:
+def collate(turns: Sequence[TrainingTurn], weights: Sequence[float], pad_id: int, packing: Packing = "shared") -> Batch:
     """The turns as one batch; `weights` are those of `token_weights`."""
-    width = max(turn.length for turn in turns)
-    input_ids = torch.full((len(turns), width), pad_id, dtype=torch.long)
-    reply_mask = torch.zeros((len(turns), width), dtype=torch.bool)
-    for row, turn in enumerate(turns):
-        input_ids[row, : turn.length] = torch.tensor(turn.prompt_ids + turn.reply_ids)
-        reply_mask[row, len(turn.prompt_ids) : turn.length] = True
+    lengths = torch.tensor([len(turn.reply_ids) for turn in turns])
+    reply_mask = torch.arange(int(lengths.max())) < lengths[:, None]
+    replies = torch.tensor([token for turn in turns for token in turn.reply_ids])
     return Batch(
-        input_ids=input_ids,
+        layout=lay_out(turns, packing, pad_id),
+        reply_ids=torch.full(reply_mask.shape, pad_id).masked_scatter(reply_mask, replies),
         reply_mask=reply_mask,
         advantages=torch.tensor([turn.advantage for turn in turns], dtype=torch.float32),
         weights=torch.tensor(weights, dtype=torch.float32),

@@ -1,60 +1,67 @@
 """Log-probabilities from hidden states in chunks, so that [tokens, vocabulary] is never whole in memory.
 
-It knows neither rows nor positions: state n is the one that predicts target n.
+It knows neither rows nor positions: state n is the one that predicts target n. A plain linear head has a gradient
+written by hand; any other goes through checkpoints, which compute each chunk's logits again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeGuard
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 Head = Callable[[Tensor], Tensor]
 
 
+@dataclass(frozen=True)
+class Distribution:
+    """softmax(logits / temperature) over the first `vocabulary` ids (None: all): a head can have rows for no token.
+
+    Logits exist for `chunk_tokens` tokens at a time.
+    """
+
+    vocabulary: int | None = None
+    temperature: float = 1.0
+    chunk_tokens: int = 2048
+    with_entropy: bool = False
+
+
 def chunked_logprobs(
-    hidden: Tensor,
-    targets: Tensor,
-    head: Head,
-    *,
-    vocabulary: int | None = None,
-    temperature: float = 1.0,
-    chunk_tokens: int = 2048,
-    with_entropy: bool = False,
+    hidden: Tensor, targets: Tensor, head: Head, distribution: Distribution
 ) -> tuple[Tensor, Tensor | None]:
     """log softmax(head(hidden) / temperature) at the targets, and the distributions' entropies without a gradient.
 
-    The distribution is over the first `vocabulary` ids (None: all); a head can have rows that stand for no token.
-    `hidden` [N, width], `targets` [N] ids; both results are [N] in nats, float32 at least. Logits exist for
-    `chunk_tokens` tokens at a time, in the backward pass too: there they are computed again. N may be 0.
+    `hidden` [N, width], `targets` [N] ids; both results are [N] in nats, float32 at least. N may be 0. In the backward
+    pass logits are computed again, but for the last chunk's, which are kept.
     """
-    distribution = Distribution(head, vocabulary, temperature, with_entropy)
-    logprobs, entropies = [hidden.new_zeros(0, dtype=_precise(hidden.dtype))], []
-    for states, ids in zip(hidden.split(chunk_tokens), targets.split(chunk_tokens), strict=True):
+    if len(targets) == 0:
+        return hidden.new_zeros(0, dtype=_precise(hidden.dtype)), None
+    if _is_plain(head):
+        logprobs, entropies = _LinearLogprobs.apply(hidden, head.weight, head.bias, targets, distribution)
+        return logprobs, entropies if distribution.with_entropy else None
+    logprobs, entropies = [], []
+    chunk = distribution.chunk_tokens
+    for states, ids in zip(hidden.split(chunk), targets.split(chunk), strict=True):
         if torch.is_grad_enabled():
-            values, entropy = checkpoint(_chunk, states, ids, distribution, use_reentrant=False)
+            values, entropy = checkpoint(_chunk, states, ids, head, distribution, use_reentrant=False)
         else:
-            values, entropy = _chunk(states, ids, distribution)
+            values, entropy = _chunk(states, ids, head, distribution)
         logprobs.append(values)
         entropies.append(entropy)
-    return torch.cat(logprobs), torch.cat(entropies) if with_entropy and len(targets) else None
+    return torch.cat(logprobs), torch.cat(entropies) if distribution.with_entropy else None
 
 
-@dataclass(frozen=True)
-class Distribution:
-    """How logits become probabilities."""
-
-    head: Head
-    vocabulary: int | None
-    temperature: float
-    with_entropy: bool
+def _is_plain(head: Head) -> TypeGuard[nn.Linear]:
+    """Whether calling the head is its matrix product and nothing else."""
+    return type(head) is nn.Linear and not head._forward_hooks and not head._forward_pre_hooks
 
 
-def _chunk(hidden: Tensor, targets: Tensor, distribution: Distribution) -> tuple[Tensor, Tensor | None]:
-    logits = distribution.head(hidden)[:, : distribution.vocabulary]
+def _chunk(hidden: Tensor, targets: Tensor, head: Head, distribution: Distribution) -> tuple[Tensor, Tensor | None]:
+    logits = head(hidden)[:, : distribution.vocabulary]
     logits = logits.to(_precise(logits.dtype))
     if distribution.temperature != 1:
         logits = logits / distribution.temperature
@@ -66,6 +73,108 @@ def _chunk(hidden: Tensor, targets: Tensor, distribution: Distribution) -> tuple
         # The entropy comes last, so the backward pass, which stops recomputing once it has what it needs, skips it.
         probabilities = (logits - normalizer[:, None]).exp()
         return logprobs, normalizer - (probabilities * logits).sum(-1)
+
+
+class _LinearLogprobs(torch.autograd.Function):
+    """Log-probabilities l_n = z_n[t_n] / T - log sum_v exp(z_n[v] / T) with z_n = W h_n + b, and entropies.
+
+    With g_n the gradient of l_n and p_n the probabilities, that of z_n is s_n = g_n (e - p_n) / T, where e is 1 at t_n
+    and 0 elsewhere; so h_n has W' s_n, W has sum_n s_n h_n' and b has sum_n s_n. Rows beyond the vocabulary have 0.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, distribution: Distribution
+    ) -> tuple[Tensor, Tensor]:
+        used = _Head(hidden, weight, bias, distribution)
+        logprobs, entropies = [], []
+        probabilities = None
+        for place in used.chunks():
+            del probabilities
+            every = used.logits(place).log_softmax(-1)
+            logprobs.append(every.gather(-1, targets[place, None]).squeeze(-1))
+            probabilities = every.exp()
+            if distribution.with_entropy:
+                entropies.append(-torch.linalg.vecdot(probabilities, every))
+        ctx.save_for_backward(hidden, weight, bias, targets, probabilities)
+        ctx.distribution, ctx.dtype = distribution, used.dtype
+        found = torch.cat(logprobs)
+        told = torch.cat(entropies) if entropies else found.new_zeros(0)
+        ctx.mark_non_differentiable(told)
+        return found, told
+
+    @staticmethod
+    def backward(
+        ctx: Any, gradient: Tensor, _: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+        hidden, weight, bias, targets, last = ctx.saved_tensors
+        for_hidden, for_weight, for_bias = ctx.needs_input_grad[:3]
+        used = _Head(hidden, weight, bias, ctx.distribution, ctx.dtype)
+        into_hidden = torch.empty_like(hidden) if for_hidden else None
+        into_weight = torch.zeros_like(weight, dtype=_precise(weight.dtype)) if for_weight else None
+        into_bias = torch.zeros_like(bias, dtype=_precise(bias.dtype)) if for_bias else None
+        scaled = (gradient / ctx.distribution.temperature)[:, None]
+        chunks = used.chunks()
+        # From the last chunk on, so that its probabilities are gone before another's are there.
+        for place in reversed(chunks):
+            if last is not None:
+                # Not in place: the graph may be gone through again.
+                slopes, last = last * -scaled[place], None
+            else:
+                slopes = used.logits(place).softmax(-1).mul_(-scaled[place])
+            slopes.scatter_add_(1, targets[place, None], scaled[place])
+            slopes = slopes.to(used.dtype)
+            if into_hidden is not None:
+                into_hidden[place] = slopes @ used.weight
+            if into_weight is not None:
+                _add_product(into_weight[: used.vocabulary], slopes, used.hidden(place))
+            if into_bias is not None:
+                into_bias[: used.vocabulary] += slopes.sum(0)
+        return into_hidden, into_weight, into_bias, None, None
+
+
+def _add_product(into: Tensor, slopes: Tensor, hidden: Tensor) -> None:
+    """into += slopes' hidden, without a temporary of that size where the types are one."""
+    if into.dtype == slopes.dtype:
+        into.addmm_(slopes.t(), hidden)
+    else:
+        into += slopes.t() @ hidden
+
+
+class _Head:
+    """The matrix product of a linear head on chunks of states, in the type that autocast has it in."""
+
+    def __init__(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        distribution: Distribution,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        device = hidden.device.type
+        if dtype is None:
+            dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        self.dtype = dtype
+        self.states = hidden
+        self.vocabulary = len(weight) if distribution.vocabulary is None else distribution.vocabulary
+        self.weight = weight[: self.vocabulary].to(dtype)
+        self.bias = None if bias is None else bias[: self.vocabulary].to(dtype)
+        self.distribution = distribution
+
+    def chunks(self) -> list[slice]:
+        size = self.distribution.chunk_tokens
+        return [slice(first, first + size) for first in range(0, len(self.states), size)]
+
+    def hidden(self, place: slice) -> Tensor:
+        return self.states[place].to(self.dtype)
+
+    def logits(self, place: slice) -> Tensor:
+        """[chunk, vocabulary], divided by the temperature, float32 at least; a tensor of its own."""
+        with torch.autocast(self.states.device.type, enabled=False):
+            logits = nn.functional.linear(self.hidden(place), self.weight, self.bias)
+        logits = logits.to(_precise(logits.dtype))
+        return logits.div_(self.distribution.temperature) if self.distribution.temperature != 1 else logits
 
 
 def _precise(dtype: torch.dtype) -> torch.dtype:

@@ -27,7 +27,7 @@ class Measures:
 
     @torch.no_grad()
     def add(self, batch: Batch, logprobs: Tensor, losses: TokenLosses, entropies: Tensor | None) -> None:
-        """Take in one micro-batch; per-token tensors are aligned to `batch.input_ids`."""
+        """Take in one micro-batch; per-token tensors are laid out as `batch.reply_mask`."""
         mask, nothing = batch.reply_mask, torch.zeros((), device=logprobs.device)
         weights = batch.weights[:, None]
         sampled = nothing

@@ -1,4 +1,4 @@
-"""The model in training: log-probabilities, optimizer steps, saving. The only place that shifts by one.
+"""The model in training: log-probabilities, optimizer steps, saving.
 
 Gradients are summed over processes here, once an optimizer step (docs/decisions/0001). It does not know where turns
 come from, nor when a step is due.
@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -27,11 +27,11 @@ from memfactory.engines.chat import ChatFormat
 from memfactory.engines.loading import compute_dtype
 from memfactory.engines.options import ModelConfig
 from memfactory.errors import ConfigError, MemFactoryError
-from memfactory.trainers.batch import Batch, Totals, TrainingTurn, collate, count, micro_batches, token_weights
-from memfactory.trainers.logprobs import chunked_logprobs
+from memfactory.trainers.batch import Batch, Totals, TrainingTurn, count, token_weights
 from memfactory.trainers.measures import Measures
 from memfactory.trainers.objective import token_losses
 from memfactory.trainers.optimizer import Schedule, make_optimizer
+from memfactory.trainers.passes import Passes
 from memfactory.trainers.reference import Reference
 from memfactory.trainers.weights import (
     Network,
@@ -44,7 +44,6 @@ from memfactory.trainers.weights import (
     trainable,
 )
 
-T = TypeVar("T")
 log = logging.getLogger("memfactory")
 SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 # Longer than any evaluation takes; a process that has died is told of at once by its launcher.
@@ -85,7 +84,6 @@ class Policy:
         self.options = options
         self.loss = options.loss if isinstance(options, GrpoOptions) else SUPERVISED
         self.temperature = options.temperature if isinstance(options, GrpoOptions) else 1.0
-        self.micro_batch_tokens = options.micro_batch_tokens
         self.skipped_steps = 0
 
         continued = isinstance(model, PeftModel)
@@ -102,6 +100,7 @@ class Policy:
         for parameter in self.trained:
             broadcast(parameter.data)
         self.network.eval()
+        self.passes = Passes(self.model, chat, self.compute_dtype, options)
         with self.autocast():
             check_head(self.model)
         kept = self.loss.kl_weight > 0
@@ -142,41 +141,21 @@ class Policy:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """bfloat16 compute over float32 weights; nothing where the model computes in float32."""
-        if self.compute_dtype == torch.float32:
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=self.compute_dtype)
+        return self.passes.autocast()
 
     def logprobs(
         self, batch: Batch, temperature: float | None = None, *, with_entropy: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """Log-probabilities (and entropies) of the reply tokens, [rows, tokens] aligned to `batch.input_ids`, else 0.
+        """Log-probabilities (and entropies) of the reply tokens, [turns, longest reply] as `batch.reply_mask`, else 0.
 
         The distribution is softmax(logits / temperature) over all tokens of the tokenizer, as engines sample from;
         None: the temperature in training. float32 whatever the model computes in; entropies carry no gradient.
         """
-        return self._logprobs(self.model, batch, temperature or self.temperature, with_entropy)
-
-    def _logprobs(
-        self, model: PreTrainedModel, batch: Batch, temperature: float, with_entropy: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        with self.autocast():
-            hidden = model.get_decoder()(input_ids=batch.input_ids, use_cache=False).last_hidden_state
-            # The state at one position predicts the token at the next.
-            states = hidden[:, :-1][batch.reply_mask[:, 1:]]
-            values, entropies = chunked_logprobs(
-                states,
-                batch.input_ids[batch.reply_mask],
-                model.get_output_embeddings(),
-                vocabulary=self.chat.vocab_size,
-                temperature=temperature,
-                chunk_tokens=self.options.logprob_chunk_tokens,
-                with_entropy=with_entropy,
-            )
-        return _spread(values, batch.reply_mask), None if entropies is None else _spread(entropies, batch.reply_mask)
+        return self.passes.logprobs(self.model, batch, temperature or self.temperature, with_entropy=with_entropy)
 
     def score_old(self, turns: Sequence[TrainingTurn]) -> list[TrainingTurn]:
         """The turns with the policy's log-probabilities as they are now: before the first of several updates."""
-        scored = self._score(turns, self.model)
+        scored = self.passes.scores(self.model, turns, self.temperature)
         return [replace(turn, old_logprobs=row) for turn, row in zip(turns, scored, strict=True)]
 
     def score_reference(self, turns: Sequence[TrainingTurn]) -> list[TrainingTurn]:
@@ -184,21 +163,8 @@ class Policy:
         if self.reference is None:
             raise ValueError("no reference is kept: kl_weight is 0")
         with self.reference.model() as model:
-            scored = self._score(turns, model)
+            scored = self.passes.scores(model, turns, self.temperature)
         return [replace(turn, reference_logprobs=row) for turn, row in zip(turns, scored, strict=True)]
-
-    @torch.no_grad()
-    def _score(self, turns: Sequence[TrainingTurn], model: PreTrainedModel) -> list[tuple[float, ...]]:
-        def score() -> dict[int, tuple[float, ...]]:
-            rows: dict[int, tuple[float, ...]] = {}
-            for indices, batch in self._batches(turns, [0.0] * len(turns)):
-                values, _ = self._logprobs(model, batch, self.temperature, with_entropy=False)
-                replies = values[batch.reply_mask].cpu().split(batch.reply_mask.sum(-1).tolist())
-                rows |= {index: tuple(reply.tolist()) for index, reply in zip(indices, replies, strict=True)}
-            return rows
-
-        rows = self._within_memory(turns, score)
-        return [rows[index] for index in range(len(turns))]
 
     # Optimizer steps
 
@@ -233,7 +199,7 @@ class Policy:
         if totals.tokens == 0:
             return {}
         weights = token_weights(turns, self.loss, totals)
-        measures = self._within_memory(turns, lambda: self._accumulate(turns, weights))
+        measures = self.passes.within_memory(turns, lambda: self._accumulate(turns, weights))
         if self.process_count > 1:
             for parameter in self.trained:
                 own = parameter.grad
@@ -248,46 +214,23 @@ class Policy:
         measures = Measures(self.device)
         self.model.train()
         try:
-            for _, batch in self._batches(turns, weights):
-                logprobs, entropies = self.logprobs(batch, with_entropy=True)
-                losses = token_losses(
-                    logprobs,
-                    batch.old_logprobs,
-                    batch.advantages,
-                    batch.reply_mask,
-                    self.loss,
-                    batch.reference_logprobs,
-                    batch.sampler_logprobs,
-                )
-                measures.add(batch, logprobs, losses, entropies)
-                self.accelerator.backward((batch.weights[:, None] * losses.loss).sum())
+            with self.passes.ready(self.model):
+                for _, batch in self.passes.batches(turns, weights):
+                    logprobs, entropies = self.logprobs(batch, with_entropy=True)
+                    losses = token_losses(
+                        logprobs,
+                        batch.old_logprobs,
+                        batch.advantages,
+                        batch.reply_mask,
+                        self.loss,
+                        batch.reference_logprobs,
+                        batch.sampler_logprobs,
+                    )
+                    measures.add(batch, logprobs, losses, entropies)
+                    self.accelerator.backward((batch.weights[:, None] * losses.loss).sum())
         finally:
             self.model.eval()
         return measures
-
-    def _batches(self, turns: Sequence[TrainingTurn], weights: Sequence[float]) -> Iterator[tuple[list[int], Batch]]:
-        for indices in micro_batches([turn.length for turn in turns], self.micro_batch_tokens):
-            chosen = collate([turns[i] for i in indices], [weights[i] for i in indices], self.chat.pad_id)
-            yield indices, chosen.to(self.device)
-
-    def _within_memory(self, turns: Sequence[TrainingTurn], work: Callable[[], T]) -> T:
-        """The result of `work`, which is done again from its start with half the micro-batch where memory ran out."""
-        while True:
-            try:
-                return work()
-            except torch.OutOfMemoryError as error:
-                reason = str(error).partition("\n")[0]
-            # Only out here is the failed work's memory free: the exception held on to its tensors.
-            longest = max(turn.length for turn in turns)
-            if self.micro_batch_tokens <= longest:
-                raise MemFactoryError(
-                    f"one conversation of {longest} tokens alone does not fit into memory ({reason}). Train adapters "
-                    "(train.lora), turn on train.gradient_checkpointing, or make the conversations shorter."
-                )
-            self.micro_batch_tokens = max(longest, self.micro_batch_tokens // 2)
-            log.warning("out of memory: micro_batch_tokens is %d from here on", self.micro_batch_tokens)
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
 
     def _totals(self, turns: Sequence[TrainingTurn]) -> Totals:
         """The totals of all processes."""
@@ -356,8 +299,3 @@ def planned_updates(options: TrainerOptions) -> int:
     if options.valid_groups is not None and options.require_variance:
         steps = min(steps, math.ceil(options.valid_groups / options.prompts_per_step))
     return steps * options.minibatches * options.epochs
-
-
-def _spread(values: Tensor, mask: Tensor) -> Tensor:
-    """`values` at the places of `mask`, in order, and 0 elsewhere."""
-    return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values)

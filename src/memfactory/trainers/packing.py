@@ -1,0 +1,118 @@
+"""Whether a model can be fed packed rows: tried on a few tokens, since a model that cannot would train wrongly."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from memfactory.config.training import Packing
+from memfactory.engines.hf_attention import Forest, attending_in_parts, can_attend
+from memfactory.trainers.batch import TrainingTurn
+from memfactory.trainers.layout import MIN_SHARED, Layout, lay_out
+
+log = logging.getLogger("memfactory")
+# What models raise that do not pass keywords on to their attention, and kernels that do not know a type or a shape.
+_CANNOT = (RuntimeError, TypeError, ValueError, KeyError, AttributeError, NotImplementedError)
+# Relative errors that rounding explains; a token that sees what it should not is far beyond.
+_ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
+
+
+def reply_states(model: PreTrainedModel, layout: Layout) -> Tensor:
+    """The last hidden states [N, width] that predict the reply tokens of `layout`, turn by turn.
+
+    With `layout.parts` the model must be `attending_in_parts`, in the backward pass too if that computes again.
+    """
+    decoder = model.get_decoder()
+    if layout.parts is None:
+        hidden = decoder(input_ids=layout.input_ids, use_cache=False).last_hidden_state
+    else:
+        hidden = decoder(
+            input_ids=layout.input_ids,
+            position_ids=layout.position_ids,
+            use_cache=False,
+            attention_parts=layout.parts,
+        ).last_hidden_state
+    return hidden.flatten(0, 1).index_select(0, layout.sources)
+
+
+def usable_packing(model: PreTrainedModel, wanted: Packing, dtype: torch.dtype) -> Packing:
+    """`wanted`, or "padded" with a warning that says why the model, which computes in `dtype`, cannot do it."""
+    reason = None if wanted == "padded" else _obstacle(model, dtype)
+    if reason is None:
+        return wanted
+    log.warning(
+        "train.packing: %s is not possible here, so conversations are padded, which is slower: %s", wanted, reason
+    )
+    return "padded"
+
+
+def _obstacle(model: PreTrainedModel, dtype: torch.dtype) -> str | None:
+    config, device = model.config, model.device
+    kind = f"models of type {config.model_type!r}"
+    if not can_attend(device, dtype):
+        return f"attention in parts has no fast kernel for {str(dtype).removeprefix('torch.')} on {device.type}"
+    if getattr(config, "attention_dropout", 0.0):
+        return f"the model drops attention weights at random (attention_dropout {config.attention_dropout:g})"
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    windowed = getattr(config, "sliding_window", None) is not None and getattr(config, "layer_types", None) is None
+    if windowed or kinds != {"full_attention"}:
+        return "some of the model's layers do not attend to all that came before"
+    try:
+        states, gradient = _state_error(model), _gradient_error(model, dtype)
+    except _CANNOT as error:
+        return f"{kind} fail at it ({str(error).partition(chr(10))[0] or type(error).__name__})"
+    worst = max(states, gradient)
+    if not worst < _ROUNDING[dtype]:
+        return f"{kind} give other results that way (relative error {worst:.2g})"
+    return None
+
+
+@torch.no_grad()
+def _state_error(model: PreTrainedModel) -> float:
+    """How far the states of packed turns are from those of padded ones, relative to them."""
+    common = tuple(range(1, MIN_SHARED + 4))
+    turns = [_turn((*common, 5), (6, 7, 8)), _turn((*common, 9), (6, 7, 8)), _turn((3, 4), (9, 8, 7, 6))]
+    device = model.device
+    plain = reply_states(model, lay_out(turns, "padded", 0).to(device))
+    with attending_in_parts(model):
+        packed = reply_states(model, lay_out(turns, "shared", 0).to(device))
+    return _distance(packed, plain)
+
+
+def _turn(prompt_ids: tuple[int, ...], reply_ids: tuple[int, ...]) -> TrainingTurn:
+    return TrainingTurn(prompt_ids, reply_ids, 0.0, 0, 0, "check")
+
+
+def _gradient_error(model: PreTrainedModel, dtype: torch.dtype) -> float:
+    """How far the gradient of attention in parts is from that under one explicit mask, in the model's sizes."""
+    config = model.config
+    heads = config.num_attention_heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    forest = Forest(segments=((0, 5), (5, 8), (8, 12)), branches=(((5, 12), (0, 5)),))
+    visible = torch.ones(12, 12, dtype=torch.bool).tril()
+    visible[8:, 5:8] = False
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(1, count, 12, width) for count in (heads, kv_heads, kv_heads)]
+    drawn = [torch.randn(shape, generator=generator).to(model.device, dtype) for shape in shapes]
+    slope = torch.randn((1, heads, 12, width), generator=generator).to(model.device)
+
+    ours = [value.detach().requires_grad_() for value in drawn]
+    with torch.enable_grad():
+        output = forest.attend(0, ours[0], ours[1], ours[2], width**-0.5).transpose(1, 2)
+        gradients = torch.autograd.grad((output.float() * slope).sum(), ours)
+    exact = [value.detach().float().requires_grad_() for value in drawn]
+    with torch.enable_grad():
+        query, key, value = exact[0], *(t.repeat_interleave(heads // kv_heads, 1) for t in exact[1:])
+        scores = (query @ key.transpose(-1, -2)) * width**-0.5
+        weights = scores.masked_fill(~visible.to(model.device), -torch.inf).softmax(-1)
+        expected = torch.autograd.grad(((weights @ value) * slope).sum(), exact)
+    return max(_distance(one, other) for one, other in zip(gradients, expected, strict=True))
+
+
+def _distance(one: Tensor, other: Tensor) -> float:
+    """||one - other|| / ||other||."""
+    return float((one.double() - other.double()).norm() / other.double().norm())
