@@ -15,11 +15,12 @@ from memfactory.agents.memory_agent import MemoryAgent
 from memfactory.dialogue import play
 from memfactory.engines.codec import FileCodec
 from memfactory.engines.scripted import ScriptedEngine
+from memfactory.evaluate.records import turn_record
 from memfactory.memory.wording import whole
 from memfactory.modules.recurrent_memory import RecurrentMemoryModule, RecurrentMemoryOptions
 from memfactory.registry import Options
 from memfactory.text import Offsets, chunk_cuts, token_spans
-from memfactory.types import Episode, Message, Sampling, Task, Utterance
+from memfactory.types import Episode, Message, Reply, Sampling, Task, Turn, Utterance
 
 # Splits as in Llama 3 (runs of three digits) and Qwen (single digits).
 SPLIT = (
@@ -205,3 +206,26 @@ def test_all_attempts_at_a_task_share_one_tokenisation():
     first, second = (list(module.chunks("The tower was built in 1901. " * 20, "t")) for _ in range(2))
     assert first == second and len(calls) == 1
     assert [len(codec.offsets(a + b)) <= 22 for a, b in pairwise(first)] == [True] * (len(first) - 1)
+
+
+def test_a_finished_reading_holds_what_was_said_and_how_long_but_not_what_was_read():
+    text = "The tower was built in 1901. " * 20
+    module = RecurrentMemoryModule(RecurrentMemoryOptions(chunk_tokens=50), FileCodec("tiny"))
+    agent, engine = MemoryAgent(Options(), {"memory": module}), ScriptedEngine(lambda messages, sampling: "né")
+    told: list[Turn] = []
+    task = Task("t", "Who?", (), text)
+
+    def finished(**options: object) -> Episode:
+        (done,) = play(
+            agent, [Episode(task)], {"policy": engine}, on_turn=lambda episode, turn: told.append(turn), **options
+        )
+        return done
+
+    kept, slim = finished(frozen=True), finished(frozen=True, keep_prompts=False)
+    assert all(turn.messages == () and turn.reply == Reply("né", "stop") for turn in slim.turns)
+    assert [turn_record(turn) for turn in slim.turns] == [turn_record(turn) for turn in kept.turns]
+    # Three bytes and the end token.
+    assert slim.turns[0].lengths[1] == 4
+    assert told[len(kept.turns) :] == kept.turns
+    # What is to be trained on is kept all the same.
+    assert finished(keep_prompts=False).turns[0].reply.tokens is not None

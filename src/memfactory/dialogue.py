@@ -180,6 +180,7 @@ def play(
     frozen: bool = False,
     seed: int = 0,
     window: int | None = None,
+    keep_prompts: bool = True,
     on_turn: Callable[[Episode, Turn], None] | None = None,
 ) -> Iterator[Episode]:
     """Play every episode to its end and yield each as it finishes; the slowest never holds up the others.
@@ -187,13 +188,15 @@ def play(
     An ask goes to its engine at once; whichever replies are ready are sent back into their dialogues. With `frozen`
     nothing is marked trainable (evaluation, inference), so an engine without token ids may speak as the policy.
     With `window` at most so many episodes are under way at one time, so the first end long before the last begin.
+    Without `keep_prompts` frozen episodes keep of each turn what was said and its lengths, so that what they hold does
+    not grow with what they read.
     `decodings` says how each engine's replies are drawn (default: the model's own distribution); `seed` names the
     random streams of work that frozen attempts share. `score` answers the requests of modules played through
     `rollout`; without it they are sent an unknown reward. `on_turn` is told of every finished turn, shared ones too,
     once the dialogue has taken it in. A helper engine (or an embedder) that fails ends that episode with a `failure`;
     errors of the policy's engine and of a dialogue propagate, after the engines were told to forget their pending work.
     """
-    return _Play(agent, episodes, engines, decodings or {}, score, frozen, seed, window, on_turn).run()
+    return _Play(agent, episodes, engines, decodings or {}, score, frozen, seed, window, keep_prompts, on_turn).run()
 
 
 @dataclass
@@ -221,6 +224,7 @@ class _Play:
         frozen: bool,
         seed: int,
         window: int | None,
+        keep_prompts: bool,
         on_turn: Callable[[Episode, Turn], None] | None,
     ) -> None:
         self.engines = engines
@@ -229,6 +233,7 @@ class _Play:
         self.frozen = frozen
         self.seed = seed
         self.window = window
+        self.keep_prompts = keep_prompts or not frozen
         self.on_turn = on_turn
         self.upcoming = deque(_Work(episode, agent.dialogue(episode)) for episode in episodes)
         self.waiting: dict[int, tuple[_Work, Ask]] = {}
@@ -322,7 +327,7 @@ class _Play:
             yield from self._end(work, str(reply))
             return
         turn = Turn(ask.step, ask.messages, reply, ask.trainable and not self.frozen)
-        work.episode.turns.append(turn)
+        work.episode.turns.append(turn if self.keep_prompts else turn.without_prompt())
         ended = list(self._advance(work, reply))
         if self.on_turn:
             self.on_turn(work.episode, turn)

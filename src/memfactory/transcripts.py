@@ -111,13 +111,13 @@ def _transcript(step: int, group: Group, trajectory: Trajectory, advantage: Mapp
 
 
 def _turn(turn: Turn) -> TranscriptTurn:
-    tokens = turn.reply.tokens
+    prompt_tokens, reply_tokens = turn.lengths or (None, None)
     return TranscriptTurn(
         step=turn.step,
         messages=turn.messages,
         reply=turn.reply.text,
         stop=turn.reply.stop,
         trainable=turn.trainable,
-        prompt_tokens=None if tokens is None else len(tokens.prompt_ids),
-        reply_tokens=None if tokens is None else len(tokens.reply_ids),
+        prompt_tokens=prompt_tokens,
+        reply_tokens=reply_tokens,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -177,16 +177,27 @@ class Reply:
 
 @dataclass(frozen=True)
 class Turn:
-    """One independent conversation: which module step asked, what was fed, what came back."""
+    """One independent conversation: which module step asked, what was fed, what came back.
+
+    `lengths` are the tokens of prompt and reply; None where the engine gives no ids.
+    """
 
     step: str
     messages: tuple[Message, ...]
     reply: Reply
     trainable: bool
+    lengths: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
-        if self.trainable and self.reply.tokens is None:
+        tokens = self.reply.tokens
+        if tokens is not None:
+            object.__setattr__(self, "lengths", (len(tokens.prompt_ids), len(tokens.reply_ids)))
+        elif self.trainable:
             raise ValueError(f"the turn of step {self.step!r} is to be trained on but its reply has no token ids")
+
+    def without_prompt(self) -> Turn:
+        """What was said, without what was fed and without ids: a reading of a long text holds no copy of the text."""
+        return Turn(self.step, (), replace(self.reply, tokens=None), False, self.lengths)
 
 
 @dataclass(frozen=True)

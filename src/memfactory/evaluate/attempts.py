@@ -103,10 +103,21 @@ def attempt(
     window: int = WINDOW,
     on_turn: Callable[[Episode, Turn], None] | None = None,
 ) -> Generator[Episode]:
-    """Play each (task, attempt's number) and yield the episodes as they finish; nothing is marked trainable."""
+    """Play each (task, attempt's number) and yield the episodes as they finish; nothing is marked trainable.
+
+    The episodes keep no prompts.
+    """
     episodes = [Episode(task, member=number, seed=stream_seed(seed, task.id)) for task, number in attempts]
     yield from play(
-        agent, episodes, engines, decodings=decodings, frozen=True, seed=seed, window=window, on_turn=on_turn
+        agent,
+        episodes,
+        engines,
+        decodings=decodings,
+        frozen=True,
+        seed=seed,
+        window=window,
+        keep_prompts=False,
+        on_turn=on_turn,
     )
 
 

@@ -164,14 +164,8 @@ def _item(value: Mapping[str, Any]) -> MemoryItem:
 
 def turn_record(turn: Turn) -> TurnRecord:
     """The record of one conversation."""
-    tokens = turn.reply.tokens
-    return TurnRecord(
-        step=turn.step,
-        text=turn.reply.text,
-        stop=turn.reply.stop,
-        prompt_tokens=None if tokens is None else len(tokens.prompt_ids),
-        reply_tokens=None if tokens is None else len(tokens.reply_ids),
-    )
+    prompt_tokens, reply_tokens = turn.lengths or (None, None)
+    return TurnRecord(turn.step, turn.reply.text, turn.reply.stop, prompt_tokens, reply_tokens)
 
 
 class RecordFile:

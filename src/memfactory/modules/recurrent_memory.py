@@ -8,7 +8,7 @@ from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from memfactory.dialogue import Ask, Asking, Module, ModuleOptions
 from memfactory.errors import DataError
@@ -135,14 +135,16 @@ class RecurrentMemoryOptions(ModuleOptions):
             return {**values, "prompts": {**given, "update": UPDATE_PROMPTS[values["order"]]}}
         return values
 
-    @model_validator(mode="after")
-    def _order_is_that_of_the_wording(self) -> RecurrentMemoryOptions:
-        if self.prompts.order != self.order:
+    @field_validator("prompts")
+    @classmethod
+    def _wording_has_the_order(cls, prompts: Prompts, given: ValidationInfo) -> Prompts:
+        order = given.data.get("order", prompts.order)
+        if prompts.order != order:
             raise ValueError(
-                f"`order` is {self.order}, but the order of the update prompt is {self.prompts.order}: "
-                "change one of them, or leave the update prompt out"
+                f"the update prompt is {prompts.order}, but `order` is {order}: change one of them, "
+                "or leave the update prompt out"
             )
-        return self
+        return prompts
 
 
 @MODULES.register("recurrent_memory")
