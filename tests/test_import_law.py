@@ -45,7 +45,7 @@ MAY_IMPORT_TORCH = (
     "engines/hf",
     "engines/loading.py",
     "engines/chat.py",
-    "engines/vllm.py",
+    "engines/vllm",
     "memory/hf_embedder.py",
 )
 HEAVY = {"torch", "transformers", "peft", "accelerate", "vllm"}

@@ -315,7 +315,7 @@ def test_merged_weights_are_the_whole_model_and_leave_the_policy_alone(small_mod
     policy = small_policy(small_model_path, lora=LORA, optimizer=steep())
     policy.update(some_turns())
     before = [parameter.detach().clone() for parameter in policy.network.parameters()]
-    merged = dict(policy.weights())
+    merged = dict(policy.weights().whole())
     assert all(torch.equal(a, b) for a, b in zip(policy.network.parameters(), before, strict=True))
     plain = load_model(ModelConfig(path=str(small_model_path), device="cpu"), training=False)
     assert set(merged) == {name for name, _ in plain.named_parameters()}

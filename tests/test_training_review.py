@@ -161,7 +161,7 @@ class CopyEngine(HfEngine):
     events: list
 
     def update_weights(self, weights):
-        self.events.append({name: value.clone() for name, value in weights})
+        self.events.append({name: value.clone() for name, value in weights.whole()})
 
     def sleep(self):
         self.events.append("sleep")

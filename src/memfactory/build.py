@@ -20,6 +20,7 @@ from memfactory.engines.options import (
     ModelConfig,
     OpenAIEngineConfig,
     VllmEngineConfig,
+    VllmServerConfig,
     speak_alike,
 )
 from memfactory.envs.base import Environment, RewardFunction, TaskSet
@@ -181,7 +182,11 @@ def _engine(
     if isinstance(settings, VllmEngineConfig):
         from memfactory.engines.vllm import VllmEngine
 
-        return VllmEngine(config.model, chat, settings)
+        return VllmEngine(config.model, chat, settings, rank=_adapter_rank(config, model))
+    if isinstance(settings, VllmServerConfig):
+        from memfactory.engines.vllm_server import VllmServerEngine
+
+        return VllmServerEngine(config.model, chat, settings)
     if model is None:
         raise ConfigError("engine: kind 'hf' as a helper needs a `model` of its own, or the policy to be local too")
     return _hf_engine(settings, config.model, model, chat)
@@ -194,9 +199,18 @@ def _hf_engine(settings: HfEngineConfig, described: ModelConfig, model: PreTrain
     return HfEngine(model, chat, settings, compute_dtype=compute_dtype(described, model.device))
 
 
+def _adapter_rank(config: RunConfig, model: PreTrainedModel | None) -> int | None:
+    """The rank of the adapter in training; None where none is."""
+    if model is None:
+        return None
+    from peft import PeftModel
+
+    if isinstance(model, PeftModel):
+        # peft leaves out the name of this type's fields.
+        return max(int(getattr(adapter, "r")) for adapter in model.peft_config.values())  # noqa: B009
+    options = config.train.options if config.train else None
+    return options.lora.rank if isinstance(options, TrainerOptions) and options.lora is not None else None
+
+
 def _decodings(config: RunConfig) -> dict[str, Decoding]:
-    return {
-        name: Decoding(settings.temperature, settings.top_p)
-        for name, settings in config.engines.items()
-        if not isinstance(settings, VllmEngineConfig)
-    }
+    return {name: Decoding(settings.temperature, settings.top_p) for name, settings in config.engines.items()}

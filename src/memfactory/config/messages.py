@@ -103,7 +103,8 @@ def _expected(details: ErrorDetails) -> str:
 
 
 def _choices(details: ErrorDetails) -> str:
-    return str(details.get("ctx", {}).get("expected_tags", "'hf', 'vllm', 'openai', 'swanlab', 'jsonl', 'console'"))
+    engines, trackers = "'hf', 'vllm', 'vllm_server', 'openai'", "'swanlab', 'jsonl', 'console'"
+    return str(details.get("ctx", {}).get("expected_tags", f"{engines}, {trackers}"))
 
 
 def _literals(details: ErrorDetails) -> list[str]:

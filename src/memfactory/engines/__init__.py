@@ -1,1 +1,1 @@
-"""Engines: who speaks. One protocol, four kinds: hf, vllm, openai, scripted."""
+"""Engines: who speaks. One protocol, five kinds: hf, vllm, vllm_server, openai, scripted."""

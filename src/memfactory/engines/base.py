@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from memfactory.errors import EngineError
@@ -40,12 +41,39 @@ class Engine(Protocol):
     def close(self) -> None: ...
 
 
+class Weights(Protocol):
+    """The policy's weights as they are now, for engines with a copy of their own; each names them as the model does.
+
+    `version` is another one whenever the weights have changed.
+    """
+
+    @property
+    def version(self) -> int: ...
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether only an adapter is trained."""
+        ...
+
+    def whole(self) -> Iterator[tuple[str, Any]]:
+        """All of the model's weights, with the adapter added in where there is one."""
+        ...
+
+    def base(self) -> Iterator[tuple[str, Any]]:
+        """All of the model's weights below the adapter."""
+        ...
+
+    def write_adapter(self, folder: Path) -> None:
+        """Write the adapter alone, as PEFT's files."""
+        ...
+
+
 @runtime_checkable
 class WeightHolder(Protocol):
     """An engine with its own copy of the policy's weights, which a trainer hands over after each of its updates."""
 
-    def update_weights(self, weights: Iterable[tuple[str, Any]]) -> None:
-        """Take the whole model's weights, by the names of the model's own parameters."""
+    def update_weights(self, weights: Weights) -> None:
+        """Take the policy's weights as they are now; nothing may be pending."""
         ...
 
     def sleep(self) -> None:

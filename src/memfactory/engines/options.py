@@ -63,10 +63,52 @@ class VllmEngineConfig(Options):
     """Share of the GPU that vLLM may take."""
     max_model_len: int | None = Field(None, ge=1)
     """Longest prompt plus reply; null: the model's own."""
+    max_num_seqs: int | None = Field(None, ge=1)
+    """Conversations that decode at one time; null: vLLM's own choice."""
+    max_num_batched_tokens: int | None = Field(None, ge=1)
+    """Tokens that go through the model in one pass; null: vLLM's own choice."""
+    prefix_caching: bool = True
+    """Compute a beginning that several conversations share once. What is kept is dropped with every update."""
     enforce_eager: bool = False
     """No CUDA graphs."""
     sleep: bool = True
     """Give the memory back while the policy trains."""
+    adapter: Literal["lora", "merged"] = "lora"
+    """How a LoRA adapter in training is handed over: alone, or added into the whole model's weights."""
+    temperature: float = Field(0.0, ge=0)
+    """Sampling temperature where the engine is a helper; as the policy, the run's own decoding counts."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Nucleus sampling where the engine is a helper."""
+
+
+class VllmServerConfig(Options):
+    """A vLLM server that was started beside the run, on a GPU of its own; see docs/vllm.md for its command."""
+
+    kind: Literal["vllm_server"] = "vllm_server"
+    url: str = "http://127.0.0.1:8000"
+    """The server's address, on this machine."""
+    adapter: Literal["lora", "merged"] = "lora"
+    """How a LoRA adapter in training is handed over: alone, or added into the whole model's weights."""
+    concurrency: int = Field(256, ge=1)
+    """Requests under way at one time."""
+    timeout: float = Field(600.0, gt=0)
+    """Seconds until a request counts as failed."""
+    retries: int = Field(4, ge=0)
+    """Further tries after 429, 5xx, a timeout or a broken connection, with exponential backoff and jitter."""
+    backoff: float = Field(1.0, gt=0)
+    """Seconds before the first further try; doubled each time."""
+    startup_timeout: float = Field(300.0, ge=0)
+    """Seconds to wait for a server that is still starting."""
+    update_timeout: float = Field(600.0, gt=0)
+    """Seconds that the server may take to load new weights."""
+    weights_folder: str | None = None
+    """Folder that weights pass through, which the server can read; null: memory (/dev/shm) where the system has it."""
+    api_key_env: str | None = None
+    """The environment variable that holds the server's key; null: it has none."""
+    temperature: float = Field(0.0, ge=0)
+    """Sampling temperature where the engine is a helper; as the policy, the run's own decoding counts."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Nucleus sampling where the engine is a helper."""
 
 
 class OpenAIEngineConfig(Options):
@@ -99,7 +141,9 @@ class OpenAIEngineConfig(Options):
     """Tokenizer folder or id that chunks are measured with where no local model is loaded; null: model.path's."""
 
 
-EngineConfig = Annotated[HfEngineConfig | VllmEngineConfig | OpenAIEngineConfig, Field(discriminator="kind")]
+EngineConfig = Annotated[
+    HfEngineConfig | VllmEngineConfig | VllmServerConfig | OpenAIEngineConfig, Field(discriminator="kind")
+]
 
 
 def speak_alike(one: EngineConfig, other: EngineConfig) -> bool:

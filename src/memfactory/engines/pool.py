@@ -10,11 +10,13 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
+from typing import TypeVar
 
 from memfactory.engines.base import Key, Outcome
 from memfactory.errors import EngineError
 from memfactory.types import Reply
 
+T = TypeVar("T")
 LONGEST_PAUSE = 60.0
 POLL_SECONDS = 0.005
 
@@ -45,7 +47,7 @@ class Waiting:
         self.cancelled = cancelled
         self._jitter = random.Random(number)
 
-    def insist(self, attempt: Callable[[], Reply], patience: Patience, where: str) -> Reply:
+    def insist(self, attempt: Callable[[], T], patience: Patience, where: str) -> T:
         """What `attempt` gives before it has raised TryAgain too often; then EngineError, which names `where`.
 
         The pauses grow exponentially, with jitter, to a minute at most; one that a server asks for counts too.

@@ -1,31 +1,35 @@
 """vLLM in this process, on the policy's own GPU: fast rollouts from a copy of the weights that is renewed in memory.
 
-Written for the V1 engine of the versions named below. Tried on vLLM's CPU build (0.32), where it runs with
+Written for the V1 engine of the versions in `vllm_checks`. Tried on vLLM's CPU build (0.32), where it runs with
 `sleep: false`; sleeping needs a GPU.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import logging
 import os
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import AutoConfig
 
-from memfactory.engines.base import Key, stop_place
+from memfactory.engines.base import Key, Weights
 from memfactory.engines.chat import ChatFormat
-from memfactory.engines.loading import compute_dtype, load_model, places, resolve_device
+from memfactory.engines.loading import compute_dtype, places, resolve_device
 from memfactory.engines.options import ModelConfig, VllmEngineConfig
+from memfactory.engines.vllm_checks import (
+    check_installed,
+    check_one_process,
+    check_version,
+    lora_room,
+    prepare_platform,
+)
+from memfactory.engines.vllm_passing import StoredWeights, passing_folder
+from memfactory.engines.vllm_replies import Conversations
 from memfactory.errors import ConfigError, EngineError
-from memfactory.types import Message, Reply, Sampling, Stop, Tokens
-
-log = logging.getLogger("memfactory")
-# The first version with every call that is made here, and the newest that was read for it.
-OLDEST, NEWEST = (0, 24), (0, 33)
-NEVER = -100.0
+from memfactory.types import Message, Reply, Sampling
 
 
 class VllmEngine:
@@ -33,75 +37,71 @@ class VllmEngine:
 
     `update_weights` renews that copy and forgets cached prefixes; `sleep` gives the GPU's memory back until the next
     conversation. Token ids go in and come out, with the log-probabilities of the distribution that was sampled from.
-    Raises ConfigError where vLLM is not installed or too old, EngineError for a prompt that does not fit.
+    `rank`: that of the adapter in training, which is then handed over alone under `adapter: lora`.
+    Raises ConfigError where vLLM is not installed, too old or does not start, EngineError for a prompt that does not
+    fit.
     """
 
     gives_tokens = True
 
-    def __init__(self, model: ModelConfig, chat: ChatFormat, config: VllmEngineConfig) -> None:
-        _check_installed()
+    def __init__(
+        self, model: ModelConfig, chat: ChatFormat, config: VllmEngineConfig, *, rank: int | None = None
+    ) -> None:
+        check_installed()
+        check_one_process()
         # Weights are handed over as tensors of this process, so the engine has to run in it. No usage reports.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ["VLLM_NO_USAGE_STATS"] = "1"
         import vllm
 
-        _check_version(vllm.__version__)
-        _prepare_platform(config)
+        check_version(vllm.__version__)
+        prepare_platform(model, config)
         self.chat, self.config = chat, config
         path, adapter = places(model)
-        self._llm = vllm.LLM(
-            model=path,
-            dtype=str(compute_dtype(model, resolve_device(model.device))).removeprefix("torch."),
-            trust_remote_code=model.trust_remote_code,
-            load_format="dummy" if model.random_weights else "auto",
-            generation_config="vllm",
-            logprobs_mode="processed_logprobs",
-            gpu_memory_utilization=config.gpu_memory_utilization,
-            max_model_len=config.max_model_len,
-            enforce_eager=config.enforce_eager,
-            enable_sleep_mode=config.sleep,
-            seed=0,
-        )
+        self._takes_adapters = rank is not None and config.adapter == "lora"
+        options = _options(config)
+        if rank is not None and config.adapter == "lora":
+            options |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": lora_room(rank)}
+        try:
+            self._llm = vllm.LLM(
+                model=path,
+                dtype=str(compute_dtype(model, resolve_device(model.device))).removeprefix("torch."),
+                trust_remote_code=model.trust_remote_code,
+                load_format="dummy" if model.random_weights else "auto",
+                **options,
+            )
+        except (ValueError, torch.OutOfMemoryError) as error:
+            raise ConfigError(f"engine: vLLM does not start: {error}") from error
         self._engine: Any = self._llm.llm_engine
-        self._context: int = self._engine.model_config.max_model_len
-        vocabulary = AutoConfig.from_pretrained(path, trust_remote_code=model.trust_remote_code).get_text_config()
-        # Rows of the head that stand for no token of the tokenizer.
-        self._no_tokens = dict.fromkeys(range(chat.vocab_size, vocabulary.vocab_size), NEVER)
+        shape = AutoConfig.from_pretrained(path, trust_remote_code=model.trust_remote_code).get_text_config()
+        context: int = self._engine.model_config.max_model_len
+        self._conversations = Conversations(chat, context=context, rows=shape.vocab_size)
         self._asked: dict[str, tuple[Key, tuple[int, ...], Sampling]] = {}
         self._numbers = 0
         self._asleep = False
+        self._adapters = 0
+        self._adapter: Any = None
+        # Dummy weights are not those of the model in training.
+        self._base_differs = model.random_weights
         if adapter is not None:
-            merged = load_model(model.model_copy(update={"device": "cpu"}), training=False)
-            self.update_weights(merged.state_dict().items())
+            self._load(StoredWeights(model).whole())
+            self._base_differs = True
 
     def submit(self, key: Key, messages: Sequence[Message], sampling: Sampling) -> None:
         import vllm
         from vllm.sampling_params import RequestOutputKind
 
         prompt = self.chat.prompt_ids(messages)
-        room = self._context - len(prompt)
-        if room < 1:
-            raise EngineError(
-                f"a prompt of {len(prompt)} tokens leaves no room for a reply: the context is {self._context} tokens. "
-                "Shorten the chunks or the memory, or raise engine.max_model_len"
-            )
+        parameters = self._conversations.parameters(prompt, sampling)
         self._wake()
-        decoding = sampling.decoding
-        params = vllm.SamplingParams(
-            max_tokens=min(sampling.max_tokens, room),
-            temperature=decoding.temperature,
-            top_p=decoding.top_p,
-            top_k=decoding.top_k or -1,
-            seed=sampling.seed,
-            stop=list(sampling.stop),
-            stop_token_ids=sorted(self.chat.stop_ids),
-            logit_bias=self._no_tokens or None,
-            logprobs=0,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
         self._numbers += 1
         number = str(self._numbers)
-        self._engine.add_request(number, vllm.TokensPrompt(prompt_token_ids=list(prompt)), params)
+        self._engine.add_request(
+            number,
+            vllm.TokensPrompt(prompt_token_ids=list(prompt)),
+            vllm.SamplingParams(**parameters, output_kind=RequestOutputKind.FINAL_ONLY),
+            lora_request=self._adapter,
+        )
         self._asked[number] = (key, prompt, sampling)
 
     def step(self) -> list[tuple[Key, Reply]]:
@@ -126,18 +126,29 @@ class VllmEngine:
         self.cancel()
         self._engine.engine_core.shutdown()
 
-    def update_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Take the whole model's weights, by the names of the Hugging Face model's parameters."""
+    def update_weights(self, weights: Weights) -> None:
+        """Take the policy's weights, and forget what was cached under those before; nothing may be pending."""
+        if self._asked:
+            raise ValueError(f"{len(self._asked)} conversations are pending at the engine that is to take new weights")
         self._wake()
-        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
-        self._llm.reset_prefix_cache()
+        if self._takes_adapters and weights.has_adapter:
+            if self._base_differs:
+                self._load(weights.base())
+                self._base_differs = False
+            self._load_adapter(weights)
+        else:
+            self._load(weights.whole())
+            self._base_differs = True
+        if self._llm.reset_prefix_cache() is False:
+            raise EngineError("vLLM did not forget the prefixes that it cached under the weights before")
 
     def sleep(self) -> None:
         """Give the GPU's memory back until the next conversation or the next weights; nothing may be pending."""
         if self._asked:
             raise ValueError(f"{len(self._asked)} conversations are pending at the engine that is to sleep")
         if self.config.sleep and not self._asleep:
-            # Level 1 keeps the weights in the host's memory, so that an evaluation can follow without new ones.
+            # Level 1 keeps the weights in the host's memory: the base stays under a new adapter, and an evaluation can
+            # follow where training changed nothing. Level 2 would forget them.
             self._llm.sleep(level=1)
             self._asleep = True
 
@@ -146,53 +157,50 @@ class VllmEngine:
             self._llm.wake_up()
             self._asleep = False
 
+    def _load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Take a whole model's weights, by the names of the Hugging Face model's parameters."""
+        self._forget_adapter()
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
+
+    def _load_adapter(self, weights: Weights) -> None:
+        """Take an adapter on top of the base, under a number that no adapter had before."""
+        from vllm.lora.request import LoRARequest
+
+        self._forget_adapter()
+        # vLLM reads adapters from files alone; these are in memory and gone once they are read.
+        with passing_folder() as folder:
+            weights.write_adapter(Path(folder))
+            self._adapters += 1
+            adapter = LoRARequest(f"adapter-{self._adapters}", self._adapters, folder)
+            try:
+                self._engine.add_lora(adapter)
+            except ValueError as error:
+                raise EngineError(f"vLLM does not take the adapter: {error}; write engine.adapter: merged") from error
+        self._adapter = adapter
+
+    def _forget_adapter(self) -> None:
+        if self._adapter is not None:
+            self._engine.remove_lora(self._adapter.lora_int_id)
+            self._adapter = None
+
     def _reply(self, prompt: tuple[int, ...], sampling: Sampling, output: Any) -> Reply:
         reply_ids = tuple(output.token_ids)
-        # A greedy reply is certain under the distribution that it was drawn from.
-        certain = sampling.decoding.temperature == 0
-        logprobs = tuple(
-            0.0 if certain else entry[token].logprob for token, entry in zip(reply_ids, output.logprobs, strict=True)
-        )
-        stop: Stop = "length" if output.finish_reason == "length" else "stop"
-        text = self.chat.reply_text(prompt, reply_ids)
-        ended = reply_ids and reply_ids[-1] in self.chat.stop_ids
-        end = None if ended else stop_place(text, sampling.stop)
-        return Reply(text[:end], stop, Tokens(prompt, reply_ids, logprobs))
+        logprobs = [entry[token].logprob for token, entry in zip(reply_ids, output.logprobs, strict=True)]
+        return self._conversations.reply(prompt, sampling, reply_ids, logprobs, output.finish_reason)
 
 
-def _check_installed() -> None:
-    if importlib.util.find_spec("vllm") is None:
-        raise ConfigError(
-            "engine: kind 'vllm' needs the package vllm, which is not installed: pip install 'memfactory[vllm]' "
-            f"(versions {_spoken(OLDEST)} to {_spoken(NEWEST)} fit). Kind 'hf' needs nothing more"
-        )
-
-
-def _check_version(given: str) -> None:
-    """Refuse a version that is too old; warn of one that nobody has tried."""
-    version = tuple(int(part) for part in given.split(".")[:2] if part.isdigit())
-    fitting = f"versions {_spoken(OLDEST)} to {_spoken(NEWEST)} fit"
-    if version < OLDEST:
-        raise ConfigError(f"engine: vllm {given} is too old: {fitting}")
-    if version > NEWEST:
-        log.warning("vllm %s is newer than what the engine was written for (%s)", given, fitting)
-
-
-def _prepare_platform(config: VllmEngineConfig) -> None:
-    """Refuse a machine that vLLM cannot run on."""
-    from vllm.platforms import current_platform
-
-    if current_platform.is_unspecified():
-        raise ConfigError("engine: kind 'vllm' finds no GPU that this build of vLLM can use; kind 'hf' runs anywhere")
-    if not current_platform.is_cpu():
-        return
-    if config.sleep:
-        raise ConfigError("engine: vLLM cannot sleep on the CPU; write engine.sleep: false")
-    # Its linear layers would keep their packed old weights through `update_weights`, without a word.
-    from vllm import _custom_ops
-
-    _custom_ops._supports_onednn = False
-
-
-def _spoken(version: tuple[int, int]) -> str:
-    return ".".join(map(str, version))
+def _options(config: VllmEngineConfig) -> dict[str, Any]:
+    """What vLLM is started with beside the model."""
+    options = {
+        "generation_config": "vllm",
+        "logprobs_mode": "processed_logprobs",
+        "gpu_memory_utilization": config.gpu_memory_utilization,
+        "max_model_len": config.max_model_len,
+        "max_num_seqs": config.max_num_seqs,
+        "max_num_batched_tokens": config.max_num_batched_tokens,
+        "enable_prefix_caching": config.prefix_caching,
+        "enforce_eager": config.enforce_eager,
+        "enable_sleep_mode": config.sleep,
+        "seed": 0,
+    }
+    return {name: value for name, value in options.items() if value is not None}

@@ -9,20 +9,19 @@ from __future__ import annotations
 import shutil
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 
 from memfactory.build import Stack
 from memfactory.config import Resolved
 from memfactory.config.training import LoopOptions
 from memfactory.dialogue import stream_seed
-from memfactory.engines.base import WeightHolder
+from memfactory.engines.base import WeightHolder, Weights
 from memfactory.errors import MemFactoryError
 from memfactory.trainers.checkpoint import TrainState, load_state, save_checkpoint, written_whole
 
@@ -70,7 +69,7 @@ class Trained(Protocol):
         """Whether `holds` is true in one of the processes at least. Every process must call it."""
         ...
 
-    def weights(self) -> Iterator[tuple[str, Tensor]] | None:
+    def weights(self) -> Weights | None:
         """The language model's weights for engines that keep a copy; None: training does not change them."""
         ...
 
@@ -104,6 +103,8 @@ class Trainer(ABC):
         self.state = TrainState()
         self._saved_at = time.monotonic()
         self._saved_step = 0
+        # The version of the weights that each engine with a copy has.
+        self._handed: dict[int, int] = {}
 
     @abstractmethod
     def step(self, step: int) -> tuple[TrainState, dict[str, float]]:
@@ -125,11 +126,17 @@ class Trainer(ABC):
             engine.sleep()
 
     def renew_engines(self) -> None:
-        """Engines with their own copy of the weights take the trained ones; the HF engine speaks with them already."""
+        """Engines with their own copy of the weights take the trained ones, unless they have them.
+
+        The HF engine speaks with them already.
+        """
+        weights = self.trained.weights()
+        if weights is None:
+            return
         for engine in self._copies():
-            weights = self.trained.weights()
-            if weights is not None:
+            if self._handed.get(id(engine)) != weights.version:
                 engine.update_weights(weights)
+                self._handed[id(engine)] = weights.version
 
     def _copies(self) -> list[WeightHolder]:
         engines = {id(engine): engine for engine in self.stack.engines.values()}

@@ -35,11 +35,11 @@ from memfactory.trainers.passes import Passes
 from memfactory.trainers.reference import Reference
 from memfactory.trainers.weights import (
     Network,
+    PolicyWeights,
     base_model,
     check_head,
     check_masters,
     load_weights,
-    merged_weights,
     save_weights,
     trainable,
 )
@@ -85,6 +85,7 @@ class Policy:
         self.loss = options.loss if isinstance(options, GrpoOptions) else SUPERVISED
         self.temperature = options.temperature if isinstance(options, GrpoOptions) else 1.0
         self.skipped_steps = 0
+        self.changes = 0
 
         continued = isinstance(model, PeftModel)
         self.seed = seed
@@ -182,6 +183,7 @@ class Policy:
             if math.isfinite(norm):
                 with _fitting("the optimizer's state", "write train.optimizer.kind: adamw_8bit"):
                     self.optimizer.step()
+                self.changes += 1
             else:
                 self.skipped_steps += 1
                 log.warning("the gradient is not finite (norm %s): this optimizer step is skipped", norm)
@@ -240,9 +242,9 @@ class Policy:
 
     # Weights
 
-    def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """The whole model in the type it computes in, adapters added in: for an engine that keeps a copy of its own."""
-        return merged_weights(self.network, self.compute_dtype)
+    def weights(self) -> PolicyWeights:
+        """The model as it is now, in the type it computes in: for engines that keep a copy of their own."""
+        return PolicyWeights(self.network, self.compute_dtype, self.changes)
 
     def optimizer_state(self) -> dict[str, object]:
         """Optimizer, schedule and counters: with the weights of `save_masters` all that a step depends on."""
@@ -265,6 +267,7 @@ class Policy:
     def load(self, folder: Path, optimizer: Mapping[str, Any]) -> None:
         """Go back to what `save_masters` wrote to `folder` and to the state that `optimizer_state` gave."""
         load_weights(self.network, folder)
+        self.changes += 1
         self.optimizer.load_state_dict(optimizer["optimizer"])
         self.schedule.load_state_dict(optimizer["schedule"])
         self.skipped_steps = int(optimizer["skipped_steps"])

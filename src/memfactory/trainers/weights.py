@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
@@ -137,9 +138,31 @@ def load_weights(network: Network, folder: Path) -> None:
         parameter.copy_(value)
 
 
+@dataclass(frozen=True)
+class PolicyWeights:
+    """What `network` is now, for engines with a copy of their own, in type `dtype`; see `engines.base.Weights`."""
+
+    network: Network
+    dtype: torch.dtype
+    version: int
+
+    @property
+    def has_adapter(self) -> bool:
+        return isinstance(self.network, PeftModel)
+
+    def whole(self) -> Iterator[tuple[str, Tensor]]:
+        return merged_weights(self.network, self.dtype)
+
+    def base(self) -> Iterator[tuple[str, Tensor]]:
+        return merged_weights(self.network, self.dtype, adapters=False)
+
+    def write_adapter(self, folder: Path) -> None:
+        save_weights(self.network, folder, self.dtype)
+
+
 @torch.no_grad()
-def merged_weights(network: Network, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """The whole model's weights in `dtype` under its own names, adapters added in, for an engine with its own copy.
+def merged_weights(network: Network, dtype: torch.dtype, *, adapters: bool = True) -> Iterator[tuple[str, Tensor]]:
+    """The whole model's weights in `dtype` under its own names, adapters added in unless they are to be left out.
 
     The network stays as it is: merging in place and taking it back would leave rounding errors behind.
     """
@@ -148,7 +171,7 @@ def merged_weights(network: Network, dtype: torch.dtype) -> Iterator[tuple[str, 
     for name, value in model.named_parameters():
         layer, _, parameter = name.rpartition(".base_layer.")
         if layer in adapted:
-            if parameter == "weight":
+            if parameter == "weight" and adapters:
                 value = value.float()
                 for adapter in adapted[layer].active_adapters:
                     value = value + adapted[layer].get_delta_weight(adapter).float()
