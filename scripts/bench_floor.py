@@ -90,17 +90,17 @@ def needed(sizes: Architecture, groups: Sequence[Group], turns: Sequence[Trainin
     return Needed(flops, {"prefill": prompts.tokens, "decode": sampled, **passes})
 
 
-def decode_bytes(groups: Sequence[Group], sizes: Architecture, dtype: str, iterations: int) -> float:
+def lengths(groups: Sequence[Group]) -> list[tuple[int, int]]:
+    """Prompt and reply tokens of every conversation."""
+    turns = (turn for group in groups for trajectory in group.trajectories for turn in trajectory.turns)
+    found = (turn.reply.tokens for turn in turns)
+    return [(len(tokens.prompt_ids), len(tokens.reply_ids)) for tokens in found if tokens is not None]
+
+
+def decode_bytes(conversations: Sequence[tuple[int, int]], sizes: Architecture, dtype: str, iterations: int) -> float:
     """Bytes that decoding reads without any sharing: all weights an iteration, and each token's keys and values.
 
-    `iterations` says how often the model was called for one token a row.
+    `conversations` are `lengths`; `iterations` says how often the model was called for one token a row.
     """
-    contexts = sum(
-        len(tokens.prompt_ids) + at
-        for group in groups
-        for trajectory in group.trajectories
-        for turn in trajectory.turns
-        if (tokens := turn.reply.tokens) is not None
-        for at in range(len(tokens.reply_ids))
-    )
+    contexts = sum(reply * prompt + reply * (reply - 1) // 2 for prompt, reply in conversations)
     return float(iterations) * sizes.parameters * BYTES[dtype] + contexts * sizes.kv_bytes(dtype)

@@ -12,12 +12,14 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from bench_floor import decode_bytes, needed
+from bench_arguments import add_model, dtype_of, model_of, option, settings_of
+from bench_floor import decode_bytes, lengths, needed
 from bench_measure import (
     machine,
     matmul_peak,
@@ -29,18 +31,17 @@ from bench_product import ProductSide
 from bench_profile import write_profile
 from bench_report import print_report
 from bench_trl import SINGLE_TURN, TrlSide
-from bench_workloads import WORKLOADS, Size, Work, configured, write_model
+from bench_workloads import WORKLOADS, Work, configured, write_model
 
-from memfactory.engines.loading import compute_dtype, resolve_device
-from memfactory.engines.options import ModelConfig
+from memfactory.engines.loading import resolve_device
 from memfactory.errors import MemFactoryError
 from memfactory.trainers.footprint import architecture
 
 SIDES = ("product", "plain", "trl", "other")
 
 
-def main() -> None:
-    given = arguments()
+def main(words: Sequence[str] | None = None) -> None:
+    given = arguments(sys.argv[1:] if words is None else words)
     torch.set_num_threads(given.threads)
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -51,7 +52,7 @@ def main() -> None:
 
 def run(given: argparse.Namespace, folder: Path) -> None:
     work = Work(given.workload, **{field.name: getattr(given, field.name) for field in fields(Work)[1:]})
-    size = given.model or Size(**{field.name: getattr(given, field.name) for field in fields(Size)})
+    size = model_of(given)
     model = write_model(folder / "model", size)
     bench = Bench(given, work, model, folder)
     if given.memory_of:
@@ -60,10 +61,10 @@ def run(given: argparse.Namespace, folder: Path) -> None:
     if given.check:
         bench.check()
         return
-    report = {"command": sys.argv[1:], "work": asdict(work), "model": size if given.model else asdict(size)}
+    report = {"command": given.words, "work": asdict(work), "model": size if isinstance(size, str) else asdict(size)}
     report |= bench.measured()
     if not given.no_memory:
-        report["memory"] = {side: memory_in_fresh_process(side) for side in given.sides}
+        report["memory"] = {side: memory_in_fresh_process(given.words, side) for side in given.sides}
     if given.json:
         given.json.write_text(json.dumps(report, indent=1), encoding="utf-8")
     print_report(report)
@@ -82,8 +83,7 @@ class Bench:
         """The side called `name`, ready to take steps."""
         if name not in self._made:
             given = self.given
-            settings = [f"model.device={given.device}", f"model.dtype={given.dtype}"]
-            settings += given.set + (given.other_set if name == "other" else [])
+            settings = settings_of(given, other=name == "other")
             resolved = configured(self.work, self.model, self.folder / name, settings)
             if name == "plain":
                 made: Any = PlainSide(
@@ -99,7 +99,7 @@ class Bench:
     def measured(self) -> dict[str, Any]:
         """Seconds, tokens and FLOPs of every side, taken in turns that change their order."""
         given, names = self.given, list(self.given.sides)
-        device, dtype = resolve_device(given.device), compute_dtype_of(given)
+        device, dtype = resolve_device(given.device), dtype_of(given)
         peak = matmul_peak(device, dtype)
         sides: dict[str, dict[str, Any]] = {name: {"seconds": []} for name in names}
         for name in names:
@@ -133,9 +133,9 @@ class Bench:
         sizes = architecture(model.config)
         turns = side.turns()
         least = needed(sizes, side.groups, turns, side.options)
-        name_of_type = str(compute_dtype_of(self.given)).removeprefix("torch.")
+        name_of_type = str(dtype_of(self.given)).removeprefix("torch.")
         reads = {
-            one: decode_bytes(side.groups, sizes, name_of_type, values["calls"].get("decode", 0))
+            one: decode_bytes(lengths(side.groups), sizes, name_of_type, values["calls"].get("decode", 0))
             for one, values in sides.items()
         }
         return {
@@ -170,35 +170,22 @@ class Bench:
             sys.exit("the sides differ by more than 1e-5")
 
 
-def compute_dtype_of(given: argparse.Namespace) -> torch.dtype:
-    """The type that the model computes in."""
-    return compute_dtype(ModelConfig(dtype=given.dtype), resolve_device(given.device))
-
-
-def memory_in_fresh_process(side: str) -> dict[str, float]:
+def memory_in_fresh_process(words: Sequence[str], side: str) -> dict[str, float]:
     """Peak memory of a step of `side`, measured by this command in a process of its own."""
-    command = [sys.executable, __file__, *sys.argv[1:], "--memory-of", side]
+    command = [sys.executable, __file__, *words, "--memory-of", side]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return dict(json.loads(done.stdout.strip().splitlines()[-1]))
 
 
-def arguments() -> argparse.Namespace:
+def arguments(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
     add("workload", choices=WORKLOADS)
     add("--sides", nargs="+", choices=SIDES, default=["product", "plain"])
-    add("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides of the product's config, for every side")
-    add("--other-set", nargs="*", default=[], metavar="KEY=VALUE", help="further overrides of the side `other`")
-    add("--repeats", type=int, default=5, help="timed steps of each side")
     for field in fields(Work)[1:]:
         choices = ("faithful", "section_first") if field.name == "prompts" else None
         add(option(field.name), type=type(field.default), default=field.default, choices=choices, help="of the step")
-    for field in fields(Size):
-        add(option(field.name), type=int, default=field.default, help="of the model's architecture")
-    add("--model", help="a hub id, a folder, or tiny: its architecture with random weights")
-    add("--device", default="cpu")
-    add("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
-    add("--threads", type=int, default=1, help="of the CPU")
+    add_model(parser)
     add("--ragged", type=float, default=0.0, help="spread (sigma) of log-normal reply lengths; 0: all of full length")
     add("--plain-rows", type=int, default=4, help="turns in a micro-batch of the plain side")
     add("--plain-no-checkpointing", action="store_true", help="the plain side without gradient checkpointing")
@@ -208,16 +195,13 @@ def arguments() -> argparse.Namespace:
     add("--json", type=Path, help="write everything that was measured to this file")
     add("--no-memory", action="store_true", help="leave out peak memory, which takes a fresh process for each side")
     add("--memory-of", choices=SIDES, help=argparse.SUPPRESS)
-    given = parser.parse_args()
+    given = parser.parse_args(words)
+    given.words = list(words)
     if "trl" in given.sides and given.workload not in SINGLE_TURN:
         parser.error(f"the side trl knows single-turn work only: {', '.join(SINGLE_TURN)}")
     if "trl" in given.sides and given.ragged:
         parser.error("the side trl has no reply lengths of its own; leave --ragged out")
     return given
-
-
-def option(name: str) -> str:
-    return "--" + name.replace("_", "-")
 
 
 if __name__ == "__main__":

@@ -214,7 +214,7 @@ def _agent(work: Work) -> dict[str, Any]:
     if work.name == "rmm":
         retriever = {"name": "rerank_retriever", "candidates": 20, "keep": 5, **longest}
         return {"name": "memory_rmm", "modules": {"retriever": retriever, "answerer": silent}}
-    order = {} if work.prompts == "faithful" else {"prompts": work.prompts}
+    order = {} if work.prompts == "faithful" else {"order": work.prompts}
     return {
         "name": "memory_agent",
         "chunk_tokens": work.chunk_tokens,
