@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import resource
 import time
 from collections import Counter
@@ -114,24 +115,40 @@ class _FlopCount(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        packet, attends = func._overloadpacket, _ATTENTION.search(func._schema.name)
+        if packet not in flop_registry and not (attends and attends["cpu"]):
+            # In inference mode whole layers come here; what they are made of is counted.
+            with self:
+                parts = func.decompose(*args, **kwargs)
+            return func(*args, **kwargs) if parts is NotImplemented else parts
         out = func(*args, **kwargs)
-        packet = func._overloadpacket
-        if packet in flop_registry:
-            self.clock.flops[self.clock.current] += flop_registry[packet](*args, **kwargs, out_val=out)
-        elif "scaled_dot_product" in str(packet):
-            self.clock.flops[self.clock.current] += _attention_flops(func, args, kwargs)
+        count = _attention_flops if attends and attends["cpu"] else _registered_flops
+        self.clock.flops[self.clock.current] += count(func, args, kwargs, out)
         return out
 
 
-def _attention_flops(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+_ATTENTION = re.compile(r"scaled_dot_product\w*?(?P<cpu>_for_cpu)?(_backward)?$")
+
+
+def _registered_flops(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> int:
+    count = int(flop_registry[func._overloadpacket](*args, **kwargs, out_val=out))
+    return count // 2 if _named(func, args, kwargs).get("is_causal") else count
+
+
+def _attention_flops(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> int:
     """Operations of a CPU attention kernel, for which torch has no formula: two products, five backwards."""
-    backward = "backward" in str(func)
-    names = [argument.name for argument in func._schema.arguments]
-    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    given = _named(func, args, kwargs)
     query, key, value = given["query"], given["key"], given["value"]
     one = 2 * query.shape[0] * query.shape[1] * query.shape[2] * key.shape[2]
+    backward = "backward" in func._schema.name
     products = 3 * query.shape[3] + 2 * value.shape[3] if backward else query.shape[3] + value.shape[3]
-    return one * products // (2 if given.get("is_causal") else 1)
+    return int(one * products) // (2 if given.get("is_causal") else 1)
+
+
+def _named(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The operation's arguments by name."""
+    names = [argument.name for argument in func._schema.arguments]
+    return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype, seconds: float = 1.0) -> float:

@@ -48,16 +48,13 @@ def print_phases(name: str, side: dict[str, Any], report: dict[str, Any]) -> Non
         if seconds < 5e-4 and phase not in side["flops"]:
             continue
         done, need = side["flops"].get(phase, 0), least["flops"].get(phase, 0)
-        print(
-            f"| {phase} | {seconds:.2f} | {side['slots'].get(phase, 0):,} | {done / 1e9:.1f} | "
-            f"{done / peak / max(seconds, 1e-9):.0%} | {need / 1e9:.1f} | {need / peak:.2f} |"
-        )
+        counted = f"{done / 1e9:.1f} | {done / peak / max(seconds, 1e-9):.0%}" if side["flops"] else " | "
+        slots = side["slots"].get(phase, 0)
+        print(f"| {phase} | {seconds:.2f} | {slots:,} | {counted} | {need / 1e9:.1f} | {need / peak:.2f} |")
     whole = median(totals(side))
     done, need = sum(side["flops"].values()), sum(least["flops"].values())
-    print(
-        f"| step | {whole:.2f} | | {done / 1e9:.1f} | {done / peak / whole:.0%} | "
-        f"{need / 1e9:.1f} | {need / peak:.2f} |"
-    )
+    counted = f"{done / 1e9:.1f} | {done / peak / whole:.0%}" if side["flops"] else " | "
+    print(f"| step | {whole:.2f} | | {counted} | {need / 1e9:.1f} | {need / peak:.2f} |")
     decoding = phase_median(side, "decode")
     if "decode_bytes" in report and decoding:
         share = report["decode_bytes"][name] / decoding / report["bandwidth"]

@@ -119,8 +119,11 @@ def test_operations_are_counted_where_they_are_done(bench):
             out.sum().backward()
         with clock.phase("prefill"):
             torch.nn.functional.scaled_dot_product_attention(query, query, query, is_causal=True)
+        with clock.phase("decode"), torch.inference_mode():
+            torch.nn.functional.linear(torch.ones(3, 4), torch.ones(5, 4))
     # One product of 3 x 4 and 4 x 5 each way; two attention products of 8 x 4 and 4 x 8 a head, half of them masked.
-    assert clock.flops == {"forward": 2 * 3 * 4 * 5, "backward": 2 * 3 * 4 * 5, "prefill": 2 * 2 * (2 * 8 * 8 * 4) // 2}
+    product, attention = 2 * 3 * 4 * 5, 2 * 2 * (2 * 8 * 8 * 4) // 2
+    assert clock.flops == {"forward": product, "backward": product, "prefill": attention, "decode": product}
 
 
 def test_ragged_lengths_are_the_same_on_every_side(bench):
