@@ -23,7 +23,7 @@ def round_up(columns: int) -> int:
 
 
 class SlotCache(Cache):
-    """Keys and values of up to `capacity` rows x columns, grown when `reserve` asks for more.
+    """Keys and values of up to `capacity` rows x columns, as much as `reserve` asked for.
 
     A forward pass over one new token a row ([n, 1] ids) writes it behind each row's `lengths` tokens and attends to
     the first `columns` columns; what lies beyond a row's length is the mask's to hide. `dtype` is the type that is
@@ -57,7 +57,7 @@ class SlotCache(Cache):
         More is only held where it stays within `budget` tokens: what earlier rows needed, and spare rows.
         """
         held_rows, held_columns = self.capacity
-        if rows <= held_rows and columns <= held_columns:
+        if rows <= held_rows and columns <= held_columns and held_rows * held_columns <= budget:
             return
         columns_kept = max(columns, held_columns)
         if max(rows, held_rows) * columns_kept > budget:
@@ -144,15 +144,11 @@ class _SlotLayer(DynamicLayer):
         return self.cache.get_seq_length()
 
     def _hold(self, keys: Tensor, values: Tensor) -> None:
-        if (
-            self.keys is None
-            or self.keys.shape[0] < self.cache.capacity[0]
-            or (self.keys.shape[2] < self.cache.capacity[1])
-        ):
-            self.keys = self._grown(self.keys, keys)
-            self.values = self._grown(self.values, values)
+        if self.keys is None or (self.keys.shape[0], self.keys.shape[2]) != self.cache.capacity:
+            self.keys = self._fitted(self.keys, keys)
+            self.values = self._fitted(self.values, values)
 
-    def _grown(self, old: Tensor | None, like: Tensor) -> Tensor:
+    def _fitted(self, old: Tensor | None, like: Tensor) -> Tensor:
         rows, columns = self.cache.capacity
         # Zeros, not whatever lies in memory: a masked column still meets the softmax's 0, and 0 x NaN is NaN.
         new = torch.zeros(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -130,14 +131,15 @@ class Forward:
     def keys_and_values(self, tokens: Sequence[int], positions: Sequence[int], forest: Forest) -> list[LayerStates]:
         """Of a row of `tokens`, each of which attends to what `forest` says."""
         cache = DynamicCache()
-        self._model(
-            input_ids=torch.tensor([tokens], device=self.device),
-            position_ids=torch.tensor([positions], device=self.device),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-            attention_parts=forest,
-        )
+        with suppress(_AllKnown):
+            self._model(
+                input_ids=torch.tensor([tokens], device=self.device),
+                position_ids=torch.tensor([positions], device=self.device),
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+                attention_parts=_UpTo(len(self.cache.layers) - 1, forest),
+            )
         kept = [(layer.keys, layer.values) for layer in cache.layers]
         dtype = self.cache.dtype
         return kept if dtype is None else [(keys.to(dtype), values.to(dtype)) for keys, values in kept]
@@ -220,3 +222,20 @@ class Forward:
         self._model.eval()
         if not self._suits(self._attention):
             self._model.set_attn_implementation(NAME if self._in_parts else "sdpa")
+
+
+class _AllKnown(Exception):
+    """The last layer's keys and values are in the cache; nothing that comes after them is wanted."""
+
+
+@dataclass(frozen=True)
+class _UpTo:
+    """`forest`, up to the layer `last`, whose keys and values end the pass."""
+
+    last: int
+    forest: Forest
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        if layer == self.last:
+            raise _AllKnown
+        return self.forest.attend(layer, query, key, value, scale)
