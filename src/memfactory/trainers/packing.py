@@ -14,6 +14,8 @@ from memfactory.trainers.batch import TrainingTurn
 from memfactory.trainers.layout import MIN_SHARED, Layout, lay_out
 
 log = logging.getLogger("memfactory")
+# What transformers calls a layer without a window.
+FULL = "full_attention"
 # What models raise that do not pass keywords on to their attention, and kernels that do not know a type or a shape.
 _CANNOT = (RuntimeError, TypeError, ValueError, KeyError, AttributeError, NotImplementedError)
 # Relative errors that rounding explains; a token that sees what it should not is far beyond.
@@ -56,9 +58,11 @@ def _obstacle(model: PreTrainedModel, dtype: torch.dtype) -> str | None:
         return f"attention in parts has no fast kernel for {str(dtype).removeprefix('torch.')} on {device.type}"
     if getattr(config, "attention_dropout", 0.0):
         return f"the model drops attention weights at random (attention_dropout {config.attention_dropout:g})"
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    windowed = getattr(config, "sliding_window", None) is not None and getattr(config, "layer_types", None) is None
-    if windowed or kinds != {"full_attention"}:
+    if getattr(config, "attn_logit_softcapping", None):
+        return "the model caps its attention scores"
+    kinds = getattr(config, "layer_types", None)
+    windowed = getattr(config, "sliding_window", None) is not None if kinds is None else set(kinds) != {FULL}
+    if windowed:
         return "some of the model's layers do not attend to all that came before"
     try:
         states, gradient = _state_error(model), _gradient_error(model, dtype)
