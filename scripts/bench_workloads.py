@@ -174,6 +174,7 @@ def configured(work: Work, model: Path, folder: Path, settings: Sequence[str] = 
     data.write_text(json.dumps(rows(work, model)), encoding="utf-8")
     config = {
         "model": {"path": str(model), "random_weights": True},
+        "engine": {"kind": "hf"},
         "agent": _agent(work),
         "env": {
             "name": {"memory_agent": "longcontext", "memory_r1": "memory_bank", "rmm": "rerank"}[work.name],
