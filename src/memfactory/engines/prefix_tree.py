@@ -36,11 +36,15 @@ class PackedTrees:
 
 
 def shared_length(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens both begin with."""
-    if one == other:
-        return len(one)
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((index for index, (a, b) in pairs if a != b), min(len(one), len(other)))
+    """How many tokens both begin with; by halves, since slices are compared many times faster than tokens."""
+    known, end = 0, min(len(one), len(other))
+    while known < end:
+        middle = (known + end + 1) // 2
+        if one[known:middle] == other[known:middle]:
+            known = middle
+        else:
+            end = middle - 1
+    return known
 
 
 def pack(sequences: Sequence[tuple[int, ...]], minimum: int) -> PackedTrees:
