@@ -314,6 +314,8 @@ def test_an_adapter_is_handed_over_alone_each_time_under_a_new_number(monkeypatc
     events.clear()
     for _ in range(2):
         engine.update_weights(policy.weights())
+    # An adapter's files stay for as long as it is in use.
+    assert [Path(folder).exists() for folder in engine._engine.folders] == [False, True]
     engine.submit("a", SAID, Sampling(2))
     assert events == [
         ("add_lora", 1, files),
@@ -340,6 +342,8 @@ def test_an_adapter_is_handed_over_alone_each_time_under_a_new_number(monkeypatc
         ("add_lora", 3, files),
         "forget",
     ]
+    engine.close()
+    assert not any(Path(folder).exists() for folder in engine._engine.folders)
 
 
 def test_an_adapter_under_merged_is_added_into_the_whole_model(monkeypatch, small_model_path: Path):

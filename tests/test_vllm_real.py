@@ -6,6 +6,11 @@ All of it is skipped where vLLM is not installed.
 from __future__ import annotations
 
 import importlib.util
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,8 +20,8 @@ from transformers import AutoConfig, Qwen3ForCausalLM
 from memfactory.config.training import LoraOptions
 from memfactory.engines.base import sample
 from memfactory.engines.hf import HfEngine
-from memfactory.engines.loading import load_chat, load_model, load_tokenizer
-from memfactory.engines.options import HfEngineConfig, ModelConfig, VllmEngineConfig
+from memfactory.engines.loading import load_chat, load_model, load_tokenizer, places
+from memfactory.engines.options import HfEngineConfig, ModelConfig, VllmEngineConfig, VllmServerConfig
 from memfactory.errors import EngineError
 from memfactory.trainers.weights import PolicyWeights, trainable
 from memfactory.types import Decoding, Message, Sampling
@@ -89,7 +94,7 @@ def test_replies_weights_and_refusals_of_a_real_vllm(tmp_path: Path, small_model
     greedy = [(messages, Sampling(20, Decoding(0.0))) for messages, _ in ASKS[4:8]]
     expected = sample(HfEngine(model, chat, HfEngineConfig()), greedy)
     assert sample(engine, greedy) == expected
-    stop = next(word for word in expected[0].text.split()[1:] if word.isascii())
+    stop = next(letter for letter in expected[0].text[2:] if letter.isascii() and letter.isalpha())
     stopped = [(greedy[0][0], Sampling(20, Decoding(0.0), stop=(stop,)))]
     assert sample(engine, stopped) == sample(HfEngine(model, chat, HfEngineConfig()), stopped)
 
@@ -155,3 +160,67 @@ def test_a_stored_adapter_is_part_of_the_model_from_the_start(tmp_path: Path):
     engine = vllm_engine(TINY.model_copy(update={"adapter": str(tmp_path)}))
     assert largest_difference(sample(engine, ASKS), network, chat.vocab_size) < TOLERANCE
     engine.close()
+
+
+# A server of its own
+
+PATIENCE = 300.0
+
+
+@pytest.fixture
+def server_url(monkeypatch) -> Iterator[str]:
+    """The address of a real server over tiny, started by the command of docs/vllm.md, which takes a minute or two."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {**os.environ, "VLLM_SERVER_DEV_MODE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
+    environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
+    environment |= {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", places(TINY)[0]]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--logprobs-mode", "processed_logprobs"]
+    command += ["--worker-extension-cls", "memfactory.engines.vllm_worker.WeightReceiver"]
+    command += ["--enable-lora", "--max-lora-rank", "8"]
+    command += ["--dtype", "float32", "--enforce-eager", "--max-model-len", "512"]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_real_server_gives_the_replies_of_the_weights_that_it_was_handed(server_url: str):
+    from memfactory.engines.vllm_server import VllmServerEngine
+
+    chat = load_chat(TINY)
+    config = VllmServerConfig(url=server_url, startup_timeout=PATIENCE)
+    engine = VllmServerEngine(TINY, chat, config)
+    model = load_model(TINY, training=False)
+    # Nothing was handed over: the model itself is, before the first conversation.
+    replies = sample(engine, ASKS)
+    assert [reply.tokens.prompt_ids for reply in replies] == [chat.prompt_ids(messages) for messages, _ in ASKS]
+    assert largest_difference(replies, model, chat.vocab_size) < TOLERANCE
+    greedy = [(messages, Sampling(20, Decoding(0.0))) for messages, _ in ASKS[4:8]]
+    assert sample(engine, greedy) == sample(HfEngine(model, chat, HfEngineConfig()), greedy)
+
+    disturb(model.parameters(), 0.01)
+    assert largest_difference(replies, model, chat.vocab_size) > 100 * TOLERANCE
+    engine.update_weights(PolicyWeights(model, torch.float32, 1))
+    assert largest_difference(sample(engine, ASKS), model, chat.vocab_size) < TOLERANCE
+
+    network = adapted(3)
+    for version in (2, 3):
+        disturb([value for name, value in network.named_parameters() if "lora_" in name], 0.01)
+        engine.update_weights(PolicyWeights(network, torch.float32, version))
+        assert largest_difference(sample(engine, ASKS), network, chat.vocab_size) < TOLERANCE
+
+    # Another run takes the server over; the first notices at its next reply.
+    other = VllmServerEngine(TINY, chat, config)
+    other.update_weights(PolicyWeights(model, torch.float32, 1))
+    with pytest.raises(EngineError, match="another run uses it"):
+        sample(engine, ASKS[:1])
+    assert largest_difference(sample(other, ASKS), model, chat.vocab_size) < TOLERANCE
+    with pytest.raises(EngineError, match="leaves no room for a reply: the context is 512 tokens"):
+        other.submit(0, [Message("user", "seven " * 900)], Sampling(3))

@@ -66,6 +66,7 @@ def test_a_server_that_is_still_starting_is_waited_for(server, connect):
         ("/version", 404, "answers no vLLM server"),
         ("/v1/models", {"data": []}, "answers no vLLM server"),
         ("/collective_rpc", 404, "takes no weights .*start it with VLLM_SERVER_DEV_MODE=1, --worker-extension-cls"),
+        ("/collective_rpc", "a page", "takes no weights .*does not say which weights it holds: a page"),
         ("/collective_rpc", 500, "takes no weights .*start it with VLLM_SERVER_DEV_MODE=1, --worker-extension-cls"),
         ("/v1/completions", {"choices": []}, "gives no log-probabilities"),
     ],
@@ -220,8 +221,13 @@ def test_an_adapter_is_handed_over_alone_under_a_name_of_its_own(server, connect
     engine.update_weights(weights)
     (second,) = server.adapters
     assert second != first
+    # An adapter's files stay for as long as it is in use: the server may read it again.
+    folders = [Path(body["lora_path"]).exists() for body in server.asked("/v1/load_lora_adapter")]
+    assert folders == [False, True]
     sample(engine, [ASK])
     assert server.asked("/v1/completions")[-1]["model"] == second
+    engine.close()
+    assert server.adapters == {} and not Path(server.asked("/v1/load_lora_adapter")[-1]["lora_path"]).exists()
 
 
 def test_an_adapter_comes_with_its_base_where_the_server_has_other_weights(server, connect, small_model_path: Path):

@@ -10,7 +10,7 @@ class FakeEngine:
     """vLLM's engine core: it answers each request with the two ids 5 and 6 in one step."""
 
     def __init__(self, events, context):
-        self.events, self.asked = events, {}
+        self.events, self.asked, self.folders = events, {}, []
         self.model_config = SimpleNamespace(max_model_len=context)
         self.engine_core = SimpleNamespace(shutdown=lambda: events.append("shutdown"))
 
@@ -29,6 +29,7 @@ class FakeEngine:
 
     def add_lora(self, request):
         files = sorted(path.name for path in Path(request.path).iterdir() if path.suffix != ".md")
+        self.folders.append(request.path)
         self.events.append(("add_lora", request.number, files))
 
     def remove_lora(self, number):

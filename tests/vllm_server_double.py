@@ -35,8 +35,10 @@ class VllmServerDouble:
                 said = waiting.pop(0) if waiting else server.said(self.path, body)
                 status = said if isinstance(said, int) else 200
                 said = {"error": {"message": "no"}} if status != 200 else said
-                sent = json.dumps(said).encode()
+                kind = "text/plain" if isinstance(said, str) else "application/json"
+                sent = said.encode() if isinstance(said, str) else json.dumps(said).encode()
                 self.send_response(status)
+                self.send_header("Content-Type", kind)
                 self.send_header("Content-Length", str(len(sent)))
                 self.end_headers()
                 self.wfile.write(sent)
@@ -62,10 +64,10 @@ class VllmServerDouble:
         if path == "/v1/load_lora_adapter":
             folder = Path(body["lora_path"])
             self.adapters[body["lora_name"]] = sorted(file.name for file in folder.iterdir() if file.suffix != ".md")
-            return {}
+            return "Success: it was added."
         if path == "/v1/unload_lora_adapter":
             del self.adapters[body["lora_name"]]
-            return {}
+            return "Success: it was removed."
         return self.completed(body)
 
     def called(self, body):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -81,6 +82,7 @@ class VllmEngine:
         self._asleep = False
         self._adapters = 0
         self._adapter: Any = None
+        self._folder: TemporaryDirectory[str] | None = None
         # Dummy weights are not those of the model in training.
         self._base_differs = model.random_weights
         if adapter is not None:
@@ -124,6 +126,7 @@ class VllmEngine:
 
     def close(self) -> None:
         self.cancel()
+        self._forget_adapter()
         self._engine.engine_core.shutdown()
 
     def update_weights(self, weights: Weights) -> None:
@@ -167,21 +170,24 @@ class VllmEngine:
         from vllm.lora.request import LoRARequest
 
         self._forget_adapter()
-        # vLLM reads adapters from files alone; these are in memory and gone once they are read.
-        with passing_folder() as folder:
-            weights.write_adapter(Path(folder))
-            self._adapters += 1
-            adapter = LoRARequest(f"adapter-{self._adapters}", self._adapters, folder)
-            try:
-                self._engine.add_lora(adapter)
-            except ValueError as error:
-                raise EngineError(f"vLLM does not take the adapter: {error}; write engine.adapter: merged") from error
+        # vLLM reads adapters from files alone, and may read one again. These are in memory where there is a place.
+        self._folder = passing_folder()
+        weights.write_adapter(Path(self._folder.name))
+        self._adapters += 1
+        adapter = LoRARequest(f"adapter-{self._adapters}", self._adapters, self._folder.name)
+        try:
+            self._engine.add_lora(adapter)
+        except ValueError as error:
+            raise EngineError(f"vLLM does not take the adapter: {error}; write engine.adapter: merged") from error
         self._adapter = adapter
 
     def _forget_adapter(self) -> None:
         if self._adapter is not None:
             self._engine.remove_lora(self._adapter.lora_int_id)
             self._adapter = None
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
 
     def _reply(self, prompt: tuple[int, ...], sampling: Sampling, output: Any) -> Reply:
         reply_ids = tuple(output.token_ids)

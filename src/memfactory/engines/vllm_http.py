@@ -1,4 +1,4 @@
-"""Requests to a vLLM server: JSON there and back, and what each way to fail means. No torch."""
+"""Requests to a vLLM server: JSON there and mostly back, and what each way to fail means. No torch."""
 
 from __future__ import annotations
 
@@ -49,21 +49,21 @@ class VllmServer:
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     def get(self, path: str) -> Any:
-        return self._json(urllib.request.Request(self.url + path, headers=self._headers), self.timeout)
+        return self._answer(urllib.request.Request(self.url + path, headers=self._headers), self.timeout)
 
     def post(self, path: str, body: object, timeout: float | None = None) -> Any:
-        """What the server answers; None: nothing.
+        """What the server answers: JSON's value, or the text where it is no JSON.
 
         Raises TryAgain where another try may go better, Refused where the server says no.
         """
         data = json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data=data, headers=self._headers, method="POST")
-        return self._json(request, timeout or self.timeout)
+        return self._answer(request, timeout or self.timeout)
 
-    def _json(self, request: urllib.request.Request, timeout: float) -> Any:
+    def _answer(self, request: urllib.request.Request, timeout: float) -> Any:
         try:
             with self._opener.open(request, timeout=timeout) as response:
-                body = response.read()
+                body, kind = response.read(), response.headers.get_content_type()
         except urllib.error.HTTPError as error:
             with error:
                 words = f"HTTP {error.code}: {_message(error.read())}"
@@ -77,8 +77,10 @@ class VllmServer:
             raise TryAgain(f"no answer within {timeout:g} seconds" if slow else str(error.reason)) from error
         except (OSError, http.client.HTTPException) as error:
             raise TryAgain(f"the connection broke off ({type(error).__name__}: {error})") from error
+        if kind != "application/json":
+            return body.decode(errors="replace")
         try:
-            return json.loads(body) if body.strip() else None
+            return json.loads(body)
         except ValueError as error:
             raise TryAgain(f"the answer is no JSON: {body[:200].decode(errors='replace')!r}") from error
 

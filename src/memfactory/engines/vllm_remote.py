@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import tempfile
 import threading
 import time
 from collections.abc import Iterable
@@ -50,14 +51,13 @@ class RemoteModel:
         self._held = self._first_version()
         self._base_differs = self._held is not None or random_weights
         self._run, self._updates = secrets.token_hex(4), 0
+        self._adapter: tempfile.TemporaryDirectory[str] | None = None
         self._check_logprobs()
 
     def take(self, weights: Weights) -> None:
         """Hand `weights` over. Raises EngineError where the server does not confirm that it holds them."""
         self.updated = False
-        if self.name != self._served:
-            self._call("/v1/unload_lora_adapter", {"lora_name": self.name})
-            self.name = self._served
+        self._forget_adapter()
         if self.config.adapter == "lora" and weights.has_adapter:
             if self._base_differs:
                 self._hand_over(weights.base())
@@ -81,6 +81,13 @@ class RemoteModel:
                 f"{found or started}: it was started anew, or another run uses it. Go on with --resume"
             )
 
+    def close(self) -> None:
+        """Leave no adapter behind, if the server still answers."""
+        try:
+            self._forget_adapter()
+        except EngineError as error:
+            log.warning("an adapter stays behind: %s", error)
+
     def _hand_over(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Pass a whole model's weights, by the names of the Hugging Face model's parameters."""
         self._updates += 1
@@ -96,22 +103,34 @@ class RemoteModel:
     def _hand_over_adapter(self, weights: Weights) -> None:
         self._updates += 1
         name = f"memfactory-{self._run}-{self._updates}"
-        with passing_folder(self.config.weights_folder) as folder:
-            weights.write_adapter(Path(folder))
-            try:
-                self._call("/v1/load_lora_adapter", {"lora_name": name, "lora_path": folder})
-            except Refused as error:
-                raise EngineError(
-                    f"{error}. It takes adapters where it was started with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, "
-                    "--enable-lora and a --max-lora-rank that is large enough; or write engine.adapter: merged"
-                ) from error
+        # The server reads an adapter again where it has dropped it, and dies where the files are gone.
+        self._adapter = passing_folder(self.config.weights_folder)
+        weights.write_adapter(Path(self._adapter.name))
+        try:
+            self._call("/v1/load_lora_adapter", {"lora_name": name, "lora_path": self._adapter.name})
+        except Refused as error:
+            raise EngineError(
+                f"{error}. It takes adapters where it was started with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, "
+                "--enable-lora and a --max-lora-rank that is large enough; or write engine.adapter: merged"
+            ) from error
         self.name = name
         self.confirm()
+
+    def _forget_adapter(self) -> None:
+        name, self.name = self.name, self._served
+        files, self._adapter = self._adapter, None
+        if name != self._served:
+            self._call("/v1/unload_lora_adapter", {"lora_name": name})
+        if files is not None:
+            files.cleanup()
 
     def _version(self) -> str | None:
         """The weights that the server holds, as all of its workers say."""
         answer = self.server.post("/collective_rpc", {"method": "memfactory_version"})
-        found = {result["version"] for result in answer["results"]}
+        try:
+            found = {result["version"] for result in answer["results"]}
+        except (LookupError, TypeError) as error:
+            raise EngineError(f"{self.server.name} does not say which weights it holds: {str(answer)[:200]}") from error
         if len(found) != 1:
             raise EngineError(f"the workers of {self.server.name} hold different weights: {found}")
         (version,) = found
@@ -150,7 +169,7 @@ class RemoteModel:
     def _first_version(self) -> str | None:
         try:
             return self._version()
-        except (Refused, TryAgain, LookupError, TypeError) as error:
+        except (EngineError, TryAgain) as error:
             raise ConfigError(f"{self.server.name} takes no weights ({error}); start it with {NEEDED}") from error
 
     def _check_logprobs(self) -> None:

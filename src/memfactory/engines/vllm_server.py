@@ -71,6 +71,7 @@ class VllmServerEngine:
 
     def close(self) -> None:
         self._pool.close()
+        self._remote.close()
 
     def sleep(self) -> None:
         """The server's GPU is its own."""
