@@ -15,7 +15,7 @@ from transformers import Qwen3ForCausalLM
 from memfactory.engines.base import sample
 from memfactory.engines.chat import ChatFormat
 from memfactory.engines.hf import HfEngine
-from memfactory.engines.hf_prompts import SharedPrompts
+from memfactory.engines.hf_sharing import SharedPrompts
 from memfactory.engines.loading import load_chat, load_model
 from memfactory.engines.options import HfEngineConfig, ModelConfig
 from memfactory.types import Decoding, Message, Reply, Sampling
@@ -92,6 +92,16 @@ PROMPTS = {
 def test_sharing_changes_no_reply(model, kind, decoding, batch):
     prompts = [ask(ids, 5 + index % 9, index, decoding) for index, ids in enumerate(PROMPTS[kind])]
     agree(*both_ways(model, IdChat(), prompts, max_batch=batch, prefill_tokens=100))
+
+
+@pytest.mark.parametrize("kind", PROMPTS)
+def test_copying_what_is_a_rows_own_into_its_slots_changes_no_reply(model, kind):
+    prompts = [ask(ids, 5 + index % 9, index, Decoding()) for index, ids in enumerate(PROMPTS[kind])]
+    for batch in (64, 3):
+        engine = HfEngine(model, IdChat(), HfEngineConfig(max_batch=batch))
+        expected = sample(engine, prompts)
+        engine._prompts = SharedPrompts(engine._forward, 100, 4000, copies_alone=True)
+        agree(sample(engine, prompts), expected)
 
 
 def test_sharing_changes_no_reply_that_a_stop_string_or_the_context_ends(model, chat):
@@ -222,12 +232,14 @@ actions = st.lists(
 )
 
 
-@given(actions, st.integers(100, 600), st.integers(1, 6), st.integers(40, 300))
+@given(actions, st.integers(100, 600), st.integers(1, 6), st.integers(40, 300), st.booleans())
 @settings(max_examples=40, deadline=None)
 def test_whatever_is_asked_when_each_reply_is_what_it_is_alone_and_the_budget_holds(
-    model, alone, done, budget, batch, prefill
+    model, alone, done, budget, batch, prefill, copies
 ):
     engine = HfEngine(model, IdChat(), HfEngineConfig(max_batch_tokens=budget, max_batch=batch, prefill_tokens=prefill))
+    sample(engine, [ask((5,), 1)])
+    engine._prompts = SharedPrompts(engine._forward, prefill, budget, copies)
     asked: dict[int, tuple[tuple[int, ...], int]] = {}
     keys = count()
 
@@ -238,16 +250,15 @@ def test_whatever_is_asked_when_each_reply_is_what_it_is_alone_and_the_budget_ho
             assert reply.tokens.reply_ids == alone(ids)[: len(reply.tokens.reply_ids)]
             assert len(reply.tokens.reply_ids) == tokens or reply.stop == "stop"
         assert engine.pending() == len(asked)
-        assert isinstance(engine._prompts, SharedPrompts | None)
-        if engine._prompts is not None:
-            kept = engine._prompts.prefixes
-            rows, columns = engine._forward.cache.capacity
-            assert kept.tokens == sum(len(prefix.tokens) for prefix in kept.all())
-            assert kept.held == sum(len(prefix.tokens) for prefix in kept.all() if prefix.holders)
-            # A single row may need more than there is.
-            assert rows * columns + kept.tokens <= budget or len(engine._rows) <= 1
-            if not asked:
-                assert kept.tokens == rows == 0
+        assert isinstance(engine._prompts, SharedPrompts)
+        kept = engine._prompts.prefixes
+        rows, columns = engine._forward.cache.capacity
+        assert kept.tokens == sum(len(prefix.tokens) for prefix in kept.all())
+        assert kept.held == sum(len(prefix.tokens) for prefix in kept.all() if prefix.holders)
+        # A single row may need more than there is.
+        assert rows * columns + kept.tokens <= budget or len(engine._rows) <= 1
+        if not asked:
+            assert kept.tokens == rows == 0
 
     for action, *given_with in done:
         if action == "submit":

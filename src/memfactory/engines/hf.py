@@ -16,9 +16,10 @@ from transformers import PreTrainedModel
 from memfactory.engines.base import Key
 from memfactory.engines.chat import ChatFormat
 from memfactory.engines.hf_forward import Forward
-from memfactory.engines.hf_prompts import CopiedPrompts, Group, Prompts, SharedPrompts
+from memfactory.engines.hf_prompts import CopiedPrompts, Group, Prompts
 from memfactory.engines.hf_rows import Row, Waiting
 from memfactory.engines.hf_sampling import Drawing, draw, uniforms
+from memfactory.engines.hf_sharing import SharedPrompts
 from memfactory.engines.options import HfEngineConfig
 from memfactory.errors import EngineError
 from memfactory.types import Message, Reply, Sampling
@@ -103,17 +104,19 @@ class HfEngine:
         self.cancel()
 
     def _chosen(self) -> Prompts:
-        shares = self.config.share_prefixes and self._forward.attend_in_parts()
-        way = SharedPrompts if shares else CopiedPrompts
-        return way(self._forward, self.config.prefill_tokens, self.config.max_batch_tokens)
+        forward, prefill_tokens, budget = self._forward, self.config.prefill_tokens, self.config.max_batch_tokens
+        if self.config.share_prefixes and forward.attend_in_parts():
+            return SharedPrompts(forward, prefill_tokens, budget, copies_alone=forward.device.type != "cpu")
+        return CopiedPrompts(forward, prefill_tokens, budget)
 
     def _enter(self, prompts: Prompts) -> None:
         """Let waiting conversations begin."""
         groups = self._admitted(prompts)
         if not groups:
             return
-        columns = max(prompts.columns(row) for row in [*self._rows, *(row for group in groups for row in group)])
-        begun = prompts.enter(groups, len(self._rows) + sum(map(len, groups)), columns, self._waiting)
+        decoding = [*self._rows, *(row for group in groups for row in group)]
+        columns = max(prompts.columns(row, alone=False) for row in decoding)
+        begun = prompts.enter(groups, len(decoding), columns, self._waiting)
         last = torch.tensor([row.prompt[-1] for row in begun], device=self._forward.device)
         self._next_ids = torch.cat([self._next_ids, last]) if self._rows else last
         self._rows += begun
@@ -121,16 +124,17 @@ class HfEngine:
 
     def _admitted(self, prompts: Prompts) -> list[Group]:
         """Take from the waiting, first come first served, what `max_batch` and `max_batch_tokens` have room for."""
-        count, columns = len(self._rows), max(map(prompts.columns, self._rows), default=0)
+        count, columns = len(self._rows), max((prompts.columns(row, alone=False) for row in self._rows), default=0)
         groups: list[Group] = []
         for prompt in list(self._waiting):
             queue, group = self._waiting[prompt], Group()
+            alone = len(queue) == 1
             while queue and count < self.config.max_batch:
-                wider = max(columns, prompts.columns(queue[0]))
+                wider = max(columns, prompts.columns(queue[0], alone))
                 if count and (count + 1) * wider + prompts.cost(prompt) > self.config.max_batch_tokens:
                     break
                 group.append(queue.popleft())
-                prompts.admit(group[-1])
+                prompts.admit(group[-1], alone)
                 count, columns = count + 1, wider
             if group:
                 groups.append(group)

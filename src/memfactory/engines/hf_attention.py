@@ -82,14 +82,18 @@ class Shared:
 
 @dataclass(frozen=True)
 class Slots:
-    """One new token a row: each row over its own slots where `visible` [rows, slots] is True, and what it shares."""
+    """One new token a row: each row over its own slots where `visible` [rows, slots] is True, and what it shares.
 
-    visible: Tensor
+    `visible` None: over all of them.
+    """
+
+    visible: Tensor | None
     shared: tuple[Shared, ...] = ()
 
     @cached_property
-    def _masks(self) -> dict[torch.dtype, Tensor]:
-        return {}
+    def _mask(self) -> Tensor | None:
+        """Made once for all layers."""
+        return None if self.visible is None else additive(self.visible[:, None, None], torch.float32)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         dtype = key.dtype
@@ -97,9 +101,8 @@ class Slots:
         kv_heads = key.shape[1]
         # The heads that share a key head lie side by side, so that keys are read once for all of them.
         folded = query.to(dtype).reshape(rows, kv_heads, heads // kv_heads, width)
-        if dtype not in self._masks:
-            self._masks[dtype] = additive(self.visible[:, None, None], dtype)
-        output, weight, _ = _part(folded, key, value, scale, False, self._masks[dtype])
+        mask = None if self._mask is None else self._mask.to(dtype)
+        output, weight, _ = _part(folded, key, value, scale, False, mask)
         for shared in self.shared:
             asking = folded if shared.rows is None else folded[shared.rows]
             part, part_weight = _attend_shared(layer, asking, shared, scale)

@@ -27,7 +27,7 @@ class SlotCache(Cache):
 
     A forward pass over one new token a row ([n, 1] ids) writes it behind each row's `lengths` tokens and attends to
     the first `columns` columns; what lies beyond a row's length is the mask's to hide. `dtype` is the type that is
-    stored; None: as computed.
+    stored; None: as computed. `column` is the length of every row, where they are all equal.
     """
 
     def __init__(self, layers: int, device: torch.device, dtype: torch.dtype | None = None) -> None:
@@ -35,6 +35,7 @@ class SlotCache(Cache):
         self._index: Tensor
         self.move_to(device)
         self.columns = 0
+        self.column: int | None = None
         self.capacity = (0, 0)
         self.dtype = dtype
         super().__init__(layers=[_SlotLayer(self) for _ in range(layers)])
@@ -99,7 +100,7 @@ class SlotCache(Cache):
     def release(self) -> None:
         """Give the memory back."""
         self.move_to(self.lengths.device)
-        self.capacity, self.columns = (0, 0), 0
+        self.capacity, self.columns, self.column = (0, 0), 0, None
         for layer in self.layers:
             layer.keys = layer.values = None
 
@@ -126,8 +127,12 @@ class _SlotLayer(DynamicLayer):
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         self._hold(key_states, value_states)
         cache = self.cache
-        self.keys[cache.index, :, cache.lengths] = key_states[:, :, 0].to(self.keys.dtype)
-        self.values[cache.index, :, cache.lengths] = value_states[:, :, 0].to(self.values.dtype)
+        if cache.column is None:
+            self.keys[cache.index, :, cache.lengths] = key_states[:, :, 0].to(self.keys.dtype)
+            self.values[cache.index, :, cache.lengths] = value_states[:, :, 0].to(self.values.dtype)
+        else:
+            self.keys[: cache.rows, :, cache.column] = key_states[:, :, 0]
+            self.values[: cache.rows, :, cache.column] = value_states[:, :, 0]
         return self.keys[: cache.rows, :, : cache.columns], self.values[: cache.rows, :, : cache.columns]
 
     def copy_in(self, first: int, source: Tensor, keys: Tensor, values: Tensor) -> None:

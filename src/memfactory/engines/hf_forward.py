@@ -144,11 +144,18 @@ class Forward:
         dtype = self.cache.dtype
         return kept if dtype is None else [(keys.to(dtype), values.to(dtype)) for keys, values in kept]
 
-    def logits_in_parts(self, next_ids: Tensor, columns: int, shared: tuple[Shared, ...], starts: Tensor) -> Tensor:
-        """As `logits`; the rows' slots begin `starts` [n] tokens after their prompts do, and `shared` is the rest."""
+    def logits_in_parts(
+        self, next_ids: Tensor, lengths: Sequence[int], shared: tuple[Shared, ...], starts: Tensor
+    ) -> Tensor:
+        """As `logits`, for rows with `lengths` tokens in their slots; `starts` [n] tokens come before, `shared`."""
         cache = self.cache
-        cache.columns = round_up(columns)
-        visible = torch.arange(cache.columns, device=self.device) <= cache.lengths.unsqueeze(-1)
+        visible: Tensor | None = None
+        if min(lengths) == max(lengths):
+            # Rows in step need no mask, and write to one column.
+            cache.column, cache.columns = lengths[0], lengths[0] + 1
+        else:
+            cache.column, cache.columns = None, round_up(max(lengths) + 1)
+            visible = torch.arange(cache.columns, device=self.device) <= cache.lengths.unsqueeze(-1)
         logits: Tensor = self._model(
             input_ids=next_ids.unsqueeze(-1),
             position_ids=(starts + cache.lengths).unsqueeze(-1),
@@ -194,7 +201,7 @@ class Forward:
         self.cache.reserve(1, round_up(1), 0)
         self.cache.enter([0], [], None)
         starts = torch.tensor([len(ids) - 1], device=self.device)
-        return self.logits_in_parts(last, 1, tuple(Shared(None, ((1, half),)) for half in halves), starts)[0]
+        return self.logits_in_parts(last, [0], tuple(Shared(None, ((1, half),)) for half in halves), starts)[0]
 
     @property
     def _attention(self) -> str:

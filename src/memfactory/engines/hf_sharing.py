@@ -1,0 +1,165 @@
+"""Prompts whose common beginnings are computed and stored once, while replies to them are sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from memfactory.engines.hf_attention import Forest, Past, Range, Shared
+from memfactory.engines.hf_cache import round_up
+from memfactory.engines.hf_forward import Forward
+from memfactory.engines.hf_prefixes import Prefix, Prefixes
+from memfactory.engines.hf_prompts import Group
+from memfactory.engines.hf_rows import Row, Waiting
+
+
+@dataclass
+class _Place:
+    """Where an admitted row's prompt ends in the tree, and how many of its tokens come before its slots."""
+
+    end: Prefix | None
+    start: int
+    copies: bool
+
+
+class SharedPrompts:
+    """Rows whose prompts begin alike attend to that beginning where it is stored, once. Slots hold replies.
+
+    What the prompts of a batch share is prefilled once, and what one of them shares with an earlier one not again.
+    Beginnings that no row needs any more are kept as long as the budget, less the slots, has room for them.
+    With `copies_alone` a row that is alone copies into its slots what no other row shares: for devices on which many
+    small calls of attention take longer than the copy and the padding to the longest row.
+    """
+
+    def __init__(self, forward: Forward, prefill_tokens: int, budget: int, copies_alone: bool) -> None:
+        self._forward, self._prefill_tokens, self._budget = forward, prefill_tokens, budget
+        self._copies_alone = copies_alone
+        self.prefixes = Prefixes()
+        # Of each row that decodes or enters.
+        self._places: dict[int, _Place] = {}
+        # What the rows share and where their slots begin, as long as the same rows decode.
+        self._shared: tuple[tuple[Shared, ...], Tensor] | None = None
+
+    def columns(self, row: Row, alone: bool) -> int:
+        place = self._places.get(id(row))
+        copies = self._copies_alone and alone if place is None else place.copies
+        return round_up(row.limit + (len(row.prompt) - 1 if copies else 0))
+
+    def cost(self, prompt: tuple[int, ...]) -> int:
+        return self.prefixes.held + self.prefixes.cost(prompt[:-1])
+
+    def admit(self, row: Row, alone: bool) -> None:
+        # The last token is fed by the first decoding step.
+        end = self.prefixes.hold(row.prompt[:-1])
+        self._places[id(row)] = _Place(end, len(row.prompt) - 1, self._copies_alone and alone)
+
+    def enter(self, groups: Sequence[Group], rows: int, columns: int, waiting: Waiting) -> list[Row]:
+        begun = [row for group in groups for row in group]
+        self.prefixes.forget(max(self._budget - rows * columns, 0))
+        self._forward.cache.reserve(rows, columns, self._budget - self.prefixes.tokens)
+        for batch in self._batches([prefix for prefix in self.prefixes.all() if prefix.layers is None]):
+            self._prefill(batch)
+        for row in begun:
+            self._begin(self._places[id(row)])
+        self._shared = None
+        return begun
+
+    def logits(self, rows: Sequence[Row], next_ids: Tensor) -> Tensor:
+        if self._shared is None:
+            starts = torch.tensor([self._places[id(row)].start for row in rows], device=self._forward.device)
+            self._shared = (self._levels(rows), starts)
+        lengths = [len(row.prompt) + len(row.reply_ids) - 1 - self._places[id(row)].start for row in rows]
+        return self._forward.logits_in_parts(next_ids, lengths, *self._shared)
+
+    def leave(self, rows: Sequence[Row], gone: Sequence[int]) -> list[int]:
+        for index in gone:
+            self.prefixes.release(self._places.pop(id(rows[index])).end)
+        self._shared = None
+        return self._forward.cache.leave(gone)
+
+    def clear(self) -> None:
+        self.prefixes.clear()
+        self._places.clear()
+        self._shared = None
+
+    def _batches(self, prefixes: list[Prefix]) -> Iterator[list[Prefix]]:
+        """As many in a row as one pass has tokens for."""
+        batch: list[Prefix] = []
+        for prefix in prefixes:
+            if batch and sum(len(one.tokens) for one in batch) + len(prefix.tokens) > self._prefill_tokens:
+                yield batch
+                batch = []
+            batch.append(prefix)
+        if batch:
+            yield batch
+
+    def _prefill(self, prefixes: list[Prefix]) -> None:
+        """Give `prefixes` (depth first) their keys and values; what comes before one has them or stands before it."""
+        tokens: list[int] = []
+        positions: list[int] = []
+        places: dict[Prefix, Range] = {}
+        below: dict[Prefix, Range] = {}
+        for prefix in prefixes:
+            before = prefix.path()[:-1]
+            depth = sum(len(one.tokens) for one in before)
+            place = (len(tokens), len(tokens) + len(prefix.tokens))
+            for one in before:
+                below[one] = (below.get(one, place)[0], place[1])
+            places[prefix] = place
+            tokens += prefix.tokens
+            positions += range(depth, depth + len(prefix.tokens))
+        forest = Forest(
+            tuple(places.values()),
+            tuple((queries, places[one]) for one, queries in below.items() if one in places),
+            tuple(
+                Past(queries, one.layers, len(one.tokens)) for one, queries in below.items() if one.layers is not None
+            ),
+        )
+        states = self._forward.keys_and_values(tokens, positions, forest)
+        for prefix, (first, end) in places.items():
+            # Copies, so that each one's memory is free once it is dropped.
+            prefix.layers = [
+                (keys[:, :, first:end].clone(), values[:, :, first:end].clone()) for keys, values in states
+            ]
+
+    def _begin(self, place: _Place) -> None:
+        """Add the row of `place` to the cache: empty, or with a copy of what is its own."""
+        own: list[Prefix] = []
+        if place.copies and place.end is not None:
+            own = [prefix for prefix in place.end.path() if prefix.holders == 1]
+        if not own:
+            self._forward.cache.enter([0], [], None)
+            return
+        length = sum(len(prefix.tokens) for prefix in own)
+        layers = zip(*(prefix.layers for prefix in own if prefix.layers is not None), strict=True)
+        states = [
+            (torch.cat([keys for keys, _ in layer], 2), torch.cat([values for _, values in layer], 2))
+            for layer in layers
+        ]
+        self._forward.cache.enter([length], [0], states)
+        place.start -= length
+
+    def _levels(self, rows: Sequence[Row]) -> tuple[Shared, ...]:
+        """First what comes first in each row's prompt, then what comes second, and so on."""
+        levels: list[dict[Prefix, list[int]]] = []
+        for index, row in enumerate(rows):
+            place = self._places[id(row)]
+            tokens = 0
+            for depth, prefix in enumerate([] if place.end is None else place.end.path()):
+                tokens += len(prefix.tokens)
+                if tokens > place.start:
+                    break
+                if depth == len(levels):
+                    levels.append({})
+                levels[depth].setdefault(prefix, []).append(index)
+        shared = []
+        for level in levels:
+            order = [index for members in level.values() for index in members]
+            parts = [(len(members), prefix.layers) for prefix, members in level.items() if prefix.layers is not None]
+            whole = order == list(range(len(rows)))
+            places = None if whole else torch.tensor(order, device=self._forward.device)
+            shared.append(Shared(places, tuple(parts)))
+        return tuple(shared)
