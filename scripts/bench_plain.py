@@ -149,6 +149,7 @@ class PlainSide:
             self.optimizer.zero_grad()
 
     def sampled(self, number: int) -> list[Group]:
+        """The groups of a step without training on them."""
         options, count = self.options, self.options.prompts_per_step
         return rollout(
             self.stack.agent,
@@ -160,7 +161,11 @@ class PlainSide:
             seeds=[stream_seed(self.seed, "rollout", at) for at in range(count)],
         )
 
+    def close(self) -> None:
+        self.stack.close()
+
     def turns(self) -> list[TrainingTurn]:
+        """What the last step trained on."""
         return training_turns(self.groups, self.options)
 
     def gradients(self, turns: Sequence[TrainingTurn]) -> float:

@@ -7,6 +7,8 @@ from typing import Any
 
 from bench_measure import PHASES
 
+TRAINING = ("old", "reference", "forward", "backward", "optimizer")
+
 
 def totals(side: dict[str, Any]) -> list[float]:
     """Seconds of each timed step."""
@@ -59,6 +61,10 @@ def print_phases(name: str, side: dict[str, Any], report: dict[str, Any]) -> Non
     if "decode_bytes" in report and decoding:
         share = report["decode_bytes"][name] / decoding / report["bandwidth"]
         print(f"\nDecoding took {side['calls'].get('decode', 0)} passes and read {share:.0%} of what a copy could.")
+    training = sum(phase_median(side, phase) for phase in TRAINING)
+    if "model_flops" in report and training:
+        share = report["model_flops"] / training / peak
+        print(f"\nTraining took {training:.2f} s: MFU {share:.0%}, every conversation counted by itself.")
     print()
 
 

@@ -20,12 +20,7 @@ from typing import Any
 import torch
 from bench_arguments import add_model, dtype_of, model_of, option, settings_of
 from bench_floor import decode_bytes, lengths, needed
-from bench_measure import (
-    machine,
-    matmul_peak,
-    memory_bandwidth,
-    resident_bytes,
-)
+from bench_measure import machine, matmul_peak, memory_bandwidth, resident_bytes
 from bench_plain import PlainSide
 from bench_product import ProductSide
 from bench_profile import write_profile
@@ -36,6 +31,7 @@ from bench_workloads import WORKLOADS, Work, configured, write_model
 from memfactory.engines.loading import resolve_device
 from memfactory.errors import MemFactoryError
 from memfactory.trainers.footprint import architecture
+from memfactory.trainers.speed import training_flops
 
 SIDES = ("product", "plain", "trl", "other")
 
@@ -51,23 +47,30 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def run(given: argparse.Namespace, folder: Path) -> None:
+    """Do what was asked for; files of the benchmark's own go to `folder`."""
     work = Work(given.workload, **{field.name: getattr(given, field.name) for field in fields(Work)[1:]})
+    bench = Bench(given, work, write_model(folder / "model", model_of(given)), folder)
+    try:
+        if given.memory_of:
+            print(json.dumps(bench.memory(given.memory_of)))
+        elif given.check:
+            bench.check()
+        else:
+            report(bench, given)
+    finally:
+        bench.close()
+
+
+def report(bench: Bench, given: argparse.Namespace) -> None:
+    """Measure, print, and write the files that were asked for."""
     size = model_of(given)
-    model = write_model(folder / "model", size)
-    bench = Bench(given, work, model, folder)
-    if given.memory_of:
-        print(json.dumps(bench.memory(given.memory_of)))
-        return
-    if given.check:
-        bench.check()
-        return
-    report = {"command": given.words, "work": asdict(work), "model": size if isinstance(size, str) else asdict(size)}
-    report |= bench.measured()
+    found = {"command": given.words, "work": asdict(bench.work)}
+    found |= {"model": size if isinstance(size, str) else asdict(size), **bench.measured()}
     if not given.no_memory:
-        report["memory"] = {side: memory_in_fresh_process(given.words, side) for side in given.sides}
+        found["memory"] = {side: memory_in_fresh_process(given.words, side) for side in given.sides}
     if given.json:
-        given.json.write_text(json.dumps(report, indent=1), encoding="utf-8")
-    print_report(report)
+        given.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
+    print_report(found)
     if given.profile:
         write_profile(bench.side(given.sides[0]), given.profile)
 
@@ -95,6 +98,11 @@ class Bench:
                 made = ProductSide(resolved, self.folder, given.ragged)
             self._made[name] = made
         return self._made[name]
+
+    def close(self) -> None:
+        """Let engines and threads go."""
+        for side in self._made.values():
+            side.close()
 
     def measured(self) -> dict[str, Any]:
         """Seconds, tokens and FLOPs of every side, taken in turns that change their order."""
@@ -145,6 +153,7 @@ class Bench:
                 "prompts": sum(len(turn.prompt_ids) for turn in turns),
                 "replies": sum(len(turn.reply_ids) for turn in turns),
             },
+            "model_flops": training_flops(sizes, turns, side.options),
             "decode_bytes": reads,
         }
 

@@ -135,8 +135,9 @@ class TrlSide:
         self._done.release()
 
     def _pause(self, control: Any) -> None:
-        self._done.release()
-        self._go.acquire()
+        if not self._closing:
+            self._done.release()
+            self._go.acquire()
         control.should_training_stop = self._closing
 
     def _wait(self) -> None:

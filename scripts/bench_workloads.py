@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -224,15 +223,3 @@ def _agent(work: Work) -> dict[str, Any]:
         "answer_tokens": work.new_tokens,
         **order,
     }
-
-
-def described(work: Work, size: str | Size) -> dict[str, Any]:
-    """Work and model as plain values, for a report."""
-    return {"work": asdict(work), "model": size if isinstance(size, str) else asdict(size)}
-
-
-def copy_tokenizer(source: Path, target: Path) -> None:
-    """Put the tokenizer of one model folder into another."""
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        if (source / name).is_file():
-            shutil.copy(source / name, target / name)
