@@ -147,6 +147,25 @@ def test_gradient_checkpointing_goes_through_the_same_parts(small_model_path: Pa
     assert largest_difference(gradients(plain), gradients(again)) < 1e-6
 
 
+@pytest.mark.parametrize("packing", PACKINGS)
+@pytest.mark.parametrize("lora", [None, LORA], ids=["whole", "adapters"])
+def test_leaving_out_what_is_not_read_changes_no_gradient(
+    small_model_path: Path, lora: dict | None, packing: str
+) -> None:
+    whole = policy_of(small_model_path, packing, trim_last_layer=False, lora=lora)
+    trimmed = policy_of(small_model_path, packing, gradient_checkpointing=True, lora=lora)
+    rows: list[int] = []
+    trimmed.model.get_decoder().layers[-1].mlp.up_proj.register_forward_hook(
+        lambda module, given, result: rows.append(result.shape[-2])
+    )
+    assert trimmed.backward(turns()) == pytest.approx(whole.backward(turns()), abs=1e-6)
+    assert largest_difference(gradients(whole), gradients(trimmed)) < 1e-6
+    read = sum(len(turn.reply_ids) for turn in turns())
+    # Computed once more in the backward pass. Where replies begin alike, a state is read for several tokens.
+    assert rows == [read, read] if packing != "shared" else rows[0] == rows[1] < read
+    assert not trimmed.model.get_decoder().layers[-1].mlp._forward_pre_hooks
+
+
 def test_several_steps_on_one_rollout_end_at_the_same_weights(small_model_path: Path) -> None:
     # Epsilon keeps Adam from dividing small gradients by themselves, which would blow their rounding up.
     options = {"optimizer": {"learning_rate": 1e-2, "epsilon": 1e-2}, "minibatches": 2, "epochs": 2}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import Protocol
 
@@ -47,6 +48,11 @@ class Layout:
     sources: Tensor
     position_ids: Tensor | None = None
     parts: Forest | None = None
+
+    @cached_property
+    def kept(self) -> Tensor:
+        """The places of `sources` in order, each once: no other state of the last layer is read."""
+        return self.sources.unique()
 
     def to(self, device: torch.device) -> Layout:
         """The same layout on another device."""

@@ -1,4 +1,4 @@
-"""Whether a model can be fed packed rows: tried on a few tokens, since a model that cannot would train wrongly."""
+"""Whether a model can be fed packed rows, and trimmed: tried on a few tokens, since else it would train wrongly."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from memfactory.config.training import Packing
 from memfactory.engines.hf_attention import Forest, attending_in_parts, can_attend
 from memfactory.trainers.batch import TrainingTurn
+from memfactory.trainers.last_layer import LastLayer
 from memfactory.trainers.layout import MIN_SHARED, Layout, lay_out
 
 log = logging.getLogger("memfactory")
@@ -77,13 +78,30 @@ def _obstacle(model: PreTrainedModel, dtype: torch.dtype) -> str | None:
 @torch.no_grad()
 def _state_error(model: PreTrainedModel) -> float:
     """How far the states of packed turns are from those of padded ones, relative to them."""
+    plain = reply_states(model, _few_turns(model, "padded"))
+    with attending_in_parts(model):
+        packed = reply_states(model, _few_turns(model, "shared"))
+    return _distance(packed, plain)
+
+
+@torch.no_grad()
+def can_trim(model: PreTrainedModel) -> bool:
+    """Whether the last layer's feed-forward part can be left out where nothing is read."""
+    layout = _few_turns(model, "padded")
+    last, whole = LastLayer(), reply_states(model, layout)
+    try:
+        with last.trimmed(model):
+            last.kept = layout.kept
+            trimmed = reply_states(model, layout)
+    except _CANNOT:
+        return False
+    return _distance(trimmed, whole) < _ROUNDING[torch.float32]
+
+
+def _few_turns(model: PreTrainedModel, packing: Packing) -> Layout:
     common = tuple(range(1, MIN_SHARED + 4))
     turns = [_turn((*common, 5), (6, 7, 8)), _turn((*common, 9), (6, 7, 8)), _turn((3, 4), (9, 8, 7, 6))]
-    device = model.device
-    plain = reply_states(model, lay_out(turns, "padded", 0).to(device))
-    with attending_in_parts(model):
-        packed = reply_states(model, lay_out(turns, "shared", 0).to(device))
-    return _distance(packed, plain)
+    return lay_out(turns, packing, 0).to(model.device)
 
 
 def _turn(prompt_ids: tuple[int, ...], reply_ids: tuple[int, ...]) -> TrainingTurn:

@@ -19,9 +19,10 @@ from memfactory.engines.chat import ChatFormat
 from memfactory.engines.hf_attention import NAME, attending_in_parts
 from memfactory.errors import MemFactoryError
 from memfactory.trainers.batch import Batch, TrainingTurn, collate
+from memfactory.trainers.last_layer import LastLayer
 from memfactory.trainers.layout import micro_batches
 from memfactory.trainers.logprobs import Distribution, chunked_logprobs
-from memfactory.trainers.packing import reply_states, usable_packing
+from memfactory.trainers.packing import can_trim, reply_states, usable_packing
 
 T = TypeVar("T")
 log = logging.getLogger("memfactory")
@@ -39,18 +40,27 @@ class Passes:
         self.dtype = dtype
         self.chunk_tokens = options.logprob_chunk_tokens
         self.micro_batch_tokens = options.micro_batch_tokens
+        self.last_layer = LastLayer()
         with self.autocast():
             self.packing = usable_packing(model, options.packing, dtype)
+            self.trims = options.trim_last_layer and can_trim(model)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """bfloat16 compute over float32 weights; nothing where the model computes in float32."""
         if self.dtype == torch.float32:
             return nullcontext()
-        return torch.autocast(self.device.type, dtype=self.dtype)
+        # A pass uses each weight once, so autocast's cache would only keep a second copy of all of them.
+        return torch.autocast(self.device.type, dtype=self.dtype, cache_enabled=False)
 
-    def ready(self, model: PreTrainedModel) -> AbstractContextManager[None]:
-        """Within it the model attends as `packing` wants it; each pass over `batches` is made inside."""
-        return attending(model, self.packing != "padded")
+    @contextmanager
+    def ready(self, model: PreTrainedModel) -> Iterator[None]:
+        """Within it the model attends as `packing` wants it and leaves out what is not read.
+
+        Each pass over `batches` is made inside, the backward pass of each batch before the next batch's forward pass.
+        """
+        trimmed = self.last_layer.trimmed(model) if self.trims else nullcontext()
+        with attending(model, self.packing != "padded"), trimmed:
+            yield
 
     def batches(self, turns: Sequence[TrainingTurn], weights: Sequence[float]) -> Iterator[tuple[list[int], Batch]]:
         """The turns in micro-batches, each with its turns' indices."""
@@ -62,6 +72,7 @@ class Passes:
         self, model: PreTrainedModel, batch: Batch, temperature: float, *, with_entropy: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """Log-probabilities (and entropies) of the reply tokens, laid out as `batch.reply_mask`, float32, else 0."""
+        self.last_layer.kept = batch.layout.kept if self.trims else None
         distribution = Distribution(self.chat.vocab_size, temperature, self.chunk_tokens, with_entropy)
         with self.autocast(), attending(model, batch.layout.parts is not None):
             values, entropies = chunked_logprobs(
