@@ -139,6 +139,27 @@ def test_in_bfloat16_sharing_is_as_near_to_the_exact_replies_as_the_plain_way(mo
         assert max(abs(a.logprobs[0] - b.logprobs[0]) for a, b in pairs) < 0.1
 
 
+@pytest.mark.parametrize("tokens", [(5, 9), (9, 5)])
+def test_engines_that_share_and_that_do_not_take_turns_over_one_model(model, tokens):
+    engines = [HfEngine(model, IdChat(), HfEngineConfig(share_prefixes=share)) for share in (True, False)]
+    wanted = [ask(some_ids(50), length) for length in tokens]
+    expected = [sample(engine, [prompt])[0] for engine, prompt in zip(engines, wanted)]
+    model.set_attn_implementation("flex_attention")
+    model.train()
+    try:
+        for engine, (messages, sampling) in zip(engines, wanted):
+            engine.submit(0, messages, sampling)
+        found = {}
+        while engines[0].pending() or engines[1].pending():
+            for index, engine in enumerate(engines):
+                found.update({index: reply for _, reply in engine.step()})
+        agree([found[0], found[1]], expected)
+        assert model.training and model.config._attn_implementation == "flex_attention"
+    finally:
+        model.set_attn_implementation("sdpa")
+        model.eval()
+
+
 def test_a_beginning_is_computed_once_and_found_again_by_those_who_come_later(model):
     engine = HfEngine(model, IdChat(stop_ids=frozenset()), HfEngineConfig())
     passes: list[int] = []
