@@ -49,6 +49,8 @@ RESUMABLE = (
     "train.eval_at_end",
     "train.transcripts_per_step",
     "train.micro_batch_tokens",
+    "train.packing",
+    "train.trim_last_layer",
 )
 
 
