@@ -1,6 +1,7 @@
 """What `--dry-run` says: the work of a step, memory by component, and why a plan is impossible."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -14,8 +15,9 @@ from memfactory.trainers.footprint import (
     architecture,
     memory_by_component,
     peak_bytes,
+    phase_bytes,
 )
-from memfactory.trainers.plan import make_plan
+from memfactory.trainers.plan import Device, make_plan
 
 SMALL = Architecture(
     parameters=1000,
@@ -54,14 +56,33 @@ def test_full_fine_tuning_keeps_float32_weights_gradients_and_moments():
     found = memory(TrainerOptions())
     assert (found["weights"], found["gradients"], found["optimizer"], found["reference"]) == (4000, 4000, 8000, 0)
     mixed = memory(TrainerOptions(), dtype="bfloat16", reference=True)
-    assert (mixed["weights"], mixed["reference"]) == (4000 + 2000, 2000)
+    # Embeddings (25 x 8) stay in float32 in the reference, as autocast leaves them.
+    assert (mixed["weights"], mixed["reference"]) == (4000, 2 * 800 + 4 * 200)
 
 
-def test_eight_bit_moments_take_two_bytes_a_parameter_and_auto_means_them_on_cuda():
-    eight = TrainerOptions(optimizer=OptimizerOptions(kind="adamw_8bit"))
-    auto = TrainerOptions(optimizer=OptimizerOptions(kind="auto"))
-    assert memory(eight)["optimizer"] == 2000
-    assert (memory(auto)["optimizer"], memory(auto, cuda=True)["optimizer"]) == (8000, 2000)
+def test_weights_rounded_at_random_take_two_bytes_and_their_gradients_four():
+    options = TrainerOptions(master_weights="bfloat16_stochastic")
+    found = memory(options, dtype="bfloat16", reference=True)
+    assert (found["weights"], found["gradients"], found["reference"]) == (2000, 4000, 2000)
+    assert found["weights as computed with"] == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "cuda", "size"),
+    [
+        ("adamw", True, 8000),
+        ("adamw_8bit", True, 2031),  # one byte a moment, and 4 for each 256 of them
+        ("adamw_8bit_torchao", False, 2031),
+        ("adamw_4bit_torchao", False, 1062),  # half a byte, and 4 for each 128
+        ("adamw_offload", True, 0),
+        ("adamw_offload", False, 8000),
+        ("auto", True, 2031),
+        ("auto", False, 8000),
+    ],
+)
+def test_moments_take_what_their_kind_says_where_they_lie(kind, cuda, size):
+    options = TrainerOptions(optimizer=OptimizerOptions(kind=kind))
+    assert memory(options, cuda=cuda)["optimizer"] == size
 
 
 def test_adapters_alone_have_gradients_and_moments():
@@ -72,16 +93,26 @@ def test_adapters_alone_have_gradients_and_moments():
     assert (found["gradients"], found["optimizer"], found["reference"]) == (4 * 768, 8 * 768, 0)
 
 
-def test_the_peak_counts_the_rollouts_cache_or_the_training_pass_not_both():
-    parts = {"weights": 1, "gradients": 2, "optimizer": 3, "reference": 4}
-    assert peak_bytes({**parts, "key-value cache": 50, "activations": 20, "logits": 7}) == 10 + 50
-    assert peak_bytes({**parts, "key-value cache": 5, "activations": 20, "logits": 7}) == 10 + 27
+def test_the_peak_is_that_of_the_largest_phase():
+    parts = {"weights": 1, "optimizer": 3, "reference": 4, "gradients": 2, "helpers' weights": 100}
+    training = {"stored activations": 20, "logits": 7, "a layer's backward pass": 9}
+    found = phase_bytes({**parts, **training, "key-value cache": 50, "decoding": 5, "optimizer's workspace": 6})
+    assert found == {"rollout": 108 + 55, "training pass": 108 + 2 + 20 + 9, "optimizer step": 108 + 2 + 6}
+    assert peak_bytes({**parts, **training, "key-value cache": 5}) == 108 + 2 + 20 + 9
 
 
-def test_gradient_checkpointing_stores_one_state_a_layer():
-    stored = memory(TrainerOptions(gradient_checkpointing=True))["activations"]
-    whole = memory(TrainerOptions())["activations"]
-    assert stored < whole
+def test_gradient_checkpointing_stores_one_state_a_layer_and_one_layer_whole():
+    whole, one = memory(TrainerOptions()), memory(TrainerOptions(gradient_checkpointing=True))
+    # Five tokens of 8 float32 numbers for each of two layers.
+    assert one["stored activations"] == 5 * 8 * 4 * 2
+    working = "a layer's backward pass"
+    assert one[working] - whole[working] == whole["stored activations"] // 2
+
+
+def test_keys_and_values_of_a_layer_are_repeated_only_under_masked_attention():
+    # Four of eight columns have keys and values: 2 x 4 bytes x 8 a token.
+    assert memory(TrainerOptions(), prefixes_shared=False)["decoding"] == 2 * 4 * 8 * 10
+    assert memory(TrainerOptions())["decoding"] == 0
 
 
 @pytest.fixture
@@ -132,6 +163,51 @@ def test_a_run_in_which_no_module_is_trained_is_impossible(plan):
 def test_a_plan_that_does_not_fit_says_how_much_is_missing_and_what_would_help(plan):
     found = plan("train.micro_batch_tokens=2000000000")
     assert any("GiB are needed" in problem and "train.micro_batch_tokens" in problem for problem in found.problems)
+
+
+# An A100 or H100 of 80 GB says it has this much.
+GPU = Device("a GPU of 80 GB", round(79.2 * 2**30), cuda=True)
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+@pytest.fixture
+def published(tmp_path):
+    """The plan of a published config with long documents for data, for a GPU of 80 GB."""
+    row = {"context": "One two three. " * 5000, "input": "Which number comes last?", "answers": ["three"]}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+
+    def planned(name, *overrides):
+        return make_plan(load_config(CONFIGS / name, [f"data.train={tmp_path / 'rows.jsonl'}", *overrides]), GPU)
+
+    return planned
+
+
+@pytest.mark.parametrize("name", ["memagent_qwen3_4b.yaml", "memagent_qwen3_1.7b.yaml"])
+def test_the_published_configs_fit_80_gigabytes_with_room_for_driver_and_gaps(published, name):
+    found = published(name)
+    assert not [problem for problem in found.problems if "GiB are needed" in problem]
+    assert peak_bytes(found.memory) < 0.94 * GPU.capacity
+    assert found.memory["key-value cache"] > 0
+
+
+def test_full_fine_tuning_of_4b_with_float32_moments_fits_80_gigabytes_only_offloaded(published):
+    on_device = published("memagent_qwen3_4b.yaml", "train.optimizer.kind=adamw")
+    assert any("80 GB has 79.2 GiB" in problem for problem in on_device.problems)
+    offloaded = published("memagent_qwen3_4b.yaml", "train.optimizer.kind=adamw_offload")
+    assert not any("80 GB has" in problem for problem in offloaded.problems)
+    # 4,022.5 million parameters with 8 bytes each.
+    assert dict(offloaded.work)["optimizer"] == "adamw_offload, 30.0 GiB of moments in the host's memory"
+    assert offloaded.memory["optimizer"] == 0
+
+
+def test_the_plan_says_what_takes_most_of_the_largest_phase(published):
+    assert published("memagent_qwen3_1.7b.yaml").most().startswith("the rollout, key-value cache ")
+    assert published("memagent_qwen3_4b.yaml").most().startswith("the training pass, ")
+
+
+def test_a_peak_that_leaves_no_room_for_gaps_is_warned_of(published):
+    found = published("memagent_qwen3_4b.yaml", "engine.max_batch=100", "engine.max_batch_tokens=330000")
+    assert any("leaves less than 6%" in warning for warning in found.warnings)
 
 
 def test_grpo_options_say_which_updates_a_rollout_makes(plan):

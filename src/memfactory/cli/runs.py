@@ -32,6 +32,9 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what the run will do and take, without loading weights.")
     ] = False,
+    gpu_gib: Annotated[
+        float | None, typer.Option(min=1, help="With --dry-run: plan for a CUDA GPU of so many GiB, not this machine.")
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="The run folder; default: runs/<config>-<date>-<time>.")] = None,
 ) -> None:
     """Train an agent.
@@ -43,8 +46,10 @@ def train(
     config, resume = _resumed(config, resume or asked)
     words = [*words, *([] if output is None else [f"output={output}"])]
     if dry_run:
-        _show_plan(config, words)
+        _show_plan(config, words, gpu_gib)
         return
+    if gpu_gib is not None:
+        raise ConfigError("--gpu-gib says what a plan is made for, so it goes with --dry-run")
     resolved = load(config, words, "train")
     if resume == "auto" and resolved.run is not None:
         resume = str(resolved.run)
@@ -76,18 +81,23 @@ def _resumed(config: str, resume: str | None) -> tuple[str, str | None]:
     return config, resume
 
 
-def _show_plan(config: str, overrides: list[str]) -> None:
-    """Print the plan. What this machine lacks is told beside it, since plans are made on other machines too."""
+def _show_plan(config: str, overrides: list[str], gpu_gib: float | None) -> None:
+    """Print the plan, for a GPU of `gpu_gib` where that is given.
+
+    What this machine lacks is told beside a plan for it, since plans are made on other machines too.
+    """
     from memfactory.config import load_config
 
     lacking: tuple[str, ...] = ()
     try:
         resolved = load(config, overrides, "train")
     except ConfigError as error:
-        resolved, lacking = load_config(config, overrides), error.problems
-    from memfactory.trainers.plan import make_plan
+        resolved = load_config(config, overrides)
+        lacking = error.problems if gpu_gib is None else ()
+    from memfactory.trainers.plan import Device, make_plan
 
-    plan = make_plan(resolved)
+    gpu = None if gpu_gib is None else Device(f"a GPU of {gpu_gib:g} GiB", round(gpu_gib * 2**30), cuda=True)
+    plan = make_plan(resolved, gpu)
     stdout().print(plan.render())
     if lacking:
         raise ConfigError(lacking)

@@ -1,6 +1,7 @@
 """What training a model takes in memory, by component: arithmetic on its config, no weights loaded.
 
-Activations are an estimate (about 20 % either way); the rest is exact up to the allocator's rounding.
+Compared on the CPU with the bytes that torch allocates at most (`scripts/measure_memory.py`), the sum is 0.9 to 1.1
+times those. What a GPU's driver and the gaps between allocations take comes on top.
 """
 
 from __future__ import annotations
@@ -12,8 +13,17 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from memfactory.config.training import TrainerOptions
+from memfactory.trainers.sliced_adamw import SLICE
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+# Bytes of both moments for a parameter; low-bit ones come with a float32 scale for each block of 256 or 128.
+MOMENTS = {
+    "adamw": 8.0,
+    "adamw_offload": 8.0,
+    "adamw_8bit": 2 * (1 + 4 / 256),
+    "adamw_8bit_torchao": 2 * (1 + 4 / 256),
+    "adamw_4bit_torchao": 2 * (1 / 2 + 4 / 128),
+}
 
 
 @dataclass(frozen=True)
@@ -29,6 +39,7 @@ class Architecture:
     attention_width: int
     kv_width: int
     max_positions: int
+    tied: bool = True
 
     def kv_bytes(self, dtype: str) -> int:
         """Bytes of key-value cache for one token over all layers."""
@@ -61,6 +72,7 @@ def architecture(config: Any) -> Architecture:
         attention_width=heads * head_dim,
         kv_width=(getattr(config, "num_key_value_heads", None) or heads) * head_dim,
         max_positions=config.max_position_embeddings,
+        tied=bool(config.tie_word_embeddings),
     )
 
 
@@ -69,6 +81,42 @@ def adapter_parameters(sizes: Architecture, rank: int) -> int:
     h, a, kv, m = sizes.hidden, sizes.attention_width, sizes.kv_width, sizes.intermediate
     widths = [(h, a), (h, kv), (h, kv), (a, h), (h, m), (h, m), (m, h)]
     return sizes.layers * rank * sum(i + o for i, o in widths)
+
+
+@dataclass(frozen=True)
+class Precision:
+    """In which types a run computes and trains: bytes of a number."""
+
+    compute: int
+    masters: int
+    lora: bool
+
+    @property
+    def stream(self) -> int:
+        """Of the states between layers: embeddings keep the weights' type, and sums the wider one."""
+        return self.compute if self.lora else self.masters
+
+    def layer_bytes(self, sizes: Architecture) -> int:
+        """What the backward pass of one decoder layer needs of one token.
+
+        Norms keep their input (in float32) and their normed output, linear maps their input (a copy for each where
+        autocast or an adapter converts it), rotary attention its three operands and twice its output, the gated unit
+        its four intermediate values. Frozen weights do not need the input.
+        """
+        h, a, kv, m = sizes.hidden, sizes.attention_width, sizes.kv_width, sizes.intermediate
+        if self.compute == 4:
+            return 4 * (4 * h + 4 * a + 3 * kv + 4 * m) if self.lora else 4 * (6 * h + 5 * a + 4 * kv + 4 * m)
+        if self.lora:
+            return 18 * h + 10 * a + 8 * kv + 8 * m
+        return (26 if self.masters == 4 else 16) * h + 12 * a + 10 * kv + 8 * m
+
+    def working_bytes(self, sizes: Architecture) -> int:
+        """What the backward pass of the gated unit holds of one token beyond what it has freed already.
+
+        An adapter in float32 converts its input.
+        """
+        converted = 4 * sizes.intermediate if self.lora and self.compute != 4 else 0
+        return self.compute * 2 * sizes.intermediate + 4 * sizes.hidden + converted
 
 
 def memory_by_component(
@@ -80,39 +128,100 @@ def memory_by_component(
     micro_tokens: int,
     reference: bool,
     cuda: bool,
+    prefixes_shared: bool = True,
 ) -> dict[str, int]:
-    """Bytes by component at the peak of a training step.
+    """Bytes by component, each at its own peak; `phase_bytes` says which of them are there together.
 
-    `cuda` says whether the run is on a GPU, which `optimizer.kind: auto` depends on. `kv_tokens` are cached at one
-    time during the rollout, `micro_tokens` go through one forward and backward pass.
-    The rollout's cache and the training pass's activations are never alive together, so the larger one counts
-    against the other in `total`.
+    `cuda` says whether the run is on a GPU, which `optimizer.kind: auto` and what is offloaded depend on. `kv_tokens`
+    are cached at one time during the rollout, `micro_tokens` go through one forward and backward pass. Without
+    `prefixes_shared` the engine masks its attention, for which keys and values of one layer are repeated.
     """
-    n, width, mixed = sizes.parameters, BYTES[dtype], dtype != "float32"
+    n, width = sizes.parameters, BYTES[dtype]
     lora = options.lora
     trained = n if lora is None else adapter_parameters(sizes, lora.rank)
-    state = 8 if options.optimizer.kind == "adamw" or (options.optimizer.kind == "auto" and not cuda) else 2
+    precision = Precision(width, 4 if lora is not None else BYTES[options.masters], lora is not None)
+    mixed = lora is None and precision.masters != width
+    head = sizes.vocabulary * sizes.hidden
+    matrix = sizes.hidden * max(sizes.intermediate, sizes.attention_width)
+    layer = micro_tokens * precision.layer_bytes(sizes)
+    working = micro_tokens * precision.working_bytes(sizes)
     if lora is None:
-        weights = 4 * n + (width * n if mixed else 0)
+        # The gradient of a weight, before it is added to the sum.
+        working += matrix * (4 + (width if width != 4 else 0))
+    if options.gradient_checkpointing:
+        stored, working = micro_tokens * precision.stream * sizes.hidden * sizes.layers, working + layer
     else:
-        weights = width * n + 4 * trained
-    per_layer = width * (8 * sizes.hidden + 4 * sizes.attention_width + 4 * sizes.kv_width + 4 * sizes.intermediate)
-    stored = (
-        width * sizes.hidden * sizes.layers + per_layer if options.gradient_checkpointing else per_layer * sizes.layers
-    )
+        stored = layer * sizes.layers
+    copies = 0
+    if mixed:
+        # Autograd keeps each weight as it was computed with; recomputing layers, one layer's at a time.
+        body = n - head * (1 if sizes.tied else 2)
+        copies = width * (body // sizes.layers if options.gradient_checkpointing else body)
     chunk = min(options.logprob_chunk_tokens, micro_tokens)
+    repeated = 0 if prefixes_shared or sizes.kv_width == sizes.attention_width else 2 * width * sizes.attention_width
     return {
-        "weights": weights,
+        "weights": precision.masters * n if lora is None else width * n + 4 * trained,
+        "optimizer": 0 if offloads(options, cuda=cuda) else moment_bytes(trained, options, cuda=cuda),
+        "reference": reference_bytes(sizes, width, precision.masters) if reference and lora is None else 0,
         "gradients": 4 * trained,
-        "optimizer": state * trained,
-        "reference": width * n if reference and lora is None else 0,
+        "stored activations": stored,
+        "weights as computed with": copies,
+        "a layer's backward pass": working,
+        "logits": chunk * sizes.vocabulary * (12 + (0 if width == 4 else width)) + (width * head if mixed else 0),
+        "the head's gradient": 4 * head if lora is None else 0,
+        "optimizer's workspace": workspace_bytes(sizes, options, cuda=cuda),
         "key-value cache": sizes.kv_bytes(dtype) * kv_tokens,
-        "activations": stored * micro_tokens,
-        "logits": 3 * 4 * chunk * sizes.vocabulary,
+        "decoding": repeated * kv_tokens,
     }
 
 
+def offloads(options: TrainerOptions, *, cuda: bool) -> bool:
+    """Whether the moments lie in another memory than the model."""
+    return cuda and options.optimizer.kind == "adamw_offload"
+
+
+def moment_bytes(trained: int, options: TrainerOptions, *, cuda: bool) -> int:
+    """Bytes of the optimizer's moments, wherever they lie."""
+    return round(MOMENTS[options.optimizer.kind_on(cuda=cuda, stochastic=options.stochastic)] * trained)
+
+
+def reference_bytes(sizes: Architecture, width: int, masters: int) -> int:
+    """A frozen copy in the compute type, but for embeddings (and tied heads), which autocast leaves as they are."""
+    embeddings = sizes.vocabulary * sizes.hidden
+    return width * (sizes.parameters - embeddings) + masters * embeddings
+
+
+def workspace_bytes(sizes: Architecture, options: TrainerOptions, *, cuda: bool) -> int:
+    """What an update needs for a while: two copies of the largest parameter, a few slices, or (fused) nothing."""
+    largest = sizes.vocabulary * sizes.hidden if options.lora is None else options.lora.rank * sizes.intermediate
+    kind = options.optimizer.kind_on(cuda=cuda, stochastic=options.stochastic)
+    if kind == "adamw_offload" or (kind == "adamw" and options.stochastic):
+        return 6 * 4 * min(SLICE, largest)
+    return 0 if cuda and kind in ("adamw", "adamw_8bit") else 2 * 4 * largest
+
+
+PHASES = {
+    "rollout": ("key-value cache", "decoding", "vLLM, awake"),
+    "training pass": ("gradients", "stored activations", "weights as computed with", "the head's gradient"),
+    "optimizer step": ("gradients", "optimizer's workspace"),
+}
+# Of these only the larger is there: logits are gone when the first layer's backward pass begins.
+ALTERNATIVES = ("a layer's backward pass", "logits")
+
+
+def phase_components(components: dict[str, int]) -> dict[str, dict[str, int]]:
+    """The components that are there at the peak of each phase. What belongs to no phase is there all the time."""
+    passing = {name for names in PHASES.values() for name in names}.union(ALTERNATIVES)
+    present = {phase: set(components) - passing.difference(names) for phase, names in PHASES.items()}
+    present["training pass"].add(max(ALTERNATIVES, key=lambda name: components.get(name, 0)))
+    return {phase: {name: components[name] for name in components if name in there} for phase, there in present.items()}
+
+
+def phase_bytes(components: dict[str, int]) -> dict[str, int]:
+    """Bytes at the peak of each phase of a step."""
+    return {phase: sum(there.values()) for phase, there in phase_components(components).items()}
+
+
 def peak_bytes(components: dict[str, int]) -> int:
-    """The larger of the rollout's and the training pass's peak; what else there is, is there all the time."""
-    rollout, training = components["key-value cache"], components["activations"] + components["logits"]
-    return sum(components.values()) - rollout - training + max(rollout, training)
+    """The largest of `phase_bytes`."""
+    return max(phase_bytes(components).values())

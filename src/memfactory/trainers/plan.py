@@ -4,38 +4,49 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING
 
 import torch
 
-from memfactory.build import build_agent, build_env, build_tasks
 from memfactory.config import Resolved
 from memfactory.config.training import GrpoOptions, LoopOptions, LoraOptions, OnlineOptions, TrainerOptions
-from memfactory.dialogue import POLICY, LearningModule, play
-from memfactory.engines.loading import load_architecture, load_chat, places
-from memfactory.engines.options import HfEngineConfig, ModelConfig, speak_alike
-from memfactory.engines.scripted import ScriptedEngine
+from memfactory.dialogue import LearningModule
+from memfactory.engines.loading import load_architecture, places
+from memfactory.engines.options import HfEngineConfig, ModelConfig, VllmEngineConfig, speak_alike
 from memfactory.environment import memory_bytes
-from memfactory.errors import ConfigError, MemFactoryError
+from memfactory.errors import ConfigError
 from memfactory.registry import MODULES
 from memfactory.trainers.footprint import (
     BYTES,
     Architecture,
+    adapter_parameters,
     architecture,
     memory_by_component,
+    moment_bytes,
+    offloads,
     peak_bytes,
+    phase_bytes,
+    phase_components,
 )
-from memfactory.types import Codec, Episode, Message, Sampling, Task
+from memfactory.trainers.lengths import Lengths, longest_lengths
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-SAMPLED_TASKS = 16
 GIB = 2**30
+# A GPU's driver, and the gaps that an allocator leaves.
+SPARE_SHARE = 0.06
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a run is planned for: a GPU (`cuda`) or this machine's processor, with so many bytes of memory."""
+
+    name: str
+    capacity: int
+    cuda: bool
 
 
 @dataclass(frozen=True)
@@ -63,28 +74,29 @@ class Plan:
         if self.memory:
             memory = Table("component", "GiB", title=f"\nMemory against {self.device}", title_justify="left", box=None)
             for name, size in self.memory.items():
-                memory.add_row(name, f"{size / GIB:,.2f}")
-            memory.add_row("[bold]peak", f"[bold]{peak_bytes(self.memory) / GIB:,.2f} of {self.capacity / GIB:,.2f}")
-            parts.append(memory)
+                if size:
+                    memory.add_row(name, f"{size / GIB:,.2f}")
+            for phase, size in phase_bytes(self.memory).items():
+                memory.add_row(f"[bold]peak of the {phase}", f"[bold]{size / GIB:,.2f} of {self.capacity / GIB:,.2f}")
+            parts += [memory, Text(f"What takes most: {self.most()}")]
         parts += [Text(f"warning: {text}", style="yellow") for text in self.warnings]
         parts += [Text(f"impossible: {text}", style="bold red") for text in self.problems]
         return Group(*parts)
 
-
-@dataclass(frozen=True)
-class Lengths:
-    """Turns of one trajectory at the longest replies: (prompt tokens, reply tokens) of each, averaged over tasks."""
-
-    turns: float
-    prompt: float
-    reply: float
-    longest: int
-    trained: tuple[str, ...]
-    helpers: tuple[str, ...]
+    def most(self) -> str:
+        """The phase with the largest peak, and its three largest components with their shares of it."""
+        peaks = phase_bytes(self.memory)
+        phase = max(peaks, key=lambda name: peaks[name])
+        there = phase_components(self.memory)[phase]
+        largest = sorted(there, key=lambda name: -there[name])[:3]
+        return f"the {phase}, " + ", ".join(f"{name} {there[name] / peaks[phase]:.0%}" for name in largest)
 
 
-def make_plan(resolved: Resolved) -> Plan:
-    """The plan of a training run; what makes it impossible is in its `problems`, not raised."""
+def make_plan(resolved: Resolved, device: Device | None = None) -> Plan:
+    """The plan of a training run; what makes it impossible is in its `problems`, not raised.
+
+    `device` is what it is planned for; None: what the config's `model.device` stands for on this machine.
+    """
     config = resolved.config
     if config.train is None or not isinstance(config.train.options, LoopOptions):
         raise ConfigError("train: this config names no trainer")
@@ -98,7 +110,7 @@ def make_plan(resolved: Resolved) -> Plan:
     sizes = _architecture(config.model, problems)
     lengths = None
     if isinstance(options, GrpoOptions):
-        lengths = _lengths(resolved, problems, warnings)
+        lengths = longest_lengths(resolved, problems, warnings)
     if lengths is not None and isinstance(options, GrpoOptions):
         work += _grpo_work(options, lengths)
         if sizes is not None and lengths.longest > sizes.max_positions:
@@ -111,7 +123,8 @@ def make_plan(resolved: Resolved) -> Plan:
     if sizes is None:
         return Plan(f"Plan of {config.train.name}", tuple(work), problems=tuple(problems), warnings=tuple(warnings))
     options = _as_trained(config.model, options)
-    dtype = compute_type(config.model)
+    device = device or device_of(config.model)
+    dtype = compute_type(config.model, cuda=device.cuda)
     memory = memory_by_component(
         sizes,
         options,
@@ -119,23 +132,51 @@ def make_plan(resolved: Resolved) -> Plan:
         kv_tokens=_kv_tokens(resolved, lengths),
         micro_tokens=max(options.micro_batch_tokens, lengths.longest) if lengths else options.micro_batch_tokens,
         reference=isinstance(options, GrpoOptions) and options.loss.kl_weight > 0,
-        cuda=_on_cuda(config.model),
+        cuda=device.cuda,
+        prefixes_shared=not isinstance(config.engine, HfEngineConfig) or config.engine.share_prefixes,
     )
-    helpers = _helper_bytes(resolved, problems)
+    if isinstance(config.engine, VllmEngineConfig) and device.cuda:
+        # Asleep it keeps next to nothing.
+        share = round(config.engine.gpu_memory_utilization * device.capacity)
+        memory |= {"vLLM, awake" if config.engine.sleep else "vLLM": share}
+    helpers = _helper_bytes(resolved, problems, device)
     memory |= {"helpers' weights": helpers} if helpers else {}
-    device, capacity = _device(config.model)
-    work.append(
-        ("parameters", f"{sizes.parameters / 1e6:,.1f} M, {'LoRA' if options.lora else 'all'} trained, {dtype}")
-    )
-    if peak_bytes(memory) > capacity:
+    trained = sizes.parameters if options.lora is None else adapter_parameters(sizes, options.lora.rank)
+    moments = moment_bytes(trained, options, cuda=device.cuda)
+    work += _parameter_work(sizes, options, dtype, moments, device)
+    _judge_memory(memory, device, problems, warnings)
+    if offloads(options, cuda=device.cuda):
+        problems += _host(moments)
+    problems += _disk(options, (4 if options.lora else BYTES[options.masters]) * trained + moments)
+    title = f"Plan of {resolved.source.name if resolved.source else config.train.name}"
+    return Plan(title, tuple(work), memory, device.name, device.capacity, tuple(problems), tuple(warnings))
+
+
+def _parameter_work(
+    sizes: Architecture, options: TrainerOptions, dtype: str, moments: int, device: Device
+) -> list[tuple[str, str]]:
+    kind = options.optimizer.kind_on(cuda=device.cuda, stochastic=options.stochastic)
+    place = f", {moments / GIB:.1f} GiB of moments in the host's memory" if offloads(options, cuda=device.cuda) else ""
+    rounding = ", rounded at random" if options.stochastic else ""
+    what = "LoRA" if options.lora else f"all trained as {options.masters}{rounding}"
+    return [("parameters", f"{sizes.parameters / 1e6:,.1f} M, {what}, {dtype}"), ("optimizer", f"{kind}{place}")]
+
+
+def _judge_memory(memory: dict[str, int], device: Device, problems: list[str], warnings: list[str]) -> None:
+    """Note where the peak is beyond the device's memory, or so near it that the gaps of an allocator decide."""
+    peak = peak_bytes(memory)
+    if peak > device.capacity:
         problems.append(
-            f"about {peak_bytes(memory) / GIB:.1f} GiB are needed, but {device} has {capacity / GIB:.1f} GiB; "
-            "use train.lora, train.optimizer.kind=adamw_8bit, train.gradient_checkpointing=true, a smaller "
+            f"about {peak / GIB:.1f} GiB are needed, but {device.name} has {device.capacity / GIB:.1f} GiB; "
+            "use train.lora, train.optimizer.kind=adamw_8bit or adamw_offload, "
+            "train.master_weights=bfloat16_stochastic, train.gradient_checkpointing=true, a smaller "
             "train.micro_batch_tokens or engine.max_batch_tokens, or another model"
         )
-    problems += _disk(resolved, sizes, options)
-    title = f"Plan of {resolved.source.name if resolved.source else config.train.name}"
-    return Plan(title, tuple(work), memory, device, capacity, tuple(problems), tuple(warnings))
+    elif device.cuda and peak > (1 - SPARE_SHARE) * device.capacity:
+        warnings.append(
+            f"the peak leaves less than {SPARE_SHARE:.0%} of {device.name} to its driver and to the gaps between "
+            "allocations; a run may have to halve train.micro_batch_tokens, or fail"
+        )
 
 
 def _plan_of_modules(resolved: Resolved, options: LoopOptions) -> Plan:
@@ -150,7 +191,7 @@ def _plan_of_modules(resolved: Resolved, options: LoopOptions) -> Plan:
     return Plan(f"Plan of {resolved.name}", tuple(work))
 
 
-def _helper_bytes(resolved: Resolved, problems: list[str]) -> int:
+def _helper_bytes(resolved: Resolved, problems: list[str], device: Device) -> int:
     """The weights of helpers' own models that lie where the policy lies (their caches are not counted)."""
     loaded: list[HfEngineConfig] = []
     size = 0
@@ -161,8 +202,9 @@ def _helper_bytes(resolved: Resolved, problems: list[str]) -> int:
             continue
         loaded.append(helper)
         sizes = _architecture(helper.model, problems)
-        if sizes is not None and _on_cuda(helper.model) == _on_cuda(resolved.config.model):
-            size += sizes.parameters * BYTES[compute_type(helper.model)]
+        there = helper.model.device != "cpu" and (device.cuda or torch.cuda.is_available())
+        if sizes is not None and there == device.cuda:
+            size += sizes.parameters * BYTES[compute_type(helper.model, cuda=there)]
     return size
 
 
@@ -176,11 +218,11 @@ def _as_trained(model: ModelConfig, options: TrainerOptions) -> TrainerOptions:
     return options.model_copy(update={"lora": LoraOptions(rank=rank)})
 
 
-def compute_type(model: ModelConfig) -> str:
-    """The compute type that `dtype: auto` stands for here."""
+def compute_type(model: ModelConfig, *, cuda: bool) -> str:
+    """The compute type that `dtype: auto` stands for."""
     if model.dtype != "auto":
         return model.dtype
-    return "bfloat16" if _on_cuda(model) else "float32"
+    return "bfloat16" if cuda else "float32"
 
 
 def _architecture(model: ModelConfig, problems: list[str]) -> Architecture | None:
@@ -212,92 +254,37 @@ def _grpo_work(options: GrpoOptions, lengths: Lengths) -> list[tuple[str, str]]:
     return rows
 
 
-def _lengths(resolved: Resolved, problems: list[str], warnings: list[str]) -> Lengths | None:
-    """Play the agent over the first training tasks with replies of the longest allowed length."""
-    config = resolved.config
-    try:
-        codec = _codec(config.model, warnings)
-        env = build_env(config.env, {name: _longest() for name in config.engines})
-        if config.data.train is None:
-            raise ConfigError("data.train: no training data is named")
-        tasks = build_tasks(config.data.train, env, resolved.base_dir).tasks
-        return _play_longest(resolved, codec, tasks[:SAMPLED_TASKS])
-    except MemFactoryError as error:
-        problems.append(str(error))
-        return None
-
-
-def _codec(model: ModelConfig, warnings: list[str]) -> Codec:
-    try:
-        return load_chat(model)
-    except ConfigError as error:
-        warnings.append(f"tokens are counted with the tokenizer of `tiny`: {error}")
-        return load_chat(ModelConfig())
-
-
-def _longest() -> ScriptedEngine:
-    def reply(messages: Sequence[Message], sampling: Sampling) -> str:
-        return " word" * sampling.max_tokens
-
-    return ScriptedEngine(reply)
-
-
-def _play_longest(resolved: Resolved, codec: Codec, tasks: Sequence[Task]) -> Lengths:
-    agent = build_agent(resolved.config.agent, codec)
-
-    def reply(messages: Sequence[Message], sampling: Sampling) -> str:
-        prompt = sum(len(codec.offsets(message.content)) + 5 for message in messages)
-        lengths.append((prompt, sampling.max_tokens))
-        return " word" * sampling.max_tokens
-
-    lengths: list[tuple[int, int]] = []
-    engines = dict.fromkeys([POLICY, *resolved.config.engines], ScriptedEngine(reply))
-    episodes = [Episode(task) for task in tasks]
-    for _ in play(agent, episodes, engines, frozen=True):
-        pass
-    trained = [
-        step
-        for slot, module in agent.modules.items()
-        if module.options.interface != "inference"
-        for step in module.steps
-    ]
-    helpers = [
-        f"{slot} ({module.options.engine})"
-        for slot, module in agent.modules.items()
-        if module.options.interface == "inference"
-    ]
-    return Lengths(
-        turns=len(lengths) / len(episodes),
-        prompt=fmean(prompt for prompt, _ in lengths),
-        reply=fmean(longest for _, longest in lengths),
-        longest=max(prompt + longest for prompt, longest in lengths),
-        trained=tuple(trained),
-        helpers=tuple(helpers),
-    )
-
-
 def _kv_tokens(resolved: Resolved, lengths: Lengths | None) -> int:
     engine = resolved.config.engine
-    if lengths is None or not isinstance(engine, HfEngineConfig):
+    if not isinstance(engine, HfEngineConfig) or resolved.config.train is None:
         return 0
+    if lengths is None:
+        return engine.max_batch_tokens if isinstance(resolved.config.train.options, GrpoOptions) else 0
     return min(engine.max_batch * lengths.longest, max(engine.max_batch_tokens, lengths.longest))
 
 
-def _on_cuda(model: ModelConfig) -> bool:
-    return torch.cuda.is_available() and model.device != "cpu"
-
-
-def _device(model: ModelConfig) -> tuple[str, int]:
-    if _on_cuda(model):
+def device_of(model: ModelConfig) -> Device:
+    """The device that `model` is trained on here."""
+    if torch.cuda.is_available() and model.device != "cpu":
         properties = torch.cuda.get_device_properties(0)
-        return properties.name, properties.total_memory
-    return "this machine's memory (no GPU is used)", memory_bytes() or 0
+        return Device(properties.name, properties.total_memory, cuda=True)
+    return Device("this machine's memory (no GPU is used)", memory_bytes() or 0, cuda=False)
 
 
-def _disk(resolved: Resolved, sizes: Architecture, options: TrainerOptions) -> list[str]:
-    """Room for the checkpoints kept and the one being written: float32 weights and the optimizer's state each."""
-    trained = sizes.parameters * (12 if options.lora is None else 1)
-    needed = trained * (options.keep_checkpoints + 1)
+def _host(moments: int) -> list[str]:
+    """Room for moments in the host's memory. Pinned memory comes in powers of two: a third more at the sizes usual."""
+    there = memory_bytes() or 0
+    if moments * 4 / 3 <= there:
+        return []
+    return [
+        f"the optimizer's moments take about {moments * 4 / 3 / GIB:.1f} GiB of the host's memory, which has "
+        f"{there / GIB:.1f} GiB; use train.optimizer.kind=adamw_8bit"
+    ]
+
+
+def _disk(options: TrainerOptions, checkpoint: int) -> list[str]:
+    """Room for the checkpoints kept and the one being written, of so many bytes each."""
+    needed = checkpoint * (options.keep_checkpoints + 1)
     free = shutil.disk_usage(".").free
     if needed <= free:
         return []

@@ -97,11 +97,14 @@ class SlicedAdamW(Optimizer):
                 maximize=False,
             )
             if parameter.dtype == torch.bfloat16:
-                weights[part].copy_(stochastic_round(exact, generator))
+                weights[part].copy_(self._rounded(exact, generator))
             for moment, updated in zip(moments, (first, second), strict=True):
                 if moment.device != updated.device:
                     moment[part].copy_(updated, non_blocking=True)
         state["step"] += 1
+
+    def _rounded(self, values: Tensor, generator: torch.Generator) -> Tensor:
+        return stochastic_round(values, generator)
 
     def _empty_moment(self, parameter: Parameter) -> Tensor:
         device = torch.device("cpu") if self.host_moments else parameter.device
