@@ -11,13 +11,12 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast, gather_object
+from accelerate.utils import broadcast, gather_object
 from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -27,11 +26,12 @@ from memfactory.engines.chat import ChatFormat
 from memfactory.engines.loading import compute_dtype
 from memfactory.engines.options import ModelConfig
 from memfactory.errors import ConfigError, MemFactoryError
-from memfactory.trainers.batch import Batch, Totals, TrainingTurn, count, token_weights
+from memfactory.trainers.batch import Batch, TrainingTurn, count, token_weights
 from memfactory.trainers.measures import Measures
 from memfactory.trainers.objective import token_losses
 from memfactory.trainers.optimizer import Schedule, make_optimizer
 from memfactory.trainers.passes import Passes
+from memfactory.trainers.processes import check_processes, make_accelerator, sum_gradients, summed_totals
 from memfactory.trainers.reference import Reference
 from memfactory.trainers.weights import (
     Network,
@@ -45,9 +45,6 @@ from memfactory.trainers.weights import (
 )
 
 log = logging.getLogger("memfactory")
-SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
-# Longer than any evaluation takes; a process that has died is told of at once by its launcher.
-PATIENCE = timedelta(days=2)
 SUPERVISED = LossOptions(objective="reinforce")
 
 
@@ -72,11 +69,7 @@ class Policy:
     ) -> None:
         self.device = next(model.parameters()).device
         self.accelerator = accelerator or make_accelerator(self.device)
-        if self.accelerator.distributed_type not in SUPPORTED:
-            raise ConfigError(
-                "training runs in one process or in several that each hold the whole model, not under "
-                f"{self.accelerator.distributed_type.value}; start it with torchrun or accelerate launch --multi_gpu"
-            )
+        check_processes(self.accelerator)
         self.compute_dtype = compute_dtype(config, self.device)
         if self.compute_dtype == torch.float16:
             raise ConfigError("model.dtype: float16 is too narrow to train in; write bfloat16 or float32")
@@ -197,17 +190,12 @@ class Policy:
 
         The result is what was measured over all processes; it is empty where no process has a turn.
         """
-        totals = self._totals(turns)
+        totals = summed_totals(self.accelerator, count(turns))
         if totals.tokens == 0:
             return {}
         weights = token_weights(turns, self.loss, totals)
         measures = self.passes.within_memory(turns, lambda: self._accumulate(turns, weights))
-        if self.process_count > 1:
-            for parameter in self.trained:
-                own = parameter.grad
-                if own is None:
-                    own = torch.zeros_like(parameter, dtype=torch.float32)
-                parameter.grad = self.accelerator.reduce(own, reduction="sum")
+        sum_gradients(self.accelerator, self.trained)
         return measures.merged(self.accelerator)
 
     def _accumulate(self, turns: Sequence[TrainingTurn], weights: Sequence[float]) -> Measures:
@@ -233,12 +221,6 @@ class Policy:
         finally:
             self.model.eval()
         return measures
-
-    def _totals(self, turns: Sequence[TrainingTurn]) -> Totals:
-        """The totals of all processes."""
-        own = count(turns)
-        counts = torch.tensor([own.tokens, own.turns, own.trajectories, own.prompts], device=self.device)
-        return Totals(*self.accelerator.reduce(counts, reduction="sum").tolist())
 
     # Weights
 
@@ -283,12 +265,6 @@ def _fitting(what: str, remedy: str) -> Iterator[None]:
         raise MemFactoryError(
             f"{what} does not fit into memory ({reason}). Train adapters (train.lora), or {remedy}"
         ) from error
-
-
-def make_accelerator(device: torch.device) -> Accelerator:
-    """Accelerate for `device`. While one process evaluates, saves or samples longer, the others wait for it."""
-    patience = InitProcessGroupKwargs(timeout=PATIENCE)
-    return Accelerator(cpu=device.type == "cpu", kwargs_handlers=[patience])
 
 
 def planned_updates(options: TrainerOptions) -> int:
