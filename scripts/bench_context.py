@@ -197,9 +197,14 @@ def table(readings: Sequence[Reading]) -> str:
         passed = one.fed_tokens + one.said_tokens
         rows.append(
             f"| {one.tokens:,} | {one.asks} | {one.longest_prompt:,} | {passed:,} | {one.seconds:.1f} | "
-            f"{one.per_thousand:.3f} | {one.text_mb:.1f} | {one.peak_mb:.0f} |"
+            f"{one.per_thousand:.3f} | {one.text_mb:.2f} | {one.peak_mb:.0f} |"
         )
     return "\n".join(rows)
+
+
+def short(count: int) -> str:
+    """A count in thousands or millions."""
+    return f"{count / 1e6:.2g}M" if count >= 1e6 else f"{count / 1e3:.0f}k"
 
 
 def draw(readings: Sequence[Reading], path: Path) -> None:
@@ -223,7 +228,8 @@ def draw(readings: Sequence[Reading], path: Path) -> None:
     for axes in (left, right):
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
-        axes.set_xticks(tokens, [f"{round(count / 1024):,}k" for count in tokens], fontsize=8)
+        axes.set_xticks(tokens, [short(count) for count in tokens], fontsize=8)
+        axes.yaxis.set_major_formatter("{x:g}")
         axes.minorticks_off()
         axes.set_xlabel("tokens of text", fontsize=9)
         axes.tick_params(labelsize=8)
