@@ -139,6 +139,14 @@ def test_in_bfloat16_sharing_is_as_near_to_the_exact_replies_as_the_plain_way(mo
         assert max(abs(a.logprobs[0] - b.logprobs[0]) for a, b in pairs) < 0.1
 
 
+def test_a_model_that_caps_its_scores_samples_in_the_plain_way(small_model_path: Path, caplog):
+    capped = load_model(ModelConfig(path=str(small_model_path)), training=False)
+    capped.config.attn_logit_softcapping = 50.0
+    with caplog.at_level(logging.WARNING, "memfactory"):
+        sample(HfEngine(capped, IdChat(), HfEngineConfig()), [ask(BEGINNING, 2)])
+    assert "Qwen3ForCausalLM caps its attention scores" in caplog.text
+
+
 @pytest.mark.parametrize("tokens", [(5, 9), (9, 5)])
 def test_engines_that_share_and_that_do_not_take_turns_over_one_model(model, tokens):
     engines = [HfEngine(model, IdChat(), HfEngineConfig(share_prefixes=share)) for share in (True, False)]
