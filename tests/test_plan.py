@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from memfactory.cli.app import run
 from memfactory.config import load_config
 from memfactory.config.training import GrpoOptions, LoraOptions, OptimizerOptions, TrainerOptions
 from memfactory.engines.loading import load_architecture
@@ -214,3 +215,17 @@ def test_grpo_options_say_which_updates_a_rollout_makes(plan):
     work = dict(plan("train.minibatches=3", "train.epochs=2").work)
     assert work["optimizer steps per rollout"] == "6"
     assert GrpoOptions().minibatches * GrpoOptions().epochs == 1
+
+
+def test_a_plan_can_be_made_for_a_gpu_that_is_not_here(tmp_path, capsys, small_model_path):
+    (tmp_path / "run.yaml").write_text(
+        f"model: {{path: {small_model_path}}}\n"
+        "agent: {name: memory_agent, chunk_tokens: 100, memory_tokens: 16, answer_tokens: 8}\n"
+        "env: longcontext\ndata: {train: {name: facts, rows: 4}}\n"
+        "train: {name: grpo, optimizer: {kind: auto}}\n"
+    )
+    assert run(["train", str(tmp_path / "run.yaml"), "--dry-run", "--gpu-gib", "24"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Memory against a GPU of 24 GiB" in shown and "optimizer adamw_8bit" in shown
+    assert run(["train", str(tmp_path / "run.yaml"), "--gpu-gib", "24"]) == 2
+    assert "goes with --dry-run" in capsys.readouterr().err
