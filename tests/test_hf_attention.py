@@ -1,5 +1,7 @@
 """Attention in parts against attention under one explicit mask."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -63,6 +65,20 @@ def test_a_forest_attends_as_under_its_mask_and_so_do_its_gradients(kv_heads):
         gradients(output, [query, key, value]), gradients(expected, [query, key, value]), strict=True
     ):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+
+
+def test_in_one_layer_only_some_ask_and_the_others_get_nothing_and_give_nothing():
+    asked = [0, 5, 6, 8, 13, 16, 17]
+    few = replace(FOREST, asked=(3, ((0, 1), (5, 7), (8, 9), (13, 14), (16, 18))))
+    inputs = tensors()
+    whole = FOREST.attend(3, *inputs, 0.3)
+    output = few.attend(3, *inputs, 0.3)
+    torch.testing.assert_close(output[:, asked], whole[:, asked], rtol=0, atol=1e-12)
+    assert not output[:, [place for place in range(19) if place not in asked]].any()
+    # A sum over the tokens that ask has one gradient, whoever else asks.
+    for one, other in zip(gradients(output[:, asked], inputs), gradients(whole[:, asked], inputs), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+    assert torch.equal(few.attend(2, *inputs, 0.3), whole)
 
 
 def test_the_formula_gives_what_the_kernel_gives():

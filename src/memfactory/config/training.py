@@ -153,7 +153,7 @@ class TrainerOptions(LoopOptions):
     """How conversations are fed: a padded row each (padded), one after the other in one row (packed), or packed with
     what several begin with computed once (shared). The gradient is the same; padded is what any model can do."""
     trim_last_layer: bool = True
-    """Leave out the last layer's feed-forward part where no reply token is predicted; the gradient is the same."""
+    """Leave out of the last layer what no reply token is predicted from; the gradient is the same."""
     micro_batch_tokens: int = Field(16384, ge=1)
     """Tokens fed (with padding, common beginnings once) in one forward and backward pass; halved when memory runs
     out."""

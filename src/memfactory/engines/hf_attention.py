@@ -50,12 +50,34 @@ class Forest:
 
     `segments` tile the row; each is causal in itself. In `branches` a range of tokens (all descendants of a segment)
     attends to all of another range (that segment). A token's position is its depth in its tree, which the caller
-    passes as `position_ids`.
+    passes as `position_ids`. With `asked` only the tokens of these ranges ask in that layer; the others get 0 there.
     """
 
     segments: tuple[Range, ...]
     branches: tuple[tuple[Range, Range], ...] = ()
     pasts: tuple[Past, ...] = ()
+    asked: tuple[int, tuple[Range, ...]] | None = None
+
+    def pieces(self, layer: int) -> tuple[_Piece, ...]:
+        """What is computed in this layer; a token's causal piece comes before its others."""
+        return self._few if self.asked is not None and layer == self.asked[0] else self._all
+
+    @cached_property
+    def _all(self) -> tuple[_Piece, ...]:
+        causal = [(place, place, True) for place in self.segments]
+        return *causal, *((queries, keys, False) for queries, keys in self.branches)
+
+    @cached_property
+    def _few(self) -> tuple[_Piece, ...]:
+        assert self.asked is not None
+        found: list[_Piece] = []
+        for (start, stop), keys, causal in self._all:
+            for first, end in ((max(start, first), min(stop, end)) for first, end in self.asked[1]):
+                if first < end and causal:
+                    found.append(((first, end), (first, end), True))
+                if first < end and (before := (keys[0], first) if causal else keys)[0] < before[1]:
+                    found.append(((first, end), before, False))
+        return tuple(sorted(found, key=lambda piece: not piece[2]))
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         if torch.is_autocast_enabled(query.device.type):
@@ -63,8 +85,8 @@ class Forest:
             query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
         pasts = [(past.queries, *past.layers[layer], past.length) for past in self.pasts]
         if pasts or not torch.is_grad_enabled():
-            return _forward(query, key, value, scale, self, pasts)[0].transpose(1, 2)
-        output: Tensor = _ForestAttention.apply(query, key, value, scale, self)
+            return _forward(query, key, value, scale, self.pieces(layer), pasts)[0].transpose(1, 2)
+        output: Tensor = _ForestAttention.apply(query, key, value, scale, self.pieces(layer))
         return output.transpose(1, 2)
 
 
@@ -172,6 +194,8 @@ def attending_in_parts(model: PreTrainedModel) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
+# What a range of tokens attends to: another range before it, or causally to itself.
+_Piece = tuple[Range, Range, bool]
 # What a kernel wants to be given back in its backward pass, beside its inputs, output and log-sum-exp.
 _Kept = tuple[Any, ...]
 
@@ -180,19 +204,19 @@ class _ForestAttention(torch.autograd.Function):
     """`Forest.attend` with its gradient."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, forest: Forest) -> Tensor:
-        output, weight, kept = _forward(query, key, value, scale, forest, ())
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, pieces: tuple[_Piece, ...]
+    ) -> Tensor:
+        output, weight, kept = _forward(query, key, value, scale, pieces, ())
         ctx.save_for_backward(query, key, value, output, weight)
-        ctx.scale, ctx.forest, ctx.kept = scale, forest, kept
+        ctx.scale, ctx.pieces, ctx.kept = scale, pieces, kept
         return output
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         query, key, value, output, weight = ctx.saved_tensors
-        forest: Forest = ctx.forest
         into_query, into_key, into_value = (torch.zeros_like(t, dtype=weight.dtype) for t in (query, key, value))
-        parts = [(place, place, True) for place in forest.segments] + [(q, k, False) for q, k in forest.branches]
-        for ((first, end), (start, stop), causal), kept in zip(parts, ctx.kept, strict=True):
+        for ((first, end), (start, stop), causal), kept in zip(ctx.pieces, ctx.kept, strict=True):
             asked, known = slice(first, end), slice(start, stop)
             gradients = _part_gradient(
                 gradient[:, :, asked],
@@ -208,25 +232,29 @@ class _ForestAttention(torch.autograd.Function):
 
 
 def _forward(
-    query: Tensor, key: Tensor, value: Tensor, scale: float, forest: Forest, pasts: Sequence[tuple[Any, ...]]
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    pieces: Sequence[_Piece],
+    pasts: Sequence[tuple[Range, Tensor, Tensor, int]],
 ) -> tuple[Tensor, Tensor, list[_Kept]]:
     """Output [1, heads, tokens, width], log-sum-exp [1, heads, tokens], and what each part's kernel keeps."""
-    outputs, weights, kept = [], [], []
-    for first, end in forest.segments:
-        place = slice(first, end)
-        output, weight, keeps = _part(query[:, :, place], key[:, :, place], value[:, :, place], scale, True, None)
-        outputs.append(output)
-        weights.append(weight)
-        kept.append(keeps)
-    output, weight = torch.cat(outputs, 2), torch.cat(weights, 2)
-    others = [(queries, key[:, :, start:stop], value[:, :, start:stop]) for queries, (start, stop) in forest.branches]
-    others += [(queries, keys[:, :, :length], values[:, :, :length]) for queries, keys, values, length in pasts]
-    for (first, end), keys, values in others:
+    rows, heads, tokens, width = query.shape
+    # In the order of memory that the caller wants: heads side by side.
+    output = query.new_zeros(rows, tokens, heads, width).transpose(1, 2)
+    weight = query.new_zeros((rows, heads, tokens), dtype=torch.promote_types(query.dtype, torch.float32))
+    kept = []
+    parts = [(queries, key[:, :, start:stop], value[:, :, start:stop], own) for queries, (start, stop), own in pieces]
+    parts += [(queries, keys[:, :, :length], values[:, :, :length], False) for queries, keys, values, length in pasts]
+    for (first, end), keys, values, causal in parts:
         place = slice(first, end)
         part, part_weight, keeps = _part(
-            query[:, :, place], keys.to(query.dtype), values.to(query.dtype), scale, False, None
+            query[:, :, place], keys.to(query.dtype), values.to(query.dtype), scale, causal, None
         )
-        output[:, :, place], weight[:, :, place] = merge(output[:, :, place], weight[:, :, place], part, part_weight)
+        if not causal:
+            part, part_weight = merge(output[:, :, place], weight[:, :, place], part, part_weight)
+        output[:, :, place], weight[:, :, place] = part, part_weight
         kept.append(keeps)
     return output, weight, kept
 

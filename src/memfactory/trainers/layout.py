@@ -54,6 +54,14 @@ class Layout:
         """The places of `sources` in order, each once: no other state of the last layer is read."""
         return self.sources.unique()
 
+    @cached_property
+    def asked(self) -> tuple[tuple[int, int], ...]:
+        """Ranges that hold all of `kept`, and what lies between where that is little."""
+        places = self.kept.cpu().numpy()
+        breaks = np.flatnonzero(np.diff(places) > MIN_SHARED)
+        firsts, lasts = places[[0, *(breaks + 1)]], places[[*breaks, -1]]
+        return tuple((int(first), int(last) + 1) for first, last in zip(firsts, lasts, strict=True))
+
     def to(self, device: torch.device) -> Layout:
         """The same layout on another device."""
         positions = None if self.position_ids is None else self.position_ids.to(device)

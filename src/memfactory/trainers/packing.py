@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from memfactory.config.training import Packing
-from memfactory.engines.hf_attention import Forest, attending_in_parts, can_attend
+from memfactory.engines.hf_attention import NAME, Forest, attending_in_parts, can_attend
 from memfactory.trainers.batch import TrainingTurn
 from memfactory.trainers.last_layer import LastLayer
 from memfactory.trainers.layout import MIN_SHARED, Layout, lay_out
@@ -23,20 +26,26 @@ _CANNOT = (RuntimeError, TypeError, ValueError, KeyError, AttributeError, NotImp
 _ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 
 
-def reply_states(model: PreTrainedModel, layout: Layout) -> Tensor:
+def reply_states(model: PreTrainedModel, layout: Layout, *, trimmed: bool = False) -> Tensor:
     """The last hidden states [N, width] that predict the reply tokens of `layout`, turn by turn.
 
-    With `layout.parts` the model must be `attending_in_parts`, in the backward pass too if that computes again.
+    With `layout.parts` the model must be `attending` in parts, in the backward pass too if that computes again; with
+    `trimmed` no other state asks in its last layer.
     """
     decoder = model.get_decoder()
-    if layout.parts is None:
+    parts = layout.parts
+    if parts is not None and trimmed:
+        parts = replace(parts, asked=(model.config.num_hidden_layers - 1, layout.asked))
+    if parts is None:
         hidden = decoder(input_ids=layout.input_ids, use_cache=False).last_hidden_state
     else:
         hidden = decoder(
             input_ids=layout.input_ids,
             position_ids=layout.position_ids,
             use_cache=False,
-            attention_parts=layout.parts,
+            attention_parts=replace(parts, asked=(model.config.num_hidden_layers - 1, layout.asked))
+            if trimmed
+            else parts,
         ).last_hidden_state
     return hidden.flatten(0, 1).index_select(0, layout.sources)
 
@@ -75,27 +84,38 @@ def _obstacle(model: PreTrainedModel, dtype: torch.dtype) -> str | None:
     return None
 
 
+@contextmanager
+def attending(model: PreTrainedModel, in_parts: bool) -> Iterator[None]:
+    """Within it the model attends in parts, if it is to and does not yet."""
+    if not in_parts or model.config._attn_implementation == NAME:
+        yield
+        return
+    with attending_in_parts(model):
+        yield
+
+
 @torch.no_grad()
 def _state_error(model: PreTrainedModel) -> float:
     """How far the states of packed turns are from those of padded ones, relative to them."""
     plain = reply_states(model, _few_turns(model, "padded"))
-    with attending_in_parts(model):
+    with attending(model, True):
         packed = reply_states(model, _few_turns(model, "shared"))
     return _distance(packed, plain)
 
 
 @torch.no_grad()
-def can_trim(model: PreTrainedModel) -> bool:
-    """Whether the last layer's feed-forward part can be left out where nothing is read."""
-    layout = _few_turns(model, "padded")
-    last, whole = LastLayer(), reply_states(model, layout)
-    try:
-        with last.trimmed(model):
-            last.kept = layout.kept
-            trimmed = reply_states(model, layout)
-    except _CANNOT:
-        return False
-    return _distance(trimmed, whole) < _ROUNDING[torch.float32]
+def can_trim(model: PreTrainedModel, packing: Packing) -> bool:
+    """Whether the last layer can be left out where nothing is read, when fed as `packing` says."""
+    layout, last = _few_turns(model, packing), LastLayer()
+    with attending(model, packing != "padded"):
+        whole = reply_states(model, layout)
+        try:
+            with last.trimmed(model):
+                last.kept = layout.kept
+                trimmed = reply_states(model, layout, trimmed=True)
+        except _CANNOT:
+            return False
+    return _distance(trimmed, whole) < _ROUNDING[whole.dtype]
 
 
 def _few_turns(model: PreTrainedModel, packing: Packing) -> Layout:

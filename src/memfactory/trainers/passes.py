@@ -16,13 +16,12 @@ from transformers import PreTrainedModel
 
 from memfactory.config.training import TrainerOptions
 from memfactory.engines.chat import ChatFormat
-from memfactory.engines.hf_attention import NAME, attending_in_parts
 from memfactory.errors import MemFactoryError
 from memfactory.trainers.batch import Batch, TrainingTurn, collate
 from memfactory.trainers.last_layer import LastLayer
 from memfactory.trainers.layout import micro_batches
 from memfactory.trainers.logprobs import Distribution, chunked_logprobs
-from memfactory.trainers.packing import can_trim, reply_states, usable_packing
+from memfactory.trainers.packing import attending, can_trim, reply_states, usable_packing
 
 T = TypeVar("T")
 log = logging.getLogger("memfactory")
@@ -43,7 +42,7 @@ class Passes:
         self.last_layer = LastLayer()
         with self.autocast():
             self.packing = usable_packing(model, options.packing, dtype)
-            self.trims = options.trim_last_layer and can_trim(model)
+            self.trims = options.trim_last_layer and can_trim(model, self.packing)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """bfloat16 compute over float32 weights; nothing where the model computes in float32."""
@@ -76,7 +75,7 @@ class Passes:
         distribution = Distribution(self.chat.vocab_size, temperature, self.chunk_tokens, with_entropy)
         with self.autocast(), attending(model, batch.layout.parts is not None):
             values, entropies = chunked_logprobs(
-                reply_states(model, batch.layout),
+                reply_states(model, batch.layout, trimmed=self.trims),
                 batch.reply_ids[batch.reply_mask],
                 model.get_output_embeddings(),
                 distribution,
@@ -119,16 +118,6 @@ class Passes:
             log.warning("out of memory: micro_batch_tokens is %d from here on", self.micro_batch_tokens)
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
-
-
-@contextmanager
-def attending(model: PreTrainedModel, in_parts: bool) -> Iterator[None]:
-    """Within it the model attends in parts, if it is to and does not yet."""
-    if not in_parts or model.config._attn_implementation == NAME:
-        yield
-        return
-    with attending_in_parts(model):
-        yield
 
 
 def _spread(values: Tensor, mask: Tensor) -> Tensor:
