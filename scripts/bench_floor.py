@@ -63,6 +63,7 @@ def needed(sizes: Architecture, groups: Sequence[Group], turns: Sequence[Trainin
     Prompts are prefilled once where they begin alike, each reply token but the last is decoded once; training goes
     through the tree of all conversations, forwards, backwards (twice the work; once under adapters) and, with a KL
     term, once more for the reference. Old log-probabilities of a single update are those of the forward pass.
+    Positions that predict no reply token need keys and values alone in the last layer.
     """
     replies = [
         (tokens.prompt_ids, tokens.reply_ids)
@@ -79,8 +80,10 @@ def needed(sizes: Architecture, groups: Sequence[Group], turns: Sequence[Trainin
     tree = distinct([turn.prompt_ids + turn.reply_ids[:-1] for turn in turns])
     trained = sum(len(turn.reply_ids) for turn in turns)
     forward = sizes.forward_flops(tree.tokens, trained, tree.attended)
+    forward -= spared(sizes, distinct([turn.prompt_ids[:-1] for turn in turns]))
+    prefilled = sizes.forward_flops(prompts.tokens, 0, prompts.attended)
     flops = {
-        "prefill": sizes.forward_flops(prompts.tokens, 0, prompts.attended),
+        "prefill": prefilled - spared(sizes, distinct([prompt[:-1] for prompt, _ in replies])),
         "decode": sizes.forward_flops(fed, sampled, behind),
         "reference": forward if options.loss.kl_weight > 0 else 0.0,
         "forward": forward * options.epochs,
@@ -88,6 +91,12 @@ def needed(sizes: Architecture, groups: Sequence[Group], turns: Sequence[Trainin
     }
     passes = {name: tree.tokens for name in ("reference", "forward", "backward") if flops[name]}
     return Needed(flops, {"prefill": prompts.tokens, "decode": sampled, **passes})
+
+
+def spared(sizes: Architecture, positions: Distinct) -> float:
+    """Operations of the last layer that `positions` do without, as nothing is predicted from them."""
+    weights = 2 * sizes.hidden * sizes.attention_width + 3 * sizes.hidden * sizes.intermediate
+    return 2.0 * weights * positions.tokens + 4.0 * sizes.attention_width * positions.attended
 
 
 def lengths(groups: Sequence[Group]) -> list[tuple[int, int]]:
