@@ -123,7 +123,7 @@ def print_case(case: Case, found: dict[str, dict[str, Any]], bandwidth: float) -
             f"| {case.batch} | {case.group} | {case.prompt_tokens} | {case.new_tokens} | {case.ragged:g} | {name} | "
             f"{median(values['prefill']):.3f} | {median(values['decode']):.3f} | "
             f"{values['sampled'] / median(whole[name]):,.0f} | {values['sampled'] / median(values['decode']):,.0f} | "
-            f"{share:.0%} | {against:.2f} |",
+            f"{f'{share:.0%}' if share else ''} | {against:.2f} |",
             flush=True,
         )
 

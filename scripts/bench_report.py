@@ -58,7 +58,8 @@ def print_phases(name: str, side: dict[str, Any], report: dict[str, Any]) -> Non
     counted = f"{done / 1e9:.1f} | {done / peak / whole:.0%}" if side["flops"] else " | "
     print(f"| step | {whole:.2f} | | {counted} | {need / 1e9:.1f} | {need / peak:.2f} |")
     decoding = phase_median(side, "decode")
-    if "decode_bytes" in report and decoding:
+    # An engine that is not of this process's model cannot be watched.
+    if "decode_bytes" in report and decoding and side["calls"].get("decode"):
         share = report["decode_bytes"][name] / decoding / report["bandwidth"]
         print(f"\nDecoding took {side['calls'].get('decode', 0)} passes and read {share:.0%} of what a copy could.")
     training = sum(phase_median(side, phase) for phase in TRAINING)

@@ -64,10 +64,12 @@ def run(given: argparse.Namespace, folder: Path) -> None:
 def report(bench: Bench, given: argparse.Namespace) -> None:
     """Measure, print, and write the files that were asked for."""
     size = model_of(given)
-    found = {"command": given.words, "work": asdict(bench.work)}
-    found |= {"model": size if isinstance(size, str) else asdict(size), **bench.measured()}
+    found: dict[str, Any] = {"command": given.words, "work": asdict(bench.work)}
+    found["model"] = size if isinstance(size, str) else asdict(size)
     if not given.no_memory:
+        # First, since nothing of this process must lie on the device meanwhile.
         found["memory"] = {side: memory_in_fresh_process(given.words, side) for side in given.sides}
+    found |= bench.measured()
     if given.json:
         given.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
     print_report(found)
