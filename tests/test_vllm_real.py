@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 import torch
@@ -160,6 +161,41 @@ def test_a_stored_adapter_is_part_of_the_model_from_the_start(tmp_path: Path):
     engine = vllm_engine(TINY.model_copy(update={"adapter": str(tmp_path)}))
     assert largest_difference(sample(engine, ASKS), network, chat.vocab_size) < TOLERANCE
     engine.close()
+
+
+def mean_difference(replies, network, vocabulary: int) -> float:
+    """Between the replies' log-probabilities and the trainer's, which computes in bfloat16 by autocast."""
+    values = []
+    for reply in replies:
+        ids, reply_ids = reply.tokens.prompt_ids, reply.tokens.reply_ids
+        given = torch.tensor([[*ids, *reply_ids]], device=network.device)
+        with torch.no_grad(), torch.autocast(network.device.type, dtype=torch.bfloat16):
+            logits = network(given).logits[0, len(ids) - 1 : -1]
+        logprobs = torch.log_softmax(logits[:, :vocabulary].float(), -1).cpu()
+        chosen = logprobs.gather(-1, torch.tensor(reply_ids)[:, None])[:, 0]
+        values += (chosen - torch.tensor(reply.tokens.logprobs)).abs().tolist()
+    return fmean(values)
+
+
+def test_in_bfloat16_an_adapter_alone_is_nearer_to_the_trainer_than_a_merged_one():
+    config = TINY.model_copy(update={"dtype": "bfloat16"})
+    model, chat = load_model(config, training=True, frozen_base=True), load_chat(config)
+    network = trainable(model, LoraOptions(rank=8), torch.bfloat16, 1)
+    torch.manual_seed(5)
+    disturb([value for name, value in network.named_parameters() if "lora_B" in name], 0.01)
+    names, codes = ("Alice", "Bob", "Carol", "Dora"), ("seven", "nine")
+    asks = [
+        ((Message("user", f"The code of {a} is {b}. What is the code of {c}?"),), Sampling(24, seed=ord(a[0])))
+        for a in names for b in codes for c in names
+    ]  # fmt: skip
+    found = {}
+    engine = vllm_engine(config, rank=8)
+    for engine._takes_adapters in (True, False):
+        engine.update_weights(PolicyWeights(network, torch.bfloat16, 1))
+        found[engine._takes_adapters] = mean_difference(sample(engine, asks), network, chat.vocab_size)
+    engine.close()
+    # Measured on the CPU: 0.024 and 0.030.
+    assert found[True] < found[False]
 
 
 # A server of its own
