@@ -28,6 +28,7 @@ from bench_report import print_report
 from bench_trl import SINGLE_TURN, TrlSide
 from bench_workloads import WORKLOADS, Work, configured, write_model
 
+from memfactory.config import Resolved
 from memfactory.engines.loading import resolve_device
 from memfactory.errors import MemFactoryError
 from memfactory.trainers.footprint import architecture
@@ -63,6 +64,9 @@ def run(given: argparse.Namespace, folder: Path) -> None:
 
 def report(bench: Bench, given: argparse.Namespace) -> None:
     """Measure, print, and write the files that were asked for."""
+    for side in given.sides:
+        # A mistake in the settings is told here, and not by a process that measures memory.
+        bench.configured(side)
     size = model_of(given)
     found: dict[str, Any] = {"command": given.words, "work": asdict(bench.work)}
     found["model"] = size if isinstance(size, str) else asdict(size)
@@ -87,9 +91,7 @@ class Bench:
     def side(self, name: str) -> Any:
         """The side called `name`, ready to take steps."""
         if name not in self._made:
-            given = self.given
-            settings = settings_of(given, other=name == "other")
-            resolved = configured(self.work, self.model, self.folder / name, settings)
+            given, resolved = self.given, self.configured(name)
             if name == "plain":
                 made: Any = PlainSide(
                     resolved, given.plain_rows, checkpointing=not given.plain_no_checkpointing, spread=given.ragged
@@ -100,6 +102,11 @@ class Bench:
                 made = ProductSide(resolved, self.folder, given.ragged)
             self._made[name] = made
         return self._made[name]
+
+    def configured(self, name: str) -> Resolved:
+        """The config of the side `name`."""
+        settings = settings_of(self.given, other=name == "other")
+        return configured(self.work, self.model, self.folder / name, settings)
 
     def close(self) -> None:
         """Let engines and threads go."""
@@ -184,7 +191,9 @@ class Bench:
 def memory_in_fresh_process(words: Sequence[str], side: str) -> dict[str, float]:
     """Peak memory of a step of `side`, measured by this command in a process of its own."""
     command = [sys.executable, __file__, *words, "--memory-of", side]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise MemFactoryError(f"the memory of the side {side} could not be measured; the reason stands above")
     return dict(json.loads(done.stdout.strip().splitlines()[-1]))
 
 

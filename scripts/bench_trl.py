@@ -105,7 +105,7 @@ class TrlSide:
         )
 
     def _attach(self) -> None:
-        from transformers import TrainerCallback
+        from transformers import PrinterCallback, TrainerCallback
 
         side, timed = self, self.clock.timed
 
@@ -118,6 +118,8 @@ class TrlSide:
 
         trainer = self.trainer
         trainer.add_callback(Pause())
+        # What is printed is the benchmark's to say.
+        trainer.remove_callback(PrinterCallback)
         trainer._generate_and_score_completions = timed("reference", trainer._generate_and_score_completions)
         trainer._generate_single_turn = timed("decode", trainer._generate_single_turn)
         trainer.compute_loss = timed("forward", trainer.compute_loss)

@@ -209,5 +209,7 @@ def test_sampling_is_timed_for_every_case(bench, tmp_path, capsys):
 def test_a_mistake_is_told_without_a_traceback(bench):
     with pytest.raises(SystemExit, match="kl_wait"):
         bench.step.main(["rmm", *SMALL, "--set", "train.loss.kl_wait=1"])
+    with pytest.raises(SystemExit, match="memory of the side plain could not be measured"):
+        bench.step.main(["rmm", *SMALL, "--sides", "plain", "--set", "train.loss.weighting=prompt"])
     with pytest.raises(SystemExit, match="weighting: token or turn"):
         bench.step.main(["rmm", *SMALL, "--check", "--set", "train.loss.weighting=prompt"])
