@@ -1,6 +1,6 @@
 """How far each kind of optimizer and of weights ends from float32 AdamW after the same small steps, and what it costs.
 
-    python scripts/bench_optimizer.py                     # the table; needs torchao for all of its rows
+    python scripts/bench_optimizer.py                     # two tables; needs torchao for all of their rows
     python scripts/bench_optimizer.py --cost              # seconds and bytes of one update of 34 million weights
 
 Every row trains the embedded model on the same conversations in the same order. `kept` is the part of the float32
