@@ -127,7 +127,7 @@ def adapted(seed: int):
 
 def test_an_adapter_alone_gives_the_replies_of_the_merged_model_and_takes_effect_at_every_update():
     network, chat = adapted(1), load_chat(TINY)
-    engine = vllm_engine(TINY, rank=8)
+    engine = vllm_engine(TINY, rank=8, max_num_seqs=5, max_num_batched_tokens=1024)
     plain = sample(engine, ASKS)
     assert largest_difference(plain, network, chat.vocab_size) > 100 * TOLERANCE
     first = PolicyWeights(network, torch.float32, 1)
@@ -155,10 +155,12 @@ def test_an_adapter_alone_gives_the_replies_of_the_merged_model_and_takes_effect
     engine.close()
 
 
-def test_a_stored_adapter_is_part_of_the_model_from_the_start(tmp_path: Path):
+def test_a_stored_adapter_is_part_of_the_model_from_the_start_without_a_prefix_cache_too(tmp_path: Path):
     network, chat = adapted(2), load_chat(TINY)
     PolicyWeights(network, torch.float32, 1).write_adapter(tmp_path)
-    engine = vllm_engine(TINY.model_copy(update={"adapter": str(tmp_path)}))
+    # On the CPU a prompt with a seed cannot be prefilled in parts, so there is room for all of them at once.
+    config = TINY.model_copy(update={"adapter": str(tmp_path)})
+    engine = vllm_engine(config, prefix_caching=False, max_num_batched_tokens=8192)
     assert largest_difference(sample(engine, ASKS), network, chat.vocab_size) < TOLERANCE
     engine.close()
 
@@ -200,7 +202,7 @@ def test_in_bfloat16_an_adapter_alone_is_nearer_to_the_trainer_than_a_merged_one
 
 # A server of its own
 
-PATIENCE = 300.0
+PATIENCE = 600.0
 
 
 @pytest.fixture
@@ -226,7 +228,7 @@ def server_url(monkeypatch) -> Iterator[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_a_real_server_gives_the_replies_of_the_weights_that_it_was_handed(server_url: str):
     from memfactory.engines.vllm_server import VllmServerEngine
 
