@@ -109,7 +109,7 @@ def unlisted(kind: str, parameters: list[nn.Parameter], options: OptimizerOption
 
 
 def train(row: Row, learning_rate: float, steps: int, batch: int) -> tuple[list[Tensor], list[Tensor], float]:
-    """The weights before and after, and the median seconds of an optimizer step of the last half."""
+    """The weights before and after, and the median CPU seconds of an optimizer step of the last half."""
     policy = policy_for(row, learning_rate)
     before = [parameter.detach().float().clone() for parameter in policy.trained]
     rows = conversations("train", steps * batch)
@@ -117,9 +117,9 @@ def train(row: Row, learning_rate: float, steps: int, batch: int) -> tuple[list[
     for step in range(steps):
         chosen = rows[step * batch : (step + 1) * batch]
         turns = [turn for n, one in enumerate(chosen) for turn in supervised_turns(one, policy.chat, n)]
-        begun = time.perf_counter()
+        begun = time.process_time()
         policy.update(turns)
-        seconds.append(time.perf_counter() - begun)
+        seconds.append(time.process_time() - begun)
     after = [parameter.detach().float().clone() for parameter in policy.trained]
     return before, after, sorted(seconds[steps // 2 :])[steps // 4]
 
@@ -128,7 +128,7 @@ def compare(learning_rate: float, steps: int, batch: int, rows: Sequence[Row]) -
     chat = load_chat(ModelConfig())
     held_out = [turn for n, one in enumerate(conversations("heldout", 200)) for turn in supervised_turns(one, chat, n)]
     print(f"\nlearning rate {learning_rate:g}, {steps} steps of {batch} conversations\n")
-    print("| weights and optimizer | kept | off | weights that moved | held-out loss | s/step |")
+    print("| weights and optimizer | kept | off | weights that moved | held-out loss | CPU s/step |")
     print("|---|---|---|---|---|---|")
     exact: Tensor | None = None
     for row in rows:
@@ -145,9 +145,7 @@ def compare(learning_rate: float, steps: int, batch: int, rows: Sequence[Row]) -
 
 def cost(rows: Sequence[Row], repeats: int = 5) -> None:
     """Bytes that stay, and seconds of one update, of 8 matrices of 1024 x 4096."""
-    print(
-        "| weights and optimizer | weights, gradients, moments: bytes a parameter | seconds an update |\n|---|---|---|"
-    )
+    print("| weights and optimizer | weights, gradients, moments: bytes a parameter | CPU s an update |\n|---|---|---|")
     for row in rows:
         dtype = torch.bfloat16 if row.masters == "bfloat16_stochastic" else torch.float32
         weights = [nn.Parameter(torch.randn(1024, 4096).to(dtype)) for _ in range(8)]
@@ -161,15 +159,13 @@ def cost(rows: Sequence[Row], repeats: int = 5) -> None:
         optimizer.step()
         times = []
         for _ in range(repeats):
-            begun = time.perf_counter()
+            begun = time.process_time()
             optimizer.step()
-            times.append(time.perf_counter() - begun)
+            times.append(time.process_time() - begun)
         moments = [value for state in optimizer.state.values() for value in state.values()]
         held = [dtype.itemsize, 4, sum(map(stored, moments)) / sum(map(torch.numel, weights))]
-        print(
-            f"| {row.name} | {' + '.join(f'{n:.4g}' for n in held)} = {sum(held):.4g} | {sorted(times)[repeats // 2]:.3f} |",
-            flush=True,
-        )
+        bytes_held = f"{' + '.join(f'{n:.4g}' for n in held)} = {sum(held):.4g}"
+        print(f"| {row.name} | {bytes_held} | {sorted(times)[repeats // 2]:.3f} |", flush=True)
 
 
 def stored(value: Tensor) -> int:
