@@ -230,6 +230,21 @@ def test_an_adapter_is_handed_over_alone_under_a_name_of_its_own(server, connect
     assert server.adapters == {} and not Path(server.asked("/v1/load_lora_adapter")[-1]["lora_path"]).exists()
 
 
+def test_an_adapter_that_another_run_left_behind_is_not_taken_for_the_model(server, connect):
+    server.adapters["left-behind"] = []
+    sample(connect(), [ASK])
+    assert server.asked("/v1/completions")[-1]["model"] == "base"
+
+
+def test_a_reply_under_another_name_is_none(server, connect):
+    engine = connect()
+    sample(engine, [ASK])
+    body = server.completed(server.asked("/v1/completions")[-1])
+    server.faults["/v1/completions"] = [{**body, "model": "left-behind"}]
+    with pytest.raises(EngineError, match="answered for 'left-behind' on"):
+        sample(engine, [ASK])
+
+
 def test_an_adapter_comes_with_its_base_where_the_server_has_other_weights(server, connect, small_model_path: Path):
     server.held = "of another run"
     engine, weights = connect(), small_policy(small_model_path, lora=LORA).weights()
