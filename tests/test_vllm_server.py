@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from memfactory.build import build_engines
+from memfactory.build import build_stack
 from memfactory.config import load_config
 from memfactory.engines.base import WeightHolder, sample
 from memfactory.engines.loading import load_chat
@@ -310,6 +310,6 @@ def test_a_config_names_a_server_and_helpers_that_differ_in_decoding_alone_share
         f"engine: {{kind: vllm_server, url: '{server.url}', startup_timeout: 0}}\n"
         f"engines: {{judge: {{kind: vllm_server, url: '{server.url}', startup_timeout: 0, temperature: 0.3}}}}\n"
     )
-    config = load_config(file).config
-    engines = build_engines(config, None, load_chat(config.model))
-    assert isinstance(engines["policy"], VllmServerEngine) and engines["judge"] is engines["policy"]
+    stack = build_stack(load_config(file), training=False)
+    assert isinstance(stack.engines["policy"], VllmServerEngine) and stack.engines["judge"] is stack.engines["policy"]
+    assert stack.decodings == {"judge": Decoding(0.3)}
