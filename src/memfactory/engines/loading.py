@@ -24,6 +24,7 @@ from transformers import (
 from transformers.utils import logging
 
 from memfactory.engines.chat import ChatFormat
+from memfactory.engines.hf_layers import fuse_layers
 from memfactory.engines.options import ModelConfig
 from memfactory.errors import ConfigError
 from memfactory.files import asset
@@ -140,6 +141,8 @@ def load_model(
         raise ConfigError(f"model.path: {path!r} in {dtype} does not fit into the memory of {device}") from error
     except _UNUSABLE as error:
         raise _missing("model", path, error) from error
+    if config.fused_layers:
+        fuse_layers(model)
     if adapter is not None:
         model = _with_adapter(model, adapter, training)
     return model.eval()

@@ -25,6 +25,8 @@ class ModelConfig(Options):
     """auto: CUDA where there is one, else the CPU."""
     cpu_threads: int | None = Field(None, ge=1)
     """Threads that computing on the CPU takes; null: torch's own choice, one a core. Small models want one or two."""
+    fused_layers: bool = True
+    """Norms and gated feed-forward parts that give the same with less memory and time, where the model has such."""
     random_weights: bool = False
     """Initialise at random from the config alone (benchmarks; needs config.json and tokenizer only)."""
     trust_remote_code: bool = False

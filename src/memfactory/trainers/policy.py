@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 
 from memfactory.config.training import GrpoOptions, LossOptions, OptimizerOptions, TrainerOptions
 from memfactory.engines.chat import ChatFormat
+from memfactory.engines.hf_layers import keep_products
 from memfactory.engines.loading import compute_dtype
 from memfactory.engines.options import ModelConfig
 from memfactory.errors import ConfigError, MemFactoryError
@@ -85,6 +86,7 @@ class Policy:
         self.masters = torch.bfloat16 if options.stochastic and not continued else torch.float32
         check_masters(self.masters, self.compute_dtype)
         if options.gradient_checkpointing:
+            keep_products(model)
             # transformers 5.17 renamed it.
             enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
             enable({"use_reentrant": False})

@@ -1,0 +1,150 @@
+"""RMS norms and gated feed-forward parts that keep less for the backward pass and go over memory fewer times.
+
+They give what transformers' own give; one takes the place of another only where it was seen to.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from transformers import PreTrainedModel
+
+NORM_WEIGHTS, NORM_SETTINGS = {"weight"}, {"variance_epsilon"}
+PARTS = {"gate_proj", "up_proj", "down_proj", "act_fn"}
+
+
+def fuse_layers(model: PreTrainedModel) -> None:
+    """Let the norms and gated feed-forward parts of `model` compute as here, where that gives the same.
+
+    Weights and all names stay as they are, those of the modules' classes too.
+    """
+    classes: dict[type, type] = {}
+    for module in model.modules():
+        original = type(module)
+        if original not in classes:
+            classes[original] = _fused(module) or original
+        module.__class__ = classes[original]
+
+
+def keep_products(model: nn.Module) -> None:
+    """Have feed-forward parts keep their products for the backward pass.
+
+    Where whole layers are computed again anyway (gradient checkpointing), computing products again only costs.
+    """
+    for module in model.modules():
+        if isinstance(module, FusedGate):
+            module.recomputes = False
+
+
+class FusedNorm(nn.Module):
+    """x / sqrt(mean(x^2) + epsilon) weight over the last dimension, in float32 up to the weight (arXiv 1910.07467)."""
+
+    variance_epsilon: float
+    weight: Tensor
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        output: Tensor = _RmsNorm.apply(hidden_states, self.weight, self.variance_epsilon)
+        return output
+
+
+class FusedGate(nn.Module):
+    """down(silu(gate(x)) up(x)) (arXiv 2002.05202), whose product is computed again in the backward pass."""
+
+    gate_proj: nn.Module
+    up_proj: nn.Module
+    down_proj: nn.Module
+    recomputes = True
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        gate, up = self.gate_proj(hidden_states), self.up_proj(hidden_states)
+        product: Tensor = _GatedProduct.apply(gate, up)
+        if not (self.recomputes and product.requires_grad):
+            output: Tensor = self.down_proj(product)
+            return output
+        place, size, parts = product.data_ptr(), product.numel(), (gate.detach(), up.detach())
+
+        def pack(kept: Tensor) -> Tensor | torch.Size:
+            return kept.shape if kept.data_ptr() == place and kept.numel() == size else kept
+
+        def unpack(kept: Tensor | torch.Size) -> Tensor:
+            return kept if isinstance(kept, Tensor) else nn.functional.silu(parts[0]).mul_(parts[1]).view(kept)
+
+        with saved_tensors_hooks(pack, unpack):
+            output = self.down_proj(product)
+        return output
+
+
+class _RmsNorm(torch.autograd.Function):
+    """`FusedNorm` with its gradient. With n = x r, r = 1 / sqrt(mean(x^2) + epsilon) and s the slope at n:
+
+    that at x is r (s - n mean(s n)). Only x and r are kept.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        precise = hidden.float() if hidden.dtype.itemsize < 4 else hidden
+        squares = torch.linalg.vecdot(precise, precise).unsqueeze(-1)
+        scale = squares.div_(hidden.shape[-1]).add_(epsilon).rsqrt_()
+        ctx.save_for_backward(hidden, weight, scale)
+        return weight * (precise * scale).to(hidden.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        hidden, weight, scale = ctx.saved_tensors
+        normed = hidden.to(scale.dtype) * scale
+        into_weight = None
+        if ctx.needs_input_grad[1]:
+            flat = gradient.flatten(0, -2).to(scale.dtype), normed.flatten(0, -2)
+            into_weight = torch.linalg.vecdot(*flat, dim=0).to(weight.dtype)
+        slope = (gradient * weight).to(scale.dtype)
+        along = torch.linalg.vecdot(slope, normed).unsqueeze(-1).div_(hidden.shape[-1])
+        into_hidden = torch.addcmul(slope, normed, along, value=-1).mul_(scale)
+        return into_hidden.to(hidden.dtype), into_weight, None
+
+
+class _GatedProduct(torch.autograd.Function):
+    """silu(gate) up, of which only gate and up are kept."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return nn.functional.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        into_gate = torch.ops.aten.silu_backward(gradient * up, gate)
+        return into_gate, nn.functional.silu(gate).mul_(gradient)
+
+
+def _fused(module: nn.Module) -> type | None:
+    """The class of `module` with its forward pass from here; None where there is none that gives the same."""
+    own, children = {name for name, _ in module.named_parameters(recurse=False)}, dict(module.named_children())
+    gate = children.get("gate_proj")
+    if own == NORM_WEIGHTS and not children and vars(module).keys() >= NORM_SETTINGS:
+        fused: type = type(type(module).__name__, (FusedNorm, type(module)), {})
+        weight: Tensor = module.get_parameter("weight")
+    elif not own and children.keys() == PARTS and isinstance(gate, nn.Linear):
+        fused = type(type(module).__name__, (FusedGate, type(module)), {})
+        weight = gate.weight
+    else:
+        return None
+    return fused if _same(module, fused, weight) else None
+
+
+@torch.no_grad()
+def _same(module: nn.Module, fused: type, weight: Tensor) -> bool:
+    """Whether `module` as a `fused` gives the same for a few states of its width, the last one of `weight`."""
+    original, width = type(module), weight.shape[-1]
+    states = torch.linspace(-2, 3, 3 * width, device=weight.device).roll(width // 2).view(1, 3, width).to(weight.dtype)
+    expected = module(states)
+    module.__class__ = fused
+    try:
+        found = module(states)
+    finally:
+        module.__class__ = original
+    bound = 1e-5 if weight.dtype == torch.float32 else 2e-2
+    return found.dtype == expected.dtype and torch.allclose(found, expected, rtol=bound, atol=bound)
