@@ -5,18 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
 
-from memfactory.engines.hf_attention import (
-    Forest,
-    Past,
-    Shared,
-    Slots,
-    attend_part,
-    attending_in_parts,
-    merge,
-    plain_part,
-    plain_part_gradient,
-)
+from memfactory.engines.hf_attention import NAME, Forest, Past, Shared, Slots, attending_in_parts
+from memfactory.engines.hf_kernels import attend_part, merge, plain_part, plain_part_gradient
 from memfactory.engines.loading import load_model
 from memfactory.engines.options import ModelConfig
 
@@ -84,7 +76,7 @@ def test_in_one_layer_only_some_ask_and_the_others_get_nothing_and_give_nothing(
 def test_the_formula_gives_what_the_kernel_gives():
     query, key, value = tensors()
     for causal in (False, True):
-        output, weight = attend_part(query, key, value, 0.3, causal=causal)
+        output, weight, _ = attend_part(query, key, value, 0.3, causal=causal)
         plain, plain_weight = plain_part(query, key, value, 0.3, causal, None)
         torch.testing.assert_close(plain, output, rtol=0, atol=1e-12)
         torch.testing.assert_close(plain_weight, weight, rtol=0, atol=1e-12)
@@ -96,9 +88,9 @@ def test_the_formula_gives_what_the_kernel_gives():
 
 def test_two_halves_of_the_keys_merge_into_all_of_them():
     query, key, value = (tensor.detach() for tensor in tensors())
-    whole = attend_part(query, key, value, 0.3)
-    halves = [attend_part(query, key[:, :, half], value[:, :, half], 0.3) for half in (slice(0, 5), slice(5, 19))]
-    for one, other in zip(merge(*halves[0], *halves[1]), whole, strict=True):
+    whole = attend_part(query, key, value, 0.3)[:2]
+    first, second = (attend_part(query, key[:, :, h], value[:, :, h], 0.3)[:2] for h in (slice(0, 5), slice(5, 19)))
+    for one, other in zip(merge(*first, *second), whole, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
 
 
@@ -144,6 +136,20 @@ def test_a_model_over_a_forest_gives_each_turn_what_it_gives_it_alone():
     for turn in TURNS:
         alone = model(input_ids=ids[places(turn)][None], use_cache=False).logits[0]
         torch.testing.assert_close(row[places(turn)], alone, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("beyond", ["attention_mask", "dropout", "softcap", "s_aux", "position_bias"])
+def test_what_parts_do_not_know_is_refused_and_not_left_out(beyond):
+    attention, module = AttentionInterface()[NAME], torch.nn.Module()
+    module.layer_idx = 0
+    given = {"attention_mask": None, "dropout": 0.0, "softcap": None, "s_aux": None, "attention_parts": FOREST}
+    assert attention(module, *tensors(), **given)[0].shape == (1, 19, 6, 8)
+    with pytest.raises(ValueError, match="at random" if beyond == "dropout" else "knows no"):
+        attention(module, *tensors(), **{**given, beyond: 0.1 if beyond == "dropout" else torch.ones(6)})
+    del module.layer_idx
+    module.layer_idx = None
+    with pytest.raises(ValueError, match="no numbers"):
+        attention(module, *tensors(), **given)
 
 
 def test_half_precision_by_autocast_reaches_the_kernel():

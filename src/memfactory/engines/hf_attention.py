@@ -21,6 +21,8 @@ from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
+from memfactory.engines.hf_kernels import Kept, additive, attend_part, attend_part_gradient, merge
+
 NAME = "memfactory_parts"
 Range = tuple[int, int]
 # Keys and values of one layer, each [1, key heads, tokens, head dimension].
@@ -124,7 +126,7 @@ class Slots:
         # The heads that share a key head lie side by side, so that keys are read once for all of them.
         folded = query.to(dtype).reshape(rows, kv_heads, heads // kv_heads, width)
         mask = None if self._mask is None else self._mask.to(dtype)
-        output, weight, _ = _part(folded, key, value, scale, False, mask)
+        output, weight, _ = attend_part(folded, key, value, scale, mask=mask)
         for shared in self.shared:
             asking = folded if shared.rows is None else folded[shared.rows]
             part, part_weight = _attend_shared(layer, asking, shared, scale)
@@ -145,42 +147,13 @@ def _attend_shared(layer: int, query: Tensor, shared: Shared, scale: float) -> t
     for count, layers in shared.parts:
         keys, values = layers[layer]
         end = first + count * folds
-        output, weight, _ = _part(asking[:, :, first:end], keys, values, scale, False, None)
+        output, weight, _ = attend_part(asking[:, :, first:end], keys, values, scale)
         outputs.append(output)
         weights.append(weight)
         first = end
     output, weight = (outputs[0], weights[0]) if len(outputs) == 1 else (torch.cat(outputs, 2), torch.cat(weights, 2))
     shape = (kv_heads, rows, folds)
     return output.reshape(*shape, width).transpose(0, 1), weight.reshape(shape).transpose(0, 1)
-
-
-def merge(output: Tensor, weight: Tensor, other: Tensor, other_weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Attention over two disjoint sets of keys from that over each: outputs [..., width], log-sum-exps [...]."""
-    share = (other_weight - weight).sigmoid().unsqueeze(-1)
-    merged = torch.lerp(output.to(share.dtype), other.to(share.dtype), share)
-    return merged.to(output.dtype), torch.logaddexp(weight, other_weight)
-
-
-def additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 where `visible` is True and -inf elsewhere, which is added to the scores."""
-    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, -torch.inf)
-
-
-def attend_part(
-    query: Tensor, key: Tensor, value: Tensor, scale: float, *, causal: bool = False, visible: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Output [rows, heads, queries, width] and float32 log-sum-exp [rows, heads, queries] of one part.
-
-    `query` is [rows, heads, queries, width], `key` and `value` [rows, key heads, keys, width]; the heads of one key
-    head lie side by side. `causal` is for as many keys as queries. `visible` (bool, [rows, 1, 1, keys]) hides keys; a
-    query needs at least one.
-    """
-    return _part(query, key, value, scale, causal, None if visible is None else additive(visible, query.dtype))[:2]
-
-
-def can_attend(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether there is a fast kernel for parts in this type: on CUDA only in half precision."""
-    return device.type == "cpu" or (device.type == "cuda" and dtype in (torch.bfloat16, torch.float16))
 
 
 @contextmanager
@@ -196,8 +169,6 @@ def attending_in_parts(model: PreTrainedModel) -> Iterator[None]:
 
 # What a range of tokens attends to: another range before it, or causally to itself.
 _Piece = tuple[Range, Range, bool]
-# What a kernel wants to be given back in its backward pass, beside its inputs, output and log-sum-exp.
-_Kept = tuple[Any, ...]
 
 
 class _ForestAttention(torch.autograd.Function):
@@ -218,7 +189,7 @@ class _ForestAttention(torch.autograd.Function):
         into_query, into_key, into_value = (torch.zeros_like(t, dtype=weight.dtype) for t in (query, key, value))
         for ((first, end), (start, stop), causal), kept in zip(ctx.pieces, ctx.kept, strict=True):
             asked, known = slice(first, end), slice(start, stop)
-            gradients = _part_gradient(
+            gradients = attend_part_gradient(
                 gradient[:, :, asked],
                 (query[:, :, asked], key[:, :, known], value[:, :, known]),
                 (output[:, :, asked], weight[:, :, asked], kept),
@@ -238,7 +209,7 @@ def _forward(
     scale: float,
     pieces: Sequence[_Piece],
     pasts: Sequence[tuple[Range, Tensor, Tensor, int]],
-) -> tuple[Tensor, Tensor, list[_Kept]]:
+) -> tuple[Tensor, Tensor, list[Kept]]:
     """Output [1, heads, tokens, width], log-sum-exp [1, heads, tokens], and what each part's kernel keeps."""
     rows, heads, tokens, width = query.shape
     # In the order of memory that the caller wants: heads side by side.
@@ -249,8 +220,8 @@ def _forward(
     parts += [(queries, keys[:, :, :length], values[:, :, :length], False) for queries, keys, values, length in pasts]
     for (first, end), keys, values, causal in parts:
         place = slice(first, end)
-        part, part_weight, keeps = _part(
-            query[:, :, place], keys.to(query.dtype), values.to(query.dtype), scale, causal, None
+        part, part_weight, keeps = attend_part(
+            query[:, :, place], keys.to(query.dtype), values.to(query.dtype), scale, causal
         )
         if not causal:
             part, part_weight = merge(output[:, :, place], weight[:, :, place], part, part_weight)
@@ -259,87 +230,9 @@ def _forward(
     return output, weight, kept
 
 
-def _part(
-    query: Tensor, key: Tensor, value: Tensor, scale: float, causal: bool, mask: Tensor | None
-) -> tuple[Tensor, Tensor, _Kept]:
-    if query.device.type == "cpu":
-        kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        return *kernel(query, key, value, 0.0, causal, attn_mask=mask, scale=scale), ()
-    if _has_flash(query) and mask is None:
-        output, weight, *kept = torch.ops.aten._scaled_dot_product_flash_attention(
-            query, key, value, 0.0, causal, False, scale=scale
-        )
-        return output, weight, tuple(kept[:6])
-    return *plain_part(query, key, value, scale, causal, mask), ()
-
-
-def _part_gradient(
-    gradient: Tensor,
-    inputs: tuple[Tensor, Tensor, Tensor],
-    outcome: tuple[Tensor, Tensor, _Kept],
-    scale: float,
-    causal: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of query, key and value (`inputs`); output and log-sum-exp (`outcome`) are those over all keys."""
-    output, weight, kept = outcome
-    given = (gradient.contiguous(), *inputs, output, weight.contiguous())
-    if gradient.device.type == "cpu":
-        backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-        return backward(*given, 0.0, causal, scale=scale)
-    if _has_flash(gradient):
-        backward = torch.ops.aten._scaled_dot_product_flash_attention_backward
-        return backward(*given, *kept[:4], 0.0, causal, *kept[4:], scale=scale)
-    return plain_part_gradient(gradient, inputs, (output, weight), scale, causal)
-
-
-def _has_flash(query: Tensor) -> bool:
-    return can_attend(query.device, query.dtype) and query.shape[-1] <= 256
-
-
-def plain_part(
-    query: Tensor, key: Tensor, value: Tensor, scale: float, causal: bool, mask: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """`attend_part` as its formula says, with all scores in memory: for devices and masks without a kernel."""
-    scores = _scores(query, key, scale, causal)
-    if mask is not None:
-        scores = scores + mask
-    weight = scores.logsumexp(-1)
-    output = (scores - weight.unsqueeze(-1)).exp().to(value.dtype) @ value
-    return output.reshape(query.shape), weight.reshape(query.shape[:-1])
-
-
-def plain_part_gradient(
-    gradient: Tensor, inputs: tuple[Tensor, Tensor, Tensor], outcome: tuple[Tensor, Tensor], scale: float, causal: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of `plain_part`, given output and log-sum-exp over all keys of the merged attention."""
-    query, key, value = inputs
-    output, weight = outcome
-    precise = weight.dtype
-    folded = _by_key_head(gradient, key).to(precise)
-    probabilities = (_scores(query, key, scale, causal) - _by_key_head(weight.unsqueeze(-1), key)).exp()
-    mean = (folded * _by_key_head(output, key).to(precise)).sum(-1, keepdim=True)
-    slopes = probabilities * (folded @ value.to(precise).transpose(-1, -2) - mean) * scale
-    into_query = (slopes @ key.to(precise)).reshape(query.shape)
-    into_key = slopes.transpose(-1, -2) @ _by_key_head(query, key).to(precise)
-    into_value = probabilities.transpose(-1, -2) @ folded
-    return into_query.to(query.dtype), into_key.to(key.dtype), into_value.to(value.dtype)
-
-
-def _scores(query: Tensor, key: Tensor, scale: float, causal: bool) -> Tensor:
-    """[rows, key heads, heads of a key head x queries, keys], float32 at least; what lies in the future is -inf."""
-    scores = (_by_key_head(query, key) @ key.transpose(-1, -2)).to(torch.promote_types(query.dtype, torch.float32))
-    scores *= scale
-    if causal:
-        length = key.shape[2]
-        future = torch.ones(length, length, dtype=torch.bool, device=key.device).triu(1)
-        scores.masked_fill_(future.repeat(query.shape[1] // key.shape[1], 1), -torch.inf)
-    return scores
-
-
-def _by_key_head(values: Tensor, key: Tensor) -> Tensor:
-    """[rows, heads, queries, n] as [rows, key heads, heads of a key head x queries, n]."""
-    rows, _, _, width = values.shape
-    return values.reshape(rows, key.shape[1], -1, width)
+# What transformers passes to attention that is more than softmax(q k') v over what came before: capped scores, sinks,
+# biases, and the few tokens that are attended to. A few short tokens need not show it.
+_BEYOND = ("softcap", "s_aux", "sinks", "position_bias", "indices", "block_indices")
 
 
 # The signature is the one that transformers calls attention functions with.
@@ -356,9 +249,13 @@ def _attention(
     **others: Any,
 ) -> tuple[Tensor, None]:
     if dropout:
-        raise ValueError("attention in parts has no dropout")
+        raise ValueError(f"the model drops attention weights at random ({dropout:g})")
+    given = sorted(name for name in _BEYOND if others.get(name) is not None)
+    if attention_mask is not None or given:
+        raise ValueError(f"attention in parts knows no {', '.join(given) or 'mask'}")
     layer = module.layer_idx
-    assert isinstance(layer, int)
+    if not isinstance(layer, int):
+        raise ValueError("the layers of the model have no numbers")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     return attention_parts.attend(layer, query, key, value, scale), None
 

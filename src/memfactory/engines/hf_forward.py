@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from memfactory.engines.hf_attention import NAME, Forest, Shared, Slots, can_attend
+from memfactory.engines.hf_attention import NAME, Forest, Shared, Slots
 from memfactory.engines.hf_cache import LayerStates, SlotCache, round_up
+from memfactory.engines.hf_kernels import can_attend
 from memfactory.errors import ConfigError
 
 log = logging.getLogger("memfactory")

@@ -57,7 +57,9 @@ def chunked_logprobs(
 
 def _is_plain(head: Head) -> TypeGuard[nn.Linear]:
     """Whether calling the head is its matrix product and nothing else."""
-    return type(head) is nn.Linear and not head._forward_hooks and not head._forward_pre_hooks
+    if type(head) is not nn.Linear or "forward" in vars(head):
+        return False
+    return not head._forward_hooks and not head._forward_pre_hooks
 
 
 def _chunk(hidden: Tensor, targets: Tensor, head: Head, distribution: Distribution) -> tuple[Tensor, Tensor | None]:

@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from memfactory.config.training import Packing
-from memfactory.engines.hf_attention import NAME, Forest, attending_in_parts, can_attend
+from memfactory.engines.hf_attention import NAME, Forest, attending_in_parts
+from memfactory.engines.hf_kernels import can_attend
 from memfactory.trainers.batch import TrainingTurn
 from memfactory.trainers.last_layer import LastLayer
 from memfactory.trainers.layout import MIN_SHARED, Layout, lay_out
@@ -21,7 +22,7 @@ log = logging.getLogger("memfactory")
 # What transformers calls a layer without a window.
 FULL = "full_attention"
 # What models raise that do not pass keywords on to their attention, and kernels that do not know a type or a shape.
-_CANNOT = (RuntimeError, TypeError, ValueError, KeyError, AttributeError, NotImplementedError)
+_CANNOT = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, NotImplementedError)
 # Relative errors that rounding explains; a token that sees what it should not is far beyond.
 _ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 
@@ -40,12 +41,7 @@ def reply_states(model: PreTrainedModel, layout: Layout, *, trimmed: bool = Fals
         hidden = decoder(input_ids=layout.input_ids, use_cache=False).last_hidden_state
     else:
         hidden = decoder(
-            input_ids=layout.input_ids,
-            position_ids=layout.position_ids,
-            use_cache=False,
-            attention_parts=replace(parts, asked=(model.config.num_hidden_layers - 1, layout.asked))
-            if trimmed
-            else parts,
+            input_ids=layout.input_ids, position_ids=layout.position_ids, use_cache=False, attention_parts=parts
         ).last_hidden_state
     return hidden.flatten(0, 1).index_select(0, layout.sources)
 
@@ -66,8 +62,6 @@ def _obstacle(model: PreTrainedModel, dtype: torch.dtype) -> str | None:
     kind = f"models of type {config.model_type!r}"
     if not can_attend(device, dtype):
         return f"attention in parts has no fast kernel for {str(dtype).removeprefix('torch.')} on {device.type}"
-    if getattr(config, "attention_dropout", 0.0):
-        return f"the model drops attention weights at random (attention_dropout {config.attention_dropout:g})"
     if getattr(config, "attn_logit_softcapping", None):
         return "the model caps its attention scores"
     kinds = getattr(config, "layer_types", None)
@@ -76,6 +70,7 @@ def _obstacle(model: PreTrainedModel, dtype: torch.dtype) -> str | None:
         return "some of the model's layers do not attend to all that came before"
     try:
         states, gradient = _state_error(model), _gradient_error(model, dtype)
+        _try_training(model)
     except _CANNOT as error:
         return f"{kind} fail at it ({str(error).partition(chr(10))[0] or type(error).__name__})"
     worst = max(states, gradient)
@@ -104,7 +99,19 @@ def _state_error(model: PreTrainedModel) -> float:
 
 
 @torch.no_grad()
-def can_trim(model: PreTrainedModel, packing: Packing) -> bool:
+def _try_training(model: PreTrainedModel) -> None:
+    """A pass in training mode, in which some models do more than in eval mode; random numbers stay as they are."""
+    training = model.training
+    model.train()
+    try:
+        with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []), attending(model, True):
+            reply_states(model, _few_turns(model, "shared"))
+    finally:
+        model.train(training)
+
+
+@torch.no_grad()
+def can_trim(model: PreTrainedModel, packing: Packing, dtype: torch.dtype) -> bool:
     """Whether the last layer can be left out where nothing is read, when fed as `packing` says."""
     layout, last = _few_turns(model, packing), LastLayer()
     with attending(model, packing != "padded"):
@@ -115,7 +122,7 @@ def can_trim(model: PreTrainedModel, packing: Packing) -> bool:
                 trimmed = reply_states(model, layout, trimmed=True)
         except _CANNOT:
             return False
-    return _distance(trimmed, whole) < _ROUNDING[whole.dtype]
+    return _distance(trimmed, whole) < _ROUNDING[dtype]
 
 
 def _few_turns(model: PreTrainedModel, packing: Packing) -> Layout:

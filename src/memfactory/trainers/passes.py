@@ -42,7 +42,7 @@ class Passes:
         self.last_layer = LastLayer()
         with self.autocast():
             self.packing = usable_packing(model, options.packing, dtype)
-            self.trims = options.trim_last_layer and can_trim(model, self.packing)
+            self.trims = options.trim_last_layer and can_trim(model, self.packing, dtype)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """bfloat16 compute over float32 weights; nothing where the model computes in float32."""
