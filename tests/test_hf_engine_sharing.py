@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import Qwen3ForCausalLM
+from transformers import Qwen3ForCausalLM, XGLMConfig, XGLMForCausalLM
 
 from memfactory.engines.base import sample
 from memfactory.engines.chat import ChatFormat
@@ -229,6 +229,15 @@ def test_a_model_that_does_not_pass_its_parts_on_samples_in_the_plain_way(small_
     )
     assert replies == sample(HfEngine(model, IdChat(), HfEngineConfig(share_prefixes=False)), prompts)
     assert deaf.config._attn_implementation == "sdpa"
+
+
+def test_a_model_whose_layers_keep_their_own_attention_samples_in_the_plain_way_in_bfloat16_too(caplog):
+    sizes = {"d_model": 32, "ffn_dim": 48, "num_layers": 2, "attention_heads": 4, "vocab_size": 300}
+    torch.manual_seed(0)
+    model = XGLMForCausalLM(XGLMConfig(**sizes)).eval()
+    with caplog.at_level(logging.WARNING, "memfactory"):
+        sample(HfEngine(model, IdChat(), HfEngineConfig(), compute_dtype=torch.bfloat16), [ask(BEGINNING, 2)])
+    assert "XGLMForCausalLM does not take its attention in parts (its last layer was not asked to)" in caplog.text
 
 
 def test_a_model_that_gives_other_logits_in_parts_samples_in_the_plain_way(small_model_path: Path, model, caplog):

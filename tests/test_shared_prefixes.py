@@ -19,6 +19,8 @@ from transformers import (
     MistralForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
+    XGLMConfig,
+    XGLMForCausalLM,
 )
 
 from memfactory.config.training import GrpoOptions
@@ -280,6 +282,16 @@ def test_a_model_that_drops_attention_weights_under_a_name_of_its_own_is_padded(
     assert not model.training and torch.equal(torch.random.get_rng_state(), before)
     policy = Policy(model, load_chat(config), config, GrpoOptions())
     assert policy.backward(turns())["tokens/trained"] == sum(len(turn.reply_ids) for turn in turns())
+
+
+def test_layers_that_do_not_attend_in_parts_are_noticed_where_rounding_would_hide_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    sizes = {"d_model": 32, "ffn_dim": 48, "num_layers": 2, "attention_heads": 4, "vocab_size": 400}
+    model = XGLMForCausalLM(XGLMConfig(**sizes, attention_dropout=0.0)).eval()
+    with caplog.at_level(logging.WARNING, "memfactory"), torch.autocast("cpu", torch.bfloat16):
+        assert usable_packing(model, "shared", torch.bfloat16) == "padded"
+    assert "0 of 2 layers attend in parts" in caplog.text
 
 
 def test_the_last_layer_is_trimmed_although_bfloat16_rounds_fewer_states_otherwise() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -132,7 +132,7 @@ class Forward:
     def keys_and_values(self, tokens: Sequence[int], positions: Sequence[int], forest: Forest) -> list[LayerStates]:
         """Of a row of `tokens`, each of which attends to what `forest` says."""
         cache = DynamicCache()
-        with suppress(_AllKnown):
+        try:
             self._model(
                 input_ids=torch.tensor([tokens], device=self.device),
                 position_ids=torch.tensor([positions], device=self.device),
@@ -141,6 +141,10 @@ class Forward:
                 logits_to_keep=1,
                 attention_parts=_UpTo(len(self.cache.layers) - 1, forest),
             )
+        except _AllKnown:
+            pass
+        else:
+            raise ValueError("its last layer was not asked to")
         kept = [(layer.keys, layer.values) for layer in cache.layers]
         dtype = self.cache.dtype
         return kept if dtype is None else [(keys.to(dtype), values.to(dtype)) for keys, values in kept]

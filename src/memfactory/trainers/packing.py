@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -93,9 +93,26 @@ def attending(model: PreTrainedModel, in_parts: bool) -> Iterator[None]:
 def _state_error(model: PreTrainedModel) -> float:
     """How far the states of packed turns are from those of padded ones, relative to them."""
     plain = reply_states(model, _few_turns(model, "padded"))
+    layout = _few_turns(model, "shared")
+    assert layout.parts is not None
+    noted = _Noted(layout.parts.segments, layout.parts.branches)
     with attending(model, True):
-        packed = reply_states(model, _few_turns(model, "shared"))
+        packed = reply_states(model, replace(layout, parts=noted))
+    # Fresh weights attend so little that rounding to bfloat16 would hide what a layer sees.
+    if len(noted.layers) < model.config.num_hidden_layers:
+        raise ValueError(f"{len(noted.layers)} of {model.config.num_hidden_layers} layers attend in parts")
     return _distance(packed, plain)
+
+
+@dataclass(frozen=True)
+class _Noted(Forest):
+    """A forest that notes which layers attend to it."""
+
+    layers: set[int] = field(default_factory=set)
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        self.layers.add(layer)
+        return super().attend(layer, query, key, value, scale)
 
 
 @torch.no_grad()
