@@ -5,6 +5,7 @@ from copy import deepcopy
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, Qwen2Config, Qwen3Config
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from memfactory.engines.hf_layers import FusedGate, FusedNorm, fuse_layers, keep_products
 from memfactory.engines.loading import load_model
@@ -98,6 +99,43 @@ def test_half_precision_is_as_near_as_the_plain_model_is():
     assert abs(ours - exact) <= 1.5 * abs(rounded - exact) + 1e-3
     ours.backward()
     assert all(weight.grad is not None and weight.grad.dtype == torch.float32 for weight in fused.parameters())
+
+
+def test_norms_are_float32_under_autocast_too():
+    plain, fused = models(Qwen3Config(**SIZES), torch.float32)
+    states = 3 * torch.randn(1, 50, 24, generator=torch.Generator().manual_seed(1))
+    slope = torch.randn(1, 50, 24, generator=torch.Generator().manual_seed(2))
+    outcomes = []
+    for model in (plain, fused):
+        given = states.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            output = model.model.norm(given)
+        outcomes.append((output, *torch.autograd.grad((output * slope).sum(), [given, model.model.norm.weight])))
+    for one, other in zip(*outcomes, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-5)
+
+
+class GatedNorm(LlamaRMSNorm):
+    """A norm that is called with more than its states, as those of linear attention are."""
+
+    def forward(self, hidden_states, gate=None):
+        normed = super().forward(hidden_states)
+        return normed if gate is None else normed * gate
+
+
+class StrictNorm(LlamaRMSNorm):
+    """A norm that cannot be tried on states alone."""
+
+    def forward(self, hidden_states, gate):
+        return super().forward(hidden_states) * gate
+
+
+@pytest.mark.parametrize("kind", [GatedNorm, StrictNorm])
+def test_norms_that_take_more_than_states_stay_as_they_are(kind):
+    model = torch.nn.ModuleList([kind(24), LlamaRMSNorm(24)])
+    fuse_layers(model)
+    assert kinds(model) == (1, 0)
+    assert not model[0](torch.ones(1, 24), torch.zeros(24)).any()
 
 
 def test_norms_of_another_kind_stay_as_they_are():

@@ -116,6 +116,16 @@ def test_half_precision_by_autocast_gives_float32_logprobs_and_gradients_as_any_
     assert largest_difference(both[0], both[1]) < 1e-2
 
 
+def test_entropies_are_float32_under_autocast_too() -> None:
+    head, found = head_of(bias=False).float(), []
+    for one in (head, Wrapped(head)):
+        with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+            _, entropies = chunked_logprobs(states().float(), TARGETS, one, Distribution(with_entropy=True))
+        found.append(entropies)
+    assert found[0].dtype == torch.float32
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-6)
+
+
 def test_no_tokens_have_no_logprobs() -> None:
     values, entropies = chunked_logprobs(
         torch.zeros(0, 8), torch.zeros(0, dtype=torch.long), nn.Linear(8, 50), Distribution(with_entropy=True)

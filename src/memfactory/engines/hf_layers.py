@@ -5,6 +5,7 @@ They give what transformers' own give; one takes the place of another only where
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 import torch
@@ -64,10 +65,12 @@ class FusedGate(nn.Module):
         if not (self.recomputes and product.requires_grad):
             output: Tensor = self.down_proj(product)
             return output
-        place, size, parts = product.data_ptr(), product.numel(), (gate.detach(), up.detach())
+        place, size, dtype = product.data_ptr(), product.numel(), product.dtype
+        parts = gate.detach(), up.detach()
 
         def pack(kept: Tensor) -> Tensor | torch.Size:
-            return kept.shape if kept.data_ptr() == place and kept.numel() == size else kept
+            same = kept.data_ptr() == place and kept.numel() == size and kept.is_contiguous()
+            return kept.shape if same and kept.dtype == dtype else kept
 
         def unpack(kept: Tensor | torch.Size) -> Tensor:
             return kept if isinstance(kept, Tensor) else nn.functional.silu(parts[0]).mul_(parts[1]).view(kept)
@@ -86,7 +89,7 @@ class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         precise = hidden.float() if hidden.dtype.itemsize < 4 else hidden
-        squares = torch.linalg.vecdot(precise, precise).unsqueeze(-1)
+        squares = _dots(precise, precise).unsqueeze(-1)
         scale = squares.div_(hidden.shape[-1]).add_(epsilon).rsqrt_()
         ctx.save_for_backward(hidden, weight, scale)
         return weight * (precise * scale).to(hidden.dtype)
@@ -98,11 +101,17 @@ class _RmsNorm(torch.autograd.Function):
         into_weight = None
         if ctx.needs_input_grad[1]:
             flat = gradient.flatten(0, -2).to(scale.dtype), normed.flatten(0, -2)
-            into_weight = torch.linalg.vecdot(*flat, dim=0).to(weight.dtype)
+            into_weight = _dots(*flat, dim=0).to(weight.dtype)
         slope = (gradient * weight).to(scale.dtype)
-        along = torch.linalg.vecdot(slope, normed).unsqueeze(-1).div_(hidden.shape[-1])
+        along = _dots(slope, normed).unsqueeze(-1).div_(hidden.shape[-1])
         into_hidden = torch.addcmul(slope, normed, along, value=-1).mul_(scale)
         return into_hidden.to(hidden.dtype), into_weight, None
+
+
+def _dots(one: Tensor, other: Tensor, dim: int = -1) -> Tensor:
+    """Sums of products along `dim` in the type given, which autocast would round to its own first."""
+    with torch.autocast(one.device.type, enabled=False):
+        return torch.linalg.vecdot(one, other, dim=dim)
 
 
 class _GatedProduct(torch.autograd.Function):
@@ -122,6 +131,9 @@ class _GatedProduct(torch.autograd.Function):
 
 def _fused(module: nn.Module) -> type | None:
     """The class of `module` with its forward pass from here; None where there is none that gives the same."""
+    if len(signature(type(module).forward).parameters) != 2:
+        # It is given more than states: a gate, say.
+        return None
     own, children = {name for name, _ in module.named_parameters(recurse=False)}, dict(module.named_children())
     gate = children.get("gate_proj")
     if own == NORM_WEIGHTS and not children and vars(module).keys() >= NORM_SETTINGS:

@@ -97,7 +97,9 @@ class _LinearLogprobs(torch.autograd.Function):
             logprobs.append(every.gather(-1, targets[place, None]).squeeze(-1))
             probabilities = every.exp()
             if distribution.with_entropy:
-                entropies.append(-torch.linalg.vecdot(probabilities, every))
+                # Autocast would sum in its own type.
+                with torch.autocast(hidden.device.type, enabled=False):
+                    entropies.append(-torch.linalg.vecdot(probabilities, every))
         ctx.save_for_backward(hidden, weight, bias, targets, probabilities)
         ctx.distribution, ctx.dtype = distribution, used.dtype
         found = torch.cat(logprobs)
