@@ -125,7 +125,10 @@ def test_a_wrong_override_is_quoted(folder, override, message):
         (BASE.replace("memory_agent", "{}"), "x.yaml:2: agent: needs `name`: which agent it is."),
         (BASE.replace("memory_agent", "{name: [1]}"), "x.yaml:2: agent.name: expected the name of a agent; given [1]"),
         (BASE + "engines: {judge: {kind: openai}}", "x.yaml:4: engines.judge.model: is missing"),
-        (BASE + "engines: {judge: {model: a}}", "x.yaml:4: engines.judge: needs `kind`, one of 'hf', 'vllm', 'vllm_server', 'openai'"),
+        (
+            BASE + "engines: {judge: {model: a}}",
+            "x.yaml:4: engines.judge: needs `kind`, one of 'hf', 'vllm', 'vllm_server', 'openai'",
+        ),
         (BASE + "base: y.yaml", "x.yaml:4: base: no config is called 'y.yaml'"),
         (BASE + "base: x.yaml", "x.yaml: base: a circle of configs based on each other"),
         (BASE + "plugins: [nowhere.at_all]", "x.yaml:4: plugins.0: plugin 'nowhere.at_all' cannot be imported"),
