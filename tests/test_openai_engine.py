@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -55,12 +56,12 @@ class Endpoint:
                     endpoint.most_under_way = max(endpoint.most_under_way, endpoint.under_way)
                 try:
                     status, body, headers = endpoint.answer(request, number)
-                    self.respond(status, body.encode(), headers)
-                except (BrokenPipeError, ConnectionResetError):
-                    pass
                 finally:
+                    # Before the reply is out: with it in hand the client may ask again at once.
                     with endpoint.lock:
                         endpoint.under_way -= 1
+                with suppress(BrokenPipeError, ConnectionResetError):
+                    self.respond(status, body.encode(), headers)
 
             def respond(self, status: int, body: bytes, headers: dict[str, str]) -> None:
                 if status == 0:

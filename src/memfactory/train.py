@@ -32,6 +32,7 @@ from memfactory.trainers.base import Interrupted, Trained, Trainer, remove_parti
 from memfactory.trainers.checkpoint import checkpoints
 from memfactory.trainers.learners import Learners
 from memfactory.trainers.policy import Policy
+from memfactory.trainers.processes import leave_processes
 from memfactory.types import Decoding, Task
 
 log = logging.getLogger("memfactory")
@@ -84,6 +85,7 @@ def run_training(resolved: Resolved, *, resume: str | None = None) -> Path:
             trainer.train()
     finally:
         stack.close()
+        leave_processes()
     return folder
 
 

@@ -33,6 +33,12 @@ def check_processes(accelerator: Accelerator) -> None:
         )
 
 
+def leave_processes() -> None:
+    """Leave the group of processes, if this is one of several: one that ends as a member can abort at its exit."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def summed_totals(accelerator: Accelerator, own: Totals) -> Totals:
     """The totals of all processes. Every process must call it."""
     counts = torch.tensor([own.tokens, own.turns, own.trajectories, own.prompts], device=accelerator.device)
