@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from memfactory.config.training import GrpoOptions
+from memfactory.engines.prefix_tree import shared_length
 from memfactory.trainers.batch import TrainingTurn
 from memfactory.trainers.footprint import BYTES, Architecture
 from memfactory.types import Group
@@ -26,23 +27,11 @@ def distinct(sequences: Sequence[Ids]) -> Distinct:
     tokens = attended = 0
     before: Ids = ()
     for ids in sorted(sequences):
-        shared = _common(before, ids)
+        shared = shared_length(before, ids)
         tokens += len(ids) - shared
         attended += (len(ids) * (len(ids) + 1) - shared * (shared + 1)) // 2
         before = ids
     return Distinct(tokens, attended)
-
-
-def _common(first: Ids, second: Ids) -> int:
-    """How many ids both begin with; found by halving, since comparing slices is fast."""
-    low, high = 0, min(len(first), len(second))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if first[low:middle] == second[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
 
 
 @dataclass(frozen=True)
