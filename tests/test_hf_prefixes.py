@@ -1,5 +1,8 @@
 """What is kept of prompts: who shares a beginning with whom, and what is dropped first."""
 
+import gc
+import weakref
+
 from memfactory.engines.hf_prefixes import LEAST_SHARED, Prefixes
 
 IDS = tuple(range(LEAST_SHARED))
@@ -47,3 +50,17 @@ def test_what_is_longest_unused_is_dropped_first_and_what_is_held_never():
     kept.release(ends[1])
     kept.forget(1)
     assert list(kept.all()) == [] and kept.tokens == kept.held == 0
+
+
+def test_keys_and_values_are_free_at_once_when_all_is_dropped():
+    prefixes = Prefixes()
+    prefixes.hold(tuple(range(80)))
+    prefixes.hold((*range(40), *range(100, 140)))
+    kept = [weakref.ref(prefix) for prefix in prefixes.all()]
+    assert len(kept) == 3
+    gc.disable()
+    try:
+        prefixes.clear()
+        assert [reference() for reference in kept] == [None] * 3
+    finally:
+        gc.enable()

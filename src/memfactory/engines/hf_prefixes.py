@@ -97,6 +97,9 @@ class Prefixes:
                 self.tokens -= len(prefix.tokens)
 
     def clear(self) -> None:
+        # Parents and children name each other: their memory would wait for Python to look for such circles.
+        for prefix in list(self.all()):
+            prefix.layers, prefix.parent = None, None
         self._roots.clear()
         self.tokens = self.held = 0
 
