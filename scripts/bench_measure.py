@@ -115,19 +115,32 @@ class _FlopCount(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        packet, attends = func._overloadpacket, _ATTENTION.search(func._schema.name)
-        if packet not in flop_registry and not (attends and attends["cpu"]):
+        count = _formula(func)
+        if count is None:
             # In inference mode whole layers come here; what they are made of is counted.
             with self:
                 parts = func.decompose(*args, **kwargs)
             return func(*args, **kwargs) if parts is NotImplemented else parts
         out = func(*args, **kwargs)
-        count = _attention_flops if attends and attends["cpu"] else _registered_flops
         self.clock.flops[self.clock.current] += count(func, args, kwargs, out)
         return out
 
 
-_ATTENTION = re.compile(r"scaled_dot_product\w*?(?P<cpu>_for_cpu)?(_backward)?$")
+_CPU_ATTENTION = re.compile(r"scaled_dot_product\w*_for_cpu(_backward)?$")
+
+
+def _formula(func: Any) -> Callable[..., int] | None:
+    """How the operations of `func` are counted; None for one that is none, or is made of others."""
+    if func._schema.name == "mkldnn::_linear_pointwise":
+        return _linear_flops
+    if _CPU_ATTENTION.search(func._schema.name):
+        return _attention_flops
+    return _registered_flops if func._overloadpacket in flop_registry else None
+
+
+def _linear_flops(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> int:
+    """Operations of a product with weights in oneDNN's layout, whose shape is not theirs."""
+    return int(2 * out.numel() * args[0].shape[-1])
 
 
 def _registered_flops(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> int:

@@ -20,6 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from memfactory.config.training import GrpoOptions
+from memfactory.engines.hf_layers import fuse_layers
 from memfactory.engines.loading import load_chat
 from memfactory.engines.options import ModelConfig
 from memfactory.trainers.batch import TrainingTurn
@@ -103,14 +104,18 @@ def counted(work: Callable[[], T]) -> tuple[T, int, int]:
     return result, now, most
 
 
-def measured(config: Qwen3Config, setting: Setting, options: GrpoOptions, work: list[TrainingTurn]) -> int:
+def measured(
+    config: Qwen3Config, setting: Setting, options: GrpoOptions, work: list[TrainingTurn], *, fused: bool = True
+) -> int:
     """The most bytes allocated at one time, from an empty memory to the second optimizer step."""
-    model_config = ModelConfig(path="tiny", dtype=setting.dtype, device="cpu")
+    model_config = ModelConfig(path="tiny", dtype=setting.dtype, device="cpu", fused_layers=fused)
     loaded = getattr(torch, setting.dtype if options.lora is not None else options.masters)
 
     def build() -> Policy:
         torch.manual_seed(0)
         model = Qwen3ForCausalLM._from_config(config, dtype=loaded)
+        if fused:
+            fuse_layers(model)
         return Policy(model, load_chat(model_config), model_config, options)
 
     policy, standing, _ = counted(build)
@@ -126,7 +131,9 @@ def measured(config: Qwen3Config, setting: Setting, options: GrpoOptions, work: 
     return most
 
 
-def compare(config: Qwen3Config, setting: Setting, tokens: int, length: int = 256) -> tuple[int, int]:
+def compare(
+    config: Qwen3Config, setting: Setting, tokens: int, length: int = 256, *, fused: bool = True
+) -> tuple[int, int]:
     """Bytes foretold and measured for two micro-batches of `tokens` (or what the setting says) a step."""
     given = {"micro_batch_tokens": tokens, "logprob_chunk_tokens": tokens // 4, **setting.options}
     options = GrpoOptions.model_validate(given)
@@ -138,9 +145,10 @@ def compare(config: Qwen3Config, setting: Setting, tokens: int, length: int = 25
         micro_tokens=options.micro_batch_tokens,
         reference=options.loss.kl_weight > 0,
         cuda=False,
+        fused_layers=fused,
     )
     work = turns(2 * options.micro_batch_tokens // length, length * 3 // 4, length // 4)
-    return peak_bytes(planned), measured(config, setting, options, work)
+    return peak_bytes(planned), measured(config, setting, options, work, fused=fused)
 
 
 def main() -> None:
@@ -148,13 +156,14 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=320)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--tokens", type=int, default=1024, help="micro_batch_tokens")
+    parser.add_argument("--plain-layers", action="store_true", help="model.fused_layers: false")
     given = parser.parse_args()
     torch.set_num_threads(1)
     config = qwen3(given.hidden, given.layers)
     print(f"{architecture(config).parameters / 1e6:.1f} M parameters, micro-batches of {given.tokens} tokens\n")
     print("| setting | foretold, MiB | measured, MiB | foretold / measured |\n|---|---|---|---|")
     for setting in SETTINGS:
-        planned, found = compare(config, setting, given.tokens)
+        planned, found = compare(config, setting, given.tokens, fused=not given.plain_layers)
         print(f"| {setting.name} | {planned / MIB:.1f} | {found / MIB:.1f} | {planned / found:.3f} |", flush=True)
 
 

@@ -18,8 +18,12 @@ def script():
     return measure_memory
 
 
-@pytest.mark.parametrize("index", [1, 2, 3, 5, 6, 8])
-def test_what_is_foretold_is_near_what_a_training_step_allocates(script, index):
+@pytest.mark.parametrize(
+    ("index", "fused"),
+    [*((index, True) for index in (1, 2, 3, 5, 6, 8)), *((index, False) for index in (0, 3, 7))],
+)
+def test_what_is_foretold_is_near_what_a_training_step_allocates(script, index, fused):
     setting = script.SETTINGS[index]
-    foretold, measured = script.compare(script.qwen3(hidden=160, layers=3), setting, tokens=256, length=64)
+    config = script.qwen3(hidden=160, layers=3)
+    foretold, measured = script.compare(config, setting, tokens=256, length=64, fused=fused)
     assert 0.9 < foretold / measured < 1.3, setting.name

@@ -1,6 +1,7 @@
 """What `--dry-run` says: the work of a step, memory by component, and why a plan is impossible."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,34 @@ def test_the_sizes_of_the_papers_models_are_known_without_a_hub(name, body, head
 def test_the_cache_of_one_token_is_two_values_a_layer_and_key_value_width():
     sizes = architecture(load_architecture(ModelConfig(path="Qwen/Qwen3-4B-Instruct-2507")))
     assert sizes.kv_bytes("bfloat16") == 2 * 36 * 8 * 128 * 2 == 147_456
+
+
+def test_weights_that_decoding_copies_are_counted_within_their_limit_and_on_a_cpu_only():
+    # 1,000 weights of 4 bytes; the head of an untied model is one of two matrices of 25 x 8.
+    assert memory(TrainerOptions(), packed_limit=10_000)["decoding"] == 4000
+    assert memory(TrainerOptions(), packed_limit=3000)["decoding"] == 3000
+    untied = memory_by_component(
+        replace(SMALL, tied=False),
+        TrainerOptions(),
+        dtype="float32",
+        kv_tokens=0,
+        micro_tokens=5,
+        reference=False,
+        cuda=False,
+        packed_limit=10_000,
+    )
+    assert untied["decoding"] == 4 * (1000 - 200)
+    assert memory(TrainerOptions(), packed_limit=10_000, cuda=True)["decoding"] == 0
+    assert memory(TrainerOptions(), packed_limit=10_000, dtype="bfloat16")["decoding"] == 0
+
+
+def test_fused_layers_keep_less():
+    def stored(**changes):
+        return memory(TrainerOptions(gradient_checkpointing=False), **changes)["stored activations"]
+
+    # Two layers, five tokens, four bytes; hidden and attention 8, keys 4, the gated unit 16 wide.
+    assert stored(fused_layers=False) == 2 * 5 * 4 * (6 * 8 + 5 * 8 + 4 * 4 + 4 * 16)
+    assert stored() == 2 * 5 * 4 * (4 * 8 + 4 * 8 + 3 * 4 + 2 * 16)
 
 
 def test_full_fine_tuning_keeps_float32_weights_gradients_and_moments():

@@ -47,7 +47,9 @@ class HfEngine:
         compute_dtype: torch.dtype | None = None,
     ) -> None:
         self.chat, self.config = chat, config
-        self._forward = Forward(model, chat.vocab_size, chat.pad_id, compute_dtype or torch.float32)
+        self._forward = Forward(
+            model, chat.vocab_size, chat.pad_id, compute_dtype or torch.float32, config.packed_limit
+        )
         # Chosen at the first step: until then the model can still change.
         self._prompts: Prompts | None = None
         self._waiting: Waiting = {}
@@ -116,6 +118,7 @@ class HfEngine:
             return
         decoding = [*self._rows, *(row for group in groups for row in group)]
         columns = max(prompts.columns(row, alone=False) for row in decoding)
+        self._forward.expect(max(row.limit for group in groups for row in group))
         begun = prompts.enter(groups, len(decoding), columns, self._waiting)
         last = torch.tensor([row.prompt[-1] for row in begun], device=self._forward.device)
         self._next_ids = torch.cat([self._next_ids, last]) if self._rows else last

@@ -14,6 +14,7 @@ from transformers import DynamicCache, PreTrainedModel
 from memfactory.engines.hf_attention import NAME, Forest, Shared, Slots
 from memfactory.engines.hf_cache import LayerStates, SlotCache, round_up
 from memfactory.engines.hf_kernels import can_attend
+from memfactory.engines.hf_packed import PackedWeights
 from memfactory.errors import ConfigError
 
 log = logging.getLogger("memfactory")
@@ -23,12 +24,15 @@ MASKED_ATTENTION = ("sdpa", "eager")
 class Forward:
     """`model` as a sampler uses it: in eval mode, without gradients, over the cache of the rows that decode.
 
-    Weights in float32 compute in `compute_dtype`. `context` is the most tokens that the model takes (None: no limit).
+    Weights in float32 compute in `compute_dtype`; up to `packed` bytes of them are copied for decoding on a CPU.
+    `context` is the most tokens that the model takes (None: no limit).
     Of a model that slides one window over all layers only the window is used. Raises ConfigError for a model whose
     layers differ in how far they see.
     """
 
-    def __init__(self, model: PreTrainedModel, vocab_size: int, pad_id: int, compute_dtype: torch.dtype) -> None:
+    def __init__(
+        self, model: PreTrainedModel, vocab_size: int, pad_id: int, compute_dtype: torch.dtype, packed: int = 0
+    ) -> None:
         architecture = model.config.get_text_config()
         named = getattr(architecture, "layer_types", None)
         kinds = set(named or ["full_attention"])
@@ -42,6 +46,7 @@ class Forward:
         self.context: int | None = min((limit for limit in limits if limit), default=None)
         self.cache = SlotCache(architecture.num_hidden_layers, model.device)
         self._model = model
+        self._packed = PackedWeights(model, packed)
         self._vocab_size, self._pad_id = vocab_size, pad_id
         self._compute_dtype = compute_dtype
         self._found: tuple[bool, str] | None = None
@@ -68,6 +73,7 @@ class Forward:
     def rest(self) -> None:
         """Give the cache's memory back, and the model the mode and the attention kernel that it was found with."""
         self.cache.release()
+        self._packed.release()
         if self._found is None:
             return
         training, attention = self._found
@@ -86,6 +92,10 @@ class Forward:
         self._in_parts = True
         self._model.set_attn_implementation(NAME)
         return True
+
+    def expect(self, steps: int) -> None:
+        """Up to so many more steps of decoding are to come."""
+        self._packed.expect(steps)
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> list[LayerStates] | None:
         """Keys and values of all but the last token of each prompt, padded on the right; None when that is nothing.

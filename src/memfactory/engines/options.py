@@ -51,10 +51,17 @@ class HfEngineConfig(Options):
     """Prompt tokens that are prefilled in one pass."""
     share_prefixes: bool = True
     """Compute and store the common beginnings of prompts once; false: equal prompts are computed once and copied."""
+    packed_weights_gib: float = Field(1.0, ge=0)
+    """On a CPU: GiB of float32 weights that are copied, while sampling, into a layout that decodes faster; 0: none."""
     temperature: float = Field(0.0, ge=0)
     """Sampling temperature where the engine is a helper; as the policy, the run's own decoding counts."""
     top_p: float = Field(1.0, gt=0, le=1)
     """Nucleus sampling where the engine is a helper."""
+
+    @property
+    def packed_limit(self) -> int:
+        """`packed_weights_gib` in bytes."""
+        return round(self.packed_weights_gib * 2**30)
 
 
 class VllmEngineConfig(Options):

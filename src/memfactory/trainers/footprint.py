@@ -85,38 +85,47 @@ def adapter_parameters(sizes: Architecture, rank: int) -> int:
 
 @dataclass(frozen=True)
 class Precision:
-    """In which types a run computes and trains: bytes of a number."""
+    """In which types a run computes and trains: bytes of a number; and whether its layers are `fused`."""
 
     compute: int
     masters: int
     lora: bool
+    fused: bool = True
 
     @property
     def stream(self) -> int:
         """Of the states between layers: embeddings keep the weights' type, and sums the wider one."""
         return self.compute if self.lora else self.masters
 
-    def layer_bytes(self, sizes: Architecture) -> int:
+    def layer_bytes(self, sizes: Architecture, *, recomputed: bool = False) -> int:
         """What the backward pass of one decoder layer needs of one token.
 
         Norms keep their input (in float32) and their normed output, linear maps their input (a copy for each where
         autocast or an adapter converts it), rotary attention its three operands and twice its output, the gated unit
-        its four intermediate values. Frozen weights do not need the input.
+        its four intermediate values. Frozen weights do not need the input. Fused norms keep their input as it is and
+        nothing else, the fused gated unit three values; two where its product is `recomputed`.
         """
         h, a, kv, m = sizes.hidden, sizes.attention_width, sizes.kv_width, sizes.intermediate
+        if self.fused:
+            unit = self.compute * (2 if recomputed else 3) * m
+            if self.compute == 4:
+                return 4 * (4 * h + 4 * a + 3 * kv) + unit
+            if self.lora:
+                return 14 * h + 8 * a + 6 * kv + unit
+            return (18 if self.masters == 4 else 8) * h + 8 * a + 6 * kv + unit
         if self.compute == 4:
             return 4 * (4 * h + 4 * a + 3 * kv + 4 * m) if self.lora else 4 * (6 * h + 5 * a + 4 * kv + 4 * m)
         if self.lora:
             return 18 * h + 10 * a + 8 * kv + 8 * m
         return (26 if self.masters == 4 else 16) * h + 12 * a + 10 * kv + 8 * m
 
-    def working_bytes(self, sizes: Architecture) -> int:
+    def working_bytes(self, sizes: Architecture, *, recomputed: bool = False) -> int:
         """What the backward pass of the gated unit holds of one token beyond what it has freed already.
 
-        An adapter in float32 converts its input.
+        An adapter in float32 converts its input. A `recomputed` product is there once more.
         """
         converted = 4 * sizes.intermediate if self.lora and self.compute != 4 else 0
-        return self.compute * 2 * sizes.intermediate + 4 * sizes.hidden + converted
+        return self.compute * (3 if recomputed else 2) * sizes.intermediate + 4 * sizes.hidden + converted
 
 
 def memory_by_component(
@@ -129,22 +138,26 @@ def memory_by_component(
     reference: bool,
     cuda: bool,
     prefixes_shared: bool = True,
+    fused_layers: bool = True,
+    packed_limit: int = 0,
 ) -> dict[str, int]:
     """Bytes by component, each at its own peak; `phase_bytes` says which of them are there together.
 
     `cuda` says whether the run is on a GPU, which `optimizer.kind: auto` and what is offloaded depend on. `kv_tokens`
     are cached at one time during the rollout, `micro_tokens` go through one forward and backward pass. Without
-    `prefixes_shared` the engine masks its attention, for which keys and values of one layer are repeated.
+    `prefixes_shared` the engine masks its attention, for which keys and values of one layer are repeated. On a CPU it
+    copies up to `packed_limit` bytes of float32 weights.
     """
     n, width = sizes.parameters, BYTES[dtype]
     lora = options.lora
     trained = n if lora is None else adapter_parameters(sizes, lora.rank)
-    precision = Precision(width, 4 if lora is not None else BYTES[options.masters], lora is not None)
+    precision = Precision(width, 4 if lora is not None else BYTES[options.masters], lora is not None, fused_layers)
     mixed = lora is None and precision.masters != width
     head = sizes.vocabulary * sizes.hidden
     matrix = sizes.hidden * max(sizes.intermediate, sizes.attention_width)
-    layer = micro_tokens * precision.layer_bytes(sizes)
-    working = micro_tokens * precision.working_bytes(sizes)
+    recomputed = fused_layers and not options.gradient_checkpointing
+    layer = micro_tokens * precision.layer_bytes(sizes, recomputed=recomputed)
+    working = micro_tokens * precision.working_bytes(sizes, recomputed=recomputed)
     if lora is None:
         # The gradient of a weight, before it is added to the sum.
         working += matrix * (4 + (width if width != 4 else 0))
@@ -159,6 +172,8 @@ def memory_by_component(
         copies = width * (body // sizes.layers if options.gradient_checkpointing else body)
     chunk = min(options.logprob_chunk_tokens, micro_tokens)
     repeated = 0 if prefixes_shared or sizes.kv_width == sizes.attention_width else 2 * width * sizes.attention_width
+    packs = not cuda and width == precision.masters == 4
+    packed = min(packed_limit, 4 * (n - (0 if sizes.tied else head))) if packs else 0
     return {
         "weights": precision.masters * n if lora is None else width * n + 4 * trained,
         "optimizer": 0 if offloads(options, cuda=cuda) else moment_bytes(trained, options, cuda=cuda),
@@ -171,7 +186,7 @@ def memory_by_component(
         "the head's gradient": 4 * head if lora is None else 0,
         "optimizer's workspace": workspace_bytes(sizes, options, cuda=cuda),
         "key-value cache": sizes.kv_bytes(dtype) * kv_tokens,
-        "decoding": repeated * kv_tokens,
+        "decoding": repeated * kv_tokens + packed,
     }
 
 

@@ -91,12 +91,13 @@ class _LinearLogprobs(torch.autograd.Function):
         used = _Head(hidden, weight, bias, distribution)
         logprobs, entropies = [], []
         probabilities = None
+        graded = any(ctx.needs_input_grad[:3])
         for place in used.chunks():
             del probabilities
             every = used.logits(place).log_softmax(-1)
             logprobs.append(every.gather(-1, targets[place, None]).squeeze(-1))
-            probabilities = every.exp()
-            if distribution.with_entropy:
+            probabilities = every.exp() if graded or distribution.with_entropy else None
+            if probabilities is not None and distribution.with_entropy:
                 # Autocast would sum in its own type.
                 with torch.autocast(hidden.device.type, enabled=False):
                     entropies.append(-torch.linalg.vecdot(probabilities, every))

@@ -125,6 +125,7 @@ def make_plan(resolved: Resolved, device: Device | None = None) -> Plan:
     options = _as_trained(config.model, options)
     device = device or device_of(config.model)
     dtype = compute_type(config.model, cuda=device.cuda)
+    engine = config.engine
     memory = memory_by_component(
         sizes,
         options,
@@ -133,12 +134,14 @@ def make_plan(resolved: Resolved, device: Device | None = None) -> Plan:
         micro_tokens=max(options.micro_batch_tokens, lengths.longest) if lengths else options.micro_batch_tokens,
         reference=isinstance(options, GrpoOptions) and options.loss.kl_weight > 0,
         cuda=device.cuda,
-        prefixes_shared=not isinstance(config.engine, HfEngineConfig) or config.engine.share_prefixes,
+        prefixes_shared=not isinstance(engine, HfEngineConfig) or engine.share_prefixes,
+        fused_layers=config.model.fused_layers,
+        packed_limit=engine.packed_limit if isinstance(engine, HfEngineConfig) else 0,
     )
-    if isinstance(config.engine, VllmEngineConfig) and device.cuda:
+    if isinstance(engine, VllmEngineConfig) and device.cuda:
         # Asleep it keeps next to nothing.
-        share = round(config.engine.gpu_memory_utilization * device.capacity)
-        memory |= {"vLLM, awake" if config.engine.sleep else "vLLM": share}
+        share = round(engine.gpu_memory_utilization * device.capacity)
+        memory |= {"vLLM, awake" if engine.sleep else "vLLM": share}
     helpers = _helper_bytes(resolved, problems, device)
     memory |= {"helpers' weights": helpers} if helpers else {}
     trained = sizes.parameters if options.lora is None else adapter_parameters(sizes, options.lora.rank)
@@ -192,7 +195,10 @@ def _plan_of_modules(resolved: Resolved, options: LoopOptions) -> Plan:
 
 
 def _helper_bytes(resolved: Resolved, problems: list[str], device: Device) -> int:
-    """The weights of helpers' own models that lie where the policy lies (their caches are not counted)."""
+    """The weights of helpers' own models that lie where the policy lies, and their copies for decoding.
+
+    Their caches are not counted.
+    """
     loaded: list[HfEngineConfig] = []
     size = 0
     for helper in resolved.config.engines.values():
@@ -204,7 +210,9 @@ def _helper_bytes(resolved: Resolved, problems: list[str], device: Device) -> in
         sizes = _architecture(helper.model, problems)
         there = helper.model.device != "cpu" and (device.cuda or torch.cuda.is_available())
         if sizes is not None and there == device.cuda:
-            size += sizes.parameters * BYTES[compute_type(helper.model, cuda=there)]
+            width = BYTES[compute_type(helper.model, cuda=there)]
+            size += width * sizes.parameters
+            size += 0 if there or width != 4 else min(helper.packed_limit, width * sizes.parameters)
     return size
 
 

@@ -1,0 +1,91 @@
+"""A copy of a model's weights laid out for few rows at a time, while it samples on a CPU.
+
+A decoding step multiplies every weight by a handful of rows. For that the layout that the weights have in training is
+slow: the multiplication spends more time on bringing them into its own order than on products. oneDNN keeps a copy
+that is in order. It knows no architecture: whatever is an `nn.Linear` is multiplied in that way.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+# From how many rows of tokens the layout is chosen; fewer and more of them do well in it too.
+_ROWS = 64
+# Below so many numbers the call takes longer than the product.
+_SMALLEST = 64 * 64
+# Copying the weights costs what some five decoding steps bring in.
+_WORTH = 16
+
+
+class PackedWeights:
+    """The copy of up to `limit` bytes of the weights of `model`, from when it is worth its cost until `release`.
+
+    Weights must not change in between. Those that are not float32, and all where oneDNN cannot be had, stay as they
+    are. Passes with gradients take the model's own weights all the same.
+    """
+
+    def __init__(self, model: nn.Module, limit: int) -> None:
+        self._model, self._limit = model, limit
+        self._expected = 0
+        self._packed: list[nn.Linear] = []
+
+    def expect(self, steps: int) -> None:
+        """Up to so many more decoding steps are to come."""
+        known = self._expected >= _WORTH
+        self._expected += steps
+        if not known and self._expected >= _WORTH and self._limit and can_pack():
+            self._pack()
+
+    def release(self) -> None:
+        """Give the copy's memory back."""
+        for module in self._packed:
+            del module.__dict__["forward"]
+        self._packed.clear()
+        self._expected = 0
+
+    def _pack(self) -> None:
+        room = self._limit
+        for module in self._model.modules():
+            size = _packed_bytes(module)
+            if size is None or size > room or "forward" in vars(module):
+                continue
+            assert isinstance(module, nn.Linear)
+            weight = torch.ops.mkldnn._reorder_linear_weight(module.weight.detach(), _ROWS)
+            module.__dict__["forward"] = partial(_multiply, module, weight)
+            self._packed.append(module)
+            room -= size
+
+
+def can_pack() -> bool:
+    """Whether weights can be multiplied here in oneDNN's own layout, in the type that they have."""
+    if torch.is_autocast_enabled("cpu") or not torch.backends.mkldnn.is_available():
+        return False
+    weight = torch.linspace(-1, 1, 48 * 32).view(48, 32)
+    states = torch.linspace(-1, 1, 3 * 32).view(3, 1, 32)
+    try:
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS)
+        found = torch.ops.mkldnn._linear_pointwise(states, packed, None, "none", [], "")
+    except (RuntimeError, AttributeError):
+        return False
+    return torch.allclose(found, nn.functional.linear(states, weight), atol=1e-5)
+
+
+def _packed_bytes(module: nn.Module) -> int | None:
+    """What a copy of the weight of `module` takes; None for one that is not copied."""
+    # Not those that inherit: they may be quantised, or compute something else on top.
+    if type(module) is not nn.Linear:
+        return None
+    weight = module.weight
+    if weight.dtype != torch.float32 or weight.device.type != "cpu" or weight.numel() < _SMALLEST:
+        return None
+    return weight.numel() * weight.element_size()
+
+
+def _multiply(module: nn.Linear, weight: Tensor, states: Tensor) -> Tensor:
+    if torch.is_grad_enabled() or states.dtype != torch.float32:
+        return type(module).forward(module, states)
+    output: Tensor = torch.ops.mkldnn._linear_pointwise(states, weight, module.bias, "none", [], "")
+    return output

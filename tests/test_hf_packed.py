@@ -1,0 +1,166 @@
+"""Decoding from a copy of the weights in oneDNN's layout against decoding from the weights themselves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+from memfactory.engines.base import sample
+from memfactory.engines.hf import HfEngine
+from memfactory.engines.hf_packed import PackedWeights, can_pack
+from memfactory.engines.loading import load_chat, load_model
+from memfactory.engines.options import HfEngineConfig, ModelConfig
+from memfactory.types import Decoding, Message, Sampling
+
+pytestmark = pytest.mark.skipif(not can_pack(), reason="needs a processor on which oneDNN multiplies float32")
+
+
+@pytest.fixture
+def chat(small_model_path: Path):
+    return load_chat(ModelConfig(path=str(small_model_path)))
+
+
+@pytest.fixture
+def model(small_model_path: Path):
+    return load_model(ModelConfig(path=str(small_model_path)), training=False)
+
+
+def prompts(tokens: int = 24):
+    asked = ["What is the code of Alice?", "The city of Carol is Rome.", "What is the code of Alice?"]
+    return [((Message("user", text),), Sampling(tokens, Decoding(1.0), seed=seed)) for seed, text in enumerate(asked)]
+
+
+def engine(model, chat, gib: float = 1.0, **options: object) -> HfEngine:
+    return HfEngine(model, chat, HfEngineConfig(packed_weights_gib=gib, **options))
+
+
+def begin(sampler: HfEngine, tokens: int = 24) -> None:
+    """Take one step of several."""
+    for key, (messages, sampling) in enumerate(prompts(tokens)):
+        sampler.submit(key, messages, sampling)
+    sampler.step()
+
+
+def packed(model: nn.Module) -> list[str]:
+    return [name for name, module in model.named_modules() if "forward" in vars(module)]
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_replies_are_those_of_the_weights_themselves(model, chat, share):
+    one = sample(engine(model, chat, share_prefixes=share), prompts())
+    other = sample(engine(model, chat, 0, share_prefixes=share), prompts())
+    assert [reply.tokens.reply_ids for reply in one] == [reply.tokens.reply_ids for reply in other]
+    for mine, theirs in zip(one, other, strict=True):
+        assert mine.tokens.logprobs == pytest.approx(theirs.tokens.logprobs, abs=1e-5, rel=0)
+
+
+def test_the_copy_is_there_while_replies_are_sampled_and_gone_afterwards(model, chat):
+    sampler = engine(model, chat)
+    begin(sampler)
+    # Of the seven matrices of a layer those of 32 x 64 (keys and values) are too small to gain.
+    parts = ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+    names = {f"model.layers.{layer}.{part}" for layer in range(2) for part in parts}
+    assert set(packed(model)) == {*names, "lm_head"}
+    sampler.cancel()
+    assert packed(model) == []
+
+
+def test_replies_too_short_for_the_cost_are_sampled_without(model, chat):
+    sampler = engine(model, chat)
+    begin(sampler, tokens=15)
+    assert packed(model) == []
+    # As many again, and it is worth it.
+    sampler.submit("more", (Message("user", "Rome"),), Sampling(2, Decoding(1.0)))
+    sampler.step()
+    assert "lm_head" in packed(model)
+
+
+def test_none_is_made_where_none_is_allowed(model, chat):
+    begin(engine(model, chat, 0))
+    assert packed(model) == []
+
+
+def test_the_copy_stays_within_its_limit(model):
+    weights = PackedWeights(model, 2 * 64 * 64 * 4)
+    weights.expect(100)
+    # 16,384 bytes each; the feed-forward parts and the head have more.
+    assert packed(model) == ["model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.o_proj"]
+
+
+def test_new_weights_are_sampled_from_at_once(model, chat):
+    sampler = engine(model, chat)
+    before = sample(sampler, prompts())
+    with torch.no_grad():
+        for weight in model.parameters():
+            # In the way that leaves no trace of a change at the parameter.
+            weight.data.mul_(1.5)
+    after = sample(sampler, prompts())
+    expected = sample(engine(model, chat, 0), prompts())
+    assert [reply.tokens.reply_ids for reply in after] == [reply.tokens.reply_ids for reply in expected]
+    assert [reply.tokens.reply_ids for reply in after] != [reply.tokens.reply_ids for reply in before]
+
+
+def test_gradients_reach_the_weights_while_the_copy_is_there(model):
+    ids = torch.arange(10, 20)[None]
+
+    def slope() -> torch.Tensor:
+        model.zero_grad()
+        model(input_ids=ids).logits.square().mean().backward()
+        return model.model.layers[0].mlp.down_proj.weight.grad.clone()
+
+    expected = slope()
+    weights = PackedWeights(model, 2**30)
+    weights.expect(100)
+    assert packed(model)
+    assert torch.equal(slope(), expected)
+
+
+def test_two_engines_over_one_model_do_not_stand_in_each_others_way(model, chat):
+    one, other = engine(model, chat), engine(model, chat)
+    expected = [reply.tokens.reply_ids for reply in sample(engine(model, chat, 0), prompts())]
+    begin(one)
+    begin(other)
+    one.cancel()
+    replies = {}
+    while other.pending():
+        replies |= dict(other.step())
+    assert [replies[key].tokens.reply_ids for key in sorted(replies)] == expected
+    assert packed(model) == []
+
+
+def test_only_float32_weights_of_plain_linear_layers_are_copied():
+    class Doubled(nn.Linear):
+        def forward(self, states: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(states)
+
+    layers = nn.ModuleDict(
+        {"plain": nn.Linear(64, 64), "doubled": Doubled(64, 64), "low": nn.Linear(64, 64).bfloat16()}
+    )
+    weights = PackedWeights(layers, 2**30)
+    with torch.inference_mode():
+        weights.expect(100)
+        assert packed(layers) == ["plain"]
+        states = torch.randn(5, 1, 64)
+        found = layers["plain"](states)
+        weights.release()
+        assert torch.allclose(found, layers["plain"](states), atol=1e-6)
+
+
+def test_under_autocast_nothing_is_copied(model):
+    weights = PackedWeights(model, 2**30)
+    with torch.autocast("cpu", torch.bfloat16):
+        weights.expect(100)
+    assert packed(model) == []
+
+
+def test_adapters_are_sampled_with(model, chat):
+    adapted = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+    one = sample(engine(adapted, chat), prompts())
+    other = sample(engine(adapted, chat, 0), prompts())
+    assert [reply.tokens.reply_ids for reply in one] == [reply.tokens.reply_ids for reply in other]
+    begin(engine(adapted, chat))
+    assert any("base_layer" in name for name in packed(adapted))
