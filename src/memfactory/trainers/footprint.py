@@ -1,6 +1,6 @@
 """What training a model takes in memory, by component: arithmetic on its config, no weights loaded.
 
-Compared on the CPU with the bytes that torch allocates at most (`scripts/measure_memory.py`), the sum is 0.9 to 1.1
+Compared on the CPU with the bytes that torch allocates at most (`scripts/measure_memory.py`), the sum is 1 to 1.15
 times those. What a GPU's driver and the gaps between allocations take comes on top.
 """
 
