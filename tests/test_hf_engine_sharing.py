@@ -97,11 +97,24 @@ def test_sharing_changes_no_reply(model, kind, decoding, batch):
 @pytest.mark.parametrize("kind", PROMPTS)
 def test_copying_what_is_a_rows_own_into_its_slots_changes_no_reply(model, kind):
     prompts = [ask(ids, 5 + index % 9, index, Decoding()) for index, ids in enumerate(PROMPTS[kind])]
-    for batch in (64, 3):
+    for batch, copied in ((64, None), (3, None), (64, 0), (3, 40)):
         engine = HfEngine(model, IdChat(), HfEngineConfig(max_batch=batch))
         expected = sample(engine, prompts)
-        engine._prompts = SharedPrompts(engine._forward, 100, 4000, copies_alone=True)
+        engine._prompts = SharedPrompts(engine._forward, 100, 4000, copied)
         agree(sample(engine, prompts), expected)
+
+
+def test_a_row_that_is_alone_copies_up_to_so_many_tokens(model):
+    engine = HfEngine(model, IdChat(), HfEngineConfig())
+    sample(engine, [ask(some_ids(9))])
+    for length, copied, kept in ((41, 40, 40), (42, 40, 0), (42, None, 41), (41, 0, 0)):
+        prompts = engine._prompts = SharedPrompts(engine._forward, 100, 4000, copied)
+        engine.submit("only", *ask(some_ids(length)))
+        engine.step()
+        # One token of the reply; the prompt's last one is fed with it.
+        assert engine._forward.cache.lengths.tolist() == [kept + 1]
+        assert prompts.columns(engine._rows[0], alone=False) == 64 if copied != 0 else 32
+        engine.cancel()
 
 
 def test_sharing_changes_no_reply_that_a_stop_string_or_the_context_ends(model, chat):
@@ -195,6 +208,8 @@ def test_a_beginning_is_computed_once_and_found_again_by_those_who_come_later(mo
 def test_a_beginning_outlives_its_rows_while_others_decode_and_goes_when_room_is_needed(model):
     # Slots of 32 for each row, and prompts of 100 and 60 tokens, less one each: 64 + 159 tokens.
     engine = HfEngine(model, IdChat(stop_ids=frozenset()), HfEngineConfig(max_batch_tokens=260))
+    sample(engine, [ask(some_ids(3), 1)])
+    engine._prompts = SharedPrompts(engine._forward, 100, 260, copied=0)
     engine.submit("long", *ask(some_ids(60, 1), 30))
     engine.submit("short", *ask(some_ids(100, 2), 2))
     engine.step()

@@ -24,6 +24,9 @@ from memfactory.engines.options import HfEngineConfig
 from memfactory.errors import EngineError
 from memfactory.types import Message, Reply, Sampling
 
+# From so many tokens on, on a CPU, attention to them takes longer than the call for it. On a GPU each call is a launch.
+_COPIED = 256
+
 
 class HfEngine:
     """Samples replies from `model` itself: no copy of the weights, so a reply is always the newest policy's.
@@ -108,7 +111,8 @@ class HfEngine:
     def _chosen(self) -> Prompts:
         forward, prefill_tokens, budget = self._forward, self.config.prefill_tokens, self.config.max_batch_tokens
         if self.config.share_prefixes and forward.attend_in_parts():
-            return SharedPrompts(forward, prefill_tokens, budget, copies_alone=forward.device.type != "cpu")
+            copied = _COPIED if forward.device.type == "cpu" else None
+            return SharedPrompts(forward, prefill_tokens, budget, copied)
         return CopiedPrompts(forward, prefill_tokens, budget)
 
     def _enter(self, prompts: Prompts) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -18,11 +19,14 @@ from memfactory.engines.hf_rows import Row, Waiting
 
 @dataclass
 class _Place:
-    """Where an admitted row's prompt ends in the tree, and how many of its tokens come before its slots."""
+    """Where an admitted row's prompt ends in the tree, and how many of its tokens come before its slots.
+
+    `alone`: no other of its prompt was admitted with it.
+    """
 
     end: Prefix | None
     start: int
-    copies: bool
+    alone: bool
 
 
 class SharedPrompts:
@@ -30,13 +34,13 @@ class SharedPrompts:
 
     What the prompts of a batch share is prefilled once, and what one of them shares with an earlier one not again.
     Beginnings that no row needs any more are kept as long as the budget, less the slots, has room for them.
-    With `copies_alone` a row that is alone copies into its slots what no other row shares: for devices on which many
-    small calls of attention take longer than the copy and the padding to the longest row.
+    A row that is alone copies into its slots what no other row shares, if that is at most `copied` tokens (None:
+    whatever it is): many small calls of attention take longer than the copy and the padding to the longest row.
     """
 
-    def __init__(self, forward: Forward, prefill_tokens: int, budget: int, copies_alone: bool) -> None:
+    def __init__(self, forward: Forward, prefill_tokens: int, budget: int, copied: int | None) -> None:
         self._forward, self._prefill_tokens, self._budget = forward, prefill_tokens, budget
-        self._copies_alone = copies_alone
+        self._copied = sys.maxsize if copied is None else copied
         self.prefixes = Prefixes()
         # Of each row that decodes or enters.
         self._places: dict[int, _Place] = {}
@@ -45,8 +49,8 @@ class SharedPrompts:
 
     def columns(self, row: Row, alone: bool) -> int:
         place = self._places.get(id(row))
-        copies = self._copies_alone and alone if place is None else place.copies
-        return round_up(row.limit + (len(row.prompt) - 1 if copies else 0))
+        alone = alone if place is None else place.alone
+        return round_up(row.limit + (min(len(row.prompt) - 1, self._copied) if alone else 0))
 
     def cost(self, prompt: tuple[int, ...]) -> int:
         return self.prefixes.held + self.prefixes.cost(prompt[:-1])
@@ -54,7 +58,7 @@ class SharedPrompts:
     def admit(self, row: Row, alone: bool) -> None:
         # The last token is fed by the first decoding step.
         end = self.prefixes.hold(row.prompt[:-1])
-        self._places[id(row)] = _Place(end, len(row.prompt) - 1, self._copies_alone and alone)
+        self._places[id(row)] = _Place(end, len(row.prompt) - 1, alone)
 
     def enter(self, groups: Sequence[Group], rows: int, columns: int, waiting: Waiting) -> list[Row]:
         begun = [row for group in groups for row in group]
@@ -128,12 +132,12 @@ class SharedPrompts:
     def _begin(self, place: _Place) -> None:
         """Add the row of `place` to the cache: empty, or with a copy of what is its own."""
         own: list[Prefix] = []
-        if place.copies and place.end is not None:
+        if place.alone and place.end is not None:
             own = [prefix for prefix in place.end.path() if prefix.holders == 1]
-        if not own:
+        length = sum(len(prefix.tokens) for prefix in own)
+        if not 0 < length <= self._copied:
             self._forward.cache.enter([0], [], None)
             return
-        length = sum(len(prefix.tokens) for prefix in own)
         layers = zip(*(prefix.layers for prefix in own if prefix.layers is not None), strict=True)
         states = [
             (torch.cat([keys for keys, _ in layer], 2), torch.cat([values for _, values in layer], 2))
