@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -75,6 +77,17 @@ def test_random_weights_need_no_weights_and_are_the_same_each_time(small_model_p
     assert load_chat(config).vocab_size == first.config.vocab_size
     with pytest.raises(ConfigError, match="does not hold a usable model"):
         load_model(config_of(tmp_path), training=False)
+
+
+@pytest.mark.parametrize("kind", ["default", "dynamic"])
+def test_a_rotary_embedding_that_changes_with_the_length_is_told_of(small_model_path, tmp_path, caplog, kind):
+    rope = {"rope_type": kind, "rope_theta": 10000.0, **({"factor": 2.0} if kind == "dynamic" else {})}
+    description = json.loads((small_model_path / "config.json").read_text()) | {"rope_parameters": rope}
+    (tmp_path / "config.json").write_text(json.dumps(description))
+    with caplog.at_level(logging.WARNING, "memfactory"):
+        load_model(config_of(tmp_path, random_weights=True), training=False)
+    expected = "its rotary embedding is 'dynamic'. Beyond 2,048 tokens"
+    assert (expected in caplog.text) == (kind == "dynamic")
 
 
 def test_an_adapter_is_merged_for_sampling_and_stays_trainable_for_training(small_model_path: Path, adapter_path: Path):

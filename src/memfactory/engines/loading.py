@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging
+from transformers.utils import logging as transformers_logging
 
 from memfactory.engines.chat import ChatFormat
 from memfactory.engines.hf_layers import fuse_layers
@@ -29,6 +30,7 @@ from memfactory.engines.options import ModelConfig
 from memfactory.errors import ConfigError
 from memfactory.files import asset
 
+log = logging.getLogger("memfactory")
 TINY = "tiny"
 # What the libraries raise for files that are missing, broken, or of another shape than the configuration says.
 _UNUSABLE = (OSError, ValueError, ImportError, RuntimeError, SafetensorError)
@@ -141,11 +143,29 @@ def load_model(
         raise ConfigError(f"model.path: {path!r} in {dtype} does not fit into the memory of {device}") from error
     except _UNUSABLE as error:
         raise _missing("model", path, error) from error
+    shifts = _shifting_rotation(model.config)
+    if shifts is not None:
+        log.warning("model %r: %s", config.path, shifts)
     if config.fused_layers:
         fuse_layers(model)
     if adapter is not None:
         model = _with_adapter(model, adapter, training)
     return model.eval()
+
+
+def _shifting_rotation(config: PretrainedConfig) -> str | None:
+    """What to know of a model whose rotary embedding turns positions otherwise where conversations are longer."""
+    architecture = config.get_text_config()
+    given = getattr(architecture, "rope_parameters", None) or {}
+    # One for the whole model, or one for each kind of layer.
+    for one in (given, *given.values()):
+        if isinstance(one, dict) and one.get("rope_type") in ("dynamic", "longrope"):
+            length = one.get("original_max_position_embeddings") or architecture.max_position_embeddings
+            return (
+                f"its rotary embedding is {one['rope_type']!r}. Beyond {length:,} tokens what a conversation sees "
+                "depends on the longest one that is computed with it; keep them shorter"
+            )
+    return None
 
 
 def _stored_model(path: str, options: dict[str, Any]) -> PreTrainedModel:
@@ -161,13 +181,13 @@ def _stored_model(path: str, options: dict[str, Any]) -> PreTrainedModel:
 
 @contextmanager
 def without_progress_bar() -> Iterator[None]:
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
         if shown:
-            logging.enable_progress_bar()
+            transformers_logging.enable_progress_bar()
 
 
 def load_architecture(config: ModelConfig) -> PretrainedConfig:

@@ -137,9 +137,13 @@ def can_trim(model: PreTrainedModel, packing: Packing, dtype: torch.dtype) -> bo
             with last.trimmed(model):
                 last.kept = layout.kept
                 trimmed = reply_states(model, layout, trimmed=True)
-        except _CANNOT:
+        except _CANNOT as error:
+            log.info("all states of the last layer are computed: %s", error)
             return False
-    return _distance(trimmed, whole) < _ROUNDING[dtype]
+    distance = _distance(trimmed, whole)
+    if distance >= _ROUNDING[dtype]:
+        log.info("all states of the last layer are computed: leaving some out changes the others by %.3g", distance)
+    return distance < _ROUNDING[dtype]
 
 
 def _few_turns(model: PreTrainedModel, packing: Packing) -> Layout:
