@@ -227,6 +227,19 @@ def test_a_beginning_outlives_its_rows_while_others_decode_and_goes_when_room_is
     assert kept.tokens == kept.held == 0
 
 
+def test_no_more_is_kept_for_others_than_rows_have_needed(model):
+    engine = HfEngine(model, IdChat(stop_ids=frozenset()), HfEngineConfig(max_batch=2))
+    # Two rows at a time need 78 tokens: one row stays, and the other place sees one prompt after the other.
+    engine.submit("stays", *ask(some_ids(40), 20))
+    most = []
+    for number in range(8):
+        engine.submit(number, *ask(some_ids(40, 1 + number), 1))
+        engine.step()
+        most.append(engine._prompts.prefixes.tokens)
+    assert most == [78, 117, *[156] * 6]
+    engine.cancel()
+
+
 def test_a_model_that_does_not_pass_its_parts_on_samples_in_the_plain_way(small_model_path: Path, model, caplog):
     class Deaf(Qwen3ForCausalLM):
         def forward(self, *args, attention_parts=None, **kwargs):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from memfactory.engines.base import sample
 from memfactory.engines.hf import HfEngine
@@ -89,6 +90,35 @@ def test_the_copy_stays_within_its_limit(model):
     weights.expect(100)
     # 16,384 bytes each; the feed-forward parts and the head have more.
     assert packed(model) == ["model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.o_proj"]
+
+
+class Products(TorchDispatchMode):
+    """Notes the states of every product with packed weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: list[tuple[int, ...]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func._schema.name == "mkldnn::_linear_pointwise":
+            self.shapes.append(tuple(args[0].shape))
+        return func(*args, **(kwargs or {}))
+
+
+def test_products_are_compiled_for_few_numbers_of_rows(model):
+    weights = PackedWeights(model, 2**30)
+    layer = model.model.layers[0].mlp.up_proj
+    with torch.inference_mode():
+        weights.expect(100)
+        shapes = [(rows, 1, 64) for rows in (1, 2, 8, 9, 63, 64, 65)] + [(2, 3, 64), (5, 64)]
+        with Products() as products:
+            found = [layer(torch.ones(shape)) for shape in shapes]
+        weights.release()
+        expected = [layer(torch.ones(shape)) for shape in shapes]
+    # Not a single row, nor more than 64, nor a prompt; the others filled up to a multiple of 8.
+    assert products.shapes == [(rows, 1, 64) for rows in (8, 8, 16, 64, 64)]
+    for one, other in zip(found, expected, strict=True):
+        assert one.shape == other.shape and torch.allclose(one, other, atol=1e-6)
 
 
 def test_new_weights_are_sampled_from_at_once(model, chat):

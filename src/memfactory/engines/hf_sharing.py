@@ -33,7 +33,8 @@ class SharedPrompts:
     """Rows whose prompts begin alike attend to that beginning where it is stored, once. Slots hold replies.
 
     What the prompts of a batch share is prefilled once, and what one of them shares with an earlier one not again.
-    Beginnings that no row needs any more are kept as long as the budget, less the slots, has room for them.
+    Beginnings that no row needs any more are kept as long as the budget, less the slots, has room for them, and no more
+    than rows have needed at one time.
     A row that is alone copies into its slots what no other row shares, if that is at most `copied` tokens (None:
     whatever it is): many small calls of attention take longer than the copy and the padding to the longest row.
     """
@@ -42,6 +43,8 @@ class SharedPrompts:
         self._forward, self._prefill_tokens, self._budget = forward, prefill_tokens, budget
         self._copied = sys.maxsize if copied is None else copied
         self.prefixes = Prefixes()
+        # The most tokens that rows have needed at one time.
+        self._needed = 0
         # Of each row that decodes or enters.
         self._places: dict[int, _Place] = {}
         # What the rows share and where their slots begin, as long as the same rows decode.
@@ -62,7 +65,8 @@ class SharedPrompts:
 
     def enter(self, groups: Sequence[Group], rows: int, columns: int, waiting: Waiting) -> list[Row]:
         begun = [row for group in groups for row in group]
-        self.prefixes.forget(max(self._budget - rows * columns, 0))
+        self._needed = max(self._needed, self.prefixes.held)
+        self.prefixes.forget(max(min(self._budget - rows * columns, 2 * self._needed), 0))
         self._forward.cache.reserve(rows, columns, self._budget - self.prefixes.tokens)
         for batch in self._batches([prefix for prefix in self.prefixes.all() if prefix.layers is None]):
             self._prefill(batch)
@@ -86,6 +90,7 @@ class SharedPrompts:
 
     def clear(self) -> None:
         self.prefixes.clear()
+        self._needed = 0
         self._places.clear()
         self._shared = None
 
