@@ -55,6 +55,7 @@ SETTINGS = (
         {**CHECKPOINTED, **KL, "master_weights": "bfloat16_stochastic"},
     ),
     Setting("LoRA, float32, KL", options={"lora": {"rank": 8}, **KL}),
+    Setting("LoRA, bfloat16", "bfloat16", {"lora": {"rank": 8}}),
     Setting("LoRA, bfloat16, checkpointing, KL", "bfloat16", {"lora": {"rank": 8}, **CHECKPOINTED, **KL}),
 )
 

@@ -20,7 +20,7 @@ def script():
 
 @pytest.mark.parametrize(
     ("index", "fused"),
-    [*((index, True) for index in (1, 2, 3, 5, 6, 8)), *((index, False) for index in (0, 3, 7))],
+    [*((index, True) for index in (1, 2, 3, 5, 6, 8, 9)), *((index, False) for index in (0, 3, 7))],
 )
 def test_what_is_foretold_is_near_what_a_training_step_allocates(script, index, fused):
     setting = script.SETTINGS[index]

@@ -273,6 +273,9 @@ def test_the_plan_counts_the_weights_of_helpers_once(tmp_path, small_model_path)
     )
     # Four bytes for the model that two names share, two for the one in half precision.
     assert plan.memory["helpers' weights"] == 6 * parameters
+    # The policy is `tiny`, 5.4 MB; while they decode, the helper in float32 has a copy of its weights too.
+    alone = make_plan(load_config(written(tmp_path, "{mirror: {kind: hf}}", more), ["agent.engine=policy"]))
+    assert plan.memory["decoding"] - alone.memory["decoding"] == 4 * parameters
     assert peak_bytes(plan.memory) - peak_bytes({**plan.memory, "helpers' weights": 0}) == 6 * parameters
 
 

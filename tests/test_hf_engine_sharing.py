@@ -113,7 +113,8 @@ def test_a_row_that_is_alone_copies_up_to_so_many_tokens(model):
         engine.step()
         # One token of the reply; the prompt's last one is fed with it.
         assert engine._forward.cache.lengths.tolist() == [kept + 1]
-        assert prompts.columns(engine._rows[0], alone=False) == 64 if copied != 0 else 32
+        assert prompts.columns(engine._rows[0], alone=False) == (64 if kept else 32)
+        assert prompts.prefixes.held == length - 1 - kept
         engine.cancel()
 
 

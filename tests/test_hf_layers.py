@@ -4,10 +4,10 @@ from copy import deepcopy
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, Qwen2Config, Qwen3Config
+from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, OlmoConfig, Qwen2Config, Qwen3Config
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from memfactory.engines.hf_layers import FusedGate, FusedNorm, fuse_layers, keep_products
+from memfactory.engines.hf_layers import FusedGate, FusedNorm, fuse_layers, fusible, keep_products
 from memfactory.engines.loading import load_model
 from memfactory.engines.options import ModelConfig
 
@@ -34,6 +34,18 @@ def models(description, dtype=torch.float64):
     fused = deepcopy(plain)
     fuse_layers(fused)
     return plain, fused
+
+
+@pytest.mark.parametrize(
+    ("description", "expected"), [(LlamaConfig, True), (Qwen3Config, True), (Gemma2Config, False), (OlmoConfig, False)]
+)
+def test_what_can_be_fused_is_known_without_weights(description, expected):
+    config = description(**SIZES, pad_token_id=0)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    assert fusible(model) == expected
+    fused = models(config, torch.float32)[1]
+    assert (min(kinds(fused)) > 0) == expected
 
 
 def kinds(model) -> tuple[int, int]:

@@ -31,7 +31,7 @@ def model(small_model_path: Path):
 
 
 def prompts(tokens: int = 24):
-    asked = ["What is the code of Alice?", "The city of Carol is Rome.", "What is the code of Alice?"]
+    asked = ["What is the code of Alice?", "The city of Carol is Rome.", "What is the code of Alice?", "Rome"]
     return [((Message("user", text),), Sampling(tokens, Decoding(1.0), seed=seed)) for seed, text in enumerate(asked)]
 
 
@@ -39,11 +39,17 @@ def engine(model, chat, gib: float = 1.0, **options: object) -> HfEngine:
     return HfEngine(model, chat, HfEngineConfig(packed_weights_gib=gib, **options))
 
 
-def begin(sampler: HfEngine, tokens: int = 24) -> None:
-    """Take one step of several."""
-    for key, (messages, sampling) in enumerate(prompts(tokens)):
+def begin(sampler: HfEngine, steps: int = 5, count: int = 4) -> None:
+    """Take so many steps of 24 with so many rows."""
+    for key, (messages, sampling) in enumerate(prompts()[:count]):
         sampler.submit(key, messages, sampling)
-    sampler.step()
+    for _ in range(steps):
+        assert sampler.step() == []
+
+
+def pack(weights: PackedWeights) -> None:
+    for _ in range(5):
+        weights.count_step(8)
 
 
 def packed(model: nn.Module) -> list[str]:
@@ -70,14 +76,49 @@ def test_the_copy_is_there_while_replies_are_sampled_and_gone_afterwards(model, 
     assert packed(model) == []
 
 
-def test_replies_too_short_for_the_cost_are_sampled_without(model, chat):
+def test_the_copy_is_made_when_it_has_become_worth_its_cost(model, chat):
     sampler = engine(model, chat)
-    begin(sampler, tokens=15)
+    begin(sampler, steps=4)
     assert packed(model) == []
-    # As many again, and it is worth it.
-    sampler.submit("more", (Message("user", "Rome"),), Sampling(2, Decoding(1.0)))
     sampler.step()
     assert "lm_head" in packed(model)
+    sampler.cancel()
+    begin(sampler, steps=10, count=3)
+    assert packed(model) == []
+
+
+def test_a_step_that_fails_leaves_nothing_behind(model, chat, monkeypatch):
+    sampler = engine(model, chat)
+    begin(sampler)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("memfactory.engines.hf.draw", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        sampler.step()
+    assert packed(model) == []
+
+
+def test_what_there_is_no_memory_for_is_not_copied(model, chat, monkeypatch):
+    expected = sample(engine(model, chat, 0), prompts())
+    made = iter(range(3))
+    reorder = torch.ops.mkldnn._reorder_linear_weight
+
+    def scarce(*given):
+        if next(made, None) is None:
+            raise RuntimeError("could not allocate")
+        return reorder(*given)
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", scarce)
+    sampler = engine(model, chat)
+    begin(sampler)
+    # One of the three was for the trial of whether there is such a layout.
+    assert len(packed(model)) == 2
+    sampler.cancel()
+    assert [reply.tokens.reply_ids for reply in sample(sampler, prompts())] == [
+        reply.tokens.reply_ids for reply in expected
+    ]
 
 
 def test_none_is_made_where_none_is_allowed(model, chat):
@@ -87,7 +128,7 @@ def test_none_is_made_where_none_is_allowed(model, chat):
 
 def test_the_copy_stays_within_its_limit(model):
     weights = PackedWeights(model, 2 * 64 * 64 * 4)
-    weights.expect(100)
+    pack(weights)
     # 16,384 bytes each; the feed-forward parts and the head have more.
     assert packed(model) == ["model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.o_proj"]
 
@@ -109,7 +150,7 @@ def test_products_are_compiled_for_few_numbers_of_rows(model):
     weights = PackedWeights(model, 2**30)
     layer = model.model.layers[0].mlp.up_proj
     with torch.inference_mode():
-        weights.expect(100)
+        pack(weights)
         shapes = [(rows, 1, 64) for rows in (1, 2, 8, 9, 63, 64, 65)] + [(2, 3, 64), (5, 64)]
         with Products() as products:
             found = [layer(torch.ones(shape)) for shape in shapes]
@@ -144,7 +185,7 @@ def test_gradients_reach_the_weights_while_the_copy_is_there(model):
 
     expected = slope()
     weights = PackedWeights(model, 2**30)
-    weights.expect(100)
+    pack(weights)
     assert packed(model)
     assert torch.equal(slope(), expected)
 
@@ -172,7 +213,7 @@ def test_only_float32_weights_of_plain_linear_layers_are_copied():
     )
     weights = PackedWeights(layers, 2**30)
     with torch.inference_mode():
-        weights.expect(100)
+        pack(weights)
         assert packed(layers) == ["plain"]
         states = torch.randn(5, 1, 64)
         found = layers["plain"](states)
@@ -183,7 +224,7 @@ def test_only_float32_weights_of_plain_linear_layers_are_copied():
 def test_under_autocast_nothing_is_copied(model):
     weights = PackedWeights(model, 2**30)
     with torch.autocast("cpu", torch.bfloat16):
-        weights.expect(100)
+        pack(weights)
     assert packed(model) == []
 
 

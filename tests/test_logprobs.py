@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from memfactory.trainers.logprobs import Distribution, chunked_logprobs
@@ -131,3 +132,17 @@ def test_no_tokens_have_no_logprobs() -> None:
         torch.zeros(0, 8), torch.zeros(0, dtype=torch.long), nn.Linear(8, 50), Distribution(with_entropy=True)
     )
     assert len(values) == 0 and entropies is None
+
+
+def test_without_gradient_and_entropy_no_probability_is_computed():
+    head, hidden, targets = torch.nn.Linear(4, 6), torch.randn(3, 4, requires_grad=True), torch.tensor([0, 5, 2])
+
+    def exponentials(**options) -> int:
+        with profile(activities=[ProfilerActivity.CPU]) as recorded:
+            chunked_logprobs(hidden, targets, head, Distribution(chunk_tokens=2, **options))
+        return sum(event.count for event in recorded.key_averages() if event.key == "aten::exp")
+
+    # Two chunks. Trainable weights alone are no reason.
+    assert exponentials() == exponentials(with_entropy=True) == 2
+    with torch.no_grad():
+        assert (exponentials(), exponentials(with_entropy=True)) == (0, 2)

@@ -19,7 +19,8 @@ from memfactory.trainers.footprint import (
     peak_bytes,
     phase_bytes,
 )
-from memfactory.trainers.plan import Device, make_plan
+from memfactory.trainers.plan import make_plan
+from memfactory.trainers.planned_memory import Device
 
 SMALL = Architecture(
     parameters=1000,

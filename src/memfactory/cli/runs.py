@@ -94,7 +94,8 @@ def _show_plan(config: str, overrides: list[str], gpu_gib: float | None) -> None
     except ConfigError as error:
         resolved = load_config(config, overrides)
         lacking = error.problems if gpu_gib is None else ()
-    from memfactory.trainers.plan import Device, make_plan
+    from memfactory.trainers.plan import make_plan
+    from memfactory.trainers.planned_memory import Device
 
     gpu = None if gpu_gib is None else Device(f"a GPU of {gpu_gib:g} GiB", round(gpu_gib * 2**30), cuda=True)
     plan = make_plan(resolved, gpu)

@@ -24,16 +24,17 @@ from memfactory.engines.options import HfEngineConfig
 from memfactory.errors import EngineError
 from memfactory.types import Message, Reply, Sampling
 
-# From so many tokens on, on a CPU, attention to them takes longer than the call for it. On a GPU each call is a launch.
+# With more tokens, on a CPU, attention to them takes longer than the call for it. On a GPU each call is a launch.
 _COPIED = 256
 
 
 class HfEngine:
-    """Samples replies from `model` itself: no copy of the weights, so a reply is always the newest policy's.
+    """Samples replies from `model` itself, so a reply is always the newest policy's.
 
-    Ids that stand for no token of the tokenizer are never sampled, and the model's own generation defaults play no
-    part. A reply's randomness comes from its own `Sampling.seed`. While conversations are pending the model is in eval
-    mode; its mode, its attention kernel and the cache's memory are given back when none is left.
+    While conversations are pending its weights must stay as they are (a CPU samples from a copy of them) and it is in
+    eval mode; its mode, its attention kernel and the memory of cache and copy are given back when none is left. Ids
+    that stand for no token of the tokenizer are never sampled, and the model's own generation defaults play no part. A
+    reply's randomness comes from its own `Sampling.seed`.
     Weights in float32 compute in `compute_dtype` (autocast), as in the trainer; None: in float32.
     Raises ConfigError for a model that slides or chunks its attention, EngineError for a prompt that does not fit
     the model's context, for logits that are not finite and for running out of memory.
@@ -120,10 +121,7 @@ class HfEngine:
         groups = self._admitted(prompts)
         if not groups:
             return
-        decoding = [*self._rows, *(row for group in groups for row in group)]
-        columns = max(prompts.columns(row, alone=False) for row in decoding)
-        self._forward.expect(max(row.limit for group in groups for row in group))
-        begun = prompts.enter(groups, len(decoding), columns, self._waiting)
+        begun = prompts.enter(groups, self._rows, self._waiting)
         last = torch.tensor([row.prompt[-1] for row in begun], device=self._forward.device)
         self._next_ids = torch.cat([self._next_ids, last]) if self._rows else last
         self._rows += begun

@@ -93,10 +93,6 @@ class Forward:
         self._model.set_attn_implementation(NAME)
         return True
 
-    def expect(self, steps: int) -> None:
-        """Up to so many more steps of decoding are to come."""
-        self._packed.expect(steps)
-
     def prefill(self, prompts: Sequence[Sequence[int]]) -> list[LayerStates] | None:
         """Keys and values of all but the last token of each prompt, padded on the right; None when that is nothing.
 
@@ -122,6 +118,7 @@ class Forward:
 
         `columns` is the length of the longest row, that token included.
         """
+        self._packed.count_step(len(next_ids))
         cache = self.cache
         cache.columns = round_up(columns)
         visible = torch.arange(cache.columns, device=self.device) <= cache.lengths.unsqueeze(-1)
@@ -163,6 +160,7 @@ class Forward:
         self, next_ids: Tensor, lengths: Sequence[int], shared: tuple[Shared, ...], starts: Tensor
     ) -> Tensor:
         """As `logits`, for rows with `lengths` tokens in their slots; `starts` [n] tokens come before, `shared`."""
+        self._packed.count_step(len(next_ids))
         cache = self.cache
         visible: Tensor | None = None
         if min(lengths) == max(lengths):

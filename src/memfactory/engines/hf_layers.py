@@ -30,6 +30,11 @@ def fuse_layers(model: PreTrainedModel) -> None:
         module.__class__ = classes[original]
 
 
+def fusible(model: nn.Module) -> bool:
+    """Whether `model`, which needs no weights for this, has norms and feed-forward parts that look like those here."""
+    return {FusedNorm, FusedGate} <= {_kind(module) for module in model.modules()}
+
+
 def keep_products(model: nn.Module) -> None:
     """Have feed-forward parts keep their products for the backward pass.
 
@@ -135,21 +140,26 @@ class _GatedProduct(torch.autograd.Function):
         return into_gate, nn.functional.silu(gate).mul_(gradient)
 
 
-def _fused(module: nn.Module) -> type | None:
-    """The class of `module` with its forward pass from here; None where there is none that gives the same."""
+def _kind(module: nn.Module) -> type | None:
+    """Which of the classes here looks like `module`."""
     if len(signature(type(module).forward).parameters) != 2:
         # It is given more than states: a gate, say.
         return None
     own, children = {name for name, _ in module.named_parameters(recurse=False)}, dict(module.named_children())
-    gate = children.get("gate_proj")
     if own == NORM_WEIGHTS and not children and vars(module).keys() >= NORM_SETTINGS:
-        fused: type = type(type(module).__name__, (FusedNorm, type(module)), {})
-        weight: Tensor = module.get_parameter("weight")
-    elif not own and children.keys() == PARTS and isinstance(gate, nn.Linear):
-        fused = type(type(module).__name__, (FusedGate, type(module)), {})
-        weight = gate.weight
-    else:
+        return FusedNorm
+    if not own and children.keys() == PARTS and isinstance(children["gate_proj"], nn.Linear):
+        return FusedGate
+    return None
+
+
+def _fused(module: nn.Module) -> type | None:
+    """The class of `module` with its forward pass from here; None where there is none that gives the same."""
+    kind = _kind(module)
+    if kind is None:
         return None
+    weight = module.get_parameter("weight" if kind is FusedNorm else "gate_proj.weight")
+    fused: type = type(type(module).__name__, (kind, type(module)), {})
     return fused if _same(module, fused, weight) else None
 
 

@@ -7,46 +7,51 @@ that is in order. It knows no architecture: whatever is an `nn.Linear` is multip
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+log = logging.getLogger("memfactory")
 # For up to so many rows; beyond them the weights' own layout is nearly as fast.
 _ROWS = 64
 # oneDNN compiles a product for every number of rows, which takes half a MiB and half a millisecond: so only multiples.
-_STEP = 8
+_MULTIPLE = 8
 # Below so many numbers the call takes longer than the product.
 _SMALLEST = 64 * 64
-# Copying the weights costs what some five decoding steps bring in.
-_WORTH = 16
+# Copying the weights costs what five steps of 8 rows bring in. Fewer rows bring in little.
+_STEPS, _LEAST_ROWS = 5, 4
 
 
 class PackedWeights:
-    """The copy of up to `limit` bytes of the weights of `model`, from when it is worth its cost until `release`.
+    """The copy of up to `limit` bytes of the weights of `model`, from the fifth decoding step on until `release`.
 
     Weights must not change in between. Those that are not float32, and all where oneDNN cannot be had, stay as they
-    are. Passes with gradients take the model's own weights all the same.
+    are. Passes with gradients take the model's own weights all the same. Meanwhile the model cannot be copied or
+    pickled; its state_dict is as ever.
     """
 
     def __init__(self, model: nn.Module, limit: int) -> None:
         self._model, self._limit = model, limit
-        self._expected = 0
+        self._steps = 0
         self._packed: list[nn.Linear] = []
 
-    def expect(self, steps: int) -> None:
-        """Up to so many more decoding steps are to come."""
-        known = self._expected >= _WORTH
-        self._expected += steps
-        if not known and self._expected >= _WORTH and self._limit and can_pack():
+    def count_step(self, rows: int) -> None:
+        """A decoding step of so many rows begins."""
+        if rows < _LEAST_ROWS:
+            return
+        self._steps += 1
+        if self._steps == _STEPS and self._limit and can_pack():
             self._pack()
 
     def release(self) -> None:
         """Give the copy's memory back."""
-        for module in self._packed:
-            del module.__dict__["forward"]
-        self._packed.clear()
-        self._expected = 0
+        self._steps = 0
+        while self._packed:
+            # In this order an interrupt leaves nothing behind.
+            self._packed[-1].__dict__.pop("forward", None)
+            self._packed.pop()
 
     def _pack(self) -> None:
         room = self._limit
@@ -55,9 +60,13 @@ class PackedWeights:
             if size is None or size > room or "forward" in vars(module):
                 continue
             assert isinstance(module, nn.Linear)
-            weight = torch.ops.mkldnn._reorder_linear_weight(module.weight.detach(), _ROWS)
-            module.__dict__["forward"] = partial(_multiply, module, weight)
+            try:
+                weight = torch.ops.mkldnn._reorder_linear_weight(module.weight.detach(), _ROWS)
+            except RuntimeError as error:
+                log.info("not all weights are copied for decoding: %s", error)
+                return
             self._packed.append(module)
+            module.__dict__["forward"] = partial(_multiply, module, weight)
             room -= size
 
 
@@ -92,7 +101,7 @@ def _multiply(module: nn.Linear, weight: Tensor, states: Tensor) -> Tensor:
     steps = states.ndim == 3 and states.shape[1] == 1 and 1 < rows <= _ROWS
     if not steps or torch.is_grad_enabled() or states.dtype != torch.float32:
         return type(module).forward(module, states)
-    padding = -rows % _STEP
+    padding = -rows % _MULTIPLE
     if padding:
         states = nn.functional.pad(states, (0, 0, 0, 0, 0, padding))
     output: Tensor = torch.ops.mkldnn._linear_pointwise(states, weight, module.bias, "none", [], "")

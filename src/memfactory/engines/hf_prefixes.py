@@ -76,10 +76,11 @@ class Prefixes:
             prefix.holders += 1
         return known
 
-    def release(self, prefix: Prefix | None) -> None:
-        """One holder of what ends with `prefix` is gone."""
+    def release(self, prefix: Prefix | None, below: Prefix | None = None) -> None:
+        """One holder of what ends with `prefix` is gone; what ends with `below`, a part of that, it still holds."""
         self._clock += 1
-        for one in [] if prefix is None else prefix.path():
+        path, kept = ([] if one is None else one.path() for one in (prefix, below))
+        for one in path[len(kept) :]:
             one.holders -= 1
             one.used = self._clock
             self.held -= 0 if one.holders else len(one.tokens)

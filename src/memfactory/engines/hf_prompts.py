@@ -32,8 +32,8 @@ class Prompts(Protocol):
         """`row` is to enter next."""
         ...
 
-    def enter(self, groups: Sequence[Group], rows: int, columns: int, waiting: Waiting) -> list[Row]:
-        """Make room for `rows` rows of `columns` slots and begin those of `groups`, in the order that is returned."""
+    def enter(self, groups: Sequence[Group], decoding: Sequence[Row], waiting: Waiting) -> list[Row]:
+        """Begin the rows of `groups` beside those that are `decoding`, in the order that is returned."""
         ...
 
     def logits(self, rows: Sequence[Row], next_ids: Tensor) -> Tensor:
@@ -67,8 +67,10 @@ class CopiedPrompts:
     def admit(self, row: Row, alone: bool) -> None:
         pass
 
-    def enter(self, groups: Sequence[Group], rows: int, columns: int, waiting: Waiting) -> list[Row]:
-        self._forward.cache.reserve(rows, columns, self._budget)
+    def enter(self, groups: Sequence[Group], decoding: Sequence[Row], waiting: Waiting) -> list[Row]:
+        rows = [*decoding, *(row for group in groups for row in group)]
+        columns = max(self.columns(row, alone=False) for row in rows)
+        self._forward.cache.reserve(len(rows), columns, self._budget)
         begun: list[Row] = []
         for group in groups:
             if group[0].prompt in self._kept:

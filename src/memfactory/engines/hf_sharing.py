@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -19,14 +18,21 @@ from memfactory.engines.hf_rows import Row, Waiting
 
 @dataclass
 class _Place:
-    """Where an admitted row's prompt ends in the tree, and how many of its tokens come before its slots.
+    """The part of the tree that an admitted row attends to ends with `end`; its first `start` tokens lie there.
 
-    `alone`: no other of its prompt was admitted with it.
+    `alone`: no other of its prompt was admitted with it. `copied`: what was its own is in its slots.
     """
 
     end: Prefix | None
     start: int
     alone: bool
+    copied: bool = False
+
+    def own(self) -> list[Prefix]:
+        """What no other row holds."""
+        if not self.alone or self.end is None:
+            return []
+        return [prefix for prefix in self.end.path() if prefix.holders == 1]
 
 
 class SharedPrompts:
@@ -35,13 +41,14 @@ class SharedPrompts:
     What the prompts of a batch share is prefilled once, and what one of them shares with an earlier one not again.
     Beginnings that no row needs any more are kept as long as the budget, less the slots, has room for them, and no more
     than rows have needed at one time.
-    A row that is alone copies into its slots what no other row shares, if that is at most `copied` tokens (None:
-    whatever it is): many small calls of attention take longer than the copy and the padding to the longest row.
+    A row that is alone copies into its slots what no other row shares: many small calls of attention take longer than
+    the copy and the padding to the longest row. With `copied` that is only done where every row is alone, with at most
+    so many tokens of its own; None: always.
     """
 
     def __init__(self, forward: Forward, prefill_tokens: int, budget: int, copied: int | None) -> None:
         self._forward, self._prefill_tokens, self._budget = forward, prefill_tokens, budget
-        self._copied = sys.maxsize if copied is None else copied
+        self._copied = copied
         self.prefixes = Prefixes()
         # The most tokens that rows have needed at one time.
         self._needed = 0
@@ -51,9 +58,11 @@ class SharedPrompts:
         self._shared: tuple[tuple[Shared, ...], Tensor] | None = None
 
     def columns(self, row: Row, alone: bool) -> int:
-        place = self._places.get(id(row))
-        alone = alone if place is None else place.alone
-        return round_up(row.limit + (min(len(row.prompt) - 1, self._copied) if alone else 0))
+        place, known = self._places.get(id(row)), len(row.prompt) - 1
+        if place is not None:
+            return round_up(row.limit + known - place.start)
+        most = known if self._copied is None else min(known, self._copied)
+        return round_up(row.limit + (most if alone else 0))
 
     def cost(self, prompt: tuple[int, ...]) -> int:
         return self.prefixes.held + self.prefixes.cost(prompt[:-1])
@@ -63,17 +72,36 @@ class SharedPrompts:
         end = self.prefixes.hold(row.prompt[:-1])
         self._places[id(row)] = _Place(end, len(row.prompt) - 1, alone)
 
-    def enter(self, groups: Sequence[Group], rows: int, columns: int, waiting: Waiting) -> list[Row]:
+    def enter(self, groups: Sequence[Group], decoding: Sequence[Row], waiting: Waiting) -> list[Row]:
         begun = [row for group in groups for row in group]
+        own = self._to_copy(begun)
+        for row in begun:
+            self._places[id(row)].start -= _length(own[id(row)])
+        rows = len(decoding) + len(begun)
+        columns = max(self.columns(row, alone=False) for row in (*decoding, *begun))
         self._needed = max(self._needed, self.prefixes.held)
-        self.prefixes.forget(max(min(self._budget - rows * columns, 2 * self._needed), 0))
+        self._forget(rows * columns)
         self._forward.cache.reserve(rows, columns, self._budget - self.prefixes.tokens)
         for batch in self._batches([prefix for prefix in self.prefixes.all() if prefix.layers is None]):
             self._prefill(batch)
         for row in begun:
-            self._begin(self._places[id(row)])
+            self._begin(self._places[id(row)], own[id(row)])
+        self._forget(rows * columns)
         self._shared = None
         return begun
+
+    def _forget(self, slots: int) -> None:
+        self.prefixes.forget(max(min(self._budget - slots, 2 * self._needed), 0))
+
+    def _to_copy(self, begun: Sequence[Row]) -> dict[int, list[Prefix]]:
+        """What each of the rows `begun` copies into its slots."""
+        own = {key: place.own() for key, place in self._places.items()}
+        if self._copied is not None:
+            # One row's copy makes the slots of all rows longer. What has been copied is nobody's any more.
+            lengths = [_length(own[key]) for key, place in self._places.items() if not place.copied]
+            if not all(0 < length <= self._copied for length in lengths):
+                return {id(row): [] for row in begun}
+        return {id(row): own[id(row)] for row in begun}
 
     def logits(self, rows: Sequence[Row], next_ids: Tensor) -> Tensor:
         if self._shared is None:
@@ -134,13 +162,9 @@ class SharedPrompts:
                 (keys[:, :, first:end].clone(), values[:, :, first:end].clone()) for keys, values in states
             ]
 
-    def _begin(self, place: _Place) -> None:
-        """Add the row of `place` to the cache: empty, or with a copy of what is its own."""
-        own: list[Prefix] = []
-        if place.alone and place.end is not None:
-            own = [prefix for prefix in place.end.path() if prefix.holders == 1]
-        length = sum(len(prefix.tokens) for prefix in own)
-        if not 0 < length <= self._copied:
+    def _begin(self, place: _Place, own: Sequence[Prefix]) -> None:
+        """Add the row of `place` to the cache: empty, or with a copy of `own`, the end of its path."""
+        if not own:
             self._forward.cache.enter([0], [], None)
             return
         layers = zip(*(prefix.layers for prefix in own if prefix.layers is not None), strict=True)
@@ -148,19 +172,16 @@ class SharedPrompts:
             (torch.cat([keys for keys, _ in layer], 2), torch.cat([values for _, values in layer], 2))
             for layer in layers
         ]
-        self._forward.cache.enter([length], [0], states)
-        place.start -= length
+        self._forward.cache.enter([_length(own)], [0], states)
+        self.prefixes.release(place.end, below=own[0].parent)
+        place.end, place.copied = own[0].parent, True
 
     def _levels(self, rows: Sequence[Row]) -> tuple[Shared, ...]:
         """First what comes first in each row's prompt, then what comes second, and so on."""
         levels: list[dict[Prefix, list[int]]] = []
         for index, row in enumerate(rows):
             place = self._places[id(row)]
-            tokens = 0
             for depth, prefix in enumerate([] if place.end is None else place.end.path()):
-                tokens += len(prefix.tokens)
-                if tokens > place.start:
-                    break
                 if depth == len(levels):
                     levels.append({})
                 levels[depth].setdefault(prefix, []).append(index)
@@ -172,3 +193,8 @@ class SharedPrompts:
             places = None if whole else torch.tensor(order, device=self._forward.device)
             shared.append(Shared(places, tuple(parts)))
         return tuple(shared)
+
+
+def _length(prefixes: Sequence[Prefix]) -> int:
+    """Tokens of `prefixes` together."""
+    return sum(len(prefix.tokens) for prefix in prefixes)

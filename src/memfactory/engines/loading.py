@@ -160,7 +160,9 @@ def _shifting_rotation(config: PretrainedConfig) -> str | None:
     # One for the whole model, or one for each kind of layer.
     for one in (given, *given.values()):
         if isinstance(one, dict) and one.get("rope_type") in ("dynamic", "longrope"):
-            length = one.get("original_max_position_embeddings") or architecture.max_position_embeddings
+            length = architecture.max_position_embeddings
+            if one["rope_type"] == "longrope":
+                length = one.get("original_max_position_embeddings") or length
             return (
                 f"its rotary embedding is {one['rope_type']!r}. Beyond {length:,} tokens what a conversation sees "
                 "depends on the longest one that is computed with it; keep them shorter"

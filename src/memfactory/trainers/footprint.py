@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from memfactory.config.training import TrainerOptions
+from memfactory.engines.hf_layers import fusible
 from memfactory.trainers.sliced_adamw import SLICE
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -28,7 +29,10 @@ MOMENTS = {
 
 @dataclass(frozen=True)
 class Architecture:
-    """The sizes that memory depends on. Parameters are counts; `kv_bytes` is the key-value cache of one token."""
+    """The sizes that memory depends on. Parameters are counts; `kv_bytes` is the key-value cache of one token.
+
+    `fuses`: whether its norms and feed-forward parts are of a kind that can be fused.
+    """
 
     parameters: int
     head_parameters: int
@@ -40,6 +44,7 @@ class Architecture:
     kv_width: int
     max_positions: int
     tied: bool = True
+    fuses: bool = True
 
     def kv_bytes(self, dtype: str) -> int:
         """Bytes of key-value cache for one token over all layers."""
@@ -73,6 +78,7 @@ def architecture(config: Any) -> Architecture:
         kv_width=(getattr(config, "num_key_value_heads", None) or heads) * head_dim,
         max_positions=config.max_position_embeddings,
         tied=bool(config.tie_word_embeddings),
+        fuses=fusible(model),
     )
 
 
@@ -155,7 +161,8 @@ def memory_by_component(
     mixed = lora is None and precision.masters != width
     head = sizes.vocabulary * sizes.hidden
     matrix = sizes.hidden * max(sizes.intermediate, sizes.attention_width)
-    recomputed = fused_layers and not options.gradient_checkpointing
+    # An adapter in another type keeps a copy of the product, so that computing it again would save nothing.
+    recomputed = fused_layers and not options.gradient_checkpointing and (lora is None or width == 4)
     layer = micro_tokens * precision.layer_bytes(sizes, recomputed=recomputed)
     working = micro_tokens * precision.working_bytes(sizes, recomputed=recomputed)
     if lora is None:
@@ -172,8 +179,7 @@ def memory_by_component(
         copies = width * (body // sizes.layers if options.gradient_checkpointing else body)
     chunk = min(options.logprob_chunk_tokens, micro_tokens)
     repeated = 0 if prefixes_shared or sizes.kv_width == sizes.attention_width else 2 * width * sizes.attention_width
-    packs = not cuda and width == precision.masters == 4
-    packed = min(packed_limit, 4 * (n - (0 if sizes.tied else head))) if packs else 0
+    packed = packed_bytes(sizes, packed_limit) if not cuda and width == precision.masters == 4 else 0
     return {
         "weights": precision.masters * n if lora is None else width * n + 4 * trained,
         "optimizer": 0 if offloads(options, cuda=cuda) else moment_bytes(trained, options, cuda=cuda),
@@ -188,6 +194,11 @@ def memory_by_component(
         "key-value cache": sizes.kv_bytes(dtype) * kv_tokens,
         "decoding": repeated * kv_tokens + packed,
     }
+
+
+def packed_bytes(sizes: Architecture, limit: int) -> int:
+    """The float32 weights that a CPU copies to decode from, within `limit` bytes: all but an untied embedding."""
+    return min(limit, 4 * (sizes.parameters - (0 if sizes.tied else sizes.vocabulary * sizes.hidden)))
 
 
 def offloads(options: TrainerOptions, *, cuda: bool) -> bool:

@@ -41,7 +41,9 @@ def chunked_logprobs(
     if len(targets) == 0:
         return hidden.new_zeros(0, dtype=_precise(hidden.dtype)), None
     if _is_plain(head):
-        logprobs, entropies = _LinearLogprobs.apply(hidden, head.weight, head.bias, targets, distribution)
+        # Within it gradients are always off.
+        graded = torch.is_grad_enabled()
+        logprobs, entropies = _LinearLogprobs.apply(hidden, head.weight, head.bias, targets, distribution, graded)
         return logprobs, entropies if distribution.with_entropy else None
     logprobs, entropies = [], []
     chunk = distribution.chunk_tokens
@@ -86,12 +88,18 @@ class _LinearLogprobs(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, distribution: Distribution
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        distribution: Distribution,
+        graded: bool,
     ) -> tuple[Tensor, Tensor]:
         used = _Head(hidden, weight, bias, distribution)
         logprobs, entropies = [], []
         probabilities = None
-        graded = any(ctx.needs_input_grad[:3])
+        graded = graded and any(ctx.needs_input_grad[:3])
         for place in used.chunks():
             del probabilities
             every = used.logits(place).log_softmax(-1)
@@ -111,7 +119,7 @@ class _LinearLogprobs(torch.autograd.Function):
     @staticmethod
     def backward(
         ctx: Any, gradient: Tensor, _: Tensor
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None]:
         hidden, weight, bias, targets, last = ctx.saved_tensors
         for_hidden, for_weight, for_bias = ctx.needs_input_grad[:3]
         used = _Head(hidden, weight, bias, ctx.distribution, ctx.dtype)
@@ -135,7 +143,7 @@ class _LinearLogprobs(torch.autograd.Function):
                 _add_product(into_weight[: used.vocabulary], slopes, used.hidden(place))
             if into_bias is not None:
                 into_bias[: used.vocabulary] += slopes.sum(0)
-        return into_hidden, into_weight, into_bias, None, None
+        return into_hidden, into_weight, into_bias, None, None, None
 
 
 def _add_product(into: Tensor, slopes: Tensor, hidden: Tensor) -> None:

@@ -13,8 +13,8 @@ import torch
 from memfactory.config import Resolved
 from memfactory.config.training import GrpoOptions, LoopOptions, LoraOptions, OnlineOptions, TrainerOptions
 from memfactory.dialogue import LearningModule
-from memfactory.engines.loading import load_architecture, places
-from memfactory.engines.options import HfEngineConfig, ModelConfig, VllmEngineConfig, speak_alike
+from memfactory.engines.loading import places
+from memfactory.engines.options import ModelConfig
 from memfactory.environment import memory_bytes
 from memfactory.errors import ConfigError
 from memfactory.registry import MODULES
@@ -22,8 +22,6 @@ from memfactory.trainers.footprint import (
     BYTES,
     Architecture,
     adapter_parameters,
-    architecture,
-    memory_by_component,
     moment_bytes,
     offloads,
     peak_bytes,
@@ -31,6 +29,7 @@ from memfactory.trainers.footprint import (
     phase_components,
 )
 from memfactory.trainers.lengths import Lengths, longest_lengths
+from memfactory.trainers.planned_memory import Device, architecture_of, compute_type, planned_memory
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -38,15 +37,6 @@ if TYPE_CHECKING:
 GIB = 2**30
 # A GPU's driver, and the gaps that an allocator leaves.
 SPARE_SHARE = 0.06
-
-
-@dataclass(frozen=True)
-class Device:
-    """What a run is planned for: a GPU (`cuda`) or this machine's processor, with so many bytes of memory."""
-
-    name: str
-    capacity: int
-    cuda: bool
 
 
 @dataclass(frozen=True)
@@ -107,7 +97,7 @@ def make_plan(resolved: Resolved, device: Device | None = None) -> Plan:
     warnings: list[str] = []
     work = [("model", config.model.path), ("trainer", config.train.name), ("agent", config.agent.name)]
     work.append(("optimizer steps", f"{options.steps:,}"))
-    sizes = _architecture(config.model, problems)
+    sizes = architecture_of(config.model, problems)
     lengths = None
     if isinstance(options, GrpoOptions):
         lengths = longest_lengths(resolved, problems, warnings)
@@ -125,25 +115,7 @@ def make_plan(resolved: Resolved, device: Device | None = None) -> Plan:
     options = _as_trained(config.model, options)
     device = device or device_of(config.model)
     dtype = compute_type(config.model, cuda=device.cuda)
-    engine = config.engine
-    memory = memory_by_component(
-        sizes,
-        options,
-        dtype=dtype,
-        kv_tokens=_kv_tokens(resolved, lengths),
-        micro_tokens=max(options.micro_batch_tokens, lengths.longest) if lengths else options.micro_batch_tokens,
-        reference=isinstance(options, GrpoOptions) and options.loss.kl_weight > 0,
-        cuda=device.cuda,
-        prefixes_shared=not isinstance(engine, HfEngineConfig) or engine.share_prefixes,
-        fused_layers=config.model.fused_layers,
-        packed_limit=engine.packed_limit if isinstance(engine, HfEngineConfig) else 0,
-    )
-    if isinstance(engine, VllmEngineConfig) and device.cuda:
-        # Asleep it keeps next to nothing.
-        share = round(engine.gpu_memory_utilization * device.capacity)
-        memory |= {"vLLM, awake" if engine.sleep else "vLLM": share}
-    helpers = _helper_bytes(resolved, problems, device)
-    memory |= {"helpers' weights": helpers} if helpers else {}
+    memory = planned_memory(resolved, options, sizes, lengths, device, problems)
     trained = sizes.parameters if options.lora is None else adapter_parameters(sizes, options.lora.rank)
     moments = moment_bytes(trained, options, cuda=device.cuda)
     work += _parameter_work(sizes, options, dtype, moments, device)
@@ -194,28 +166,6 @@ def _plan_of_modules(resolved: Resolved, options: LoopOptions) -> Plan:
     return Plan(f"Plan of {resolved.name}", tuple(work))
 
 
-def _helper_bytes(resolved: Resolved, problems: list[str], device: Device) -> int:
-    """The weights of helpers' own models that lie where the policy lies, and their copies for decoding.
-
-    Their caches are not counted.
-    """
-    loaded: list[HfEngineConfig] = []
-    size = 0
-    for helper in resolved.config.engines.values():
-        if not isinstance(helper, HfEngineConfig) or helper.model is None:
-            continue
-        if any(speak_alike(helper, other) for other in loaded):
-            continue
-        loaded.append(helper)
-        sizes = _architecture(helper.model, problems)
-        there = helper.model.device != "cpu" and (device.cuda or torch.cuda.is_available())
-        if sizes is not None and there == device.cuda:
-            width = BYTES[compute_type(helper.model, cuda=there)]
-            size += width * sizes.parameters
-            size += 0 if there or width != 4 else min(helper.packed_limit, width * sizes.parameters)
-    return size
-
-
 def _as_trained(model: ModelConfig, options: TrainerOptions) -> TrainerOptions:
     """The options with the adapter that `model` already carries, where it does: then that is what goes on training."""
     _, adapter = places(model)
@@ -224,21 +174,6 @@ def _as_trained(model: ModelConfig, options: TrainerOptions) -> TrainerOptions:
     description = Path(adapter) / "adapter_config.json"
     rank = json.loads(description.read_text(encoding="utf-8"))["r"] if description.is_file() else LoraOptions().rank
     return options.model_copy(update={"lora": LoraOptions(rank=rank)})
-
-
-def compute_type(model: ModelConfig, *, cuda: bool) -> str:
-    """The compute type that `dtype: auto` stands for."""
-    if model.dtype != "auto":
-        return model.dtype
-    return "bfloat16" if cuda else "float32"
-
-
-def _architecture(model: ModelConfig, problems: list[str]) -> Architecture | None:
-    try:
-        return architecture(load_architecture(model))
-    except ConfigError as error:
-        problems.append(str(error))
-        return None
 
 
 def _grpo_work(options: GrpoOptions, lengths: Lengths) -> list[tuple[str, str]]:
@@ -260,15 +195,6 @@ def _grpo_work(options: GrpoOptions, lengths: Lengths) -> list[tuple[str, str]]:
     if options.valid_groups is not None:
         rows.append(("ends after", f"{options.valid_groups} groups whose rewards differ"))
     return rows
-
-
-def _kv_tokens(resolved: Resolved, lengths: Lengths | None) -> int:
-    engine = resolved.config.engine
-    if not isinstance(engine, HfEngineConfig) or resolved.config.train is None:
-        return 0
-    if lengths is None:
-        return engine.max_batch_tokens if isinstance(resolved.config.train.options, GrpoOptions) else 0
-    return min(engine.max_batch * lengths.longest, max(engine.max_batch_tokens, lengths.longest))
 
 
 def device_of(model: ModelConfig) -> Device:
