@@ -15,7 +15,7 @@ from memfactory.engines.hf import HfEngine
 from memfactory.engines.hf_packed import PackedWeights, can_pack
 from memfactory.engines.loading import load_chat, load_model
 from memfactory.engines.options import HfEngineConfig, ModelConfig
-from memfactory.types import Decoding, Message, Sampling
+from memfactory.types import Decoding, Message, Reply, Sampling
 
 pytestmark = pytest.mark.skipif(not can_pack(), reason="needs a processor on which oneDNN multiplies float32")
 
@@ -52,6 +52,10 @@ def pack(weights: PackedWeights) -> None:
         weights.count_step(8)
 
 
+def ids(replies: list[Reply]) -> list[tuple[int, ...]]:
+    return [reply.tokens.reply_ids for reply in replies]
+
+
 def packed(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if "forward" in vars(module)]
 
@@ -60,7 +64,7 @@ def packed(model: nn.Module) -> list[str]:
 def test_replies_are_those_of_the_weights_themselves(model, chat, share):
     one = sample(engine(model, chat, share_prefixes=share), prompts())
     other = sample(engine(model, chat, 0, share_prefixes=share), prompts())
-    assert [reply.tokens.reply_ids for reply in one] == [reply.tokens.reply_ids for reply in other]
+    assert ids(one) == ids(other)
     for mine, theirs in zip(one, other, strict=True):
         assert mine.tokens.logprobs == pytest.approx(theirs.tokens.logprobs, abs=1e-5, rel=0)
 
@@ -116,9 +120,7 @@ def test_what_there_is_no_memory_for_is_not_copied(model, chat, monkeypatch):
     # One of the three was for the trial of whether there is such a layout.
     assert len(packed(model)) == 2
     sampler.cancel()
-    assert [reply.tokens.reply_ids for reply in sample(sampler, prompts())] == [
-        reply.tokens.reply_ids for reply in expected
-    ]
+    assert ids(sample(sampler, prompts())) == ids(expected)
 
 
 def test_none_is_made_where_none_is_allowed(model, chat):
@@ -171,16 +173,16 @@ def test_new_weights_are_sampled_from_at_once(model, chat):
             weight.data.mul_(1.5)
     after = sample(sampler, prompts())
     expected = sample(engine(model, chat, 0), prompts())
-    assert [reply.tokens.reply_ids for reply in after] == [reply.tokens.reply_ids for reply in expected]
-    assert [reply.tokens.reply_ids for reply in after] != [reply.tokens.reply_ids for reply in before]
+    assert ids(after) == ids(expected)
+    assert ids(after) != ids(before)
 
 
 def test_gradients_reach_the_weights_while_the_copy_is_there(model):
-    ids = torch.arange(10, 20)[None]
+    tokens = torch.arange(10, 20)[None]
 
     def slope() -> torch.Tensor:
         model.zero_grad()
-        model(input_ids=ids).logits.square().mean().backward()
+        model(input_ids=tokens).logits.square().mean().backward()
         return model.model.layers[0].mlp.down_proj.weight.grad.clone()
 
     expected = slope()
@@ -192,7 +194,7 @@ def test_gradients_reach_the_weights_while_the_copy_is_there(model):
 
 def test_two_engines_over_one_model_do_not_stand_in_each_others_way(model, chat):
     one, other = engine(model, chat), engine(model, chat)
-    expected = [reply.tokens.reply_ids for reply in sample(engine(model, chat, 0), prompts())]
+    expected = ids(sample(engine(model, chat, 0), prompts()))
     begin(one)
     begin(other)
     one.cancel()
@@ -232,6 +234,6 @@ def test_adapters_are_sampled_with(model, chat):
     adapted = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
     one = sample(engine(adapted, chat), prompts())
     other = sample(engine(adapted, chat, 0), prompts())
-    assert [reply.tokens.reply_ids for reply in one] == [reply.tokens.reply_ids for reply in other]
+    assert ids(one) == ids(other)
     begin(engine(adapted, chat))
     assert any("base_layer" in name for name in packed(adapted))

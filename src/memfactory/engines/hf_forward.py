@@ -31,7 +31,7 @@ class Forward:
     """
 
     def __init__(
-        self, model: PreTrainedModel, vocab_size: int, pad_id: int, compute_dtype: torch.dtype, packed: int = 0
+        self, model: PreTrainedModel, vocab_size: int, pad_id: int, compute_dtype: torch.dtype, packed: int
     ) -> None:
         architecture = model.config.get_text_config()
         named = getattr(architecture, "layer_types", None)

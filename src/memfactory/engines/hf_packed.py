@@ -92,7 +92,7 @@ def _packed_bytes(module: nn.Module) -> int | None:
     weight = module.weight
     if weight.dtype != torch.float32 or weight.device.type != "cpu" or weight.numel() < _SMALLEST:
         return None
-    return weight.numel() * weight.element_size()
+    return weight.nbytes
 
 
 def _multiply(module: nn.Linear, weight: Tensor, states: Tensor) -> Tensor:

@@ -95,13 +95,13 @@ class SharedPrompts:
 
     def _to_copy(self, begun: Sequence[Row]) -> dict[int, list[Prefix]]:
         """What each of the rows `begun` copies into its slots."""
-        own = {key: place.own() for key, place in self._places.items()}
+        own = {id(row): self._places[id(row)].own() for row in begun}
         if self._copied is not None:
             # One row's copy makes the slots of all rows longer. What has been copied is nobody's any more.
-            lengths = [_length(own[key]) for key, place in self._places.items() if not place.copied]
+            lengths = (_length(place.own()) for place in self._places.values() if not place.copied)
             if not all(0 < length <= self._copied for length in lengths):
-                return {id(row): [] for row in begun}
-        return {id(row): own[id(row)] for row in begun}
+                return {key: [] for key in own}
+        return own
 
     def logits(self, rows: Sequence[Row], next_ids: Tensor) -> Tensor:
         if self._shared is None:

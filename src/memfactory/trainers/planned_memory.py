@@ -8,7 +8,7 @@ import torch
 
 from memfactory.config import Resolved
 from memfactory.config.training import GrpoOptions, TrainerOptions
-from memfactory.engines.loading import load_architecture
+from memfactory.engines.loading import compute_dtype, load_architecture
 from memfactory.engines.options import HfEngineConfig, ModelConfig, VllmEngineConfig, speak_alike
 from memfactory.errors import ConfigError
 from memfactory.trainers.footprint import BYTES, Architecture, architecture, memory_by_component, packed_bytes
@@ -80,10 +80,8 @@ def _helper_bytes(resolved: Resolved, problems: list[str], device: Device) -> tu
 
 
 def compute_type(model: ModelConfig, *, cuda: bool) -> str:
-    """The compute type that `dtype: auto` stands for."""
-    if model.dtype != "auto":
-        return model.dtype
-    return "bfloat16" if cuda else "float32"
+    """The name of the type that `model` computes in on a GPU, or on a processor."""
+    return str(compute_dtype(model, torch.device("cuda" if cuda else "cpu"))).removeprefix("torch.")
 
 
 def architecture_of(model: ModelConfig, problems: list[str]) -> Architecture | None:
