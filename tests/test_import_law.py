@@ -34,6 +34,7 @@ FLOORS = {
     "trackers": 2,
     "environment": 2,
     "files": 1,
+    "locks": 1,
     "text": 1,
     "registry": 1,
     "errors": 1,
