@@ -11,7 +11,8 @@ from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 
 from memfactory.engines.scripted import ScriptedEngine
 from memfactory.envs.rewards.locomo import category_of, stemmed_f1
-from memfactory.envs.rewards.mem0 import bleu1, sentences, tokens
+from memfactory.envs.rewards.mem0 import bleu1, tokens
+from memfactory.envs.rewards.sentence_words import sentences
 from memfactory.registry import REWARDS
 from memfactory.types import Episode, MemoryItem, Task, frozen
 

@@ -7,19 +7,15 @@ numbers under different names do not compare.
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
-from collections.abc import Callable
-from functools import cache
 from typing import ClassVar
 
 from memfactory.envs.rewards.answers import AnswerOptions, AnswerReward, Extract
 from memfactory.envs.rewards.judge import JudgeOptions, JudgeReward
+from memfactory.envs.rewards.sentence_words import words
 from memfactory.registry import REWARDS
 
 SPACES = str.maketrans(".,!?", "    ")
-SENTENCE_END = re.compile(r"(?<=\.)\s+")
-ABBREVIATION = re.compile(r"(?:^|[\s(])(?:[a-z]|(?:[a-z]\.)+[a-z]|mr|mrs|ms|dr|prof|st|jr|sr|vs|inc|corp|co|ltd)\.$")
 JUDGE_PROMPT = """\
 Decide whether an answer to a question about past conversations is right, given a reference answer. Be generous: an \
 answer is right as long as it is about the same thing as the reference answer, even if it is much longer or leaves \
@@ -78,10 +74,9 @@ class Mem0ExactMatch(AnswerReward):
 class Bleu1(AnswerReward):
     """BLEU-1 of one sentence, as mem0 has it from nltk (weights 1, 0, 0, 0). The best gold answer counts.
 
-    p min(1, exp(1 - g / s)), where s and g are the lengths of answer and gold answer in nltk's word tokens of the lower
-    case, and p is the share of the answer's tokens that are in the gold answer, each as often as it is there. None in
-    common is 0: nltk's smoothing never comes to it. nltk finds sentences by a model that has to be downloaded; here a
-    full stop before a space ends one, unless an abbreviation or an initial is before it.
+    p min(1, exp(1 - g / s)), where s and g are the lengths of answer and gold answer in the word tokens of
+    `sentence_words` (those of nltk 3.9) of the lower case, and p is the share of the answer's tokens that are in the
+    gold answer, each as often as it is there. None in common is 0: nltk's smoothing never comes to it.
     """
 
     Options: ClassVar[type[Mem0MetricOptions]] = Mem0MetricOptions
@@ -111,29 +106,9 @@ def bleu1(said: list[str], wanted: list[str]) -> float:
 
 
 def tokens(text: str) -> list[str]:
-    """nltk's word tokens of `text` in lower case: "i'm home." is i, 'm, home and a full stop."""
-    tokenize = _tokenizer()
-    return [token for sentence in sentences(text.lower()) for token in tokenize(sentence)]
-
-
-def sentences(text: str) -> list[str]:
-    """`text` (lower case) cut behind each full stop that a space follows, unless it ends an abbreviation."""
-    found: list[str] = []
-    for piece in SENTENCE_END.split(text):
-        if found and ABBREVIATION.search(found[-1]):
-            found[-1] += f" {piece}"
-        else:
-            found.append(piece)
-    return found
+    """The word tokens of `text` in lower case: "I'm home." is i, 'm, home and a full stop."""
+    return words(text.lower())
 
 
 def _words(text: str) -> list[str]:
     return text.lower().translate(SPACES).split()
-
-
-@cache
-def _tokenizer() -> Callable[[str], list[str]]:
-    from nltk.tokenize import NLTKWordTokenizer
-
-    tokenize: Callable[[str], list[str]] = NLTKWordTokenizer().tokenize
-    return tokenize
