@@ -20,6 +20,7 @@ from memfactory.build import build_stack, tasks_with_warning
 from memfactory.config import Resolved
 from memfactory.config.training import GrpoOptions, LossOptions
 from memfactory.dialogue import POLICY, stream_seed
+from memfactory.engines.adapters import base_model
 from memfactory.engines.chat import ChatFormat
 from memfactory.engines.loading import compute_dtype
 from memfactory.errors import ConfigError
@@ -27,7 +28,7 @@ from memfactory.rollout import rollout
 from memfactory.trainers.batch import TrainingTurn, training_turns
 from memfactory.trainers.optimizer import make_optimizer
 from memfactory.trainers.reference import Reference
-from memfactory.trainers.weights import base_model, trainable
+from memfactory.trainers.weights import trainable
 from memfactory.types import Decoding, Group, Message, Reply, Sampling, Tokens
 
 

@@ -44,6 +44,7 @@ FLOORS = {
 MAY_IMPORT_TORCH = (
     "trainers/",
     "engines/hf",
+    "engines/adapters.py",
     "engines/loading.py",
     "engines/chat.py",
     "engines/vllm",

@@ -206,8 +206,8 @@ def _adapter_rank(config: RunConfig, model: PreTrainedModel | None) -> int | Non
     from peft import PeftModel
 
     if isinstance(model, PeftModel):
-        # peft leaves out the name of this type's fields.
-        return max(int(getattr(adapter, "r")) for adapter in model.peft_config.values())  # noqa: B009
+        # Other kinds have no rank, and peft leaves out the name of this kind's field.
+        return max((int(getattr(adapter, "r", 0)) for adapter in model.peft_config.values()), default=0) or None
     options = config.train.options if config.train else None
     return options.lora.rank if isinstance(options, TrainerOptions) and options.lora is not None else None
 

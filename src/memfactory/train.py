@@ -33,6 +33,7 @@ from memfactory.trainers.checkpoint import checkpoints
 from memfactory.trainers.learners import Learners
 from memfactory.trainers.policy import Policy
 from memfactory.trainers.processes import leave_processes
+from memfactory.trainers.weights import check_engine
 from memfactory.types import Decoding, Task
 
 log = logging.getLogger("memfactory")
@@ -94,7 +95,9 @@ def _trained(resolved: Resolved, options: LoopOptions, stack: Stack) -> Trained:
     if not isinstance(options, TrainerOptions):
         return Learners(stack.agent)
     assert stack.model is not None and stack.chat is not None
-    return Policy(stack.model, stack.chat, resolved.config.model, options, seed=resolved.config.seed)
+    policy = Policy(stack.model, stack.chat, resolved.config.model, options, seed=resolved.config.seed)
+    check_engine(policy.network, resolved.config.engine)
+    return policy
 
 
 def run_folder(resolved: Resolved, resume: str | None) -> tuple[Path, Path | None]:

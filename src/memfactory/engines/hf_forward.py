@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from memfactory.engines.adapters import base_model
 from memfactory.engines.hf_attention import NAME, Forest, Shared, Slots
 from memfactory.engines.hf_cache import LayerStates, SlotCache, round_up
 from memfactory.engines.hf_kernels import can_attend
@@ -46,6 +48,9 @@ class Forward:
         self.context: int | None = min((limit for limit in limits if limit), default=None)
         self.cache = SlotCache(architecture.num_hidden_layers, model.device)
         self._model = model
+        # transformers 5.24 renamed it.
+        parameters = inspect.signature(base_model(model).forward).parameters
+        self._cache_name = "cache" if "cache" in parameters else "past_key_values"
         self._packed = PackedWeights(model, packed)
         self._vocab_size, self._pad_id = vocab_size, pad_id
         self._compute_dtype = compute_dtype
@@ -107,7 +112,7 @@ class Forward:
         self._model(
             input_ids=torch.tensor(padded, device=self.device),
             position_ids=torch.arange(longest, device=self.device).expand(len(prompts), -1),
-            past_key_values=cache,
+            **{self._cache_name: cache},
             use_cache=True,
             logits_to_keep=1,
         )
@@ -130,7 +135,7 @@ class Forward:
             input_ids=next_ids.unsqueeze(-1),
             attention_mask=mask,
             position_ids=cache.lengths.unsqueeze(-1),
-            past_key_values=cache,
+            **{self._cache_name: cache},
             use_cache=True,
             logits_to_keep=1,
         ).logits
@@ -143,7 +148,7 @@ class Forward:
             self._model(
                 input_ids=torch.tensor([tokens], device=self.device),
                 position_ids=torch.tensor([positions], device=self.device),
-                past_key_values=cache,
+                **{self._cache_name: cache},
                 use_cache=True,
                 logits_to_keep=1,
                 attention_parts=_UpTo(len(self.cache.layers) - 1, forest),
@@ -172,7 +177,7 @@ class Forward:
         logits: Tensor = self._model(
             input_ids=next_ids.unsqueeze(-1),
             position_ids=(starts + cache.lengths).unsqueeze(-1),
-            past_key_values=cache,
+            **{self._cache_name: cache},
             use_cache=True,
             logits_to_keep=1,
             attention_parts=Slots(visible, shared),

@@ -24,6 +24,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from memfactory.engines.adapters import load_adapter
 from memfactory.engines.chat import ChatFormat
 from memfactory.engines.hf_layers import fuse_layers
 from memfactory.engines.options import ModelConfig
@@ -149,7 +150,7 @@ def load_model(
     if config.fused_layers:
         fuse_layers(model)
     if adapter is not None:
-        model = _with_adapter(model, adapter, training)
+        return load_adapter(model, adapter, training=training).eval()
     return model.eval()
 
 
@@ -215,16 +216,6 @@ def _random_model(config: ModelConfig, device: torch.device, options: dict[str, 
         return AutoModelForCausalLM.from_config(architecture, **options)
 
 
-def _with_adapter(model: PreTrainedModel, adapter: str, training: bool) -> PreTrainedModel:
-    from peft import PeftModel
-
-    try:
-        adapted = PeftModel.from_pretrained(model, adapter, is_trainable=training)
-    except (*_UNUSABLE, KeyError) as error:
-        raise ConfigError(f"model.adapter: {adapter!r} cannot be loaded as a PEFT adapter: {error}") from error
-    return adapted if training else adapted.merge_and_unload()
-
-
 def places(config: ModelConfig) -> tuple[str, str | None]:
     """The folder or hub id of the base model, and the adapter on top.
 
@@ -235,10 +226,19 @@ def places(config: ModelConfig) -> tuple[str, str | None]:
         raise ConfigError(f"model.adapter: there is no folder {adapter!r}")
     description = Path(path) / "adapter_config.json"
     if adapter is None and description.is_file() and not (Path(path) / "config.json").is_file():
-        base = json.loads(description.read_text(encoding="utf-8")).get("base_model_name_or_path")
-        if not base:
+        try:
+            named = json.loads(description.read_text(encoding="utf-8")).get("base_model_name_or_path")
+        except (OSError, ValueError, RecursionError, AttributeError) as error:
+            raise ConfigError(f"model.path: {description} cannot be read: {error}") from error
+        if not named:
             raise ConfigError(f"model.path: the adapter in {config.path!r} does not name its base model")
-        return _place(base), path
+        try:
+            return _place(named), path
+        except ConfigError:
+            raise ConfigError(
+                f"model.path: the adapter in {config.path!r} is for the model in {named!r}, and there is no such "
+                f"folder here. Write the model's place in model.path, and model.adapter: {config.path}"
+            ) from None
     return path, None if adapter is None else str(Path(adapter).expanduser()) if _is_local(adapter) else adapter
 
 

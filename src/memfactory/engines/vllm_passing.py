@@ -11,9 +11,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from memfactory.engines.loading import load_model
+from memfactory.engines.adapters import is_tied
+from memfactory.engines.loading import load_architecture, load_model
 from memfactory.engines.options import ModelConfig
-from memfactory.errors import EngineError
+from memfactory.errors import ConfigError, EngineError
 
 SHARED_MEMORY = Path("/dev/shm")
 # Small beside a model, so that a second copy of it never stands in this process's memory.
@@ -29,7 +30,15 @@ class StoredWeights:
     has_adapter: bool = False
 
     def whole(self) -> Iterator[tuple[str, Tensor]]:
-        yield from load_model(self.model.model_copy(update={"device": "cpu"}), training=False).named_parameters()
+        """Raises ConfigError where the adapter splits a weight that vLLM holds once."""
+        model = load_model(self.model.model_copy(update={"device": "cpu"}), training=False)
+        tied = load_architecture(self.model).get_text_config().tie_word_embeddings
+        if tied and not is_tied(model):
+            raise ConfigError(
+                "engine: the adapter changes the embedding or the head of a model that holds both as one weight, "
+                "and so does vLLM; write engine.kind: hf"
+            )
+        yield from model.named_parameters()
 
     def base(self) -> Iterator[tuple[str, Tensor]]:
         return self.whole()

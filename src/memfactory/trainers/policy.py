@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from memfactory.config.training import GrpoOptions, LossOptions, OptimizerOptions, TrainerOptions
+from memfactory.engines.adapters import Network, base_model
 from memfactory.engines.chat import ChatFormat
 from memfactory.engines.hf_layers import keep_products
 from memfactory.engines.loading import compute_dtype
@@ -35,9 +36,7 @@ from memfactory.trainers.passes import Passes
 from memfactory.trainers.processes import check_processes, make_accelerator, sum_gradients, summed_totals
 from memfactory.trainers.reference import Reference
 from memfactory.trainers.weights import (
-    Network,
     PolicyWeights,
-    base_model,
     check_head,
     check_masters,
     load_weights,

@@ -11,7 +11,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
-from memfactory.trainers.weights import Network
+from memfactory.engines.adapters import Network
 
 
 class Reference:

@@ -6,25 +6,24 @@ from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.lora import LoraLayer
 from peft.utils import load_peft_weights, set_peft_model_state_dict
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from memfactory.config.training import LoraOptions
+from memfactory.engines.adapters import (
+    Network,
+    merged_weights,
+    reason_against_adapter_alone,
+    splits_tied_weights,
+    without_peft_warnings,
+)
 from memfactory.engines.loading import without_progress_bar
+from memfactory.engines.options import EngineConfig, VllmEngineConfig, VllmServerConfig
 from memfactory.errors import ConfigError
-
-Network: TypeAlias = "PreTrainedModel | PeftModel"
-
-
-def base_model(network: Network) -> PreTrainedModel:
-    """The model itself, with its adapters' layers inside where it has any."""
-    return network.get_base_model() if isinstance(network, PeftModel) else network
 
 
 def trainable(
@@ -74,7 +73,8 @@ def with_adapters(model: PreTrainedModel, options: LoraOptions, dtype: torch.dty
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed)
         try:
-            adapted = get_peft_model(model, lora)
+            with without_peft_warnings():
+                adapted = get_peft_model(model, lora)
         except ValueError as error:
             raise ConfigError(f"train.lora.target_modules: {error}") from error
     assert isinstance(adapted, PeftModel)
@@ -97,6 +97,20 @@ def check_masters(masters: torch.dtype, compute: torch.dtype) -> None:
         )
 
 
+def check_engine(network: Network, engine: EngineConfig) -> None:
+    """Raise ConfigError for an adapter that does not reach the engine's own copy of the weights as it is trained."""
+    if not isinstance(network, PeftModel) or not isinstance(engine, VllmEngineConfig | VllmServerConfig):
+        return
+    if splits_tied_weights(network):
+        raise ConfigError(
+            "engine: the adapter changes the embedding or the head of a model that holds both as one weight, and so "
+            "does vLLM. Write engine.kind: hf, or leave both out of train.lora.target_modules"
+        )
+    reason = reason_against_adapter_alone(network) if engine.adapter == "lora" else None
+    if reason is not None:
+        raise ConfigError(f"engine: vLLM cannot take the adapter alone: {reason}. Write engine.adapter: merged")
+
+
 @torch.no_grad()
 def check_head(model: PreTrainedModel) -> None:
     """Raise ConfigError for a model whose logits are not simply its head's output over the last hidden state."""
@@ -115,6 +129,8 @@ def save_weights(network: Network, folder: Path, dtype: torch.dtype) -> None:
     if isinstance(network, PeftModel):
         # Anything but False would have PEFT look at the hub for the base model's vocabulary.
         network.save_pretrained(str(folder), save_embedding_layers=False)
+        # PEFT writes a form of a model card that nobody has filled in.
+        (folder / "README.md").unlink(missing_ok=True)
         return
     state = network.state_dict()
     # Tied weights are one tensor and stay one.
@@ -158,23 +174,3 @@ class PolicyWeights:
 
     def write_adapter(self, folder: Path) -> None:
         save_weights(self.network, folder, self.dtype)
-
-
-@torch.no_grad()
-def merged_weights(network: Network, dtype: torch.dtype, *, adapters: bool = True) -> Iterator[tuple[str, Tensor]]:
-    """The whole model's weights in `dtype` under its own names, adapters added in unless they are to be left out.
-
-    The network stays as it is: merging in place and taking it back would leave rounding errors behind.
-    """
-    model = base_model(network)
-    adapted = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
-    for name, value in model.named_parameters():
-        layer, _, parameter = name.rpartition(".base_layer.")
-        if layer in adapted:
-            if parameter == "weight" and adapters:
-                value = value.float()
-                for adapter in adapted[layer].active_adapters:
-                    value = value + adapted[layer].get_delta_weight(adapter).float()
-            yield f"{layer}.{parameter}", value.to(dtype)
-        elif ".lora_" not in name:
-            yield name, value.to(dtype)

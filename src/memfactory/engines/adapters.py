@@ -1,0 +1,208 @@
+"""PEFT adapters: loaded and checked, merged into a model's weights, or handed on with them. It knows no training."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from peft import PeftModel, PeftType
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from memfactory.errors import ConfigError
+
+Network: TypeAlias = "PreTrainedModel | PeftModel"
+WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+
+
+def base_model(network: Network) -> PreTrainedModel:
+    """The model itself, with its adapters' layers inside where it has any."""
+    return network.get_base_model() if isinstance(network, PeftModel) else network
+
+
+def load_adapter(model: PreTrainedModel, adapter: str, *, training: bool) -> Network:
+    """`model` with the adapter of the folder (or hub id) `adapter`.
+
+    In training it stays an adapter; otherwise it is merged into the weights. Raises ConfigError for what is no adapter
+    of this model, and for adapters that are not in the weights (prompt tuning).
+    """
+    if Path(adapter).is_dir():
+        _check_folder(Path(adapter))
+    try:
+        with without_peft_warnings():
+            adapted = PeftModel.from_pretrained(model, adapter, is_trainable=training)
+            # from_pretrained only warns of tensors that find no place, and of places that find no tensor.
+            found = adapted.load_adapter(
+                adapter, adapted.active_adapter, is_trainable=training, torch_device=str(model.device)
+            )
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(f"model.adapter: {adapter!r} does not fit into the memory of {model.device}") from error
+    except Exception as error:
+        raise ConfigError(f"model.adapter: {adapter!r} cannot be loaded as a PEFT adapter: {_words(error)}") from error
+    strange = [*found.missing_keys, *found.unexpected_keys]
+    if strange:
+        lacking = f"lacks {len(found.missing_keys)} tensors that this model needs" if found.missing_keys else ""
+        foreign = f"has {len(found.unexpected_keys)} for which it has no place" if found.unexpected_keys else ""
+        raise ConfigError(
+            f"model.adapter: {adapter!r} was made for another model: it "
+            f"{' and '.join(part for part in (lacking, foreign) if part)} (such as {strange[0]})"
+        )
+    return adapted if training else merged_model(adapted)
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise ConfigError for a folder that PEFT would fail at with an unclear message, or look up on the hub."""
+
+    def refuse(reason: str) -> ConfigError:
+        return ConfigError(f"model.adapter: {str(folder)!r} cannot be loaded as a PEFT adapter: {reason}")
+
+    try:
+        description = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise refuse(f"its adapter_config.json cannot be read ({_words(error)})") from error
+    kind = description.get("peft_type") if isinstance(description, dict) else None
+    if kind not in set(PeftType) or kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
+        raise refuse(f"its adapter_config.json names the peft_type {kind!r}, which this version of peft does not know")
+    if PEFT_TYPE_TO_CONFIG_MAPPING[kind](peft_type=kind).is_prompt_learning:
+        raise refuse(f"{kind} changes the prompt, not the weights, and prompts here are the recorded tokens alone")
+    weights = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
+    if weights is None:
+        raise refuse(f"it has no {WEIGHT_FILES[0]}")
+    if is_pointer(weights):
+        raise refuse(f"its {weights.name} is a Git LFS pointer, not the weights; fetch them with `git lfs pull`")
+
+
+def is_pointer(file: Path) -> bool:
+    """Whether `file` only says where Git LFS keeps the real one."""
+    with open(file, "rb") as opened:
+        return opened.read(40).startswith(b"version https://git-lfs")
+
+
+def merged_model(adapted: PeftModel) -> PreTrainedModel:
+    """The model with its adapters added into its weights; `adapted` must not be used any more.
+
+    Of a model whose embedding and head are one weight they become two where an adapter changes only one of them.
+    """
+    model = adapted.get_base_model()
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if is_tied(model) and any(isinstance(module, BaseTunerLayer) for module in (embedding, head)):
+        place = _plain(head)
+        place.weight = nn.Parameter(place.weight.detach().clone(), requires_grad=False)
+    with without_peft_warnings():
+        merged: PreTrainedModel = adapted.merge_and_unload()
+    if merged.get_output_embeddings().weight is not merged.get_input_embeddings().weight:
+        merged.config.get_text_config().tie_word_embeddings = merged.config.tie_word_embeddings = False
+    return merged
+
+
+def is_tied(model: PreTrainedModel) -> bool:
+    """Whether the embedding and the head of `model`, below any adapter, are one weight."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    return head is not None and _plain(embedding).weight is _plain(head).weight
+
+
+def splits_tied_weights(network: Network) -> bool:
+    """Whether adapters change the embedding and the head apart from each other though the model ties them."""
+    model = base_model(network)
+    if not model.config.get_text_config().tie_word_embeddings:
+        return False
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    return any(isinstance(module, BaseTunerLayer | ModulesToSaveWrapper) for module in ends)
+
+
+def reason_against_adapter_alone(network: PeftModel) -> str | None:
+    """Why an engine that adds low-rank adapters itself cannot take this one; None: it can."""
+    ends = (network.get_base_model().get_input_embeddings(), network.get_base_model().get_output_embeddings())
+    for config in network.peft_config.values():
+        if config.peft_type != PeftType.LORA:
+            return f"it is of the kind {config.peft_type.value}"
+        # peft leaves the names of this kind's fields out of its base class.
+        given: dict[str, Any] = config.to_dict()
+        for field in ("use_dora", "modules_to_save", "trainable_token_indices", "target_parameters"):
+            if given.get(field):
+                return f"it uses {field}"
+        if given.get("bias", "none") != "none":
+            return "it trains biases"
+    if any(isinstance(module, BaseTunerLayer) for module in ends):
+        return "it changes the embedding or the head"
+    return None
+
+
+@torch.no_grad()
+def merged_weights(network: Network, dtype: torch.dtype, *, adapters: bool = True) -> Iterator[tuple[str, Tensor]]:
+    """The whole model's weights in `dtype` under its own names, adapters added in unless they are to be left out.
+
+    A weight that is tied comes once, unless adapters split it. The network stays as it is: merging in place and taking
+    it back would leave rounding errors behind. One adapted layer at a time is copied in float32.
+    """
+    model = base_model(network)
+    layers = _adapted_layers(model)
+    done: set[int | str] = set()
+    for name, value in model.named_parameters(remove_duplicate=False):
+        parts = name.split(".")
+        above = (".".join(parts[:depth]) for depth in range(1, len(parts)))
+        layer = next((path for path in above if path in layers), None)
+        if (mark := id(value) if layer is None else layer) in done:
+            continue
+        done.add(mark)
+        if layer is None:
+            yield name, value.to(dtype)
+        else:
+            for parameter, own in _layer_weights(layers[layer], adapters):
+                yield f"{layer}.{parameter}", own.to(dtype)
+
+
+def _adapted_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers that PEFT has put in place of the model's own, by name, without those inside of them."""
+    found: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        inside = any(name.startswith(f"{layer}.") for layer in found)
+        if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper) and not inside:
+            found[name] = module
+    return found
+
+
+def _layer_weights(layer: nn.Module, adapters: bool) -> Iterator[tuple[str, Tensor]]:
+    """The parameters that the layer below the adapter has: with the adapter added in, or as they are."""
+    if not adapters:
+        yield from _plain(layer).named_parameters()
+        return
+    # PEFT merges in place, and each kind in a way of its own.
+    copy = deepcopy(layer).float()
+    if isinstance(copy, AuxiliaryTrainingWrapper):
+        plain = copy.unload_and_optionally_merge_module(merge=True, safe_merge=False, adapter_names=None)
+    else:
+        assert isinstance(copy, BaseTunerLayer)
+        copy.merge()
+        plain = copy.get_base_layer()
+    yield from plain.named_parameters()
+
+
+def _plain(module: nn.Module) -> Any:
+    """The layer of the model that `module` is, or stands in front of."""
+    if isinstance(module, BaseTunerLayer):
+        return module.get_base_layer()
+    return module.original_module if isinstance(module, AuxiliaryTrainingWrapper) else module
+
+
+@contextmanager
+def without_peft_warnings() -> Iterator[None]:
+    """Without warnings of what is checked here or handled, and of calls that PEFT makes."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="peft")
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+        yield
+
+
+def _words(error: Exception) -> str:
+    """The error in one line."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
