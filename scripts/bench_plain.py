@@ -16,7 +16,7 @@ from bench_product import endless, shorten
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria
 
-from memfactory.build import build_stack, tasks_with_warning
+from memfactory.build import build_stack
 from memfactory.config import Resolved
 from memfactory.config.training import GrpoOptions, LossOptions
 from memfactory.dialogue import POLICY, stream_seed
@@ -131,7 +131,7 @@ class PlainSide:
         if spread:
             shorten(engine, spread)
         self.stack = replace(stack, engines={**stack.engines, POLICY: engine})
-        self.tasks = tasks_with_warning(resolved.config.data.train, stack.env, resolved.base_dir)
+        self.tasks = stack.tasks(resolved.config.data.train, resolved.base_dir)
         self.seed = resolved.config.seed
         self.clock = Clock(stack.model.device)
         self.clock.watch(self.model)

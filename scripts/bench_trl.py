@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from bench_measure import Clock
 
-from memfactory.build import build_stack, tasks_with_warning
+from memfactory.build import build_stack
 from memfactory.config import Resolved
 from memfactory.config.training import GrpoOptions
 from memfactory.dialogue import POLICY
@@ -37,7 +37,7 @@ class TrlSide:
             raise ConfigError("the side trl trains the whole model with objective ppo and weighting token")
         stack = build_stack(resolved, training=True)
         assert stack.model is not None and stack.chat is not None and resolved.config.data.train is not None
-        tasks = tasks_with_warning(resolved.config.data.train, stack.env, resolved.base_dir)
+        tasks = stack.tasks(resolved.config.data.train, resolved.base_dir)
         self._engine = stack.engines[POLICY]
         prompts = single_turns(stack, tasks[: options.prompts_per_step])
         # TRL loads its reference from where the policy came from.

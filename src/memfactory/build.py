@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,6 +37,24 @@ if TYPE_CHECKING:
 log = logging.getLogger("memfactory")
 
 
+class TaskReader:
+    """Reads each dataset once: asked again for equal options and an equal environment, it gives the same tasks.
+
+    An environment's rewards do not matter for that, so that one without them can read before any engine is there.
+    """
+
+    def __init__(self) -> None:
+        self._read: dict[tuple[str, ...], TaskSet] = {}
+
+    def read(self, component: Component, env: Environment, base_dir: Path) -> TaskSet:
+        """The tasks of a configured dataset, and a message for every row that was left out."""
+        reads = env.options.model_dump_json(exclude={"rewards", "steps"})
+        place = (component.name, component.options.model_dump_json(), ENVS.name_of(type(env)), reads, str(base_dir))
+        if place not in self._read:
+            self._read[place] = build_tasks(component, env, base_dir)
+        return self._read[place]
+
+
 @dataclass(frozen=True)
 class Stack:
     """The live objects of a run. `model` and `chat` are None where the policy speaks through an API."""
@@ -48,6 +66,18 @@ class Stack:
     codec: Codec
     model: PreTrainedModel | None
     chat: ChatFormat | None
+    reader: TaskReader = field(default_factory=TaskReader)
+
+    def tasks(self, component: Component, base_dir: Path) -> tuple[Task, ...]:
+        """The tasks of a dataset as the run's environment reads them, each dataset once.
+
+        A warning counts the rows that were left out (`skip_bad_rows`) and tells the first.
+        """
+        found = self.reader.read(component, self.env, base_dir)
+        if found.skipped:
+            told = "\n  ".join(found.skipped[:3])
+            log.warning("%d rows of %s were left out; the first:\n  %s", len(found.skipped), found.source, told)
+        return found.tasks
 
     def drawn_with(self, policy: Decoding) -> dict[str, Decoding]:
         """How each engine's replies are drawn: the policy's as given, a helper's as it was configured."""
@@ -63,8 +93,8 @@ class Stack:
             engine.close()
 
 
-def build_stack(resolved: Resolved, *, training: bool) -> Stack:
-    """Everything that a run's config names, model loaded.
+def build_stack(resolved: Resolved, *, training: bool, reader: TaskReader | None = None) -> Stack:
+    """Everything that a run's config names, model loaded. `reader` is the one that has read its datasets already.
 
     Raises ConfigError where the parts do not fit, such as training on an engine whose replies have no token ids.
     """
@@ -95,7 +125,8 @@ def build_stack(resolved: Resolved, *, training: bool) -> Stack:
             )
     engines = build_engines(config, model, chat)
     agent = build_agent(config.agent, codec, BankSource(config.memory))
-    return Stack(agent, build_env(config.env, engines), engines, _decodings(config), codec, model, chat)
+    env = build_env(config.env, engines)
+    return Stack(agent, env, engines, _decodings(config), codec, model, chat, reader or TaskReader())
 
 
 def build_agent(spec: AgentSpec, codec: Codec, banks: BankSource | None = None) -> Agent:
@@ -128,16 +159,6 @@ def build_rewards(
 def build_tasks(component: Component, env: Environment, base_dir: Path) -> TaskSet:
     """The tasks of a configured dataset, read by the environment."""
     return env.tasks(DATASETS.get(component.name)(component.options, base_dir))
-
-
-def tasks_with_warning(component: Component, env: Environment, base_dir: Path) -> tuple[Task, ...]:
-    """The tasks of a dataset; a warning counts the rows that were left out (`skip_bad_rows`) and tells the first."""
-    found = build_tasks(component, env, base_dir)
-    if found.skipped:
-        told = "\n  ".join(found.skipped[:3])
-        source = DATASETS.get(component.name)(component.options, base_dir).source
-        log.warning("%d rows of %s were left out; the first:\n  %s", len(found.skipped), source, told)
-    return found.tasks
 
 
 def build_engines(config: RunConfig, model: PreTrainedModel | None, chat: ChatFormat | None) -> dict[str, Engine]:

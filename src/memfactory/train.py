@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 
-from memfactory.build import Stack, build_stack, build_tasks, tasks_with_warning
+from memfactory.build import Stack, TaskReader, build_stack
 from memfactory.config import Resolved, load_values
 from memfactory.config.training import GrpoOptions, LoopOptions, OnlineOptions, TrainerOptions
 from memfactory.environment import describe_environment
@@ -68,12 +68,13 @@ def run_training(resolved: Resolved, *, resume: str | None = None) -> Path:
     options = resolved.config.train.options
     assert isinstance(options, LoopOptions)
     folder, checkpoint = run_folder(resolved, resume)
+    reader = TaskReader()
     if isinstance(options, GrpoOptions | OnlineOptions):
         # A row that cannot be read is told before minutes are spent on loading weights.
         for component in (resolved.config.data.train, *resolved.config.data.eval.values()):
             if component is not None:
-                build_tasks(component, reading_env(resolved), resolved.base_dir)
-    stack = build_stack(resolved, training=isinstance(options, TrainerOptions))
+                reader.read(component, reading_env(resolved), resolved.base_dir)
+    stack = build_stack(resolved, training=isinstance(options, TrainerOptions), reader=reader)
     try:
         trained = _trained(resolved, options, stack)
         run = LiveRun(resolved, folder, stack, main=trained.process_index == 0, alone=trained.process_count == 1)
@@ -166,7 +167,7 @@ class LiveRun:
         """Make the folder, start the trackers, catch Ctrl-C; close all of it however training ends."""
         config = self.resolved.config
         for name, component in config.data.eval.items():
-            self.tasks[name] = tasks_with_warning(component, self.stack.env, self.resolved.base_dir)
+            self.tasks[name] = self.stack.tasks(component, self.resolved.base_dir)
         if not self.main:
             with self._signals():
                 yield

@@ -27,10 +27,14 @@ SHOWN_PROBLEMS = 5
 
 @dataclass(frozen=True)
 class TaskSet:
-    """The tasks of a dataset, each with an id of its own, and a message for every row that was left out."""
+    """The tasks of a dataset, each with an id of its own, and a message for every row that was left out.
+
+    `source` is what messages call the dataset.
+    """
 
     tasks: tuple[Task, ...]
     skipped: tuple[str, ...] = ()
+    source: str = "the dataset"
 
 
 class EnvironmentOptions(Options):
@@ -104,7 +108,7 @@ class Environment(ABC):
                 f"none of its {len(rows)} rows can be used; the first: {problems[0]}" if problems else "it has no rows"
             )
             raise DataError(f"{dataset.source} gives no task: {found}")
-        return TaskSet(_with_own_ids(tasks), tuple(problems))
+        return TaskSet(_with_own_ids(tasks), tuple(problems), dataset.source)
 
     def score(self, episodes: Sequence[Episode]) -> list[Reward]:
         """The rewards of `episodes`, in their order: the weighted sum of the parts, each of which is kept.

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from memfactory.build import Stack, build_stack, build_tasks
+from memfactory.build import Stack, TaskReader, build_stack
 from memfactory.config import Resolved
 from memfactory.environment import describe_environment
 from memfactory.envs.base import TaskSet
@@ -30,11 +30,11 @@ from memfactory.types import Task
 
 @dataclass
 class Report:
-    """What has come out so far, by model and dataset: a result or why there is none, and rows that were left out."""
+    """What was read and what has come out so far, by model and dataset: tasks, and a result or why there is none."""
 
     results: dict[str, dict[str, DatasetResult]] = field(default_factory=dict)
     failures: dict[str, dict[str, str]] = field(default_factory=dict)
-    skipped: dict[str, dict[str, tuple[str, ...]]] = field(default_factory=dict)
+    tasks: dict[str, dict[str, TaskSet]] = field(default_factory=dict)
 
     def fail(self, target: Target, dataset: str, error: MemFactoryError) -> None:
         self.failures.setdefault(target.label, {})[dataset] = str(error)
@@ -80,7 +80,9 @@ def run_evaluation(
 
 def _tell(report: Report, errors: Console) -> None:
     """Say what was left out and what failed."""
-    for name, rows in {name: rows for found in report.skipped.values() for name, rows in found.items()}.items():
+    for name, rows in {
+        name: found.skipped for by_name in report.tasks.values() for name, found in by_name.items()
+    }.items():
         if rows:
             errors.print(f"{name}: {len(rows)} bad rows left out; the first: {rows[0]}", markup=False, soft_wrap=True)
     for label, failures in report.failures.items():
@@ -94,19 +96,15 @@ def _records(target: Target, dataset: str, tasks: Sequence[Task], output: Path, 
     return RecordFile(path, dataset, {"data": data_hash(tasks), **target.fingerprint}, overwrite=overwrite)
 
 
-def _tasks(target: Target, dataset: str) -> TaskSet:
-    """The tasks of `dataset` as the target's environment reads them; no engine is needed for it."""
-    return build_tasks(target.datasets[dataset], reading_env(target.resolved), target.resolved.base_dir)
-
-
 def _check(targets: Sequence[Target], output: Path, overwrite: bool, report: Report) -> None:
     """Read every dataset and refuse samples of another evaluation, before hours are spent on a model."""
     problems: list[str] = []
+    reader = TaskReader()
     for target in targets:
-        for name in target.datasets:
+        for name, dataset in target.datasets.items():
             try:
-                found = _tasks(target, name)
-                report.skipped.setdefault(target.label, {})[name] = found.skipped
+                found = reader.read(dataset, reading_env(target.resolved), target.resolved.base_dir)
+                report.tasks.setdefault(target.label, {})[name] = found
                 _records(target, name, found.tasks, output, overwrite=overwrite).close()
             except ConfigError as error:
                 problems += error.problems
@@ -145,7 +143,8 @@ def _evaluate(
                 assert stack is not None
                 own = stack.with_agent(target.resolved.config.agent)
                 try:
-                    report.results[target.label][name] = _evaluate_dataset(target, name, own, output, errors)
+                    every = report.tasks[target.label][name].tasks
+                    report.results[target.label][name] = _evaluate_dataset(target, name, every, own, output, errors)
                 except MemFactoryError as error:
                     report.fail(target, name, error)
             yield target
@@ -163,9 +162,10 @@ def _together(targets: Sequence[Target]) -> Resolved:
     return replace(first, config=first.config.model_copy(update={"engines": engines}))
 
 
-def _evaluate_dataset(target: Target, name: str, stack: Stack, output: Path, errors: Console) -> DatasetResult:
+def _evaluate_dataset(
+    target: Target, name: str, every: Sequence[Task], stack: Stack, output: Path, errors: Console
+) -> DatasetResult:
     settings = target.resolved.config.eval
-    every = _tasks(target, name).tasks
     tasks = every[: settings.limit]
     metrics = target.metrics or stack.env.default_metrics(tasks)
     with (
@@ -211,7 +211,7 @@ def _write(targets: Sequence[Target], output: Path, report: Report, seconds: flo
             "samples": target.resolved.config.eval.samples,
             "limit": target.resolved.config.eval.limit,
             "datasets": {name: found.to_json() for name, found in report.results.get(target.label, {}).items()},
-            "bad_rows": {name: len(rows) for name, rows in report.skipped.get(target.label, {}).items()},
+            "bad_rows": {name: len(found.skipped) for name, found in report.tasks.get(target.label, {}).items()},
             "failures": report.failures.get(target.label, {}),
             "config": target.resolved.values,
         }

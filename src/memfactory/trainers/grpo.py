@@ -12,7 +12,7 @@ from typing import Any
 
 from accelerate.utils import gather_object
 
-from memfactory.build import Stack, tasks_with_warning
+from memfactory.build import Stack
 from memfactory.config import Resolved
 from memfactory.config.training import GrpoOptions
 from memfactory.dialogue import stream_seed
@@ -44,7 +44,7 @@ class GrpoTrainer(Trainer):
         if data is None:
             raise ConfigError("data.train: GRPO needs training tasks, but none are given")
         self.sizes = architecture(policy.model.config)
-        self.tasks = tasks_with_warning(data, stack.env, resolved.base_dir)
+        self.tasks = stack.tasks(data, resolved.base_dir)
         self.decodings = stack.drawn_with(Decoding(options.temperature, options.top_p, options.top_k))
 
     def finished(self) -> bool:

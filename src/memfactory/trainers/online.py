@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from statistics import fmean
 
-from memfactory.build import Stack, tasks_with_warning
+from memfactory.build import Stack
 from memfactory.config import Resolved
 from memfactory.config.training import OnlineOptions
 from memfactory.dialogue import play, stream_seed
@@ -34,7 +34,7 @@ class OnlineTrainer(Trainer):
         if data is None:
             raise ConfigError("data.train: online learning needs tasks, but none are given")
         self.learners = learners
-        self.tasks = tasks_with_warning(data, stack.env, resolved.base_dir)
+        self.tasks = stack.tasks(data, resolved.base_dir)
         self.decodings = stack.drawn_with(Decoding(options.temperature, options.top_p, options.top_k))
 
     def finished(self) -> bool:
