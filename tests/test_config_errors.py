@@ -6,8 +6,8 @@ import pytest
 
 from memfactory.config import dataset_component, load_config
 from memfactory.config import readiness as readiness_file
-from memfactory.config.problems import is_secret
 from memfactory.errors import ConfigError
+from memfactory.redaction import is_secret
 
 BASE = "model: tiny\nagent: memory_agent\nenv: longcontext\n"
 

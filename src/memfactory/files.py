@@ -10,10 +10,16 @@ from pathlib import Path
 from types import TracebackType
 
 from memfactory.errors import DataError
+from memfactory.redaction import holds_secret, redacted, redacted_tree
+from memfactory.terminal import harmless_json
 
 
 def write_whole(path: Path, text: str) -> None:
-    """`text` at `path`, whole or not at all; the folder is made."""
+    """`text` at `path`, whole or not at all, without the keys that were read; the folder is made."""
+    _put(path, redacted(text))
+
+
+def _put(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     working = path.with_name(f".{path.name}.partial")
     with open(working, "w", encoding="utf-8", newline="\n") as file:
@@ -25,12 +31,20 @@ def write_whole(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: object) -> None:
     """`value` as indented JSON at `path`, whole or not at all."""
-    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    _put(path, json_text(value, indent=2) + "\n")
 
 
 def json_line(value: object) -> str:
     """`value` as one line of JSON, newline included."""
-    return json.dumps(value, ensure_ascii=False) + "\n"
+    return json_text(value) + "\n"
+
+
+def json_text(value: object, indent: int | None = None) -> str:
+    """`value` as JSON without the keys that were read; what a terminal would obey is written as an escape."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    if holds_secret(text):
+        text = json.dumps(redacted_tree(value), indent=indent, ensure_ascii=False)
+    return harmless_json(text)
 
 
 def read_json_lines(path: Path) -> Iterator[dict[str, object]]:

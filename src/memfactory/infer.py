@@ -9,10 +9,9 @@ from contextlib import closing, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from rich.console import Console
-
 from memfactory.build import build_stack
 from memfactory.config import Resolved
+from memfactory.console import Console
 from memfactory.data.base import Dataset, DatasetOptions, Row
 from memfactory.data.rows import find_file, read_rows
 from memfactory.envs.base import Environment

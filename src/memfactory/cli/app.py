@@ -8,7 +8,9 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import traceback
 from collections.abc import Sequence
+from types import TracebackType
 from typing import Annotated
 
 import typer
@@ -17,9 +19,11 @@ from memfactory.cli.configs import app as configs
 from memfactory.cli.datasets import app as datasets
 from memfactory.cli.environment import show_environment
 from memfactory.cli.listing import list_components
-from memfactory.cli.output import complain, report_bug
+from memfactory.cli.output import complain, echo, message, report_bug
 from memfactory.cli.runs import evaluate, infer, train, view
 from memfactory.errors import MemFactoryError
+from memfactory.redaction import keep_environment_secrets
+from memfactory.terminal import guarded_streams
 
 INTERRUPTED = 130
 REFUSED_BY_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
@@ -46,7 +50,7 @@ def _version(wanted: bool) -> None:
     if wanted:
         from importlib import metadata
 
-        typer.echo(f"memfactory {metadata.version('memfactory')}")
+        echo(f"memfactory {metadata.version('memfactory')}")
         raise typer.Exit
 
 
@@ -65,11 +69,23 @@ def options(
 
 def main() -> None:
     """Run the command that `sys.argv` holds and exit with its code."""
+    sys.excepthook = _show_exception
     sys.exit(run(sys.argv[1:]))
+
+
+def _show_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """A traceback as Python shows it, without secrets and control sequences."""
+    echo(message("".join(traceback.format_exception(kind, error, trace))), err=True, end="")
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command; its exit code."""
+    keep_environment_secrets()
+    with guarded_streams():
+        return _run(arguments)
+
+
+def _run(arguments: Sequence[str]) -> int:
     debug = "--debug" in arguments or os.environ.get("MEMFACTORY_DEBUG", "0") not in ("", "0")
     words = _with_values([word for word in arguments if word != "--debug"])
     try:
@@ -77,7 +93,7 @@ def run(arguments: Sequence[str]) -> int:
     except SystemExit as stop:
         # Typer turns Ctrl-C into an exit; one that a command has spoken about itself has another cause.
         if isinstance(getattr(stop.__context__, "__cause__", None), KeyboardInterrupt):
-            typer.echo("Stopped.", err=True)
+            echo("Stopped.", err=True)
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except MemFactoryError as error:
         if debug:

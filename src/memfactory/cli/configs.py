@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from memfactory.cli.output import load, refuse_options, start_logging, stdout
+from memfactory.cli.output import echo, load, refuse_options, start_logging, stdout
 from memfactory.cli.runs import Overrides, Source
 from memfactory.errors import ConfigError
 
@@ -34,7 +34,7 @@ def show(
 
         console.print(Syntax(resolved.to_yaml(), "yaml", background_color="default", word_wrap=True))
     else:
-        typer.echo(resolved.to_yaml(), nl=False)
+        echo(resolved.to_yaml(), end="")
 
 
 def _show_origins(resolved: Resolved) -> None:
@@ -48,7 +48,7 @@ def _show_origins(resolved: Resolved) -> None:
     ]
     width = min(60, max(len(text) for text, _ in rows))
     for text, where in rows:
-        typer.echo(f"{text:<{width}}  # {where}")
+        echo(f"{text:<{width}}  # {where}")
 
 
 @app.command()
@@ -74,7 +74,7 @@ def validate(
         except ConfigError as error:
             problems += error.problems
         else:
-            typer.echo(f"{config}: valid")
+            echo(f"{config}: valid")
     if problems:
         raise ConfigError(problems)
 

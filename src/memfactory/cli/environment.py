@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import typer
+from memfactory.cli.output import echo
 
 
 def show_environment() -> None:
@@ -16,4 +16,4 @@ def show_environment() -> None:
         lines |= {f"gpu {index}": ", ".join(gpu.values()) for index, gpu in enumerate(gpus)} or {"gpus": "none"}
     lines |= packages if isinstance(packages, dict) else {}
     for name, value in lines.items():
-        typer.echo(f"- {name}: {'not installed' if value is None else value}")
+        echo(f"- {name}: {'not installed' if value is None else value}")

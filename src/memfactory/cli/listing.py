@@ -11,7 +11,7 @@ from memfactory.cli.output import stdout
 from memfactory.errors import ConfigError, unknown
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from memfactory.console import Console
 
 KINDS = ("agents", "modules", "envs", "rewards", "trainers", "datasets", "configs")
 

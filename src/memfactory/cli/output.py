@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, TextIO
 import typer
 
 from memfactory.errors import ConfigError, MemFactoryError, unknown
+from memfactory.redaction import redacted_message
+from memfactory.terminal import harmless
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from memfactory.config import Resolved
+    from memfactory.console import Console
 
 
 FILE_WIDTH = 160
@@ -25,14 +26,14 @@ FILE_WIDTH = 160
 
 def stdout() -> Console:
     """Where results go."""
-    from rich.console import Console
+    from memfactory.console import Console
 
     return Console(width=_width(sys.stdout))
 
 
 def stderr() -> Console:
     """Where everything else goes."""
-    from rich.console import Console
+    from memfactory.console import Console
 
     return Console(stderr=True, width=_width(sys.stderr))
 
@@ -59,24 +60,44 @@ def start_logging() -> None:
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     logger = logging.getLogger("memfactory")
     if not logger.handlers:
+        terminal = _is_terminal(sys.stderr)
         handler: logging.Handler = logging.StreamHandler()
-        if _is_terminal(sys.stderr):
+        if terminal:
             handler = RichHandler(console=stderr(), show_time=False, show_path=False, markup=False)
-        else:
-            handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+        handler.setFormatter(_SafeFormatter("%(message)s" if terminal else "%(levelname)s: %(message)s"))
         logger.addHandler(handler)
         logger.setLevel(logging.INFO if is_main_process() else logging.ERROR)
         logger.propagate = False
+
+
+class _SafeFormatter(logging.Formatter):
+    """Messages, with their tracebacks, without secrets and control sequences."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return message(super().format(record))
+
+
+def message(text: str) -> str:
+    """`text` as it may be shown: without secrets, and harmless to a terminal."""
+    return harmless(redacted_message(text))
+
+
+def echo(text: str, *, err: bool = False, end: str = "\n") -> None:
+    """Print `text`, which need not be ours, to stdout or stderr. Nothing else prints but the consoles above."""
+    stream = sys.stderr if err else sys.stdout
+    if stream is not None:
+        stream.write(harmless(text) + end)
+        stream.flush()
 
 
 def complain(error: MemFactoryError) -> None:
     """Say what the user can mend: a panel on a terminal, plain lines elsewhere. Each process would say the same."""
     if not is_main_process():
         return
-    problems = error.problems if isinstance(error, ConfigError) else (str(error),)
+    problems = [message(problem) for problem in (error.problems if isinstance(error, ConfigError) else (str(error),))]
     title = "Error" if len(problems) == 1 else f"{len(problems)} problems"
     if not _is_terminal(sys.stderr):
-        typer.echo("\n".join(f"error: {problem}" for problem in problems), err=True)
+        echo("\n".join(f"error: {problem}" for problem in problems), err=True)
         return
     from rich.panel import Panel
     from rich.text import Text
@@ -86,9 +107,10 @@ def complain(error: MemFactoryError) -> None:
 
 def report_bug(error: Exception) -> None:
     """Say that something is wrong with MemFactory (or a plugin), with the traceback."""
-    typer.echo("".join(traceback.format_exception(error)), err=True, nl=False)
-    typer.echo(
-        f"error: {type(error).__name__}: {error}\nThis is a bug in MemFactory or in a plugin, not in your command. "
+    echo(message("".join(traceback.format_exception(error))), err=True, end="")
+    echo(
+        message(f"error: {type(error).__name__}: {error}")
+        + "\nThis is a bug in MemFactory or in a plugin, not in your command. "
         "Please report it with the lines above and the output of `memfactory env`.",
         err=True,
     )

@@ -9,8 +9,9 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
-from memfactory.config.problems import Problems, is_secret
+from memfactory.config.problems import Problems
 from memfactory.config.tree import KeyPath
+from memfactory.redaction import is_secret
 
 _MISSING = "???"
 _PASSWORD = re.compile(r"://[^/\s:@]+:[^/\s@]+@")

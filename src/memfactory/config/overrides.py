@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from memfactory.config.parts import PART_FOLDERS, expand
-from memfactory.config.problems import is_secret, shown
+from memfactory.config.problems import shown
 from memfactory.config.tree import KeyPath, Origin, Tree, dotted, moved, parse_scalar
 from memfactory.errors import ConfigError
+from memfactory.redaction import is_secret, redacted_message
 
 COMMAND_LINE = 1_000_000
 """The layer of overrides: above every file."""
@@ -33,7 +34,7 @@ class Override:
             return Origin(f"command line: {dotted(self.path)}=***", layer=COMMAND_LINE)
         if isinstance(self.value, dict | list):
             return Origin(f"command line: {dotted(self.path)}={shown(self.value)}", layer=COMMAND_LINE)
-        return Origin(f"command line: {self.text}", layer=COMMAND_LINE)
+        return Origin(f"command line: {redacted_message(self.text)}", layer=COMMAND_LINE)
 
 
 def parse_override(text: str) -> Override:

@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 from memfactory.config.tree import KeyPath, Origin, dotted, origin_of
 from memfactory.errors import ConfigError
-
-_SECRET = re.compile(
-    r"(?:.*_)?(?:api_?key|password|passwd|secret|secret_key|access_key|credentials?)"
-    r"|(?:.*_)?(?:auth|access|api|hf|hub|bearer|refresh)_token|token",
-    re.IGNORECASE,
-)
-
-
-def is_secret(key: object) -> bool:
-    """Whether a value under `key` would be a secret (`api_key_env`, `memory_tokens`, `eos_token` are not)."""
-    return isinstance(key, str) and _SECRET.fullmatch(key) is not None
+from memfactory.redaction import is_secret, redacted_message
 
 
 def shown(value: object) -> str:
@@ -31,6 +20,7 @@ def shown(value: object) -> str:
         text = {None: "null", True: "true", False: "false"}[value]
     else:
         text = repr(value) if isinstance(value, str | int | float) else type(value).__name__
+    text = redacted_message(text)
     return text if len(text) <= 80 else text[:60] + "..."
 
 

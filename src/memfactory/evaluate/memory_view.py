@@ -6,9 +6,9 @@ import difflib
 import re
 from collections.abc import Mapping
 
-from rich.console import Console
 from rich.text import Text
 
+from memfactory.console import Console
 from memfactory.memory.wording import dated
 from memfactory.types import Episode, MemoryItem, Turn
 

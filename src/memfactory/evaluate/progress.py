@@ -6,9 +6,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from memfactory.console import Console
 from memfactory.evaluate.attempts import OnProgress
 
 SECONDS_BETWEEN_LINES = 30.0

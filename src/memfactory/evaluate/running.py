@@ -10,10 +10,9 @@ from datetime import datetime
 from itertools import groupby
 from pathlib import Path
 
-from rich.console import Console
-
 from memfactory.build import Stack, TaskReader, build_stack
 from memfactory.config import Resolved
+from memfactory.console import Console
 from memfactory.environment import describe_environment
 from memfactory.envs.base import TaskSet
 from memfactory.errors import ConfigError, MemFactoryError

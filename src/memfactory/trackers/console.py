@@ -7,12 +7,13 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from memfactory.console import Console
 from memfactory.trackers.base import RunInfo, State, Tracker
 
 RECENT = 10

@@ -1,0 +1,42 @@
+"""The console that everything is printed through: rich's, with text that is not ours made harmless and free of keys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import rich.console
+from rich.console import ConsoleOptions, RenderableType
+from rich.segment import Segment
+from rich.text import Text
+
+from memfactory.redaction import holds_secret, redacted
+from memfactory.terminal import harmless
+
+
+class Console(rich.console.Console):
+    """A rich console whose texts cannot hold control sequences of their own; rich's own (colours, bars) stay.
+
+    >>> Console(width=40).print("\\x1b]0;title\\x07 done", markup=False)
+    \\u001b]0;title\\u0007 done
+    """
+
+    def __init__(self, *, stderr: bool = False, width: int | None = None, **options: Any) -> None:
+        # `:name:` in a model's text is no emoji.
+        super().__init__(stderr=stderr, width=width, emoji=False, **options)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        # Before lines are broken: half a key on each of two lines would not be found.
+        super().print(*map(_without_secrets, objects), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(harmless(segment.text), segment.style)
+
+
+def _without_secrets(value: object) -> object:
+    if isinstance(value, str):
+        return redacted(harmless(value))
+    if isinstance(value, Text) and holds_secret(value.plain):
+        return Text(redacted(value.plain), style=value.style)
+    return value

@@ -1,0 +1,210 @@
+"""Keeps secrets out of whatever is written or printed: by the value of every key that is read, and by its looks.
+
+What it knows belongs to the process, as the environment does that keys come from: nothing that is about to print can be
+handed a list of keys first.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+from urllib.parse import quote, quote_plus
+
+from memfactory.errors import ConfigError
+
+REDACTED = "[redacted]"
+SHORTEST = 8
+"""Characters of the shortest value that is looked for: a key such as `EMPTY` stands in ordinary texts."""
+SHORTEST_NUMBER = 12
+"""The same for values of digits alone, which are looked for among numbers too."""
+
+# Names of secrets, in snake case.
+_SECRET_NAME = re.compile(
+    r"(?:.*_)?(?:api_?keys?|password|passwd|passphrase|passcode|pwd|secrets?|credentials?|cookies?|auth|authorization"
+    r"|authentication|bearer|jwt|connection_string|dsn"
+    r"|(?:access|secret|private|signing|encryption|subscription|account|shared|master|hmac|client|ssh|consumer|license"
+    r"|licence|session|auth|function|functions|service|admin|deploy|storage)_?key(?:_id)?)"
+    r"|(?:.*_)?(?:auth|access|api|hf|hub|hugging_?face|git|github|gitlab|gh|bearer|refresh|session|secret|security|bot|user"
+    r"|deploy|personal|private|service|csrf|slack|npm|pypi|vault|registry|client|oauth|x|sas|sts)_?token|token|pass|pat"
+)
+_SECRET_VARIABLE = re.compile(
+    r"(?:.*_)?(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASS|PWD|PAT|CREDENTIALS?|AUTH|DSN)", re.IGNORECASE
+)
+_PARAMETER = r"(?:[\w-]*[_-])?(?:api[_-]?key|key|token|auth|secret|password|passwd|pwd|sig|signature|credential|sas)"
+_LOOKS = (
+    # Userinfo in an address, secret parameters of its query.
+    (re.compile(r"(?<=://)[^/\s@'\"?#]*:[^/\s@'\"]+@|(?<=://)[^/\s@:'\"?#]{8,}@"), f"{REDACTED}@"),
+    (re.compile(rf"([?&;]{_PARAMETER}=)(?!\[redacted\])[^&\s'\"#;]+", re.IGNORECASE), rf"\1{REDACTED}"),
+    # A header's credentials.
+    (re.compile(r"\b(Bearer|Basic)\s+(?!\[redacted\])[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE), rf"\1 {REDACTED}"),
+    # Formats of well-known issuers.
+    (
+        re.compile(
+            r"(?<![A-Za-z0-9])(?:sk-[A-Za-z0-9_-]{6,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_[A-Za-z0-9_]{20,}"
+            r"|hf_[A-Za-z0-9]{20,}|glpat-[A-Za-z0-9_-]{16,}|xox[abeoprs]-[A-Za-z0-9-]{10,}|AKIA[0-9A-Z]{16}"
+            r"|ASIA[0-9A-Z]{16}|AIza[0-9A-Za-z_-]{30,}|gsk_[A-Za-z0-9]{20,}|pypi-[A-Za-z0-9_-]{20,}|npm_[A-Za-z0-9]{30,}"
+            r"|r8_[A-Za-z0-9]{30,}|eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]*|nvapi-[A-Za-z0-9_-]{20,})"
+        ),
+        REDACTED,
+    ),
+    (re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL), REDACTED),
+)
+_ASSIGNED = re.compile(
+    r"""(?<![\w.$-])([A-Za-z][\w.-]*)(\s*=\s*|["']\s*:\s*(?=["']))("[^"\n]*"|'[^'\n]*'|[^\s,;&}"']+)"""
+)
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+_values: frozenset[str] = frozenset()
+_forms: tuple[str, ...] = ()
+_pattern: re.Pattern[str] | None = None
+
+
+def keep_secret(value: str) -> None:
+    """Have `value`, each of its lines and what it is usually encoded to redacted from now on."""
+    global _values, _forms, _pattern
+    lines = {value.strip(), *(line.strip() for line in value.splitlines())}
+    new = {line for line in lines if _is_worth_hiding(line)} - _values
+    if not new:
+        return
+    _values = _values | new
+    _forms = tuple(sorted({form for known in _values for form in _encoded(known)}, key=len, reverse=True))
+    _pattern = re.compile("|".join(_bounded(form) for form in _forms))
+
+
+def keep_environment_secrets(environment: Mapping[str, str] = os.environ) -> None:
+    """Have the values of variables redacted whose names say that they are secrets, where they look random too."""
+    for name, value in environment.items():
+        if is_secret_variable(name) and is_random(value):
+            keep_secret(value)
+
+
+def read_key(variable: str | None, what: str) -> str | None:
+    """The key in the environment variable `variable`, redacted from now on; None where no variable is named.
+
+    Raises ConfigError, which names the variable and never the value, where it is not set or cannot be a key.
+    """
+    if not variable:
+        return None
+    named = shown_variable(variable)
+    given = os.environ.get(variable, "")
+    keep_secret(given)
+    key = given.strip()
+    if not key:
+        raise ConfigError(
+            f"{what} needs a key in the environment variable {named}, which is not set; write api_key_env: null for an "
+            "endpoint without keys"
+        )
+    place, wrong = next(((i, c) for i, c in enumerate(key, start=1) if not "!" <= c <= "~"), (0, ""))
+    if wrong:
+        raise ConfigError(
+            f"the key of {what} in the environment variable {named} holds U+{ord(wrong):04X} at place {place} of "
+            f"{len(key)}; a key is printable ASCII without white space, so it was not copied as it is"
+        )
+    return key
+
+
+def shown_variable(name: str) -> str:
+    """The name of an environment variable as messages show it: not where it may be the key itself."""
+    usual = _VARIABLE.fullmatch(name) and not looks_secret(name) and (name in os.environ or not is_random(name))
+    return name if usual else "(its name is not shown: it may be the key itself)"
+
+
+def names_a_variable(text: str) -> bool:
+    """Whether `text` can be the name of an environment variable, and is no key by its looks."""
+    if text in os.environ and _VARIABLE.fullmatch(text):
+        return True
+    return _VARIABLE.fullmatch(text) is not None and not looks_secret(text) and not is_random(text)
+
+
+def redacted(text: str) -> str:
+    """`text` without the values of the keys that were read, as they are and as they are usually encoded."""
+    if _pattern is None or not holds_secret(text):
+        return text
+    return _pattern.sub(REDACTED, text)
+
+
+def holds_secret(text: str) -> bool:
+    """Whether `text` holds the value of a key that was read."""
+    return any(form in text for form in _forms)
+
+
+def redacted_message(text: str) -> str:
+    """`redacted`, for a message: also without what looks like a secret (`key=...`, addresses, well-known tokens)."""
+    text = redacted(text)
+    for pattern, instead in _LOOKS:
+        text = pattern.sub(instead, text)
+    return _ASSIGNED.sub(_without_value, text)
+
+
+def redacted_tree(value: Any) -> Any:
+    """Nested plain values with every text in them `redacted`, keys too."""
+    if isinstance(value, str):
+        return redacted(value)
+    if isinstance(value, Mapping):
+        return {redacted(key) if isinstance(key, str) else key: redacted_tree(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [redacted_tree(inner) for inner in value]
+    return value
+
+
+def looks_secret(text: str) -> bool:
+    """Whether `text` holds what is a secret by its looks or by its value."""
+    return holds_secret(text) or any(pattern.search(text) for pattern, _ in _LOOKS)
+
+
+def is_secret(name: object) -> bool:
+    """Whether a value under `name` would be a secret (`api_key_env`, `memory_tokens`, `eos_token` are not)."""
+    if not isinstance(name, str):
+        return False
+    snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)
+    snake = re.sub(r"[^A-Za-z0-9]+", "_", snake).strip("_").lower()
+    return _SECRET_NAME.fullmatch(snake) is not None
+
+
+def is_secret_variable(name: str) -> bool:
+    """Whether the environment variable `name` holds a secret, as its name says."""
+    return is_secret(name) or _SECRET_VARIABLE.fullmatch(name) is not None
+
+
+def is_random(text: str) -> bool:
+    """Whether `text` may be a key by its looks alone: long, in one word, letters and digits mixed."""
+    words = re.findall(r"[A-Za-z0-9]{16,}", text)
+    return any(re.search(r"[0-9]", word) and re.search(r"[A-Za-z]", word) for word in words)
+
+
+def _without_value(match: re.Match[str]) -> str:
+    name, between, value = match.groups()
+    last = name.rpartition(".")[2]
+    if not is_secret(last) or value.strip("\"'") in ("", "null", "None", REDACTED, "***"):
+        return match.group()
+    mark = value[0] if value[0] in "\"'" else ""
+    return f"{name}{between}{mark}{REDACTED}{mark}"
+
+
+def _is_worth_hiding(value: str) -> bool:
+    number = re.fullmatch(r"[0-9.eE+-]+", value) is not None
+    return len(value) >= (SHORTEST_NUMBER if number else SHORTEST)
+
+
+def _encoded(value: str) -> Iterable[str]:
+    """What `value` looks like in addresses, JSON, HTML, Python's own notation, base64 and hexadecimal."""
+    raw = value.encode("utf-8", "surrogatepass")
+    quoted = {quote(raw), quote(raw, safe=""), quote_plus(raw)}
+    yield from (value, *quoted, html.escape(value), raw.hex(), repr(value)[1:-1], repr(raw)[2:-1])
+    yield from (json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1])
+    yield json.dumps(json.dumps(value))[3:-3]
+    for before in range(3):
+        # Inside a longer text the first and last signs depend on its neighbours too; the others do not.
+        coded = base64.b64encode(b"\0" * before + raw).decode().rstrip("=")
+        inner = coded[(0, 2, 3)[before] : len(coded) - (1 if (before + len(raw)) % 3 else 0)]
+        yield from (inner, inner.replace("+", "-").replace("/", "_"))
+
+
+def _bounded(form: str) -> str:
+    """A pattern for `form`; one of digits alone is no part of a longer number."""
+    return rf"(?<![\w.]){re.escape(form)}(?![\w.])" if form.isdigit() else re.escape(form)

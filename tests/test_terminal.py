@@ -1,0 +1,163 @@
+"""What is not ours reaches a terminal harmless, and a stream that lacks characters or readers ends nothing."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from memfactory.cli.app import run
+from memfactory.cli.output import echo, message, start_logging
+from memfactory.console import Console
+from memfactory.redaction import REDACTED, keep_secret
+from memfactory.terminal import GuardedStream, guarded_streams, harmless, harmless_json
+
+ATTACKS = [
+    "\x1b]0;title\x07",
+    "\x1b]52;c;ZXZpbA==\x1b\\",
+    "\x1bP$q\x1b\\",
+    "\x1b[?1049h",
+    "\x1b[2J",
+    "\x1b[31m",
+    "\x1b[8m",
+    "\x1bc",
+    "\x9b31m",
+    "\x9d0;title\x9c",
+    "\x90q\x9c",
+    "\x08\x08",
+    "over\rwritten",
+    "\x1b[6n",
+    "\x0e",
+    "\x7f",
+    "\u202egnp.exe",
+    "\u2066hidden\u2069",
+    "\U000e0041",
+]
+
+
+def harmful(text):
+    return [
+        c for c in text if (c < " " and c not in "\n\t") or "\x7f" <= c <= "\x9f" or c in "\u202e\u2066\u2069\U000e0041"
+    ]
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_every_control_sequence_is_shown_as_an_escape(attack):
+    assert not harmful(harmless(f"a\tb\n{attack}"))
+
+
+@given(st.text())
+def test_harmless_text_is_harmless_and_stays(text):
+    assert not harmful(harmless(text))
+    assert harmless(harmless(text)) == harmless(text)
+    assert json.loads(harmless_json(json.dumps(text, ensure_ascii=False))) == text
+
+
+@given(st.text(alphabet=st.characters(categories=("L", "N", "P", "Z", "S"), exclude_characters="\u2028\u2029")))
+def test_letters_and_signs_of_all_scripts_stay(text):
+    assert harmless(text) == text
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_console_prints_nothing_but_its_own_sequences(attack, terminal):
+    file = io.StringIO()
+    console = Console(file=file, width=60, force_terminal=terminal, color_system="standard" if terminal else None)
+    table = Table(f"head {attack}")
+    table.add_row(f"cell {attack}")
+    table.add_row(Text(f"cell {attack}", style="red"))
+    for shown in (attack, Text(attack), Panel(Text(attack)), table):
+        console.print(shown, markup=False)
+    console.out(attack, highlight=False)
+    console.rule(Text(attack))
+    said = file.getvalue()
+    assert attack == "\x1b[31m" or attack not in said
+    ours = "".join(said.split("\x1b[0m")).replace("\x1b[31m", "").replace("\x1b[1m", "").replace("\x1b[92m", "")
+    assert terminal or not harmful(ours)
+
+
+def test_a_console_on_a_terminal_keeps_its_colours():
+    file = io.StringIO()
+    Console(file=file, force_terminal=True, color_system="standard").print(Text("word", style="red"))
+    assert file.getvalue() == "\x1b[31mword\x1b[0m\n"
+
+
+def test_a_key_is_not_broken_over_two_lines_of_a_panel():
+    keep_secret("planted-in-a-panel-1234567890")
+    file = io.StringIO()
+    console = Console(file=file, width=20)
+    console.print("xxxxxxxxxx planted-in-a-panel-1234567890", markup=False)
+    console.print(Text("xxxxxxxxxx planted-in-a-panel-1234567890"))
+    assert "planted" not in file.getvalue() and file.getvalue().count(REDACTED) == 2
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_a_guarded_stream_lets_only_colours_and_bars_through(attack):
+    file = io.StringIO()
+    GuardedStream(file).write(attack)
+    passes = attack in ("\x1b[31m", "\x1b[8m", "\x1b[2J", "over\rwritten")
+    assert (attack in file.getvalue()) == passes
+    assert passes or not harmful(file.getvalue())
+
+
+def test_logs_and_messages_are_harmless(capsys):
+    import logging
+
+    start_logging()
+    with guarded_streams():
+        echo("\x1b]0;x\x07")
+        handler = logging.getLogger("memfactory").handlers[0]
+        record = logging.LogRecord("memfactory", logging.WARNING, "", 1, "%s sk-abcdef123", ("\x1b]0;x\x07",), None)
+        shown = handler.format(record)
+    assert not harmful(shown) and "sk-abcdef" not in shown
+    assert capsys.readouterr().out == "\\u001b]0;x\\u0007\n"
+    assert message("\x9b http://a:b@c") == f"\\u009b http://{REDACTED}@c"
+
+
+def test_a_mistaken_command_line_is_told_harmlessly(capsys):
+    attack = "\x1b]0;title\x07"
+    for words in (["trian" + attack], ["config", "show", attack], ["list", attack], ["eval", "--samples", attack, "x"]):
+        assert run(words) == 2
+    captured = capsys.readouterr()
+    assert "\x1b]" not in captured.out + captured.err and "\x07" not in captured.out + captured.err
+    assert "title" in captured.err
+
+
+def test_what_an_encoding_lacks_is_replaced():
+    file = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="strict", newline="")
+    before, sys.stdout = sys.stdout, file
+    try:
+        with guarded_streams():
+            echo("0.5 ± 0.1 – \u65e5 \ud83d…")
+        assert file.errors == "strict"
+    finally:
+        sys.stdout = before
+    file.seek(0)
+    assert file.buffer.getvalue() == b"0.5 +- 0.1 - ? \\ud83d...\n"
+
+
+def test_a_reader_that_has_gone_ends_nothing():
+    code = (
+        "import sys\n"
+        "from memfactory.cli.app import run\n"
+        "sys.stdin.read()\n"
+        "code = run(['config', 'schema']) or run(['list'])\n"
+        "print(code, file=sys.stderr)\n"
+    )
+    reader, writer = os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=writer, stderr=subprocess.PIPE, text=True
+    )
+    os.close(writer)
+    os.close(reader)
+    _, said = process.communicate("", timeout=60)
+    assert (process.returncode, said) == (0, "0\n")
