@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
 
 import numpy
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from memfactory.engines.chat_template import ChatTemplate
 from memfactory.errors import ConfigError
 from memfactory.types import Message, Scalar
 
+log = logging.getLogger("memfactory")
 # Ends of an assistant's turn that a tokenizer may know without naming them its end token.
 TURN_ENDS = ("<|im_end|>",)
+# What an added token that is not marked special looks like where it steers the model, such as </think> or [TOOL_CALLS].
+_CONTROL = re.compile(r"\s*[<\[{|【｜].*[>\]}|】｜]\s*", re.DOTALL)
 # Private-use characters that mark where a look-alike of a special token is broken up before it is encoded.
 _MARKS = tuple(chr(point) for point in range(0xE000, 0xF8FF))
 
@@ -24,11 +28,14 @@ class ChatFormat:
     """Turns messages into prompt ids and reply ids into text.
 
     What a message says can never become a control token: a special token written out in its content is encoded as
-    plain characters. Every other prompt has exactly the ids of `tokenizer.apply_chat_template`.
+    plain characters, and so are other control tokens (`</think>`, `<tool_call>`) unless the assistant itself wrote
+    them. Every other prompt has exactly the ids of `tokenizer.apply_chat_template`.
 
     `stop_ids` are the ids that end a reply: the tokenizer's end token, `<|im_end|>` where it exists, and
-    `end_ids` (those of the model's generation config). Ids at or above `vocab_size` stand for no token.
-    Raises ConfigError for a tokenizer without chat template, without offsets or without any end token.
+    `end_ids` (those of the model's generation config). Ids at or above `vocab_size` stand for no token; `rows` are
+    those that the model has embeddings for (None: as many as the tokenizer has tokens).
+    Raises ConfigError for a tokenizer without chat template, without offsets, without any end token, or of a larger
+    vocabulary than the model.
     """
 
     def __init__(
@@ -37,29 +44,34 @@ class ChatFormat:
         template_options: Mapping[str, Scalar] | None = None,
         *,
         end_ids: Sequence[int] = (),
+        rows: int | None = None,
     ) -> None:
         name = tokenizer.name_or_path or "given"
         if not tokenizer.is_fast:
             raise ConfigError(f"the tokenizer of {name!r} is not a fast one (tokenizer.json), so it gives no offsets")
-        if not tokenizer.chat_template:
-            raise ConfigError(
-                f"the tokenizer of {name!r} has no chat template; name a Jinja file in model.chat_template"
-            )
-        self.tokenizer = tokenizer
-        self.template_options = dict(template_options or {})
+        self.tokenizer, self._name = tokenizer, name
+        self._template = ChatTemplate(tokenizer, template_options or {}, name)
         vocabulary = tokenizer.get_vocab()
+        added = tokenizer.added_tokens_decoder
         self.vocab_size = max(vocabulary.values()) + 1
+        unknown: set[str] = set()
+        if rows is not None and self.vocab_size > rows:
+            unknown = {token for token, number in vocabulary.items() if number >= rows}
+            self._check_rows(unknown, {str(token) for token in added.values()}, rows)
+            self.vocab_size = rows
         ends = {*end_ids, *(vocabulary[end] for end in TURN_ENDS if end in vocabulary)}
         if tokenizer.eos_token_id is not None:
             ends.add(tokenizer.eos_token_id)
+        ends = {number for number in ends if number < self.vocab_size}
         if not ends:
             raise ConfigError(f"the tokenizer of {name!r} has no end token, so a reply would never end")
         self.stop_ids: frozenset[int] = frozenset(ends)
-        self.pad_id: int = min(ends) if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
-        special |= set(tokenizer.all_special_tokens)
-        # Zero-width, so that look-alikes that overlap are all found.
-        self._special = re.compile("|".join(f"(?={re.escape(token)})" for token in sorted(special)) or "(?!)")
+        pad = tokenizer.pad_token_id
+        self.pad_id: int = min(ends) if pad is None or pad >= self.vocab_size else pad
+        special = {str(token) for token in added.values() if token.special} | set(tokenizer.all_special_tokens)
+        steering = {str(token) for token in added.values() if _CONTROL.fullmatch(str(token))}
+        self._special = _any_of(special | unknown)
+        self._control = _any_of(special | steering | unknown)
         # The episodes of a group ask for the same text one after another.
         self._remembered_offsets = lru_cache(maxsize=16)(self._offsets)
         self._remembered_prompt = lru_cache(maxsize=64)(self._prompt_ids)
@@ -98,27 +110,42 @@ class ChatFormat:
         return numpy.array(encoded["offset_mapping"], numpy.int32).reshape(-1, 2)
 
     def _prompt_ids(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
-        contents = [message.content for message in messages]
-        mark = next(mark for mark in _MARKS if not any(mark in content for content in contents))
+        mark = next(mark for mark in _MARKS if not any(mark in message.content for message in messages))
         # The mark goes behind the first character of each look-alike; there no token can begin or go on.
-        safe = [self._broken(content, mark) for content in contents]
-        conversation = [
-            {"role": message.role, "content": content} for message, content in zip(messages, safe, strict=True)
-        ]
-        try:
-            text = self.tokenizer.apply_chat_template(
-                conversation, tokenize=False, add_generation_prompt=True, **self.template_options
-            )
-        except TemplateError as error:
-            roles = ", ".join(message.role for message in messages)
-            raise ConfigError(f"the chat template refuses a conversation with the roles {roles}: {error}") from error
+        text = self._template.render([Message(message.role, self._broken(message, mark)) for message in messages])
         ids: list[int] = []
         for piece in text.split(mark):
             ids += self.tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"]
+        beyond = sorted({number for number in ids if number >= self.vocab_size})
+        if beyond:
+            tokens = ", ".join(map(repr, self.tokenizer.convert_ids_to_tokens(beyond)))
+            raise ConfigError(
+                f"the chat template of {self._name!r} writes {tokens}, for which the model has no embedding"
+            )
         return tuple(ids)
 
-    def _broken(self, content: str, mark: str) -> str:
-        """`content` with `mark` inside every text that would be read as a special token."""
-        places = [match.start() + 1 for match in self._special.finditer(content)]
+    def _broken(self, message: Message, mark: str) -> str:
+        """The content with `mark` inside every text that would be read as a token that it must not be."""
+        content = message.content
+        pattern = self._special if message.role == "assistant" else self._control
+        places = [match.start() + 1 for match in pattern.finditer(content)]
         cuts = [0, *places, len(content)]
         return mark.join(content[a:b] for a, b in pairwise(cuts))
+
+    def _check_rows(self, unknown: set[str], added: set[str], rows: int) -> None:
+        """Tokens that were added without the model are left out; a whole vocabulary beyond it is another model's."""
+        if not unknown <= added:
+            raise ConfigError(
+                f"the tokenizer of {self._name!r} has {self.vocab_size} tokens, but the model has embeddings for "
+                f"{rows}: the tokenizer belongs to another model"
+            )
+        log.warning(
+            "model %r: it has no embeddings for %s of its tokenizer, so they are read as plain text",
+            self._name,
+            ", ".join(repr(token) for token in sorted(unknown)[:5]),
+        )
+
+
+def _any_of(tokens: set[str]) -> re.Pattern[str]:
+    """What matches at every beginning of one of `tokens`, zero-width, so that those that overlap are all found."""
+    return re.compile("|".join(f"(?={re.escape(token)})" for token in sorted(tokens) if token) or "(?!)")

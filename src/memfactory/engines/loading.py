@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -24,7 +23,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from memfactory.engines.adapters import load_adapter
+from memfactory.engines.adapters import is_pointer, load_adapter
 from memfactory.engines.chat import ChatFormat
 from memfactory.engines.hf_layers import fuse_layers
 from memfactory.engines.options import ModelConfig
@@ -33,8 +32,6 @@ from memfactory.files import asset
 
 log = logging.getLogger("memfactory")
 TINY = "tiny"
-# What the libraries raise for files that are missing, broken, or of another shape than the configuration says.
-_UNUSABLE = (OSError, ValueError, ImportError, RuntimeError, SafetensorError)
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -94,7 +91,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(
             path, trust_remote_code=config.trust_remote_code, local_files_only=_is_local(path)
         )
-    except _UNUSABLE as error:
+    except Exception as error:
         if config.random_weights and not _is_local(path):
             # Random weights mean nothing whatever the ids are, so a benchmark needs no download.
             return load_tokenizer(ModelConfig(chat_template=config.chat_template))
@@ -103,7 +100,10 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
         template = Path(config.chat_template).expanduser()
         if not template.is_file():
             raise ConfigError(f"model.chat_template: there is no file {config.chat_template!r}")
-        tokenizer.chat_template = template.read_text(encoding="utf-8")
+        try:
+            tokenizer.chat_template = template.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"model.chat_template: {config.chat_template!r} cannot be read: {error}") from error
     return tokenizer
 
 
@@ -115,8 +115,20 @@ def load_chat(config: ModelConfig) -> ChatFormat:
         ends = GenerationConfig.from_pretrained(path, local_files_only=_is_local(path)).eos_token_id
     except OSError:
         ends = None
-    end_ids = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
-    return ChatFormat(tokenizer, template_options=config.template_options, end_ids=end_ids)
+    except Exception as error:
+        raise _missing("generation_config.json", path, error) from error
+    end_ids = [] if ends is None else list(ends) if isinstance(ends, list | tuple) else [ends]
+    if not all(isinstance(end, int) for end in end_ids):
+        raise ConfigError(f"model.path: generation_config.json of {path!r} has eos_token_id {ends!r}, which is no id")
+    return ChatFormat(tokenizer, config.template_options, end_ids=end_ids, rows=_embedding_rows(config, path))
+
+
+def _embedding_rows(config: ModelConfig, path: str) -> int | None:
+    """How many ids the model has embeddings for; None for a folder that holds a tokenizer alone."""
+    if _is_local(path) and not (Path(path) / "config.json").is_file():
+        return None
+    rows: int = load_architecture(config).get_text_config().vocab_size
+    return rows
 
 
 def load_model(
@@ -142,7 +154,7 @@ def load_model(
         model = model.to(device)
     except torch.OutOfMemoryError as error:
         raise ConfigError(f"model.path: {path!r} in {dtype} does not fit into the memory of {device}") from error
-    except _UNUSABLE as error:
+    except Exception as error:
         raise _missing("model", path, error) from error
     shifts = _shifting_rotation(model.config)
     if shifts is not None:
@@ -203,7 +215,7 @@ def load_architecture(config: ModelConfig) -> PretrainedConfig:
     try:
         only_here = _is_local(path) or known.is_file()
         return AutoConfig.from_pretrained(path, local_files_only=only_here, trust_remote_code=config.trust_remote_code)
-    except _UNUSABLE as error:
+    except Exception as error:
         if _is_local(path) or not known.is_file():
             raise _missing("config", path, error) from error
         return AutoConfig.for_model(**json.loads(known.read_text(encoding="utf-8")))
@@ -265,10 +277,26 @@ def _looks_local(path: str) -> bool:
 
 
 def _missing(kind: str, path: str, error: Exception) -> ConfigError:
-    reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    """What to say of files that are missing, broken, or of another shape than the configuration says.
+
+    The libraries raise whatever their code runs into, so there is no list of types.
+    """
+    reason = " ".join(str(error).split())[:300] or type(error).__name__
+    if isinstance(error, KeyError | TypeError | AttributeError | IndexError):
+        # Their texts are names inside the libraries and say nothing alone.
+        reason = f"{type(error).__name__}: {reason}"
     if _is_local(path):
+        pointer = next((file.name for file in _large_files(Path(path)) if is_pointer(file)), None)
+        if pointer is not None:
+            reason = f"{pointer} is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`"
         return ConfigError(f"model.path: the folder {path!r} does not hold a usable {kind}: {reason}")
     return ConfigError(
         f"model.path: {path!r} is not a local folder, and as a hub id its {kind} cannot be fetched (the hub cannot be "
         f"reached, or has no such model): {reason}"
     )
+
+
+def _large_files(folder: Path) -> list[Path]:
+    """The files that a Git repository would keep outside."""
+    patterns = ("*.safetensors", "*.bin", "tokenizer.json")
+    return [file for pattern in patterns for file in sorted(folder.glob(pattern)) if file.is_file()]

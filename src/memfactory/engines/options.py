@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from memfactory.registry import Options
 from memfactory.types import Scalar
@@ -35,6 +35,15 @@ class ModelConfig(Options):
     """A Jinja chat template file that replaces the tokenizer's own."""
     template_options: dict[str, Scalar] = Field(default_factory=dict)
     """Passed to the chat template, such as enable_thinking: false."""
+
+    @field_validator("template_options")
+    @classmethod
+    def _switches_are_true_or_false(cls, options: dict[str, Scalar]) -> dict[str, Scalar]:
+        """A template asks whether a switch `is false`, which neither 0 nor the text "false" is."""
+        return {
+            name: _switch(name, value) if name.startswith(("enable_", "disable_")) else value
+            for name, value in options.items()
+        }
 
 
 class HfEngineConfig(Options):
@@ -153,6 +162,18 @@ class OpenAIEngineConfig(Options):
 EngineConfig = Annotated[
     HfEngineConfig | VllmEngineConfig | VllmServerConfig | OpenAIEngineConfig, Field(discriminator="kind")
 ]
+
+
+_SWITCHES = {
+    "true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False
+}  # fmt: skip
+
+
+def _switch(name: str, value: Scalar) -> bool:
+    found = _SWITCHES.get(str(value).strip().lower())
+    if found is None:
+        raise ValueError(f"{name} is a switch: write true or false, not {value!r}")
+    return found
 
 
 def speak_alike(one: EngineConfig, other: EngineConfig) -> bool:

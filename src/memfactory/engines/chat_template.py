@@ -1,0 +1,94 @@
+"""A tokenizer's chat template: which one, in which form it takes messages, and whether it shows all that they say."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from memfactory.errors import ConfigError
+from memfactory.types import Message, Scalar
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger("memfactory")
+_PROBE = "Which of seven words comes first?"
+
+
+class ChatTemplate:
+    """Renders messages as the template of `tokenizer` does, under `options`.
+
+    Some templates take a message's content as text, others as a list of parts; the one that shows a probe is used.
+    Raises ConfigError where there is no template, or several of which none is the default.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Scalar], name: str) -> None:
+        self._tokenizer, self._options, self._name = tokenizer, dict(options), name
+        self._template = _chosen(tokenizer.chat_template, name)
+        unused = [option for option in options if not re.search(rf"\b{re.escape(option)}\b", self._template)]
+        if unused:
+            log.warning("model.template_options: the chat template of %r knows no %s", name, ", ".join(unused))
+        self._parts = not self._shows_probe(parts=False) and self._shows_probe(parts=True)
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """The conversation and the opening of the reply as one text.
+
+        Raises ConfigError when the template refuses the messages or fails on them, or leaves out what one of them says.
+        """
+        try:
+            text = self._rendered(messages, self._parts)
+        except Exception as error:
+            # A template is a program of somebody else's: it can fail in any way.
+            roles = ", ".join(message.role for message in messages)
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            raise ConfigError(f"the chat template refuses a conversation with the roles {roles}: {reason}") from error
+        for message in messages:
+            # Templates shorten what a model thought in earlier turns, and that is meant so.
+            if message.role != "assistant" and message.content.strip() not in text:
+                raise ConfigError(
+                    f"the chat template of {self._name!r} leaves out what the {message.role} message says "
+                    f"({message.content.strip()[:60]!r}); name another template in model.chat_template"
+                )
+        return text
+
+    def _rendered(self, messages: Sequence[Message], parts: bool) -> str:
+        conversation = [
+            {
+                "role": message.role,
+                "content": [{"type": "text", "text": message.content}] if parts else message.content,
+            }
+            for message in messages
+        ]
+        text = self._tokenizer.apply_chat_template(
+            conversation,
+            chat_template=self._template,
+            tokenize=False,
+            add_generation_prompt=True,
+            **self._options,
+        )
+        assert isinstance(text, str)
+        return text
+
+    def _shows_probe(self, *, parts: bool) -> bool:
+        try:
+            text = self._rendered([Message("user", _PROBE)], parts)
+            # A template that wants text writes a list of parts out as it stands.
+            return _PROBE in text and "'type'" not in text
+        except Exception:  # noqa: BLE001 - not in this form; `render` tells of a template that takes neither
+            return False
+
+
+def _chosen(given: object, name: str) -> str:
+    """The template to use of those that a tokenizer has."""
+    if isinstance(given, str) and given:
+        return given
+    if isinstance(given, Mapping) and given:
+        if "default" in given or len(given) == 1:
+            return str(given.get("default") or next(iter(given.values())))
+        raise ConfigError(
+            f"the tokenizer of {name!r} has several chat templates ({', '.join(map(str, given))}), and none of them is "
+            "the default; write the one you want to a file and name it in model.chat_template"
+        )
+    raise ConfigError(f"the tokenizer of {name!r} has no chat template; name a Jinja file in model.chat_template")
