@@ -76,10 +76,20 @@ class ModuleOptions(Options):
 
 
 class Module(ABC):
-    """One skill of a memory agent, written for one episode as a generator. `steps` names what it asks for."""
+    """One skill of a memory agent, written for one episode as a generator. `steps` names what it asks for.
+
+    `roles` names the parts that it can play in an agent. Those of the shipped agents are
+
+    - reader: reads the task's text and leaves `answer`;
+    - extractor: reads `heard` and leaves `candidates`;
+    - updater: takes `candidates` and changes `bank`;
+    - retriever: searches `bank` for the question and leaves `retrieved`;
+    - answerer: answers from `retrieved` and leaves `answer`.
+    """
 
     Options: ClassVar[type[ModuleOptions]] = ModuleOptions
     steps: ClassVar[tuple[str, ...]] = ()
+    roles: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, options: Any, codec: Codec) -> None:
         self.options = options
@@ -136,11 +146,15 @@ class LearningModule(Module):
 class Agent(ABC):
     """A composition of modules. `slots` maps each slot to the name of its default module.
 
+    A module fits a slot where it has the role that `needs` names for the slot; a slot that is not in `needs` takes what
+    has every role of its default module.
+
     An agent that works on a memory bank takes it from `banks` and leaves it in `episode.bank`.
     """
 
     Options: ClassVar[type[Options]] = Options
     slots: ClassVar[Mapping[str, str]] = {}
+    needs: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, options: Any, modules: Mapping[str, Module], banks: BankSource | None = None) -> None:
         self.options = options

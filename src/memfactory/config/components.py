@@ -13,7 +13,8 @@ from memfactory.config.datasets import dataset_title, dataset_values
 from memfactory.config.messages import fields_at, holds, sentences, unknown_key
 from memfactory.config.problems import Problems, shown
 from memfactory.config.schema import AgentSpec, Component, DataConfig
-from memfactory.config.tree import KeyPath, Origin
+from memfactory.config.slots import misfit, since, swapped_at
+from memfactory.config.tree import KeyPath, Named, Origin
 from memfactory.errors import unknown
 from memfactory.registry import AGENTS, DATASETS, ENVS, MODULES, REWARDS, TRAINERS, Options, Registry
 
@@ -24,12 +25,19 @@ class Checker:
     """Validates the sections of one config into components and notes every problem it finds.
 
     `parts` are the names of configured parts by section, for messages. Where a value is in another place in the
-    resolved config than where it was written, `origins` gains an entry for the new place.
+    resolved config than where it was written, `origins` gains an entry for the new place. `named` are the modules that
+    the layers of the config put into slots.
     """
 
     def __init__(
-        self, problems: Problems, origins: dict[KeyPath, Origin], base_dir: Path, parts: Mapping[str, list[str]]
+        self,
+        problems: Problems,
+        origins: dict[KeyPath, Origin],
+        base_dir: Path,
+        parts: Mapping[str, list[str]],
+        named: Sequence[Named] = (),
     ) -> None:
+        self.named = named
         self.problems = problems
         self.origins = origins
         self.base_dir = base_dir
@@ -99,20 +107,23 @@ class Checker:
                 self.problems.add((*path, key), unknown_key(key, [*model.model_fields, "modules"], model))
             flat = {}
         modules = {slot: self._module(slot, default, given.get(slot), flat) for slot, default in slots.items()}
+        for slot, module in modules.items():
+            wrong = None if module is None else misfit(module.name, AGENTS.get(name), slot)
+            if wrong is not None:
+                self.problems.add((*path, "modules", slot, "name"), wrong)
         options = self.options(model, own, path)
         found = {slot: module for slot, module in modules.items() if module is not None}
         return None if options is None or len(found) < len(slots) else AgentSpec(name, options, found)
 
     def _module(self, slot: str, default: str, value: object, flat: dict[str, Any]) -> Component | None:
         path: KeyPath = ("agent", "modules", slot)
-        if isinstance(value, str):
-            self.origins[(*path, "name")] = self.origins.get(path, Origin(""))
-            value = {"name": value}
         value = {} if value is None else value
         name = self._name(MODULES, value, path, default)
         if name is None or not isinstance(value, dict):
             return None
         model = MODULES.options(name)
+        layer = swapped_at(self.named, slot, default)
+        flat, value = since(flat, layer, self.origins, ("agent",)), since(value, layer, self.origins, path)
         for key in [key for key in flat if key not in model.model_fields]:
             self.problems.add(("agent", key), unknown_key(key, [*fields_at(model, ()), "modules"], model))
         nested = {k: v for k, v in value.items() if k != "name"}

@@ -18,14 +18,16 @@ from memfactory.config.problems import Problems
 from memfactory.config.readiness import Command, Readiness
 from memfactory.config.rules import check_rules
 from memfactory.config.schema import SECTIONS, AgentSpec, Component, DataConfig, PlainSections, RunConfig
+from memfactory.config.short_forms import said_by, write_out
 from memfactory.config.sources import Source, find_source
-from memfactory.config.tree import KeyPath, Origin, Tree, dotted, dump, leaves, origin_of
+from memfactory.config.trained import check_trained
+from memfactory.config.tree import Origin, Tree, dotted, dump, leaves
 from memfactory.dialogue import ModuleOptions
 from memfactory.errors import ConfigError, unknown
 from memfactory.registry import AGENTS, Options, load_plugin
 
 C = TypeVar("C", bound=Component)
-_SHORT_FORMS = {"model": "path", "engine": "kind"}
+_LISTS = {"trackers": [tracker.kind for tracker in PlainSections().trackers]}
 _EXAMPLES = {"agent": "memory_agent", "env": "longcontext"}
 
 
@@ -70,12 +72,14 @@ def load_config(source: str | Path, overrides: Sequence[str] = (), *, command: s
     _anchor(tree.values, found.base_dir)
     _load_plugins(tree.values.get("plugins"), found.base_dir, problems)
     parts = {section: part_names(section, folders) for section in PART_FOLDERS}
-    config = _validated(tree, problems, Checker(problems, tree.origins, found.base_dir, parts))
+    config = _validated(tree, problems, Checker(problems, tree.origins, found.base_dir, parts, tree.named))
     for index, baseline in enumerate(config.eval.baselines):
         name = agent_name(baseline)
         if name not in (existing := {*AGENTS.names(), *parts["agent"]}):
             problems.add(("eval", "baselines", index), unknown("agent", name, existing))
     warnings = check_rules(config, problems)
+    if command in (None, "train"):
+        warnings += check_trained(config, problems)
     if command is not None:
         warnings += Readiness(config, found.base_dir, problems, cast("Command", command)).check()
     problems.raise_any()
@@ -105,12 +109,14 @@ def with_agent(resolved: Resolved, agent: str | Mapping[str, object]) -> Resolve
     """
     folders = config_folders(resolved.base_dir)
     here = Origin(f"the agent {agent_name(agent)!r}")
-    tree = Tree({"agent": deepcopy(agent)}, {("agent",): here})
+    values = {"agent": deepcopy(agent)}
+    tree = Tree(values, said_by(values, here))
     expand_sections(tree, folders)
+    write_out(tree)
     problems = Problems(tree.origins, here.source)
     tree.values = resolve(tree.values, problems)
     parts = {"agent": part_names("agent", folders)}
-    spec = Checker(problems, tree.origins, resolved.base_dir, parts).agent(tree.values["agent"])
+    spec = Checker(problems, tree.origins, resolved.base_dir, parts, tree.named).agent(tree.values["agent"])
     problems.raise_any()
     assert spec is not None
     modules = {slot: _spoken_as(resolved.config.agent.modules.get(slot), new) for slot, new in spec.modules.items()}
@@ -140,38 +146,11 @@ def _composed(found: Source, overrides: Sequence[str]) -> tuple[Tree, list[Path]
     folders = config_folders(found.base_dir if found.file is not None else None)
     tree = Tree() if found.file is None else compose_file(found.file)
     if found.values:
-        said = Origin(found.shown)
-        above = Tree(found.values, {path: said for path, _ in leaves(found.values)})
+        above = Tree(found.values, said_by(found.values, Origin(found.shown)))
         expand_sections(above, folders)
-        tree = merge(_written_out(tree), above)
-    apply_overrides(tree, parsed, folders)
-    return _written_out(tree), folders
-
-
-def _written_out(tree: Tree) -> Tree:
-    """The short forms of sections as mappings: `model: tiny` (helpers' too), `engine: vllm`, `trackers: [console]`."""
-
-    def write(value: object, key: str, path: KeyPath) -> object:
-        if not isinstance(value, str):
-            return value
-        origin = origin_of(tree.origins, path)
-        if origin is not None:
-            tree.origins[(*path, key)] = origin
-        return {key: value}
-
-    values = tree.values
-    for section, key in _SHORT_FORMS.items():
-        if section in values:
-            values[section] = write(values[section], key, (section,))
-    if isinstance(values.get("engines"), dict):
-        values["engines"] = {n: write(v, "kind", ("engines", n)) for n, v in values["engines"].items()}
-        for name, engine in values["engines"].items():
-            if isinstance(engine, dict) and engine.get("kind") == "hf" and "model" in engine:
-                place = ("engines", name, "model")
-                values["engines"][name] = {**engine, "model": write(engine["model"], "path", place)}
-    if isinstance(values.get("trackers"), list):
-        values["trackers"] = [write(v, "kind", ("trackers", i)) for i, v in enumerate(values["trackers"])]
-    return tree
+        tree = merge(write_out(tree), above)
+    apply_overrides(tree, parsed, folders, _LISTS)
+    return write_out(tree), folders
 
 
 def _anchor(values: dict[str, Any], base_dir: Path) -> None:

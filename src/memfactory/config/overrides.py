@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from memfactory.config.parts import PART_FOLDERS, expand
+from memfactory.config.parts import PART_FOLDERS, expand, merged, named_below
 from memfactory.config.problems import shown
+from memfactory.config.short_forms import DEFAULT_KINDS, said_by, short_key
+from memfactory.config.slots import named_in
 from memfactory.config.tree import KeyPath, Origin, Tree, dotted, moved, parse_scalar
 from memfactory.errors import ConfigError
 from memfactory.redaction import is_secret, redacted_message
 
 COMMAND_LINE = 1_000_000
 """The layer of overrides: above every file."""
-# A short form that has to be written out before a key below it can be set: `model: tiny` is `model: {path: tiny}`.
-_SHORT_FORMS = {"model": "path", "engine": "kind", "engines": "kind", "trackers": "kind"}
 
 
 @dataclass(frozen=True)
@@ -85,41 +87,71 @@ def parse_overrides(texts: Sequence[str]) -> list[Override]:
     return parsed
 
 
-def apply_overrides(tree: Tree, overrides: Sequence[Override], folders: list[Path]) -> None:
-    """Set each override in `tree`, in place. Whole parts (`agent=...`) come first, so that keys below them count.
+def apply_overrides(
+    tree: Tree, overrides: Sequence[Override], folders: list[Path], defaults: Mapping[str, Any] = MappingProxyType({})
+) -> None:
+    """Lay each override over `tree`, in place, as if it stood in a file above all others.
 
-    Raises ConfigError with every override whose key leads through something that is no mapping.
+    Whole sections (`agent=...`) come first, then what names a component, so that keys below them count. `defaults` are
+    lists that a section has where the file says nothing. Raises ConfigError with every override whose key leads
+    through something that is no mapping.
     """
     problems: list[str] = []
-    whole = [override for override in overrides if len(override.path) == 1]
-    for override in [*whole, *(override for override in overrides if len(override.path) > 1)]:
+    for override in sorted(overrides, key=_turn):
         try:
-            _apply(tree, override, folders)
+            _apply(tree, override, folders, defaults)
         except ConfigError as error:
             problems += error.problems
     if problems:
         raise ConfigError(problems)
 
 
-def _apply(tree: Tree, override: Override, folders: list[Path]) -> None:
-    section, origin = override.path[0], override.origin
+def _turn(override: Override) -> int:
+    if len(override.path) == 1:
+        return 0
+    return 1 if override.path[-1] in ("name", "kind") or short_key(override.path) is not None else 2
+
+
+def _apply(tree: Tree, override: Override, folders: list[Path], defaults: Mapping[str, Any]) -> None:
+    here, path = _place(tree.values, override, defaults)
     value: Any = override.value
-    origins: dict[KeyPath, Origin] = {override.path: origin}
-    if override.path == (section,) and section in PART_FOLDERS:
-        part = expand(section, value, {(section,): origin}, folders)
-        value, origins = part.values, {**moved(part.origins, (), (section,)), (section,): origin}
-    path = _set(tree, override, value)
-    for stale in [other for other in tree.origins if other[: len(path)] == path]:
-        del tree.origins[stale]
-    tree.origins.update(origins if path == override.path else {path: origin})
+    if len(path) > 1 and path[-1] in ("name", "kind") and path[-1] == short_key(path[:-1]):
+        # `engine.kind=vllm` says as much as `engine={kind: vllm}`: what stood there goes with its options.
+        if here.get(path[-1], DEFAULT_KINDS.get(path[:-1])) == value:
+            return
+        value, path = {path[-1]: value}, path[:-1]
+        here, _ = _place(tree.values, replace(override, path=tuple(map(str, path))), defaults)
+    origins = {(*path, *inner): origin for inner, origin in said_by(value, override.origin).items()}
+    above = Tree({}, origins)
+    if len(path) == 1 and path[0] in PART_FOLDERS:
+        part = expand(str(path[0]), value, origins, folders)
+        value, above.named = part.values, part.named
+        above.origins = moved(part.origins, (), path) | {path: override.origin}
+    elif path[:1] == ("agent",):
+        above.named = named_in(_nested(path[1:], value), above.origins, ("agent",))
+    last: Any = path[-1]
+    below = here[last] if isinstance(here, list) else here.get(last)
+    if path == ("agent",):
+        tree.named = named_below(tree, {"agent": value}, ())
+    stood = tree.origins.get(path)
+    here[path[-1]] = merged(below, value, path, (), tree.origins)
+    tree.origins.update({p: replace(o, layer=min(o.layer, COMMAND_LINE)) for p, o in above.origins.items()})
+    if stood is not None and isinstance(below, dict) and here[path[-1]] is not value:
+        tree.origins[path] = stood
+    tree.named += tuple(replace(named, layer=min(named.layer, COMMAND_LINE)) for named in above.named)
 
 
-def _set(tree: Tree, override: Override, value: Any) -> KeyPath:
-    """Put `value` at the override's place; the path with list positions as numbers."""
-    here: Any = tree.values
+def _nested(path: KeyPath, value: Any) -> Any:
+    for part in reversed(path):
+        value = {part: value}
+    return value
+
+
+def _place(values: dict[str, Any], override: Override, defaults: Mapping[str, Any]) -> tuple[Any, KeyPath]:
+    """The mapping or list that holds the override's place, and the path with list positions as numbers."""
+    here: Any = values
     walked: list[str | int] = []
     for position, part in enumerate(override.path):
-        last = position == len(override.path) - 1
         key: str | int = part
         if isinstance(here, list):
             if not part.isdecimal() or int(part) >= len(here):
@@ -128,23 +160,25 @@ def _set(tree: Tree, override: Override, value: Any) -> KeyPath:
                 )
             key = int(part)
         walked.append(key)
-        if last:
-            here[key] = value
+        if position == len(override.path) - 1:
             break
+        if position == 0 and here.get(part) is None and part in defaults:
+            here[part] = deepcopy(defaults[part])
         inner = here.get(part) if isinstance(here, dict) else here[key]
         if not isinstance(inner, dict | list):
             inner = _written_out(inner, tuple(walked), override)
             here[key] = inner
         here = inner
-    return tuple(walked)
+    return here, tuple(walked)
 
 
-def _written_out(value: object, path: KeyPath, override: Override) -> Mapping[str, Any]:
+def _written_out(value: object, path: KeyPath, override: Override) -> dict[str, Any]:
     """The mapping that a short form stands for."""
     if value is None:
         return {}
     if isinstance(value, int | float) and path[:2] == ("env", "rewards"):
         return {"weight": value}
-    if isinstance(value, str):
-        return {_SHORT_FORMS.get(str(path[0]), "name"): value}
-    raise ConfigError(f"{override.origin}: {dotted(path)} is {value!r}, not a mapping")
+    key = short_key(path)
+    if isinstance(value, str) and key is not None:
+        return {key: value}
+    raise ConfigError(f"{override.origin}: {dotted(path)} is {shown(value)}, not a mapping")

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import memfactory
-from memfactory.config.tree import KeyPath, Origin, Tree, moved, read_file
+from memfactory.config.short_forms import DEFAULT_KINDS, chooses_kind, is_slot, short_key
+from memfactory.config.slots import named_in
+from memfactory.config.tree import KeyPath, Named, Origin, Tree, moved, read_file
 from memfactory.errors import ConfigError, unknown
 
 PART_FOLDERS = {"agent": "agents", "env": "envs", "train": "train"}
@@ -128,6 +130,7 @@ def expand_sections(tree: Tree, folders: list[Path]) -> None:
             for path in [path for path in tree.origins if path[:1] == (section,) and len(path) > 1]:
                 del tree.origins[path]
             tree.origins.update(moved(part.origins, (), (section,)))
+            tree.named = part.named or tree.named
 
 
 @dataclass(frozen=True)
@@ -147,6 +150,8 @@ def expand(
     `name` or `base` names a part, `base` only a part. Anything that is no part is left as it is.
     """
     own = Tree(value, moved(origins, (section,), ()))
+    if section == "agent":
+        own.named = named_in(value, own.origins)
     here = origins.get((section,), Origin("the command line"))
     if isinstance(value, str):
         own = Tree({"name": value}, {(): here, ("name",): here})
@@ -175,6 +180,8 @@ def _read_part(section: str, file: Path, folders: list[Path], chain: tuple[Path,
     if file.resolve() in chain:
         raise ConfigError(f"{show_path(file)}: base: a circle of parts based on each other")
     part = read_file(file, show_path(file))
+    if section == "agent":
+        part.named = named_in(part.values, part.origins)
     base = part.values.pop("base", None)
     if base is None:
         part.values.setdefault("name", file.stem)
@@ -191,31 +198,63 @@ def merge(below: Tree, above: Tree, root: KeyPath = ()) -> Tree:
     """`above` laid over `below`: mappings merge key by key, everything else is replaced.
 
     Rewards and datasets are replaced as a whole, and so is a component or engine when `above` names another: options
-    of what is no longer there would only be in the way. `root` is where the trees stand in the config.
+    of what is no longer there would only be in the way. Which options of a slot's module still count is known once its
+    agent is (see `slots.py`). `root` is where the trees stand in the config.
     """
     origins = dict(below.origins)
-    values = _merged(below.values, above.values, (), root, origins)
+    values = merged(below.values, above.values, (), root, origins)
     lift = max((origin.layer for origin in below.origins.values()), default=-1) + 1
     origins |= {path: replace(origin, layer=origin.layer + lift) for path, origin in above.origins.items()}
-    return Tree(values, origins)
+    lifted = tuple(replace(named, layer=named.layer + lift) for named in above.named)
+    return Tree(values, origins, (*named_below(below, above.values, root), *lifted))
 
 
-def _merged(below: Any, above: Any, path: KeyPath, root: KeyPath, origins: dict[KeyPath, Origin]) -> Any:
-    if not isinstance(below, dict) or not isinstance(above, dict) or _replaces(below, above, (*root, *path), root):
+def named_below(below: Tree, above: Any, root: KeyPath) -> tuple[Named, ...]:
+    """The modules that `below` names, unless `above` brings another agent."""
+    before: Any
+    if root == ("agent",):
+        before, after = below.values, above
+    else:
+        before, after = below.values.get("agent"), above.get("agent", {})
+    stays = isinstance(before, dict) and isinstance(after, dict) and not _replaces(before, after, ("agent",), root)
+    return below.named if stays else ()
+
+
+def merged(below: Any, above: Any, path: KeyPath, root: KeyPath, origins: dict[KeyPath, Origin]) -> Any:
+    """The value `above` laid over `below`; what is replaced is taken out of `origins`.
+
+    A short form below a mapping counts as the mapping that it stands for, and so does the bare name of a kind or a
+    module above one.
+    """
+    place = (*root, *path)
+    key = short_key(place)
+    if key is not None and isinstance(above, dict) and isinstance(below, str):
+        below = {key: below}
+    elif (
+        key is not None
+        and isinstance(below, dict)
+        and isinstance(above, str)
+        and (chooses_kind(place) or is_slot(place))
+    ):
+        above = {key: above}
+        origins.pop((*path, key), None)
+    if not isinstance(below, dict) or not isinstance(above, dict) or _replaces(below, above, place, root):
         for stale in [other for other in origins if other[: len(path)] == path and other != path]:
             del origins[stale]
         return above
-    merged = dict(below)
+    both = dict(below)
     for key, value in above.items():
-        merged[key] = _merged(below[key], value, (*path, key), root, origins) if key in below else value
-    return merged
+        both[key] = merged(below[key], value, (*path, key), root, origins) if key in below else value
+    return both
 
 
 def _replaces(below: Mapping[str, Any], above: Mapping[str, Any], place: KeyPath, root: KeyPath) -> bool:
     """Whether the mapping `above` stands in for `below` instead of adding to it."""
     if place in _REPLACED_WHOLE:
         return True
-    if place[:1] in (("engine",), ("engines",)):
-        return "kind" in above and above["kind"] != below.get("kind")
+    if chooses_kind(place):
+        return "kind" in above and above["kind"] != below.get("kind", DEFAULT_KINDS.get(place))
+    if is_slot(place):
+        return False
     named = bool(place) and "name" in above
     return named and (root == () or above["name"] != below.get("name"))

@@ -15,7 +15,7 @@ from memfactory.config.parts import is_dir
 from memfactory.config.problems import Problems
 from memfactory.config.rules import models, reward_engines
 from memfactory.config.schema import Component, RunConfig
-from memfactory.config.training import TORCHAO_KINDS, GrpoOptions, OnlineOptions, SftOptions, TrainerOptions
+from memfactory.config.training import TORCHAO_KINDS, GrpoOptions, SftOptions, TrainerOptions
 from memfactory.config.tree import KeyPath, dotted
 from memfactory.dialogue import LearningModule, ModuleOptions
 from memfactory.engines.options import EngineConfig, ModelConfig, OpenAIEngineConfig, VllmEngineConfig
@@ -73,7 +73,8 @@ class Readiness:
         asking = [given for module, given in modules if module.steps]
         if isinstance(options, GrpoOptions) and modules and all(_frozen(given) for given in asking):
             self.problems.add(("agent",), "no module is trained: every one that asks has `interface: inference`")
-        if isinstance(options, OnlineOptions) and not any(issubclass(module, LearningModule) for module, _ in modules):
+        learning = [given for module, given in modules if issubclass(module, LearningModule)]
+        if not isinstance(options, TrainerOptions) and all(_frozen(given) for given in learning):
             self.problems.add(
                 ("agent",), "no module learns online; write for example `modules: {retriever: linear_reranker}`"
             )

@@ -36,12 +36,22 @@ class Origin:
         return self.source if self.line is None else f"{self.source}:{self.line}"
 
 
+@dataclass(frozen=True)
+class Named:
+    """A layer names the module of a slot; `name` None stands for the agent's default module."""
+
+    slot: str
+    name: str | None
+    layer: int
+
+
 @dataclass
 class Tree:
-    """Nested mappings, lists and scalars, and the origin of each by its path."""
+    """Nested mappings, lists and scalars, the origin of each by its path, and the modules that its layers name."""
 
     values: dict[str, Any] = field(default_factory=dict)
     origins: dict[KeyPath, Origin] = field(default_factory=dict)
+    named: tuple[Named, ...] = ()
 
 
 def dotted(path: KeyPath) -> str:

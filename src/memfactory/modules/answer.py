@@ -62,6 +62,7 @@ class AnswerModule(Module):
 
     Options: ClassVar[type[AnswerOptions]] = AnswerOptions
     options: AnswerOptions
+    roles = ("answerer",)
     steps = ("answer",)
 
     def dialogue(self, episode: Episode) -> Asking:

@@ -72,6 +72,7 @@ class CitingAnswer(Module):
 
     Options: ClassVar[type[CitingAnswerOptions]] = CitingAnswerOptions
     options: CitingAnswerOptions
+    roles = ("answerer",)
     steps = ("answer",)
 
     def dialogue(self, episode: Episode) -> Asking:

@@ -44,6 +44,7 @@ class FullContextAnswer(Module):
 
     Options: ClassVar[type[FullContextAnswerOptions]] = FullContextAnswerOptions
     options: FullContextAnswerOptions
+    roles = ("reader",)
     steps = ("answer",)
 
     def dialogue(self, episode: Episode) -> Asking:

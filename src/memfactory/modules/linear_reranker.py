@@ -69,6 +69,7 @@ class LinearReranker(LearningModule):
 
     Options: ClassVar[type[LinearRerankerOptions]] = LinearRerankerOptions
     options: LinearRerankerOptions
+    roles = ("retriever",)
 
     def __init__(self, options: Any, codec: Codec) -> None:
         super().__init__(options, codec)

@@ -41,6 +41,7 @@ class NaiveExtractor(Module):
 
     Options: ClassVar[type[NaiveExtractorOptions]] = NaiveExtractorOptions
     options: NaiveExtractorOptions
+    roles = ("extractor",)
     steps = ("extract",)
 
     def dialogue(self, episode: Episode) -> Asking:

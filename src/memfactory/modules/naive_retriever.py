@@ -33,6 +33,7 @@ class NaiveRetriever(Module):
 
     Options: ClassVar[type[NaiveRetrieverOptions]] = NaiveRetrieverOptions
     options: NaiveRetrieverOptions
+    roles = ("retriever",)
 
     def dialogue(self, episode: Episode) -> Asking:
         assert episode.bank is not None

@@ -80,6 +80,7 @@ class NaiveUpdater(Module):
 
     Options: ClassVar[type[NaiveUpdaterOptions]] = NaiveUpdaterOptions
     options: NaiveUpdaterOptions
+    roles = ("updater",)
     steps = ("update",)
 
     def dialogue(self, episode: Episode) -> Asking:

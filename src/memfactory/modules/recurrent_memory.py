@@ -153,6 +153,7 @@ class RecurrentMemoryModule(Module):
 
     Options: ClassVar[type[RecurrentMemoryOptions]] = RecurrentMemoryOptions
     options: RecurrentMemoryOptions
+    roles = ("reader",)
     steps = ("update", "answer")
 
     def __init__(self, options: Any, codec: Codec) -> None:

@@ -81,6 +81,7 @@ class RerankRetriever(Module):
 
     Options: ClassVar[type[RerankRetrieverOptions]] = RerankRetrieverOptions
     options: RerankRetrieverOptions
+    roles = ("retriever",)
     steps = ("rerank",)
 
     def dialogue(self, episode: Episode) -> Asking:

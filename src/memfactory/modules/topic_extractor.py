@@ -47,6 +47,7 @@ class TopicExtractor(Module):
 
     Options: ClassVar[type[TopicExtractorOptions]] = TopicExtractorOptions
     options: TopicExtractorOptions
+    roles = ("extractor",)
     steps = ("extract",)
 
     def dialogue(self, episode: Episode) -> Asking:

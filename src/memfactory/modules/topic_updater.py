@@ -45,6 +45,7 @@ class TopicUpdater(Module):
 
     Options: ClassVar[type[TopicUpdaterOptions]] = TopicUpdaterOptions
     options: TopicUpdaterOptions
+    roles = ("updater",)
     steps = ("update",)
 
     def dialogue(self, episode: Episode) -> Asking:

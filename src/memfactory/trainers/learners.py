@@ -19,7 +19,7 @@ FOLDER = "modules"
 
 
 class Learners:
-    """The learning modules of `agent` by slot. Raises ConfigError where it has none."""
+    """The learning modules of `agent` by slot, frozen ones left out. Raises ConfigError where it has none."""
 
     process_index = 0
     process_count = 1
@@ -27,7 +27,11 @@ class Learners:
     def __init__(self, agent: Agent) -> None:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ConfigError("modules learn online in one process; start the run without torchrun or accelerate")
-        self.modules = {slot: one for slot, one in agent.modules.items() if isinstance(one, LearningModule)}
+        self.modules = {
+            slot: one
+            for slot, one in agent.modules.items()
+            if isinstance(one, LearningModule) and one.options.interface != "inference"
+        }
         if not self.modules:
             raise ConfigError(
                 "agent: none of its modules learns by itself, so there is nothing to train online; write for example "
