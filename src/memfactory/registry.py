@@ -42,6 +42,7 @@ class Options(BaseModel):
         """Pydantic takes true for 1; as text it fails like any other text where a number is wanted."""
         if not isinstance(values, dict):
             return values
+        values = {name: cls._with_default_kind(name, value) for name, value in values.items()}
         kinds = {name: {field.annotation, *get_args(field.annotation)} for name, field in cls.model_fields.items()}
         return {
             name: str(value).lower()
@@ -49,6 +50,16 @@ class Options(BaseModel):
             else value
             for name, value in values.items()
         }
+
+    @classmethod
+    def _with_default_kind(cls, name: str, value: Any) -> Any:
+        """Where one of several kinds can be chosen and none is, the default's kind is meant."""
+        default = cls.model_fields[name].default if name in cls.model_fields else None
+        if not isinstance(value, dict) or "kind" in value or not isinstance(default, Options):
+            return value
+        kind = getattr(default, "kind", None)
+        has_kinds = cls.model_fields[name].discriminator == "kind"
+        return {"kind": kind, **value} if has_kinds and isinstance(kind, str) else value
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ def _sentence(path: KeyPath, found: list[ErrorDetails], model: object) -> str:
     if first["type"] == "value_error":
         return first["msg"].removeprefix("Value error, ")
     if first["type"] == "union_tag_not_found":
-        return f"needs `kind`, one of {_choices(first)}"
+        return f"needs `kind`, one of {', '.join(map(repr, kinds_at(model, path)))}"
     if first["type"] == "union_tag_invalid":
         tag = str(first["ctx"]["tag"])
         near = nearest(tag, [choice.strip("' ") for choice in _choices(first).split(",")])
@@ -103,8 +103,7 @@ def _expected(details: ErrorDetails) -> str:
 
 
 def _choices(details: ErrorDetails) -> str:
-    engines, trackers = "'hf', 'vllm', 'vllm_server', 'openai'", "'swanlab', 'jsonl', 'console'"
-    return str(details.get("ctx", {}).get("expected_tags", f"{engines}, {trackers}"))
+    return str(details["ctx"]["expected_tags"])
 
 
 def _literals(details: ErrorDetails) -> list[str]:
@@ -132,6 +131,17 @@ def places_of(name: str, annotation: object, path: KeyPath = ()) -> Iterator[Key
 
 def fields_at(annotation: object, path: KeyPath) -> list[str]:
     """The keys that exist at `path` inside options of type `annotation`."""
+    return sorted({key for model in _options_at(annotation, path) for key in model.model_fields})
+
+
+def kinds_at(annotation: object, path: KeyPath) -> list[str]:
+    """The kinds that can be chosen at `path` inside options of type `annotation`."""
+    fields = [model.model_fields["kind"] for model in _options_at(annotation, path) if "kind" in model.model_fields]
+    return [str(kind) for field in fields for kind in get_args(field.annotation)]
+
+
+def _options_at(annotation: object, path: KeyPath) -> list[type[BaseModel]]:
+    """The options models that can stand at `path` inside options of type `annotation`."""
     here: list[object] = [annotation]
     for part in path:
         following: list[object] = []
@@ -143,7 +153,7 @@ def fields_at(annotation: object, path: KeyPath) -> list[str]:
                 elif get_origin(inner) in (dict, tuple, list):
                     following.extend(argument for argument in get_args(inner) if argument not in (str, ...))
         here = following
-    return sorted({key for step in here for model in models_in(step) for key in model.model_fields})
+    return [model for step in here for model in models_in(step)]
 
 
 def models_in(annotation: object) -> Iterator[type[BaseModel]]:
