@@ -21,6 +21,7 @@ FLOORS = {
     "build": 5,
     "measure": 5,
     "figures": 6,
+    "run_folder": 5,
     "transcripts": 5,
     "rollout": 4,
     "agents": 4,

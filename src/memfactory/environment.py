@@ -33,6 +33,18 @@ PACKAGES = (
 )
 
 
+def process_count() -> int:
+    """How many processes torchrun or `accelerate launch` started; 1 for a process on its own."""
+    size = os.environ.get("WORLD_SIZE", "1")
+    return max(1, int(size)) if size.isdecimal() else 1
+
+
+def process_rank() -> int:
+    """Which of those processes this is. A RANK that was left over from elsewhere, in a process on its own, is none."""
+    rank = os.environ.get("RANK", "0")
+    return int(rank) if rank.isdecimal() and process_count() > 1 else 0
+
+
 def package_versions() -> dict[str, str | None]:
     """The installed version of each package that matters; None for one that is not installed."""
     versions: dict[str, str | None] = {}

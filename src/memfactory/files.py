@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 
 from memfactory.errors import DataError
+from memfactory.locks import claim
 from memfactory.redaction import holds_secret, redacted, redacted_tree
 from memfactory.terminal import harmless_json
 
@@ -66,12 +67,20 @@ def read_json_lines(path: Path) -> Iterator[dict[str, object]]:
 
 
 class JsonLinesWriter:
-    """Appends objects to a JSON-lines file, each flushed at once; a last line that was cut short is removed first."""
+    """Appends objects to a JSON-lines file, each flushed at once; a last line that was cut short is removed first.
+
+    Raises InUseError where another writer has the file open.
+    """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = open(path, "ab+")  # noqa: SIM115 - held open until close()
-        self._file.truncate(_whole_length(path))
+        try:
+            claim(self._file.fileno(), str(path))
+            self._file.truncate(_whole_length(path))
+        except BaseException:
+            self._file.close()
+            raise
 
     def append(self, value: object) -> None:
         self._file.write(json_line(value).encode())

@@ -8,7 +8,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -16,9 +16,9 @@ from pathlib import Path
 from types import FrameType
 
 from memfactory.build import Stack, TaskReader, build_stack
-from memfactory.config import Resolved, load_values
+from memfactory.config import Resolved
 from memfactory.config.training import GrpoOptions, LoopOptions, OnlineOptions, TrainerOptions
-from memfactory.environment import describe_environment
+from memfactory.environment import describe_environment, process_rank
 from memfactory.errors import ConfigError
 from memfactory.evaluate.attempts import evaluate_tasks
 from memfactory.evaluate.results import EvalHistory
@@ -26,34 +26,17 @@ from memfactory.evaluate.targets import reading_env
 from memfactory.figures import draw_run
 from memfactory.files import write_json, write_whole
 from memfactory.registry import TRAINERS
+from memfactory.run_folder import RunFolder, open_run_folder
 from memfactory.trackers.base import State
 from memfactory.trackers.fanout import Trackers
 from memfactory.trainers.base import Interrupted, Trained, Trainer, remove_partial
-from memfactory.trainers.checkpoint import checkpoints
 from memfactory.trainers.learners import Learners
 from memfactory.trainers.policy import Policy
-from memfactory.trainers.processes import leave_processes
+from memfactory.trainers.processes import leave_processes, of_first_process
 from memfactory.trainers.weights import check_engine
 from memfactory.types import Decoding, Task
 
 log = logging.getLogger("memfactory")
-# A resumed run may differ from its first part in these keys; every other difference would make it another run.
-RESUMABLE = (
-    "output",
-    "trackers",
-    "train.steps",
-    "train.valid_groups",
-    "train.save_every",
-    "train.save_seconds",
-    "train.keep_checkpoints",
-    "train.eval_every",
-    "train.eval_at_start",
-    "train.eval_at_end",
-    "train.transcripts_per_step",
-    "train.micro_batch_tokens",
-    "train.packing",
-    "train.trim_last_layer",
-)
 
 
 def run_training(resolved: Resolved, *, resume: str | None = None) -> Path:
@@ -67,7 +50,14 @@ def run_training(resolved: Resolved, *, resume: str | None = None) -> Path:
         raise ConfigError("train: this config names no trainer; add for example `train: grpo_single_gpu`")
     options = resolved.config.train.options
     assert isinstance(options, LoopOptions)
-    folder, checkpoint = run_folder(resolved, resume)
+    # The first process alone chooses and holds the folder; the others ask it once they can talk to each other.
+    with open_run_folder(resolved, resume) if process_rank() == 0 else nullcontext() as place:
+        return _run_in(place, resolved, options)
+
+
+def _run_in(own: RunFolder | None, resolved: Resolved, options: LoopOptions) -> Path:
+    """Train in the run folder that the first process holds."""
+    assert resolved.config.train is not None
     reader = TaskReader()
     if isinstance(options, GrpoOptions | OnlineOptions):
         # A row that cannot be read is told before minutes are spent on loading weights.
@@ -77,18 +67,20 @@ def run_training(resolved: Resolved, *, resume: str | None = None) -> Path:
     stack = build_stack(resolved, training=isinstance(options, TrainerOptions), reader=reader)
     try:
         trained = _trained(resolved, options, stack)
-        run = LiveRun(resolved, folder, stack, main=trained.process_index == 0, alone=trained.process_count == 1)
+        place = of_first_process(own) if trained.process_count > 1 else own
+        assert place is not None
+        run = LiveRun(resolved, place, stack, main=trained.process_index == 0, alone=trained.process_count == 1)
         trainer: Trainer = TRAINERS.get(resolved.config.train.name)(resolved, options, stack, trained, run)
-        if checkpoint is not None:
-            trainer.resume(checkpoint)
+        if place.checkpoint is not None:
+            trainer.resume(place.checkpoint)
             if trainer.finished() and run.main:
                 log.warning("nothing is left to do after step %d; raise train.steps to go on", trainer.state.step)
-        with run.open(trainer, resumed=checkpoint is not None):
+        with run.open(trainer, resumed=place.checkpoint is not None):
             trainer.train()
     finally:
         stack.close()
         leave_processes()
-    return folder
+    return place.folder
 
 
 def _trained(resolved: Resolved, options: LoopOptions, stack: Stack) -> Trained:
@@ -101,59 +93,12 @@ def _trained(resolved: Resolved, options: LoopOptions, stack: Stack) -> Trained:
     return policy
 
 
-def run_folder(resolved: Resolved, resume: str | None) -> tuple[Path, Path | None]:
-    """The run folder and the checkpoint to go on from (None: from the start)."""
-    name = resolved.name
-    if resume not in (None, "auto"):
-        given = Path(resume)
-        if not given.is_dir():
-            raise ConfigError(f"--resume {given}: there is no such folder")
-        folder = given.parent.parent if given.parent.name == "checkpoints" else given
-        found = [given] if folder != given else checkpoints(folder / "checkpoints")
-    else:
-        if resolved.config.output is not None:
-            folder = Path(resolved.config.output)
-        elif resume == "auto" and (earlier := sorted(Path("runs").glob(f"{name}-{'[0-9]' * 8}-{'[0-9]' * 6}"))):
-            folder = earlier[-1]
-        else:
-            folder = Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
-        found = checkpoints(folder / "checkpoints")
-    if resume is None:
-        if folder.exists() and any(folder.iterdir()):
-            raise ConfigError(
-                f"the run folder {folder} is not empty. Go on with it by --resume, or name another by output=..."
-            )
-        return folder, None
-    if (folder / "config.yaml").is_file():
-        refuse_another_config(folder, resolved.values)
-    return folder, found[-1] if found else None
-
-
-def refuse_another_config(folder: Path, values: Mapping[str, object]) -> None:
-    """Raise ConfigError when the run in `folder` was started with settings that make it another run."""
-    before = _leaves(load_values(folder / "config.yaml"))
-    now = _leaves(values)
-    different = [
-        f"{key}: {before.get(key)!r} in {folder}, now {now.get(key)!r}"
-        for key in sorted({*before, *now})
-        if before.get(key) != now.get(key) and not any(key == k or key.startswith(k + ".") for k in RESUMABLE)
-    ]
-    if different:
-        raise ConfigError([f"{folder} cannot be resumed with a different configuration:", *different])
-
-
-def _leaves(value: object, path: str = "") -> dict[str, object]:
-    if isinstance(value, Mapping) and value:
-        return {k: v for name, part in value.items() for k, v in _leaves(part, f"{path}{name}.").items()}
-    return {path.rstrip("."): list(value) if isinstance(value, tuple) else value}
-
-
 @dataclass
 class LiveRun:
     """A run while it is going on; what a trainer sees of it is `trainers.base.Run`."""
 
     resolved: Resolved
-    folder: Path
+    place: RunFolder
     stack: Stack
     main: bool = True
     alone: bool = True
@@ -161,6 +106,10 @@ class LiveRun:
     trackers: Trackers | None = None
     history: EvalHistory = field(default_factory=EvalHistory)
     tasks: dict[str, tuple[Task, ...]] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        return self.place.folder
 
     @contextmanager
     def open(self, trainer: Trainer, *, resumed: bool) -> Iterator[None]:
@@ -180,6 +129,7 @@ class LiveRun:
         try:
             with self._signals():
                 yield
+            self.place.check()
         except Interrupted:
             state = "aborted"
             raise
@@ -228,6 +178,8 @@ class LiveRun:
                 signal.signal(number, handler)
 
     def check(self) -> None:
+        if self.main:
+            self.place.check()
         if self.interrupted:
             raise Interrupted(str(self.folder))
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TextIO
 
 import typer
 
+from memfactory.environment import process_rank
 from memfactory.errors import ConfigError, MemFactoryError, unknown
 from memfactory.redaction import redacted_message
 from memfactory.terminal import harmless
@@ -49,7 +50,7 @@ def _is_terminal(stream: TextIO | None) -> bool:
 
 def is_main_process() -> bool:
     """Whether this is the process that speaks, of those that torchrun or `accelerate launch` started."""
-    return os.environ.get("RANK", "0") == "0"
+    return process_rank() == 0
 
 
 def start_logging() -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from memfactory.cli.output import load, refuse_options, start_logging, stderr, stdout
+from memfactory.cli.output import is_main_process, load, refuse_options, start_logging, stderr, stdout
 from memfactory.errors import ConfigError
 
 Source = Annotated[str, typer.Argument(help="A YAML config, a run folder, a checkpoint, a model folder or `tiny`.")]
@@ -63,7 +64,7 @@ def train(
             f"Stopped; the last whole step is saved in {stopped}. Go on with --resume.", highlight=False, markup=False
         )
         raise typer.Exit(130) from None
-    if os.environ.get("RANK", "0") == "0":  # torchrun starts several processes
+    if is_main_process():
         stdout().print(f"Done: {folder}", highlight=False, markup=False, soft_wrap=True)
 
 
@@ -177,17 +178,19 @@ def infer(
     refuse_options(context, overrides or [])
     resolved = load(config, overrides or [], "infer")
     from memfactory.infer import run_inference
+    from memfactory.locks import file_lock
 
-    code = run_inference(
-        resolved,
-        question=question,
-        documents=document or [],
-        conversation=conversation,
-        input=input,
-        output=output,
-        show_memory=show_memory,
-        console=stdout(),
-    )
+    with nullcontext() if output is None else file_lock(output, called=f"--output {output}"):
+        code = run_inference(
+            resolved,
+            question=question,
+            documents=document or [],
+            conversation=conversation,
+            input=input,
+            output=output,
+            show_memory=show_memory,
+            console=stdout(),
+        )
     raise typer.Exit(code)
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import os
 
 from memfactory.engines.options import ModelConfig, VllmEngineConfig
+from memfactory.environment import process_count
 from memfactory.errors import ConfigError
 
 log = logging.getLogger("memfactory")
@@ -35,7 +35,7 @@ def check_version(given: str) -> None:
 
 def check_one_process() -> None:
     """Raise ConfigError in a run of several processes: each would hand weights to an engine that knows of one."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if process_count() > 1:
         raise ConfigError(
             "engine: kinds 'vllm' and 'vllm_server' serve a run of one process; start it without torchrun or "
             "accelerate, or write engine.kind: hf"

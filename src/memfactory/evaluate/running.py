@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from itertools import groupby
@@ -24,6 +25,7 @@ from memfactory.evaluate.results import DatasetResult, difference_json, differen
 from memfactory.evaluate.tables import Grid, category_tables, comparable, detail_table, difference_table, main_table
 from memfactory.evaluate.targets import Settings, Target, prepare, reading_env
 from memfactory.files import write_json, write_whole
+from memfactory.locks import folder_lock
 from memfactory.types import Task
 
 
@@ -61,8 +63,18 @@ def run_evaluation(
     results.md and samples/<model>/<dataset>.jsonl; samples that are there are not played again. Raises ConfigError,
     before any model is loaded, for names that do not exist and for samples of another evaluation in `output`.
     """
-    begun, errors, report = time.monotonic(), Console(stderr=True), Report()
     prepared = prepare(targets, data, Settings(samples, tuple(metrics), limit, judge, tuple(baselines)))
+    try:
+        with folder_lock(output, called=f"--output {output}"):
+            return _run(prepared, output, overwrite, console)
+    finally:
+        # Nothing is left of a folder that was made for an evaluation which did not begin.
+        with suppress(OSError):
+            output.rmdir()
+
+
+def _run(prepared: Sequence[Target], output: Path, overwrite: bool, console: Console) -> int:
+    begun, errors, report = time.monotonic(), Console(stderr=True), Report()
     _check(prepared, output, overwrite, report)
     for _, members in groupby(prepared, key=lambda target: target.source):
         same_model = list(members)

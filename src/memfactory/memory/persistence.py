@@ -24,6 +24,7 @@ from typing import Any
 import numpy
 
 from memfactory.errors import DataError, MemFactoryError
+from memfactory.locks import file_lock
 from memfactory.memory.contents import Event
 from memfactory.memory.embedders import Vectors
 from memfactory.types import MemoryItem
@@ -63,6 +64,15 @@ def save_bank(
     manifest["dimensions"] = None if vectors is None else vectors.shape[1]
     try:
         folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MemFactoryError(f"the memory bank {folder} could not be written: {error.strerror or error}") from error
+    # Two savers would sweep away each other's files.
+    with file_lock(folder / MANIFEST, called=f"the memory bank {folder}"):
+        _write(folder, parts, manifest)
+
+
+def _write(folder: Path, parts: Mapping[str, tuple[str, bytes, int]], manifest: dict[str, object]) -> None:
+    try:
         for name, (ending, content, count) in parts.items():
             digest = sha256(content).hexdigest()
             file = f"{name}-{digest[:16]}.{ending}"

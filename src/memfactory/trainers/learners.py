@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy
 from safetensors.numpy import load_file, save_file
 
 from memfactory.dialogue import Agent, LearningModule
+from memfactory.environment import process_count
 from memfactory.errors import ConfigError, MemFactoryError
 from memfactory.types import Episode
 
@@ -25,7 +25,7 @@ class Learners:
     process_count = 1
 
     def __init__(self, agent: Agent) -> None:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if process_count() > 1:
             raise ConfigError("modules learn online in one process; start the run without torchrun or accelerate")
         self.modules = {
             slot: one

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, InitProcessGroupKwargs
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_object_list
 from torch.nn import Parameter
 
 from memfactory.errors import ConfigError
 from memfactory.trainers.batch import Totals
 
+T = TypeVar("T")
 SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 # Longer than any evaluation takes; a process that has died is told of at once by its launcher.
 PATIENCE = timedelta(days=2)
@@ -37,6 +39,14 @@ def leave_processes() -> None:
     """Leave the group of processes, if this is one of several: one that ends as a member can abort at its exit."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def of_first_process(value: T | None) -> T:
+    """What the first process gave as `value`, in all of them. Every process must call it."""
+    held = [value]
+    broadcast_object_list(held)
+    assert held[0] is not None
+    return held[0]
 
 
 def summed_totals(accelerator: Accelerator, own: Totals) -> Totals:

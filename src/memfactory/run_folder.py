@@ -1,0 +1,168 @@
+"""Which folder a run writes: made for this run alone, locked while it goes on, and still there at its end."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from memfactory.config import Resolved, load_values
+from memfactory.errors import ConfigError, MemFactoryError
+from memfactory.locks import LOCK, folder_lock, new_folder
+from memfactory.trainers.checkpoint import checkpoints
+
+log = logging.getLogger("memfactory")
+RUNS = Path("runs")
+# A resumed run may differ from its first part in these keys; every other difference would make it another run.
+RESUMABLE = (
+    "output",
+    "trackers",
+    "train.steps",
+    "train.valid_groups",
+    "train.save_every",
+    "train.save_seconds",
+    "train.keep_checkpoints",
+    "train.eval_every",
+    "train.eval_at_start",
+    "train.eval_at_end",
+    "train.transcripts_per_step",
+    "train.micro_batch_tokens",
+    "train.packing",
+    "train.trim_last_layer",
+)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of a run and the checkpoint to go on from (None: from the start). `identity` is the folder itself,
+    whatever may be called so later."""
+
+    folder: Path
+    checkpoint: Path | None
+    identity: tuple[int, int]
+
+    def check(self) -> None:
+        """Raise MemFactoryError where the folder was deleted, moved or replaced since the run opened it."""
+        if _identity(self.folder) != self.identity:
+            raise MemFactoryError(
+                f"the run folder {self.folder} was deleted, moved or replaced while the run was writing it. What is "
+                "saved from now on stands in a new folder of that name; what it held before is gone from there"
+            )
+
+
+@contextmanager
+def open_run_folder(resolved: Resolved, resume: str | None) -> Iterator[RunFolder]:
+    """The run's folder, locked. `resume` is None for a new run, "auto" for the newest run of this config (or the
+    configured output), or the path of a run folder or checkpoint.
+
+    Raises ConfigError where the folder and `resume` do not fit, InUseError where another process writes the folder. A
+    folder that was made here and stayed empty is removed again.
+    """
+    folder, checkpoint = _chosen(resolved, resume)
+    with ExitStack() as stack:
+        if folder is None:
+            folder = new_folder(RUNS, f"{resolved.name}-{datetime.now():%Y%m%d-%H%M%S}")
+            stack.callback(_remove_if_empty, folder)
+        elif not folder.exists():
+            stack.callback(_remove_if_empty, folder)
+        stack.enter_context(folder_lock(folder))
+        if resume is None:
+            _refuse_used(folder)
+        else:
+            if (folder / "config.yaml").is_file():
+                refuse_another_config(folder, resolved.values)
+            if checkpoint is None:
+                checkpoint = _newest(folder, resume)
+        yield RunFolder(folder, checkpoint, _identity(folder) or (0, 0))
+
+
+def _chosen(resolved: Resolved, resume: str | None) -> tuple[Path | None, Path | None]:
+    """The run folder (None: a new one under runs/) and the checkpoint that `resume` names, if it names one."""
+    if resume not in (None, "auto"):
+        given = Path(resume).expanduser()
+        if not given.is_dir():
+            raise ConfigError(f"--resume {resume}: there is no such folder")
+        return (given.parent.parent, given) if given.parent.name == "checkpoints" else (given, None)
+    if resolved.config.output is not None:
+        return Path(resolved.config.output).expanduser(), None
+    if resume is None:
+        return None, None
+    earlier = earlier_runs(RUNS, resolved.name)
+    if not earlier:
+        log.warning("--resume: %s holds no earlier run of %s, so a new one starts", RUNS, resolved.name)
+        return None, None
+    # Several seeds or settings of one config stand side by side; the run that goes on is the newest with these.
+    same = [folder for folder in earlier if not _differences(folder, resolved.values)]
+    folder = (same or earlier)[-1]
+    log.info("--resume: going on with %s", folder)
+    return folder, None
+
+
+def earlier_runs(parent: Path, name: str) -> list[Path]:
+    """The run folders that `name` was given in `parent`, oldest first."""
+    form = re.compile(re.escape(name) + r"-(\d{8}-\d{6})(?:-(\d+))?")
+    found = [(form.fullmatch(path.name), path) for path in (parent.iterdir() if parent.is_dir() else ())]
+    dated = [(match[1], int(match[2] or 1), path) for match, path in found if match and path.is_dir()]
+    return [path for _, _, path in sorted(dated)]
+
+
+def _newest(folder: Path, resume: str) -> Path | None:
+    found = checkpoints(folder / "checkpoints")
+    if not found and (resume != "auto" or any(path.name != LOCK for path in folder.iterdir())):
+        log.warning("--resume: %s holds no checkpoint yet, so the run starts from its beginning", folder)
+    elif not found:
+        log.warning("--resume: %s holds no earlier run, so a new one starts", folder)
+    return found[-1] if found else None
+
+
+def _refuse_used(folder: Path) -> None:
+    if any(path.name != LOCK for path in folder.iterdir()):
+        raise ConfigError(
+            f"the run folder {folder} is not empty. Go on with it by --resume, or name another by output=..."
+        )
+
+
+def refuse_another_config(folder: Path, values: Mapping[str, object]) -> None:
+    """Raise ConfigError when the run in `folder` was started with settings that make it another run."""
+    different = _differences(folder, values)
+    if different:
+        raise ConfigError([f"{folder} cannot be resumed with a different configuration:", *different])
+
+
+def _differences(folder: Path, values: Mapping[str, object]) -> list[str]:
+    path = folder / "config.yaml"
+    if not path.is_file():
+        return []
+    try:
+        before, now = _leaves(load_values(path)), _leaves(values)
+    except ConfigError as error:
+        return list(error.problems)
+    return [
+        f"{key}: {before.get(key)!r} in {folder}, now {now.get(key)!r}"
+        for key in sorted({*before, *now})
+        if before.get(key) != now.get(key) and not any(key == k or key.startswith(k + ".") for k in RESUMABLE)
+    ]
+
+
+def _leaves(value: object, path: str = "") -> dict[str, object]:
+    if isinstance(value, Mapping) and value:
+        return {k: v for name, part in value.items() for k, v in _leaves(part, f"{path}{name}.").items()}
+    return {path.rstrip("."): list(value) if isinstance(value, tuple) else value}
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    try:
+        status = os.stat(folder)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
