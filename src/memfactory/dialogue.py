@@ -17,13 +17,15 @@ from typing import Any, ClassVar, Literal
 import numpy
 
 from memfactory.engines.base import Engine
-from memfactory.errors import ConfigError, EngineError
+from memfactory.errors import ConfigError, EngineError, PromptTooLong, RequestRefused
 from memfactory.memory.bank import BankSource
 from memfactory.registry import Options
 from memfactory.types import Codec, Decoding, Episode, Message, Reply, Reward, Sampling, Task, Turn
 
 Interface = Literal["generate", "rollout", "inference"]
 POLICY = "policy"
+REFUSALS = 8
+"""After so many refusals in a row, without a reply in between, the policy's engine is taken to be set up wrongly."""
 
 
 @dataclass(frozen=True)
@@ -207,8 +209,10 @@ def play(
     `decodings` says how each engine's replies are drawn (default: the model's own distribution); `seed` names the
     random streams of work that frozen attempts share. `score` answers the requests of modules played through
     `rollout`; without it they are sent an unknown reward. `on_turn` is told of every finished turn, shared ones too,
-    once the dialogue has taken it in. A helper engine (or an embedder) that fails ends that episode with a `failure`;
-    errors of the policy's engine and of a dialogue propagate, after the engines were told to forget their pending work.
+    once the dialogue has taken it in. A helper engine (or an embedder) that fails ends that episode with a `failure`,
+    and so does a request that the policy's engine refuses, such as a prompt beyond the context. Other errors of the
+    policy's engine, refusals in a row (see REFUSALS) and errors of a dialogue propagate, after the engines were told to
+    forget their pending work.
     """
     return _Play(agent, episodes, engines, decodings or {}, score, frozen, seed, window, keep_prompts, on_turn).run()
 
@@ -223,6 +227,7 @@ class _Work:
     wanted_by: list[_Work] = field(default_factory=list)
     begun: bool = False
     ended: bool = False
+    failure: EngineError | None = None
 
 
 class _Play:
@@ -254,6 +259,7 @@ class _Play:
         self.shared: dict[str, _Work] = {}
         self.under_way = 0
         self.submitted = 0
+        self.refused = 0
 
     def run(self) -> Iterator[Episode]:
         try:
@@ -284,7 +290,7 @@ class _Play:
                 return
             except EngineError as error:
                 # What a dialogue asks by itself, such as an embedder's endpoint, is a helper too.
-                yield from self._end(work, str(error))
+                yield from self._end(work, error)
                 return
             if isinstance(wanted, Ask):
                 break
@@ -299,8 +305,8 @@ class _Play:
             if not part.ended:
                 part.wanted_by.append(work)
                 return
-            if part.episode.failure is not None:
-                yield from self._end(work, part.episode.failure)
+            if part.failure is not None:
+                yield from self._end(work, part.failure)
                 return
             value = part.episode
         if work.shared is not None and wanted.trainable and not self.frozen:
@@ -318,7 +324,7 @@ class _Play:
         return self.shared[key]
 
     def _submit(self, work: _Work, ask: Ask) -> Iterator[Episode]:
-        """Hand an ask to its engine; the episodes that end because a helper takes no such prompt."""
+        """Hand an ask to its engine; the episodes that end because it takes no such prompt."""
         episode = work.episode
         stream = stream_seed(episode.seed, episode.member, len(episode.turns))
         decoding = self.decodings.get(ask.engine, Decoding())
@@ -327,19 +333,17 @@ class _Play:
         try:
             self.engines[ask.engine].submit(self.submitted, ask.messages, sampling)
         except EngineError as error:
-            if self._is_policy(ask.engine):
-                raise
-            yield from self._end(work, str(error))
+            yield from self._fail(work, ask, error)
             return
         self.waiting[self.submitted] = work, ask
 
     def _receive(self, key: int, reply: Reply | EngineError) -> Iterator[Episode]:
         work, ask = self.waiting.pop(key)
         if isinstance(reply, EngineError):
-            if self._is_policy(ask.engine):
-                raise reply
-            yield from self._end(work, str(reply))
+            yield from self._fail(work, ask, reply)
             return
+        if self._is_policy(ask.engine):
+            self.refused = 0
         turn = Turn(ask.step, ask.messages, reply, ask.trainable and not self.frozen)
         work.episode.turns.append(turn if self.keep_prompts else turn.without_prompt())
         ended = list(self._advance(work, reply))
@@ -347,15 +351,24 @@ class _Play:
             self.on_turn(work.episode, turn)
         yield from ended
 
+    def _fail(self, work: _Work, ask: Ask, error: EngineError) -> Iterator[Episode]:
+        """`ask` has no reply: what waited for it ends, unless the policy's engine cannot be asked anything."""
+        if self._is_policy(ask.engine) and not isinstance(error, PromptTooLong):
+            self.refused += 1
+            if not isinstance(error, RequestRefused) or self.refused == REFUSALS:
+                raise error
+        yield from self._end(work, error)
+
     def _is_policy(self, engine: str) -> bool:
         return self.engines[engine] is self.engines[POLICY]
 
-    def _end(self, work: _Work, failure: str | None = None) -> Iterator[Episode]:
+    def _end(self, work: _Work, failure: EngineError | None = None) -> Iterator[Episode]:
         """A dialogue has ended: those who wait for it go on, or it is an episode that has been played."""
         work.ended = True
         if failure is not None:
             work.dialogue.close()
-            work.episode.failure = failure
+            work.failure = failure
+            work.episode.failure, work.episode.overlong = str(failure), isinstance(failure, PromptTooLong)
         if work.shared is None:
             self.under_way -= 1
             yield work.episode

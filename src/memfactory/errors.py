@@ -32,6 +32,19 @@ class EngineError(MemFactoryError):
     """An engine or endpoint failed for good, after its retries. Exit code 1."""
 
 
+class RequestRefused(EngineError):
+    """An engine gives no reply to this one request, however often it is asked; others it answers."""
+
+
+class PromptTooLong(RequestRefused):
+    """A prompt leaves no room for a reply in the context of the model that is to answer it."""
+
+    @classmethod
+    def of(cls, tokens: int, context: int, remedy: str) -> PromptTooLong:
+        """The error for a prompt of `tokens` tokens; `remedy` says what to change."""
+        return cls(f"a prompt of {tokens} tokens leaves no room for a reply: the context is {context} tokens. {remedy}")
+
+
 def nearest(given: str, existing: Iterable[str]) -> str | None:
     """The existing name most like `given`, or None when none is close."""
     near = difflib.get_close_matches(given, list(existing), n=1, cutoff=0.6)

@@ -36,7 +36,7 @@ def rollout(
 
     `seeds`, one a task, name the random streams: with the attempt's number and the turn's number a seed fixes every
     draw, so equal weights and an equal seed give equal groups whatever else ran before. A warning counts the attempts
-    that a helper's failure ended.
+    that a helper's failure or a refused request ended; those that did not fit the context are the caller's to tell.
     """
     episodes = [
         Episode(task, member=member, seed=seed)
@@ -45,7 +45,7 @@ def rollout(
     ]
     for _ in play(agent, episodes, engines, decodings=decodings, score=env.score, on_turn=on_turn):
         pass
-    warn_of_failures(episodes)
+    warn_of_failures([(e.task.id, e.failure) for e in episodes if e.failure and not e.overlong], len(episodes))
     rewards = env.score(episodes)
     trajectories = [_trajectory(episode, reward) for episode, reward in zip(episodes, rewards, strict=True)]
     return [
@@ -54,15 +54,18 @@ def rollout(
     ]
 
 
-def warn_of_failures(episodes: Sequence[Episode]) -> None:
-    """A warning that counts the attempts that could not be played to their end, with the first reason."""
-    reasons = [episode.failure for episode in episodes if episode.failure is not None]
-    if reasons:
+def warn_of_failures(failures: Sequence[tuple[str, str]], attempts: int, unknown: str = "rewards") -> None:
+    """A warning that counts the attempts that could not be played to their end; `failures`: task ids and reasons."""
+    if failures:
+        task, reason = failures[0]
         log.warning(
-            "%d of %d attempts were ended by a helper's failure, so their rewards are unknown; the first: %s",
-            len(reasons),
-            len(episodes),
-            reasons[0],
+            "%d of %d attempts were ended by a helper's failure or a refused request, so their %s are unknown; the "
+            "first: %s (task %r)",
+            len(failures),
+            attempts,
+            unknown,
+            reason,
+            task,
         )
 
 
@@ -71,4 +74,4 @@ def _trajectory(episode: Episode, reward: Reward) -> Trajectory:
     asked = {step: given.total for step, given in episode.step_rewards.items()}
     if asked:
         reward = replace(reward, steps=MappingProxyType({**asked, **reward.steps}))
-    return Trajectory(episode.member, tuple(episode.turns), episode.answer, reward)
+    return Trajectory(episode.member, tuple(episode.turns), episode.answer, reward, episode.failure, episode.overlong)

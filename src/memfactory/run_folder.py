@@ -31,6 +31,8 @@ RESUMABLE = (
     "train.eval_at_start",
     "train.eval_at_end",
     "train.transcripts_per_step",
+    "train.max_unknown_share",
+    "eval.max_unknown_share",
     "train.micro_batch_tokens",
     "train.packing",
     "train.trim_last_layer",

@@ -20,7 +20,7 @@ from memfactory.config import Resolved
 from memfactory.config.training import GrpoOptions, LoopOptions, OnlineOptions, TrainerOptions
 from memfactory.environment import describe_environment, process_rank
 from memfactory.errors import ConfigError
-from memfactory.evaluate.attempts import evaluate_tasks
+from memfactory.evaluate.attempts import UnknownScores, evaluate_tasks
 from memfactory.evaluate.results import EvalHistory
 from memfactory.evaluate.targets import reading_env
 from memfactory.figures import draw_run
@@ -192,25 +192,34 @@ class LiveRun:
             self.trackers.log(step, metrics)
 
     def evaluate(self, step: int) -> None:
-        """Evaluate every held-out set and keep the result in eval.json; the weights of all processes are equal."""
+        """Evaluate every held-out set and keep the result in eval.json; the weights of all processes are equal.
+
+        A set of which too many scores are unknown is left out with a warning, but for step 0, where it ends the run.
+        """
         if not self.main or self.history.has(step):
             return
         settings = self.resolved.config.eval
         decoding = Decoding(settings.temperature, settings.top_p, settings.top_k)
         results = {}
         for name, tasks in self.tasks.items():
-            results[name] = evaluate_tasks(
-                self.stack.agent,
-                self.stack.env,
-                tasks[: settings.limit],
-                self.stack.engines,
-                metrics=settings.metrics,
-                samples=settings.samples,
-                decodings=self.stack.drawn_with(decoding),
-                seed=settings.seed,
-                max_unknown_share=settings.max_unknown_share,
-                on_progress=partial(self._progress, name),
-            )
+            try:
+                results[name] = evaluate_tasks(
+                    self.stack.agent,
+                    self.stack.env,
+                    tasks[: settings.limit],
+                    self.stack.engines,
+                    metrics=settings.metrics,
+                    samples=settings.samples,
+                    decodings=self.stack.drawn_with(decoding),
+                    seed=settings.seed,
+                    max_unknown_share=settings.max_unknown_share,
+                    on_progress=partial(self._progress, name),
+                )
+            except UnknownScores as error:
+                # Before the first step nothing is lost by stopping, and what is set up wrongly is best told then.
+                if step == 0:
+                    raise
+                log.warning("step %d: %s is left out of the evaluation: %s. Training goes on", step, name, error)
         if results:
             self.history.add(step, results)
             self.history.save(self.folder / "eval.json")

@@ -226,7 +226,8 @@ class Episode:
     hand on to each other: the utterances `heard` now, the `candidates` found in them, the items `retrieved` for the
     question (best first), and the ids of those that the answer cites (`citations`; none helped: empty; no or malformed
     citation: None). `checks` holds for each module step how well each of its replies kept to its format, 0 to 1, and
-    `failure` why the attempt could not be played to its end (a helper's outage): its reward is unknown.
+    `failure` why the attempt could not be played to its end (a helper's outage, a refused request): its reward is
+    unknown. `overlong`: a prompt did not fit the context, as it will not the next time.
     """
 
     task: Task
@@ -245,6 +246,7 @@ class Episode:
     selection: Selection | None = None
     checks: dict[str, list[float]] = field(default_factory=dict)
     failure: str | None = None
+    overlong: bool = False
 
     def check(self, step: str, value: float) -> None:
         """Note how well a reply of module step `step` kept to its format."""
@@ -253,12 +255,14 @@ class Episode:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """A finished attempt."""
+    """A finished attempt; `failure` and `overlong` are those of its episode."""
 
     member: int
     turns: tuple[Turn, ...]
     answer: str | None
     reward: Reward
+    failure: str | None = None
+    overlong: bool = False
 
 
 @dataclass(frozen=True)

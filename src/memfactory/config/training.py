@@ -64,6 +64,7 @@ class OptimizerOptions(Options):
 Objective = Literal["ppo", "gspo", "cispo", "sapo", "vespo", "reinforce"]
 Normalize = Literal["std", "population_std", "batch_std", "mean", "none"]
 Weighting = Literal["token", "turn", "trajectory", "prompt", "constant"]
+Overlong = Literal["unknown", "drop", "error"]
 Packing = Literal["padded", "packed", "shared"]
 
 
@@ -212,10 +213,14 @@ class GrpoOptions(TrainerOptions):
     """Nucleus sampling in training. Below 1 the sampling and the scored distribution differ."""
     top_k: int = Field(0, ge=0)
     """Top-k sampling in training; 0: off."""
+    overlong: Overlong = "unknown"
+    """Tasks whose prompts do not fit the context: their attempts end with an unknown reward (unknown), or those whose
+    first prompt does not fit are left out (drop) or refused (error) before training; both measure every task."""
     transcripts_per_step: int = Field(2, ge=0)
     """Groups whose conversations are written to transcripts/ each step."""
     max_unknown_share: float = Field(0.2, ge=0, le=1)
-    """The run stops when a larger share of a step's rewards is unknown (the judge failed)."""
+    """The run stops when a larger share of a step's rewards is unknown (the judge failed). Attempts that do not fit the
+    context do not count."""
 
 
 class SftStage(Options):
@@ -267,7 +272,11 @@ class OnlineOptions(LoopOptions):
     """Nucleus sampling."""
     top_k: int = Field(0, ge=0)
     """Top-k sampling; 0: off."""
+    overlong: Overlong = "unknown"
+    """Tasks whose prompts do not fit the context: their attempts teach nothing (unknown), or those whose first prompt
+    does not fit are left out (drop) or refused (error) before training; both measure every task."""
     transcripts_per_step: int = Field(2, ge=0)
     """Attempts whose conversations are written to transcripts/ each step."""
     max_failed_share: float = Field(0.2, ge=0, le=1)
-    """The run stops when a larger share of a step's attempts could not be played to their end (a helper failed)."""
+    """The run stops when a larger share of a step's attempts could not be played to their end (a helper failed).
+    Attempts that do not fit the context do not count."""

@@ -6,7 +6,7 @@ from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from memfactory.errors import EngineError
+from memfactory.errors import EngineError, RequestRefused
 from memfactory.types import Message, Reply, Sampling
 
 Key = Hashable
@@ -21,7 +21,8 @@ class Engine(Protocol):
     the key it was submitted under; it may return an empty list while work is under way, and returns an empty list at
     once when nothing is. A conversation that failed for good, after the engine's own retries, is returned with its
     `EngineError` in place of a reply, after the replies; the others go on. An engine that cannot go on at all raises
-    one. `gives_tokens` says whether replies carry ids and log-probabilities (an API's do not).
+    one. A RequestRefused, which `submit` may raise too, is about that conversation alone. `gives_tokens` says whether
+    replies carry ids and log-probabilities (an API's do not).
     """
 
     gives_tokens: bool
@@ -82,6 +83,15 @@ class WeightHolder(Protocol):
 
 
 @runtime_checkable
+class BoundedEngine(Protocol):
+    """An engine that knows the context of its model before it is asked."""
+
+    def check(self, messages: Sequence[Message]) -> None:
+        """Raise PromptTooLong for a conversation that leaves no room for a reply."""
+        ...
+
+
+@runtime_checkable
 class TolerantEngine(Protocol):
     """An engine that can be asked on the side, while the conversations of others are pending, such as a judge's."""
 
@@ -111,7 +121,10 @@ def sample_or_errors(engine: Engine, prompts: Sequence[tuple[Sequence[Message], 
     outcomes: dict[Key, Outcome] = {}
     try:
         for index, (messages, sampling) in enumerate(prompts):
-            engine.submit(index, messages, sampling)
+            try:
+                engine.submit(index, messages, sampling)
+            except RequestRefused as refusal:
+                outcomes[index] = refusal
         while len(outcomes) < len(prompts):
             outcomes.update(engine.step())
     except EngineError as error:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from memfactory.engines.base import Engine, Key, Outcome
-from memfactory.errors import EngineError
+from memfactory.errors import EngineError, RequestRefused
 from memfactory.types import Message, Reply, Sampling
 
 
@@ -74,7 +74,10 @@ class CachedEngine:
         others: list[tuple[Key, Outcome]] = []
         try:
             for index, (messages, sampling) in enumerate(prompts):
-                self.submit((asker, index), messages, sampling)
+                try:
+                    self.submit((asker, index), messages, sampling)
+                except RequestRefused as refusal:
+                    outcomes[index] = refusal
             while len(outcomes) < len(prompts):
                 for key, outcome in self.step():
                     if isinstance(key, tuple) and key[0] is asker:

@@ -21,7 +21,7 @@ from memfactory.engines.hf_rows import Row, Waiting
 from memfactory.engines.hf_sampling import Drawing, draw, uniforms
 from memfactory.engines.hf_sharing import SharedPrompts
 from memfactory.engines.options import HfEngineConfig
-from memfactory.errors import EngineError
+from memfactory.errors import EngineError, PromptTooLong
 from memfactory.types import Message, Reply, Sampling
 
 # With more tokens, on a CPU, attention to them takes longer than the call for it. On a GPU each call is a launch.
@@ -36,8 +36,8 @@ class HfEngine:
     that stand for no token of the tokenizer are never sampled, and the model's own generation defaults play no part. A
     reply's randomness comes from its own `Sampling.seed`.
     Weights in float32 compute in `compute_dtype` (autocast), as in the trainer; None: in float32.
-    Raises ConfigError for a model that slides or chunks its attention, EngineError for a prompt that does not fit
-    the model's context, for logits that are not finite and for running out of memory.
+    Raises ConfigError for a model that slides or chunks its attention, PromptTooLong for a prompt that does not fit
+    the model's context, EngineError for logits that are not finite and for running out of memory.
     """
 
     gives_tokens = True
@@ -63,15 +63,21 @@ class HfEngine:
 
     def submit(self, key: Key, messages: Sequence[Message], sampling: Sampling) -> None:
         prompt = self.chat.prompt_ids(messages)
-        context = self._forward.context
-        room = sampling.max_tokens if context is None else context - len(prompt)
-        if room < 1:
-            raise EngineError(
-                f"a prompt of {len(prompt)} tokens leaves no room for a reply: the model's context is "
-                f"{context} tokens. Shorten the chunks or the memory"
-            )
-        row = Row(key, prompt, sampling, min(sampling.max_tokens, room), uniforms(sampling.seed))
+        limit = self.room(len(prompt), sampling.max_tokens)
+        row = Row(key, prompt, sampling, limit, uniforms(sampling.seed))
         self._waiting.setdefault(prompt, deque()).append(row)
+
+    def check(self, messages: Sequence[Message]) -> None:
+        self.room(len(self.chat.prompt_ids(messages)), 1)
+
+    def room(self, prompt: int, wanted: int) -> int:
+        """How many of `wanted` reply tokens the context holds behind so many prompt tokens; at least 1."""
+        context = self._forward.context
+        if context is None:
+            return wanted
+        if prompt >= context:
+            raise PromptTooLong.of(prompt, context, "Shorten the chunks or the memory")
+        return min(wanted, context - prompt)
 
     def step(self) -> list[tuple[Key, Reply]]:
         if not self.pending():

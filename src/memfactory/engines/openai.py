@@ -16,8 +16,8 @@ from typing import Any
 
 from memfactory.engines.base import Key, Outcome
 from memfactory.engines.options import OpenAIEngineConfig
-from memfactory.engines.pool import Patience, RequestPool, TryAgain, Work
-from memfactory.errors import ConfigError, EngineError
+from memfactory.engines.pool import REFUSING_STATUS, Patience, RequestPool, TryAgain, Work
+from memfactory.errors import ConfigError, EngineError, PromptTooLong, RequestRefused
 from memfactory.text import writable
 from memfactory.types import Message, Reply, Sampling, Stop
 
@@ -102,7 +102,8 @@ class OpenAIEngine:
             words = f"HTTP {error.status_code}: {error.message[:500]}"
             exhausted = error.status_code == 429 and error.code == "insufficient_quota"
             if exhausted or (error.status_code < 500 and error.status_code not in RETRIED_STATUS):
-                raise EngineError(f"{self._where} refuses the request with {words}") from error
+                kind = _refusal(error.status_code, error.code, error.message)
+                raise kind(f"{self._where} refuses the request with {words}") from error
             raise TryAgain(words, _seconds(error.response.headers.get("retry-after"))) from error
         except self._transport_errors as error:
             raise TryAgain(f"the connection broke off ({type(error).__name__}: {error})") from error
@@ -138,7 +139,7 @@ class OpenAIEngine:
         if not isinstance(content, str):
             raise TryAgain(f"the answer has no text: {shown!r}")
         if finish == "content_filter":
-            raise EngineError(f"the content filter of {self._where} cut the reply off")
+            raise RequestRefused(f"the content filter of {self._where} cut the reply off")
         stop: Stop = "length" if finish == "length" else "stop"
         return Reply(writable(content), stop)
 
@@ -147,6 +148,13 @@ def _transport_errors() -> tuple[type[Exception], ...]:
     """What reading a body can raise: the errors of the HTTP library below `openai`, which changed its name at 3.0."""
     names = [name for name in ("httpx", "httpx2") if importlib.util.find_spec(name)]
     return tuple(importlib.import_module(name).TransportError for name in names)
+
+
+def _refusal(status: int, code: str | None, words: str) -> type[EngineError]:
+    """What a refusal is about: a prompt beyond the context, this one request, or the engine as a whole."""
+    if code == "context_length_exceeded" or (status in REFUSING_STATUS and "maximum context length" in words):
+        return PromptTooLong
+    return RequestRefused if status in REFUSING_STATUS else EngineError
 
 
 def _seconds(header: str | None) -> float | None:

@@ -19,6 +19,8 @@ from memfactory.types import Reply
 T = TypeVar("T")
 LONGEST_PAUSE = 60.0
 POLL_SECONDS = 0.005
+REFUSING_STATUS = (400, 413, 422)
+"""HTTP statuses by which a server refuses one request for what it holds; others it may answer."""
 
 Ended = Outcome | BaseException
 """What a thread hands over; anything but an Outcome is a bug of ours."""

@@ -39,8 +39,8 @@ class VllmEngine:
     `update_weights` renews that copy and forgets cached prefixes; `sleep` gives the GPU's memory back until the next
     conversation. Token ids go in and come out, with the log-probabilities of the distribution that was sampled from.
     `rank`: that of the adapter in training, which is then handed over alone under `adapter: lora`.
-    Raises ConfigError where vLLM is not installed, too old or does not start, EngineError for a prompt that does not
-    fit.
+    Raises ConfigError where vLLM is not installed, too old or does not start, PromptTooLong for a prompt that does
+    not fit.
     """
 
     gives_tokens = True
@@ -115,6 +115,9 @@ class VllmEngine:
                 key, prompt, sampling = self._asked.pop(output.request_id)
                 finished.append((key, self._reply(prompt, sampling, output.outputs[0])))
         return finished
+
+    def check(self, messages: Sequence[Message]) -> None:
+        self._conversations.check(self.chat.prompt_ids(messages))
 
     def pending(self) -> int:
         return len(self._asked)

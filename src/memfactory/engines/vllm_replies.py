@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from memfactory.engines.base import stop_place
-from memfactory.errors import EngineError
+from memfactory.errors import PromptTooLong
 from memfactory.types import Reply, Sampling, Stop, Tokens
 
 if TYPE_CHECKING:
@@ -25,20 +25,21 @@ class Conversations:
         self.chat, self.context = chat, context
         self._no_tokens = dict.fromkeys(range(chat.vocab_size, rows), NEVER)
 
+    def check(self, prompt: Sequence[int]) -> None:
+        """Raise PromptTooLong for a prompt that leaves no room for a reply."""
+        if len(prompt) >= self.context:
+            remedy = "Shorten the chunks or the memory, or raise engine.max_model_len"
+            raise PromptTooLong.of(len(prompt), self.context, remedy)
+
     def parameters(self, prompt: Sequence[int], sampling: Sampling) -> dict[str, Any]:
         """The sampling parameters of one reply, all said, so that no default of a model or a server counts.
 
-        Raises EngineError for a prompt that leaves no room for a reply.
+        Raises PromptTooLong for a prompt that leaves no room for a reply.
         """
-        room = self.context - len(prompt)
-        if room < 1:
-            raise EngineError(
-                f"a prompt of {len(prompt)} tokens leaves no room for a reply: the context is {self.context} tokens. "
-                "Shorten the chunks or the memory, or raise engine.max_model_len"
-            )
+        self.check(prompt)
         decoding = sampling.decoding
         return {
-            "max_tokens": min(sampling.max_tokens, room),
+            "max_tokens": min(sampling.max_tokens, self.context - len(prompt)),
             "temperature": decoding.temperature,
             "top_p": decoding.top_p,
             "top_k": decoding.top_k,

@@ -14,13 +14,13 @@ from memfactory.engines.base import Key, Outcome, Weights
 from memfactory.engines.chat import ChatFormat
 from memfactory.engines.loading import places
 from memfactory.engines.options import ModelConfig, VllmServerConfig
-from memfactory.engines.pool import Patience, RequestPool, TryAgain, Work
+from memfactory.engines.pool import REFUSING_STATUS, Patience, RequestPool, TryAgain, Waiting, Work
 from memfactory.engines.vllm_checks import check_one_process
-from memfactory.engines.vllm_http import VllmServer
+from memfactory.engines.vllm_http import Refused, VllmServer
 from memfactory.engines.vllm_passing import StoredWeights
 from memfactory.engines.vllm_remote import RemoteModel
 from memfactory.engines.vllm_replies import Conversations
-from memfactory.errors import EngineError
+from memfactory.errors import EngineError, RequestRefused
 from memfactory.types import Message, Reply, Sampling
 
 
@@ -28,8 +28,8 @@ class VllmServerEngine:
     """Samples replies from the model that the server at `config.url` holds.
 
     Where no trainer hands weights over, `model` itself is handed over before the first conversation. Raises ConfigError
-    where no server answers or it was started without what is needed here; EngineError for a prompt that does not fit,
-    for a server that goes away and for one that has other weights than it was handed.
+    where no server answers or it was started without what is needed here; PromptTooLong for a prompt that does not
+    fit, EngineError for a server that goes away and for one that has other weights than it was handed.
     """
 
     gives_tokens = True
@@ -57,11 +57,14 @@ class VllmServerEngine:
     def try_sample(self, prompts: Sequence[tuple[Sequence[Message], Sampling]]) -> list[Outcome]:
         """The reply to each of `prompts`, or why there is none, in their order. Leaves what is pending alone."""
         try:
-            outcomes = self._pool.outcomes([self._work(messages, sampling) for messages, sampling in prompts])
+            outcomes = self._pool.outcomes([self._work_or_refusal(*prompt) for prompt in prompts])
             self._remote.confirm()
         except EngineError as error:
             return [error for _ in prompts]
         return outcomes
+
+    def check(self, messages: Sequence[Message]) -> None:
+        self._conversations.check(self.chat.prompt_ids(messages))
 
     def pending(self) -> int:
         return self._pool.pending()
@@ -85,6 +88,17 @@ class VllmServerEngine:
             raise ValueError(f"{self._pool.pending()} conversations are pending at the server that is to take weights")
         self._remote.take(weights)
 
+    def _work_or_refusal(self, messages: Sequence[Message], sampling: Sampling) -> Work:
+        try:
+            return self._work(messages, sampling)
+        except RequestRefused as refusal:
+            refused = refusal
+
+        def refuse(waiting: Waiting) -> Reply:
+            raise refused
+
+        return refuse
+
     def _work(self, messages: Sequence[Message], sampling: Sampling) -> Work:
         """What a thread does for one conversation: it tries until there is a reply or the tries are used up."""
         prompt = self.chat.prompt_ids(messages)
@@ -97,7 +111,12 @@ class VllmServerEngine:
         )
 
     def _reply(self, prompt: tuple[int, ...], sampling: Sampling, fields: dict[str, Any]) -> Reply:
-        answer = self._server.post("/v1/completions", fields)
+        try:
+            answer = self._server.post("/v1/completions", fields)
+        except Refused as error:
+            if error.status in REFUSING_STATUS:
+                raise RequestRefused(str(error)) from error
+            raise
         try:
             choice = answer["choices"][0]
             reply_ids, fed = tuple(choice["token_ids"]), tuple(choice["prompt_token_ids"])

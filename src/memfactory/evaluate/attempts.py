@@ -20,6 +20,7 @@ from memfactory.evaluate.records import RecordFile, SampleRecord, record
 from memfactory.evaluate.results import DatasetResult, MetricResult, metric_result
 from memfactory.evaluate.statistics import question_means
 from memfactory.registry import REWARDS
+from memfactory.rollout import warn_of_failures
 from memfactory.types import Decoding, Episode, Task, Turn
 
 log = logging.getLogger("memfactory")
@@ -29,6 +30,10 @@ WINDOW = 128
 """Attempts under way at one time, so that the first are on disk long before the last begin."""
 JUDGED_TOGETHER = 16
 """Finished attempts that a judge scores at one time: enough to keep its connections busy, few to lose by a kill."""
+
+
+class UnknownScores(MemFactoryError):
+    """Too many scores are unknown for the rest to stand for the dataset."""
 
 
 def evaluate_tasks(
@@ -49,11 +54,11 @@ def evaluate_tasks(
     """avg@`samples` of `tasks` by every metric (none named: the environment's defaults for these tasks).
 
     Attempts that `records` holds are not played again, and scored only where a metric is missing or unknown; the
-    others are played and recorded as they finish. An attempt that a helper's failure ended has unknown scores and is
-    played again by the next evaluation into the same records; a warning counts such attempts. Seeds are by question and
-    attempt, so a resumed evaluation finds what an uninterrupted one does. Raises MemFactoryError when more than
-    `max_unknown_share` of a metric's scores are unknown, ConfigError for a metric that does not exist, DataError for
-    tasks that share an id.
+    others are played and recorded as they finish. An attempt that a helper's failure or a refused request (such as a
+    prompt beyond the context) ended has unknown scores and is played again by the next evaluation into the same
+    records; a warning counts such attempts. Seeds are by question and attempt, so a resumed evaluation finds what an
+    uninterrupted one does. Raises UnknownScores when more than `max_unknown_share` of a metric's scores are unknown,
+    ConfigError for a metric that does not exist, DataError for tasks that share an id.
     """
     _refuse_equal_ids(tasks)
     scorers = build_metrics(env, tuple(metrics) or env.default_metrics(tasks), engines)
@@ -177,14 +182,8 @@ class _Collected:
             self._keep(record(dataset, episode, scores))
 
     def _warn_of_failures(self) -> None:
-        reasons = [held.failure for held in self.found.values() if held.failure is not None]
-        if reasons:
-            log.warning(
-                "%d of %d attempts were ended by a helper's failure, so their scores are unknown; the first: %s",
-                len(reasons),
-                len(self.found),
-                reasons[0],
-            )
+        failures = [(held.task_id, held.failure) for held in self.found.values() if held.failure is not None]
+        warn_of_failures(failures, len(self.found), "scores")
 
     def _keep(self, new: SampleRecord) -> None:
         self.found[new.task_id, new.sample] = new
@@ -212,10 +211,10 @@ class _Collected:
             unknown = sum(score is None for row in given.values() for score in row)
             found = metric_result(given, samples)
             if found is None or unknown > max_unknown_share * len(tasks) * samples:
-                raise MemFactoryError(
+                raise UnknownScores(
                     f"{unknown} of {len(tasks) * samples} scores of {name!r} are unknown (a judge or a helper failed, "
-                    f"or there is no gold answer), more than the share of {max_unknown_share:g} that "
-                    "eval.max_unknown_share allows"
+                    "a prompt did not fit the context, or there is no gold answer), more than the share of "
+                    f"{max_unknown_share:g} that eval.max_unknown_share allows"
                 )
             metrics[name] = found
         means = {name: question_means(given) for name, given in scores.items()}

@@ -25,6 +25,7 @@ from memfactory.trainers.checkpoint import TrainState
 from memfactory.trainers.footprint import architecture
 from memfactory.trainers.measures import summarized
 from memfactory.trainers.order import upcoming
+from memfactory.trainers.overlong import OverlongTasks, fitting_tasks
 from memfactory.trainers.policy import Policy
 from memfactory.trainers.speed import device_metrics, device_peak, training_flops
 from memfactory.transcripts import write_transcripts
@@ -44,7 +45,8 @@ class GrpoTrainer(Trainer):
         if data is None:
             raise ConfigError("data.train: GRPO needs training tasks, but none are given")
         self.sizes = architecture(policy.model.config)
-        self.tasks = stack.tasks(data, resolved.base_dir)
+        self.tasks = fitting_tasks(stack.tasks(data, resolved.base_dir), stack, options.overlong)
+        self.overlong = OverlongTasks()
         self.decodings = stack.drawn_with(Decoding(options.temperature, options.top_p, options.top_k))
 
     def finished(self) -> bool:
@@ -116,6 +118,7 @@ class GrpoTrainer(Trainer):
             new = self.roll_out(cursor, size)
             cursor, rollouts = cursor + size, rollouts + 1
             groups += new
+            self.tell_overlong(new)
             self.stop_on_unknown(groups, step, wanted)
             counted += sum(gather_object([has_variance(g) or not options.require_variance for g in new]))
         return groups, cursor
@@ -168,14 +171,20 @@ class GrpoTrainer(Trainer):
             advantages = [step_advantages(group, self.options, batch_rewards) for group in kept]
             write_transcripts(self.run.folder, step, kept, advantages)
 
+    def tell_overlong(self, groups: Sequence[Group]) -> None:
+        """Name the tasks whose attempts did not fit the context, each once, whichever process met them."""
+        own = {g.task.id: t.failure for g in groups for t in g.trajectories if t.overlong and t.failure is not None}
+        found = {task: reason for each in gather_object([own]) for task, reason in each.items()}
+        if self.run.main:
+            self.overlong.tell(found)
+
     def stop_on_unknown(self, groups: Sequence[Group], step: int, wanted: int) -> None:
         """Raise MemFactoryError when too many rewards are unknown: the judge is down, not the policy bad.
 
-        `groups` are those of the step so far, which will be `wanted` at least.
+        `groups` are those of the step so far, which will be `wanted` at least. Attempts that do not fit the context
+        would not fit the next time either, so they stop no run.
         """
-        unknown = gather_object(
-            [trajectory.reward.total is None for group in groups for trajectory in group.trajectories]
-        )
+        unknown = gather_object([t.reward.total is None and not t.overlong for g in groups for t in g.trajectories])
         rewards = max(len(unknown), wanted * self.options.generations)
         if sum(unknown) > self.options.max_unknown_share * rewards:
             raise MemFactoryError(

@@ -18,6 +18,7 @@ from memfactory.trainers.base import Run, Trainer
 from memfactory.trainers.checkpoint import TrainState
 from memfactory.trainers.learners import Learners
 from memfactory.trainers.order import upcoming
+from memfactory.trainers.overlong import OverlongTasks, fitting_tasks
 from memfactory.transcripts import write_transcripts
 from memfactory.types import Decoding, Episode, Group, Reward, Trajectory, Turn
 
@@ -34,7 +35,8 @@ class OnlineTrainer(Trainer):
         if data is None:
             raise ConfigError("data.train: online learning needs tasks, but none are given")
         self.learners = learners
-        self.tasks = stack.tasks(data, resolved.base_dir)
+        self.tasks = fitting_tasks(stack.tasks(data, resolved.base_dir), stack, options.overlong)
+        self.overlong = OverlongTasks()
         self.decodings = stack.drawn_with(Decoding(options.temperature, options.top_p, options.top_k))
 
     def finished(self) -> bool:
@@ -88,7 +90,8 @@ class OnlineTrainer(Trainer):
 
     def stop_on_failures(self, episodes: Sequence[Episode], step: int) -> None:
         """Raise MemFactoryError when too many attempts ended early: a helper is down."""
-        failures = [episode.failure for episode in episodes if episode.failure is not None]
+        self.overlong.tell({e.task.id: e.failure for e in episodes if e.failure is not None and e.overlong})
+        failures = [episode.failure for episode in episodes if episode.failure is not None and not episode.overlong]
         allowed = self.options.max_failed_share
         if len(failures) > allowed * len(episodes):
             raise MemFactoryError(
