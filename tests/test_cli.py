@@ -103,10 +103,10 @@ def test_a_bug_is_exit_code_1_with_a_traceback_and_where_to_report_it(folder, ca
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
 def test_a_disk_that_takes_nothing_is_no_bug(folder, capsys, monkeypatch, number):
-    def fail(source, overrides, command):
+    def fail(sources, overrides, like):
         raise OSError(number, os.strerror(number), "results.json")
 
-    monkeypatch.setattr("memfactory.cli.runs.load", fail)
+    monkeypatch.setattr("memfactory.cli.runs.load_targets", fail)
     assert run(["eval", "tiny"]) == 1
     assert capsys.readouterr().err == f"error: results.json: {os.strerror(number)}\n"
 
@@ -119,10 +119,10 @@ def test_a_page_that_cannot_be_written_is_told(folder, capsys):
 
 
 def test_ctrl_c_is_told_in_a_word(folder, capsys, monkeypatch):
-    def interrupt(source, overrides, command):
+    def interrupt(sources, overrides, like):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("memfactory.cli.runs.load", interrupt)
+    monkeypatch.setattr("memfactory.cli.runs.load_targets", interrupt)
     assert run(["eval", "tiny"]) == 130
     assert capsys.readouterr().err == "Stopped.\n"
 

@@ -1,6 +1,7 @@
 """Tables of an evaluation, cell by cell."""
 
 import io
+from dataclasses import replace
 
 from rich.console import Console
 
@@ -86,3 +87,23 @@ def test_progress_names_what_has_brackets_in_its_name():
         with shown_progress(console, "run[b] on e[/red]x") as tell:
             tell(0, 2)
         assert "run[b] on e[/red]x" in console.file.getvalue()
+
+
+def test_only_a_metric_that_all_models_have_is_a_headline():
+    def scored(*metrics):
+        found = [result(0.0, 1.0, metric=name) for name in metrics]
+        merged = {name: one.metrics[name] for name, one in zip(metrics, found, strict=True)}
+        by_question = {name: one.by_question[name] for name, one in zip(metrics, found, strict=True)}
+        return replace(found[0], metrics=merged, by_question=by_question)
+
+    results = {"a": {"x": scored("em", "sub_em"), "y": scored("em")}, "b": {"x": scored("sub_em"), "y": scored("f1")}}
+    main, difference = main_table(results, ["x", "y"]), difference_table(results, ["x", "y"])
+    assert main.header == ("model", "x (sub_em)", "y", "average")
+    assert main.rows[0] == ("a", "0.5000 ± 0.5000", "–", "–")
+    assert main.notes == ("y: the models have no metric in common; see all metrics below",)
+    assert difference.rows == (("b", "+0.0000 [+0.000, +0.000]", "–"),)
+
+
+def test_models_that_were_asked_other_questions_are_said_to_be():
+    results = {"a": {"x": result(0.0, 1.0)}, "b": {"x": result(0.0, 1.0, data="other")}}
+    assert main_table(results, ["x"]).notes == ("x: the models were not asked the same questions",)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from memfactory.cli.output import is_main_process, load, refuse_options, start_logging, stderr, stdout
+from memfactory.cli.output import is_main_process, load, load_targets, refuse_options, start_logging, stderr, stdout
 from memfactory.errors import ConfigError
 
 Source = Annotated[str, typer.Argument(help="A YAML config, a run folder, a checkpoint, a model folder or `tiny`.")]
@@ -127,6 +127,13 @@ def evaluate(
         list[str] | None,
         typer.Option(help="A further agent for each model, such as full_context or naive_rag; repeat for several."),
     ] = None,
+    like: Annotated[
+        str | None,
+        typer.Option(
+            help="The run or config whose agent, data and settings count for models and for checkpoints outside a run; "
+            "default: the first one among the targets, but a checkpoint keeps the agent that it was trained as."
+        ),
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="Where results go; default: runs/eval/<targets>.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Throw away earlier samples in the output.")] = False,
     judge: Annotated[bool, typer.Option("--judge", help="Also ask a model to judge the answers.")] = False,
@@ -138,7 +145,7 @@ def evaluate(
     refuse_options(context, targets)
     sources = [word for word in targets if "=" not in word]
     overrides = [word for word in targets if "=" in word]
-    resolved = [load(source, overrides, "eval") for source in sources]
+    resolved = load_targets(sources, overrides, like)
     from memfactory.evaluate.running import run_evaluation
 
     folder = output or Path("runs/eval") / "-".join(one.name for one in resolved)[:100]

@@ -8,10 +8,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_args
 
+from memfactory.config.agent_file import AgentFile
 from memfactory.config.components import Checker
 from memfactory.config.datasets import anchored, locate
 from memfactory.config.interpolation import escape, resolve, secrets_in
 from memfactory.config.messages import unknown_key
+from memfactory.config.model_sources import Like, fill_in_agent, note_withheld, of_another_agent, tree_of_model
 from memfactory.config.overrides import apply_overrides, parse_overrides
 from memfactory.config.parts import PART_FOLDERS, compose_file, config_folders, expand_sections, merge, part_names
 from memfactory.config.problems import Problems
@@ -55,16 +57,31 @@ class Resolved:
         return dump(escape(self.values))
 
 
-def load_config(source: str | Path, overrides: Sequence[str] = (), *, command: str | None = None) -> Resolved:
+def load_config(
+    source: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    command: str | None = None,
+    like: Resolved | None = None,
+    beside: Resolved | None = None,
+) -> Resolved:
     """The configuration that `source` names, with `key=value` overrides, validated.
 
     `source` is a YAML file, a run folder, a checkpoint, a model folder or `tiny`. With a `command` (train, eval,
-    infer) the files, keys, extras and hardware it needs are checked as well. Raises ConfigError with every problem.
+    infer) the files, keys, extras and hardware it needs are checked as well. A model by itself takes all but which
+    model it is from `like`, or from `beside` what its memfactory.yaml does not say of its agent; a config or run takes
+    nothing. Raises ConfigError with every problem.
     """
     if command is not None and command not in get_args(Command):
         raise ValueError(f"no command {command!r}; there are {get_args(Command)}")
     found = find_source(source, trained=command in ("eval", "infer"))
-    tree, folders = _composed(found, overrides)
+    reference = like or beside
+    if reference is not None and found.file is None:
+        found = replace(found, base_dir=reference.base_dir)
+        likeness = Like(reference.name, reference.values, strictly=like is not None)
+    else:
+        likeness = None
+    tree, folders, agent_file = _composed(found, overrides, likeness)
     problems = Problems(tree.origins, found.shown)
     for path, message in secrets_in(tree.values):
         problems.add(path, message)
@@ -80,6 +97,10 @@ def load_config(source: str | Path, overrides: Sequence[str] = (), *, command: s
     warnings = check_rules(config, problems)
     if command in (None, "train"):
         warnings += check_trained(config, problems)
+    if agent_file is not None:
+        note_withheld(agent_file, tree, problems)
+        if found.file is not None:
+            warnings += of_another_agent(plain(config)["agent"], agent_file)
     if command is not None:
         warnings += Readiness(config, found.base_dir, problems, cast("Command", command)).check()
     problems.raise_any()
@@ -94,6 +115,27 @@ def load_config(source: str | Path, overrides: Sequence[str] = (), *, command: s
         warnings=tuple(warnings),
         origins={dotted(path): str(tree.origins[path]) for path, _ in leaves(values) if path in tree.origins},
     )
+
+
+def load_side_by_side(
+    sources: Sequence[str], overrides: Sequence[str] = (), *, command: str, like: str | None = None
+) -> list[Resolved]:
+    """The configurations of several sources that are to be compared; the overrides count for all of them.
+
+    A model by itself is run like `like`, a run or config; where none is named, it takes what it does not say itself
+    from the first run or config among the sources. Raises ConfigError with every problem of the first that has any.
+    """
+    if like is not None:
+        reference = load_config(like, overrides)
+        return [load_config(source, overrides, command=command, like=reference) for source in sources]
+    first = next((source for source in sources if find_source(source, trained=False).file is not None), None)
+    beside = None if first is None else load_config(first, overrides, command=command)
+    return [
+        beside
+        if beside is not None and source == first
+        else load_config(source, overrides, command=command, beside=beside)
+        for source in sources
+    ]
 
 
 def agent_name(agent: str | Mapping[str, object]) -> str:
@@ -140,17 +182,22 @@ def load_values(path: Path) -> dict[str, Any]:
     return resolve(tree.values, Problems(tree.origins, str(path)))
 
 
-def _composed(found: Source, overrides: Sequence[str]) -> tuple[Tree, list[Path]]:
-    """The file with its parts, what the source itself says laid over it, and the overrides."""
+def _composed(found: Source, overrides: Sequence[str], like: Like | None) -> tuple[Tree, list[Path], AgentFile | None]:
+    """The file with its parts, what the source itself says laid over it, and the overrides; where parts are looked for;
+    and the memfactory.yaml that may have said what the agent is."""
     parsed = parse_overrides(overrides)
-    folders = config_folders(found.base_dir if found.file is not None else None)
-    tree = Tree() if found.file is None else compose_file(found.file)
-    if found.values:
-        above = Tree(found.values, said_by(found.values, Origin(found.shown)))
-        expand_sections(above, folders)
-        tree = merge(write_out(tree), above)
+    folders = config_folders(found.base_dir if found.file is not None or like is not None else None)
+    agent_file = found.agent
+    if found.file is None:
+        tree = tree_of_model(found, like, folders)
+    else:
+        tree = compose_file(found.file)
+        if found.values:
+            tree = merge(write_out(tree), Tree(found.values, said_by(found.values, Origin(found.shown))))
+        if found.run is None:
+            agent_file = fill_in_agent(tree, parsed, found.base_dir)
     apply_overrides(tree, parsed, folders, _LISTS)
-    return write_out(tree), folders
+    return write_out(tree), folders, agent_file
 
 
 def _anchor(values: dict[str, Any], base_dir: Path) -> None:

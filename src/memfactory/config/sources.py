@@ -8,19 +8,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from memfactory.config.agent_file import AGENT_FILE, MODULES, AgentFile, published_agent_file, read_agent_file
 from memfactory.config.parts import SUFFIXES, config_folders, is_dir, is_file, runnable_configs, show_path
 from memfactory.errors import ConfigError, unknown
 
 RUN_CONFIG = "config.yaml"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_DEFAULTS: dict[str, Any] = {"agent": "memory_agent", "env": "longcontext"}
 
 
 @dataclass(frozen=True)
 class Source:
     """Where a config comes from. `values` are laid over the file's (or are all there is).
 
-    `run` is the run folder that the file belongs to, `file` None where the source is a bare model.
+    `run` is the run folder that the file belongs to, `file` None where the source is a model by itself; `agent` is then
+    what its memfactory.yaml says, where it has one.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Source:
     base_dir: Path
     values: dict[str, Any]
     run: Path | None = None
+    agent: AgentFile | None = None
 
 
 def find_source(source: str | Path, *, trained: bool) -> Source:
@@ -48,15 +50,16 @@ def find_source(source: str | Path, *, trained: bool) -> Source:
     if path.stem in known and (text == path.stem or (path.suffix in SUFFIXES and path.parent.name == "configs")):
         return find_source(known[path.stem], trained=trained)
     if _HUB_ID.fullmatch(text) and path.suffix not in SUFFIXES and not is_dir(path.parent):
-        return _model(text.replace("/", "-"), {"path": text})
+        agent = published_agent_file(text) if trained else None
+        return replace(_model(text.replace("/", "-"), {"path": text}), agent=agent)
     raise ConfigError(
         f"{text}: there is no such config file, run folder or model folder; "
         + unknown("config", path.stem, {*known, "tiny"})
     )
 
 
-def _model(name: str, values: dict[str, str]) -> Source:
-    return Source(name, name, None, Path("."), {**_DEFAULTS, "model": values})
+def _model(name: str, values: dict[str, Any]) -> Source:
+    return Source(name, name, None, Path("."), {"model": values})
 
 
 def _folder(folder: Path, trained: bool) -> Source:
@@ -68,17 +71,26 @@ def _folder(folder: Path, trained: bool) -> Source:
     if run is not None and learnt is not None:
         name = f"{run.name}-{folder.resolve().name}"
         return Source(name, show_path(run / RUN_CONFIG), run / RUN_CONFIG, run, learnt, run)
-    if model is None:
+    agent = read_agent_file(folder)
+    noted = {} if agent is None else dict(agent.model)
+    if model is None and (learnt is None or agent is None):
         raise ConfigError(
             f"{folder}: this folder is no run (it has no {RUN_CONFIG}), no checkpoint and no model (it has neither "
-            "config.json nor adapter_config.json)"
+            f"config.json nor adapter_config.json, nor {MODULES}/ beside a {AGENT_FILE})"
         )
-    if model["adapter"] is not None:
-        base = _base_of(folder)
+    if model is None:
+        # Only modules have learnt; the model is another's, or an endpoint's.
+        model = {"path": noted["path"]} if "path" in noted else {}
+    elif model.get("path") is None:
+        base = noted.get("path") or _base_of(folder)
         if base is None:
             raise ConfigError(f"{folder}: adapter_config.json does not say which model the adapter belongs to")
-        model = {"path": base, **model}
-    return _model(folder.resolve().name, model)
+        drawn = {"random_weights": noted["random_weights"]} if "random_weights" in noted else {}
+        model = {"path": base, **model, **drawn}
+    found = _model(folder.resolve().name, model)
+    found = found if model else replace(found, values={})
+    modules = {} if learnt is None or "agent" not in learnt else {"agent": learnt["agent"]}
+    return replace(found, values={**found.values, **modules}, agent=agent)
 
 
 def _is_run(folder: Path) -> bool:
@@ -111,7 +123,7 @@ def _learnt(folder: Path) -> dict[str, Any] | None:
 
     None where there is neither. What is not there stays as the run's config says.
     """
-    model, modules = _weights(folder), folder / "modules"
+    model, modules = _weights(folder), folder / MODULES
     weights = {path.stem: {"weights": str(path)} for path in sorted(modules.glob("*.safetensors"))}
     if model is None and not is_dir(modules):
         return None

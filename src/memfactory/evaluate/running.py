@@ -19,6 +19,7 @@ from memfactory.envs.base import TaskSet
 from memfactory.errors import ConfigError, MemFactoryError
 from memfactory.evaluate.attempts import attempts_under_way, evaluate_tasks
 from memfactory.evaluate.fingerprint import data_hash
+from memfactory.evaluate.likeness import differing, notes
 from memfactory.evaluate.progress import shown_progress
 from memfactory.evaluate.records import RecordFile
 from memfactory.evaluate.results import DatasetResult, difference_json, differences
@@ -205,7 +206,8 @@ def _datasets(targets: Sequence[Target]) -> list[str]:
 
 def _grids(targets: Sequence[Target], report: Report) -> list[Grid]:
     names = _datasets(targets)
-    grids = [main_table(report.results, names), difference_table(report.results, names)]
+    main = main_table(report.results, names, notes(differing(targets)))
+    grids = [main, difference_table(report.results, names)]
     grids += category_tables(report.results, names)
     grids += [detail_table(report.results)] if any(report.results.values()) else []
     return [grid for grid in grids if grid is not None]
@@ -232,6 +234,7 @@ def _write(targets: Sequence[Target], output: Path, report: Report, seconds: flo
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
         "seconds": round(seconds, 1),
         "models": models,
+        "differing_settings": {key: dict(by_label) for key, by_label in differing(targets).items()},
         "differences": _differences(report.results),
         "environment": dict(describe_environment()),
     }

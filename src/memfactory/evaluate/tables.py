@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
@@ -22,19 +22,23 @@ NOTHING = "–"
 
 @dataclass(frozen=True)
 class Grid:
-    """A table: title, header, rows of equally many cells. The first `texts` columns are words, the others numbers."""
+    """A table: title, header, rows of equally many cells. The first `texts` columns are words, the others numbers.
+
+    `notes` stand between title and header: what a reader must know before the numbers.
+    """
 
     title: str
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     texts: int = 1
+    notes: tuple[str, ...] = ()
 
     def markdown(self) -> str:
         """The table as GitHub's markdown, numbers set to the right."""
         rule = tuple("---" if index < self.texts else "---:" for index in range(len(self.header)))
         lines = [self.header, rule, *self.rows]
         escaped = ("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-        return f"{self.title}\n\n" + "\n".join(escaped) + "\n"
+        return "\n\n".join((self.title, *self.notes)) + "\n\n" + "\n".join(escaped) + "\n"
 
     def rich(self) -> Group:
         """The table under its title, for a terminal."""
@@ -44,39 +48,61 @@ class Grid:
             table.add_column(Text(name), justify=side, no_wrap=index == 0, overflow="fold")
         for row in self.rows:
             table.add_row(*map(Text, row))
-        return Group(Text(self.title, style="bold"), table)
+        return Group(Text(self.title, style="bold"), *(Text(note, style="yellow") for note in self.notes), table)
 
 
-def main_table(results: Results, datasets: Sequence[str]) -> Grid:
+def main_table(results: Results, datasets: Sequence[str], notes: Sequence[str] = ()) -> Grid:
     """Rows are models, columns datasets by their headline metric, then the average over the datasets.
 
-    A model without a result in every dataset has no average.
+    The headline is the first model's first metric that all models have. A model without a result in every dataset has
+    no average. `notes` come before the numbers.
     """
+    headlines = {name: headline(results, name) for name in datasets}
     rows = []
     for model, by_dataset in results.items():
-        found = [_headline(by_dataset.get(name)) for name in datasets]
+        found = [_metric(by_dataset.get(name), headlines[name]) for name in datasets]
         whole = [cell.mean for cell in found if cell is not None]
         average = f"{fmean(whole):.4f}" if len(whole) == len(datasets) else NOTHING
         rows.append((model, *(NOTHING if cell is None else _value(cell.estimate) for cell in found), average))
     samples = sorted({result.samples for by_dataset in results.values() for result in by_dataset.values()})
     title = f"avg@{'/'.join(map(str, samples))} ± standard error, clustered by question" if samples else "No result"
-    return Grid(title, ("model", *(_column(results, name) for name in datasets), "average"), tuple(rows))
+    header = ("model", *(_column(name, headlines[name]) for name in datasets), "average")
+    return Grid(title, header, tuple(rows), notes=(*notes, *_incomparable(results, headlines)))
+
+
+def _incomparable(results: Results, headlines: Mapping[str, str | None]) -> Iterator[str]:
+    """A note on each dataset whose column does not hold the same for all models."""
+    for name, metric in headlines.items():
+        found = [by_dataset[name] for by_dataset in results.values() if name in by_dataset]
+        if found and metric is None:
+            yield f"{name}: the models have no metric in common; see all metrics below"
+        if len({one.data_hash for one in found}) > 1:
+            yield f"{name}: the models were not asked the same questions"
 
 
 def difference_table(results: Results, datasets: Sequence[str]) -> Grid | None:
     """Every further model minus the first, paired by question, with 95 % intervals; None for a single model.
 
-    Models whose tasks differ (by data hash) are not compared.
+    Models whose tasks differ (by data hash) are not compared, nor on a dataset for which they have no metric in common.
     """
     (first, base), *others = results.items()
     if not others:
         return None
+    headlines = {name: headline(results, name) for name in datasets}
     rows = [
-        (model, *(_difference(base.get(name), by_dataset.get(name)) for name in datasets))
+        (model, *(_difference(base.get(name), by_dataset.get(name), headlines[name]) for name in datasets))
         for model, by_dataset in others
     ]
     title = f"Difference to {first}, paired by question [95 % interval]"
-    return Grid(title, ("model", *(_column(results, name) for name in datasets)), tuple(rows))
+    return Grid(title, ("model", *(_column(name, headlines[name]) for name in datasets)), tuple(rows))
+
+
+def headline(results: Results, dataset: str) -> str | None:
+    """The metric of `dataset` that models are set side by side in: the first that all of them have."""
+    found = [by_dataset[dataset] for by_dataset in results.values() if dataset in by_dataset]
+    if not found:
+        return None
+    return next((name for name in found[0].metrics if all(name in other.metrics for other in found)), None)
 
 
 def detail_table(results: Results) -> Grid:
@@ -140,19 +166,18 @@ def comparable(first: DatasetResult, second: DatasetResult) -> bool:
     return first.data_hash == second.data_hash
 
 
-def _headline(result: DatasetResult | None) -> MetricResult | None:
-    return None if result is None else result.metrics[result.headline]
+def _metric(result: DatasetResult | None, name: str | None) -> MetricResult | None:
+    return None if result is None or name is None else result.metrics[name]
 
 
-def _column(results: Results, name: str) -> str:
-    metrics = {by_dataset[name].headline for by_dataset in results.values() if name in by_dataset}
-    return f"{name} ({metrics.pop()})" if len(metrics) == 1 else name
+def _column(dataset: str, metric: str | None) -> str:
+    return dataset if metric is None else f"{dataset} ({metric})"
 
 
-def _difference(first: DatasetResult | None, second: DatasetResult | None) -> str:
-    if first is None or second is None or not comparable(first, second):
+def _difference(first: DatasetResult | None, second: DatasetResult | None, metric: str | None) -> str:
+    if first is None or second is None or metric is None or not comparable(first, second):
         return NOTHING
-    found = differences(first, second).get(first.headline)
+    found = differences(first, second).get(metric)
     return NOTHING if found is None else f"{found.mean:+.4f} {_interval(found, signed=True)}"
 
 

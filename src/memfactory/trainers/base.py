@@ -19,6 +19,7 @@ import torch
 
 from memfactory.build import Stack
 from memfactory.config import Resolved
+from memfactory.config.agent_file import write_agent_file
 from memfactory.config.training import LoopOptions
 from memfactory.dialogue import stream_seed
 from memfactory.engines.base import WeightHolder, Weights
@@ -220,7 +221,7 @@ class Trainer(ABC):
             save_checkpoint(
                 self.run.folder / "checkpoints",
                 self.state,
-                save_weights=self.trained.save_masters,
+                save_weights=self._save_masters,
                 optimizer=self.trained.optimizer_state(),
                 keep=self.options.keep_checkpoints,
             )
@@ -232,7 +233,16 @@ class Trainer(ABC):
             target = self.run.folder / "final"
             with written_whole(target) as working:
                 self.trained.save_pretrained(working)
+                self._save_agent(working)
         self.trained.wait_for_everyone()
+
+    def _save_masters(self, folder: Path) -> None:
+        self.trained.save_masters(folder)
+        self._save_agent(folder)
+
+    def _save_agent(self, folder: Path) -> None:
+        """Write memfactory.yaml, so that the weights are the same agent's wherever they are taken."""
+        write_agent_file(folder, self.resolved.values, self.resolved.base_dir)
 
 
 def remove_partial(folder: Path) -> None:
