@@ -48,7 +48,8 @@ def played(module, reply: str, items: Sequence[MemoryItem] = ITEMS) -> tuple[Epi
 
 
 def answer(**options) -> AnswerModule:
-    return AnswerModule(AnswerOptions.model_validate({"prompt": PROMPT} | options), NoCodec())
+    values = {"prompt": PROMPT, "answer_form": "marker"} | options
+    return AnswerModule(AnswerOptions.model_validate(values), NoCodec())
 
 
 def citing(**options) -> CitingAnswer:

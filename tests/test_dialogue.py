@@ -60,7 +60,7 @@ def test_the_memory_is_carried_from_section_to_section_into_the_answer():
     assert [turn.messages[0].content for turn in done.turns] == ["U|q|-|ab", "U|q|-ab|cd", "U|q|-abcd|e", "A|q|-abcde"]
     assert [turn.step for turn in done.turns] == ["update", "update", "update", "answer"]
     assert [sampling.max_tokens for _, sampling in engine.asked] == [30, 30, 30, 40]
-    assert (done.memory, done.answer) == ("-abcde", "\\boxed{-abcde}")
+    assert (done.memory, done.answer) == ("-abcde", "-abcde")
 
 
 def test_without_context_the_answer_comes_from_the_empty_memory():
@@ -164,7 +164,7 @@ def test_rollout_asks_for_the_task_reward_when_the_module_ends_and_credits_its_s
         return [Reward(0.5)]
 
     (done,) = played(agent(interface="rollout"), [episode("abcd")], ScriptedEngine(remember), score=score)
-    assert asked == [(3, "\\boxed{-abcd}")]
+    assert asked == [(3, "-abcd")]
     assert done.step_rewards == {"update": Reward(0.5), "answer": Reward(0.5)}
     assert all(turn.trainable for turn in done.turns)
 

@@ -55,6 +55,7 @@ class Judge(RewardFunction):
 
     name = "verdict"
     Options = JudgeOptions
+    asks_a_model = True
 
     def __init__(self, *, mended=False):
         super().__init__(JudgeOptions(), {})

@@ -39,6 +39,7 @@ FLOORS = {
     "redaction": 1,
     "terminal": 1,
     "locks": 1,
+    "answers": 1,
     "text": 1,
     "registry": 1,
     "errors": 1,

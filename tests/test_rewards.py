@@ -34,7 +34,8 @@ def score(name, answer, *golds, **options):
         (r"\boxed{f{x}y}", "f{x}y", 1),  # balanced braces
         (r"\boxed 42 $ and more", "42", 1),  # a bare box ends at a dollar sign
         (r"\boxed 42 and more", "42", 0),  # or at the end of the reply
-        (r"\fbox{42}", "42", 1),
+        (r"\fbox{42}", "42", 0),  # MemAgent finds such a box and cannot open it
+        (r"\boxed{42} \fbox{7}", "7", 0),
         (r"\boxed{50\%}", "50", 1),
         (r"\boxed{\$ 7}", "7", 1),
         (r"\boxed{\dfrac{1}{2}}", r"\tfrac{1}{2}", 1),

@@ -16,11 +16,12 @@ from typing import Any, ClassVar, Literal
 
 import numpy
 
+from memfactory.answers import bare_answer, form_asked_for
 from memfactory.engines.base import Engine
 from memfactory.errors import ConfigError, EngineError, PromptTooLong, RequestRefused
 from memfactory.memory.bank import BankSource
 from memfactory.registry import Options
-from memfactory.types import Codec, Decoding, Episode, Message, Reply, Reward, Sampling, Task, Turn
+from memfactory.types import AnswerForm, Codec, Decoding, Episode, Message, Reply, Reward, Sampling, Task, Turn
 
 Interface = Literal["generate", "rollout", "inference"]
 POLICY = "policy"
@@ -76,6 +77,28 @@ class ModuleOptions(Options):
     engine: str = POLICY
     """Which engine speaks under `interface: inference`: policy, or a name from `engines:`."""
 
+    @property
+    def asked_form(self) -> AnswerForm | None:
+        """The form in which the module asks for the answer; None: it gives none, or does not say."""
+        return None
+
+
+class AnswerModuleOptions(ModuleOptions):
+    """Options of modules that answer the question. They say by `answer_prompt` which of their prompts asks for it."""
+
+    answer_form: AnswerForm | None = None
+    """The form in which the prompt asks for the answer: boxed, marker (`**Answer:**`), the_answer_is or plain; null:
+    what its wording says."""
+
+    @property
+    def answer_prompt(self) -> str:
+        """The wording that asks for the answer."""
+        raise NotImplementedError(f"{type(self).__name__} does not say which prompt asks for the answer")
+
+    @property
+    def asked_form(self) -> AnswerForm:
+        return self.answer_form or form_asked_for(self.answer_prompt)
+
 
 class Module(ABC):
     """One skill of a memory agent, written for one episode as a generator. `steps` names what it asks for.
@@ -100,6 +123,12 @@ class Module(ABC):
     @abstractmethod
     def dialogue(self, episode: Episode) -> Asking:
         """Yield what to ask, receive the replies, leave the result in `episode`."""
+
+    def give_answer(self, episode: Episode, text: str | None) -> None:
+        """Leave in `episode` the answer that `text` holds in the form that was asked for; None: there is none."""
+        form: AnswerForm = self.options.asked_form or "plain"
+        episode.answer = None if text is None else bare_answer(text, form)
+        episode.answer_text, episode.answer_form = text, form
 
     def generate(self, episode: Episode) -> Dialogue:
         """The model in training speaks; the reward is given once the whole episode has ended."""

@@ -13,6 +13,8 @@ Spans = list[tuple[int, int]]
 """Half-open character spans of consecutive tokens."""
 Offsets = Callable[[str], Spans]
 """A tokenizer: the spans of a text's tokens, in order."""
+BRACE = re.compile(r"\\(?:text|textbf|textit|textrm|emph|mathrm|mathbf|mathit)\s*\{|[{}]")
+"""A brace, the one that opens `\\text{...}` or its like with that command before it."""
 
 
 def fill(template: str, values: Mapping[str, str]) -> str:
@@ -130,20 +132,51 @@ def closing_braces(text: str) -> dict[int, int]:
     return closings
 
 
-def boxed(text: str) -> list[str | None]:
-    """The content of every `\\boxed{...}` or `\\fbox{...}` in order; None for one whose brace is never closed."""
+def boxes(text: str, command: str = "boxed") -> list[tuple[int, int | None]]:
+    r"""Where the content of each `\boxed{...}` (or another `command`) begins and ends; no end where it never closes."""
+    if f"\\{command}" not in text:
+        return []
     closings = closing_braces(text)
-    openings = [match.end() - 1 for match in re.finditer(r"\\(?:boxed|fbox)\s*\{", text)]
-    return [text[start + 1 : closings[start]] if start in closings else None for start in openings]
+    starts = [match.end() for match in re.finditer(rf"\\{command}\s*\{{", text)]
+    return [(start, closings.get(start - 1)) for start in starts]
 
 
 def last_boxed(text: str) -> str | None:
-    """The content of the last `\\boxed{...}` or `\\fbox{...}` with balanced braces, or of `\\boxed x`; else None."""
-    closed = [content for content in boxed(text) if content is not None]
-    if closed:
-        return closed[-1]
+    r"""The content of the last closed `\boxed{...}`, else of `\boxed x`, else of `\fbox{...}`; None without any."""
+    for found in (_last_closed(text, "boxed"), _last_bare(text), _last_closed(text, "fbox")):
+        if found is not None:
+            return found
+    return None
+
+
+def _last_closed(text: str, command: str) -> str | None:
+    closed = [(start, end) for start, end in boxes(text, command) if end is not None]
+    return text[slice(*closed[-1])] if closed else None
+
+
+def _last_bare(text: str) -> str | None:
     bare = re.findall(r"\\boxed ([^\s$]+)", text)
     return bare[-1] if bare else None
+
+
+def without_latex_text(text: str) -> str:
+    r"""`text` with `\text{...}` and its like replaced by their contents, where those hold no other braces.
+
+    One pass: nested as deep as the text is long, they take no longer than it.
+    """
+    opened: list[list[int]] = []
+    dropped: list[tuple[int, int]] = []
+    for match in BRACE.finditer(text):
+        if match.group() != "}":
+            opened.append([*match.span(), len(match.group()) > 1])
+        elif opened:
+            start, end, plain = opened.pop()
+            if plain:
+                dropped += [(start, end), match.span()]
+            elif opened:
+                opened[-1][2] = False
+    cuts = [0, *(place for span in sorted(dropped) for place in span), len(text)]
+    return "".join(text[start:end] for start, end in zip(cuts[::2], cuts[1::2], strict=True))
 
 
 def after_thinking(text: str, close: str = "</think>", open_tag: str = "<think>") -> str | None:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 Role = Literal["system", "user", "assistant"]
 Stop = Literal["stop", "length"]
 Scalar = str | int | float | bool | None
+AnswerForm = Literal["boxed", "marker", "the_answer_is", "plain"]
+"""The form in which an answer is asked for; see `answers.py`."""
 
 
 def frozen(values: Mapping[str, Scalar] | None = None) -> Mapping[str, Scalar]:
@@ -222,6 +224,8 @@ class Episode:
     """One attempt at a task while it is being played: the only value here that changes.
 
     `member` is the attempt's number within its group; `frozen` says that nothing of the attempt is trained on.
+    `answer` is the answer alone; `answer_text` is the reply that it was taken from (None: it was the answer), and
+    `answer_form` the form that was asked for (None: the module did not say).
     `memory` is the text memory of recurrent agents, `bank` the memory bank of the others. The modules of the latter
     hand on to each other: the utterances `heard` now, the `candidates` found in them, the items `retrieved` for the
     question (best first), and the ids of those that the answer cites (`citations`; none helped: empty; no or malformed
@@ -247,6 +251,8 @@ class Episode:
     checks: dict[str, list[float]] = field(default_factory=dict)
     failure: str | None = None
     overlong: bool = False
+    answer_text: str | None = None
+    answer_form: AnswerForm | None = None
 
     def check(self, step: str, value: float) -> None:
         """Note how well a reply of module step `step` kept to its format."""

@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
+from memfactory.config.answer_forms import reward_options, unearned
 from memfactory.config.datasets import locate
 from memfactory.config.parts import is_dir
 from memfactory.config.problems import Problems
@@ -41,6 +42,7 @@ class Readiness:
         """Check everything that the command uses; the warnings."""
         if self.command == "train":
             self._can_be_trained()
+            self._rewards_can_be_earned()
         used = dict(self._used_engines())
         for path, model in models(self.config).items():
             if path == ("model",) or path[:-1] in used:
@@ -78,6 +80,19 @@ class Readiness:
             self.problems.add(
                 ("agent",), "no module learns online; write for example `modules: {retriever: linear_reranker}`"
             )
+
+    def _rewards_can_be_earned(self) -> None:
+        """A reward that counts must not read a form of answers that the agent never asks for. SFT asks no reward."""
+        train, entries = self.config.train, getattr(self.config.env.options, "rewards", {})
+        if train is None or isinstance(train.options, SftOptions) or self.problems.touch(("agent",), ("env",)):
+            return
+        options = reward_options(entries)
+        credited = {name for weights in getattr(self.config.env.options, "steps", {}).values() for name in weights}
+        for name, reason in unearned(self.config.agent, options):
+            if options[name].weight or name in credited:
+                self.problems.add(("env", "rewards", name), reason)
+            else:
+                self.warnings.append(f"env.rewards.{name} {reason}")
 
     def _folder(self, text: str) -> Path | None:
         places = (Path(text).expanduser() if text.startswith("~/") else Path(text), self.base_dir / text)

@@ -55,7 +55,9 @@ def reward_engines(config: RunConfig) -> Iterator[tuple[KeyPath, str]]:
     """Where a reward names the engine that judges, and the name."""
     rewards = getattr(config.env.options, "rewards", {})
     for name, entry in rewards.items() if isinstance(rewards, dict) else ():
-        field = REWARDS.options(name).model_fields.get("engine") if name in REWARDS.names() else None
+        if name not in REWARDS.names() or not REWARDS.get(name).asks_a_model:
+            continue
+        field = REWARDS.options(name).model_fields.get("engine")
         engine = entry.get("engine", field and field.default) if isinstance(entry, dict) else field and field.default
         if isinstance(engine, str):
             yield ("env", "rewards", name, "engine"), engine

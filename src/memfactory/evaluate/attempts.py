@@ -142,11 +142,6 @@ def build_metrics(env: Environment, names: Sequence[str], engines: Mapping[str, 
     return {name: own.get(name) or REWARDS.get(name)(REWARDS.options(name)(), engines) for name in names}
 
 
-def asks_a_model(reward: RewardFunction) -> bool:
-    """Whether `reward` is a judge: such a reward has an option `engine`."""
-    return "engine" in type(reward.options).model_fields
-
-
 class _Collected:
     """The samples of one dataset while they come in: scored, recorded, and at last summed up."""
 
@@ -154,7 +149,7 @@ class _Collected:
         self.scorers = scorers
         self.records = records
         self.found: dict[tuple[str, int], SampleRecord] = {}
-        self.scored_together = JUDGED_TOGETHER if any(map(asks_a_model, scorers.values())) else 1
+        self.scored_together = JUDGED_TOGETHER if any(scorer.asks_a_model for scorer in scorers.values()) else 1
 
     def take_recorded(self, wanted: Sequence[tuple[Task, int]]) -> list[tuple[Task, int]]:
         """Take what is on disk, scoring what lacks a score; the attempts that are not there."""

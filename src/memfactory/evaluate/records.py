@@ -15,7 +15,7 @@ from memfactory.errors import ConfigError, DataError
 from memfactory.files import JsonLinesWriter, read_json_lines
 from memfactory.memory.bank import BankSource, MemoryBank
 from memfactory.memory.wording import shown
-from memfactory.types import Episode, MemoryItem, Reply, Stop, Task, Turn
+from memfactory.types import AnswerForm, Episode, MemoryItem, Reply, Stop, Task, Turn
 
 Fingerprint = Mapping[str, str | None]
 """What a file's samples depend on, by name; None: does not apply (no judge was used)."""
@@ -54,7 +54,8 @@ class BankRecord:
 class SampleRecord:
     """One attempt at one question. A metric that is not in `scores` was never asked for; None: unknown.
 
-    `memory` is that of a recurrent agent; `bank` says what is kept of a memory bank. An attempt with a `failure` could
+    `answer_text` is the reply that the answer was taken from, where it is more than the answer. `memory` is that of a
+    recurrent agent; `bank` says what is kept of a memory bank. An attempt with a `failure` could
     not be played to its end: its scores are unknown, and it is to be played again. What follows `turns` is written only
     where there is any.
     """
@@ -73,18 +74,22 @@ class SampleRecord:
     checks: Mapping[str, tuple[float, ...]] = field(default_factory=lambda: MappingProxyType({}))
     bank: BankRecord | None = None
     failure: str | None = None
+    answer_text: str | None = None
+    answer_form: AnswerForm | None = None
 
     def to_json(self) -> dict[str, object]:
         values = {**vars(self), "scores": dict(self.scores), "turns": [asdict(turn) for turn in self.turns]}
-        of_banks = {
+        optional = {
             "retrieved": [item_json(item) for item in self.retrieved],
             "citations": self.citations,
             "checks": dict(self.checks),
             "bank": None if self.bank is None else asdict(self.bank),
             "failure": self.failure,
+            "answer_text": self.answer_text,
+            "answer_form": self.answer_form,
         }
-        plain = {name: value for name, value in values.items() if name not in of_banks}
-        return plain | {name: value for name, value in of_banks.items() if value not in (None, [], {})}
+        plain = {name: value for name, value in values.items() if name not in optional}
+        return plain | {name: value for name, value in optional.items() if value not in (None, [], {})}
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> SampleRecord:
@@ -116,6 +121,8 @@ class SampleRecord:
             citations=self.citations,
             checks={step: list(marks) for step, marks in self.checks.items()},
             failure=self.failure,
+            answer_text=self.answer if self.answer_text is None else self.answer_text,
+            answer_form=self.answer_form,
         )
 
 
@@ -140,6 +147,8 @@ def record(dataset: str, episode: Episode, scores: Mapping[str, float | None]) -
         checks={step: tuple(marks) for step, marks in episode.checks.items()},
         bank=None if episode.bank is None else _bank_record(episode.bank, task),
         failure=episode.failure,
+        answer_text=None if episode.answer_text == episode.answer else episode.answer_text,
+        answer_form=episode.answer_form,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ from pydantic import ValidationError
 
 from memfactory.build import build_env
 from memfactory.config import Resolved, agent_name, dataset_component, with_agent
+from memfactory.config.answer_forms import reward_options, unearned
 from memfactory.config.datasets import dataset_title, locate
 from memfactory.config.schema import Component, EvalConfig, RunConfig
 from memfactory.dialogue import ModuleOptions
@@ -21,6 +23,8 @@ from memfactory.evaluate.fingerprint import judge_fingerprint, sampling_fingerpr
 from memfactory.evaluate.records import Fingerprint
 from memfactory.registry import REWARDS
 from memfactory.types import Decoding
+
+log = logging.getLogger("memfactory")
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,9 @@ def _target(resolved: Resolved, data: Sequence[str], settings: Settings, label: 
         problems.append("no dataset to evaluate on: add --data NAME_OR_FILE, or sets under data.eval in the config")
     if problems:
         raise ConfigError(problems)
+    metrics = [name for name in (*asked, *judges) if name in REWARDS.names()]
+    for name, reason in unearned(resolved.config.agent, reward_options(_reward_entries(resolved.config), metrics)):
+        log.warning("%s: the metric %s %s.", label, name, reason)
     settled = resolved.config.eval
     decoding = Decoding(settled.temperature, settled.top_p, settled.top_k)
     pruned = without_unused(resolved, engines)
@@ -134,8 +141,8 @@ def reading_env(resolved: Resolved) -> Environment:
 
 
 def asks_engine(reward: str) -> bool:
-    """Whether the reward of that name asks a model: it has an option `engine`."""
-    return "engine" in REWARDS.options(reward).model_fields
+    """Whether the reward of that name asks a model."""
+    return bool(REWARDS.get(reward).asks_a_model)
 
 
 def _with_settings(resolved: Resolved, settings: Settings) -> Resolved:

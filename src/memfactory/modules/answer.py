@@ -7,10 +7,11 @@ from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 
-from memfactory.dialogue import Ask, Asking, Module, ModuleOptions
+from memfactory.answers import answer_part, keeps_form
+from memfactory.dialogue import AnswerModuleOptions, Ask, Asking, Module
 from memfactory.memory.wording import bulleted, dated
 from memfactory.registry import MODULES
-from memfactory.text import after_marker, fill
+from memfactory.text import fill
 from memfactory.types import Episode, MemoryItem, Message
 
 ANSWER_PROMPT = """\
@@ -38,7 +39,7 @@ contradict each other, the latest counts.
 </question>"""
 
 
-class AnswerOptions(ModuleOptions):
+class AnswerOptions(AnswerModuleOptions):
     """Options of `answer`."""
 
     prompt: str = ANSWER_PROMPT
@@ -47,6 +48,10 @@ class AnswerOptions(ModuleOptions):
     """The longest reply, in tokens."""
     distill: bool = True
     """Whether the default prompt asks to copy the memories that help before the answer."""
+
+    @property
+    def answer_prompt(self) -> str:
+        return self.prompt
 
     @model_validator(mode="before")
     @classmethod
@@ -69,8 +74,9 @@ class AnswerModule(Module):
         options = self.options
         values = {"memory": memory_of_each(episode.retrieved), "question": episode.task.question}
         reply = yield Ask("answer", (Message("user", fill(options.prompt, values)),), options.max_tokens)
-        episode.answer = after_marker(reply.text)
-        episode.check("answer", 0.0 if episode.answer is None else 1.0)
+        part = answer_part(reply.text, options.asked_form)
+        self.give_answer(episode, part)
+        episode.check("answer", float(keeps_form(part, options.asked_form)))
 
 
 def memory_of_each(items: Sequence[MemoryItem]) -> str:

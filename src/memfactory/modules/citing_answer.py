@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from memfactory.dialogue import Ask, Asking, Module, ModuleOptions
+from memfactory.dialogue import AnswerModuleOptions, Ask, Asking, Module
 from memfactory.memory.wording import bracketed, dated, spoken
 from memfactory.registry import MODULES
 from memfactory.text import after_thinking, fill, listed_numbers
@@ -29,7 +29,7 @@ such as [0, 2], or [NO_CITE] if none helps.
 </question>"""
 
 
-class CitingAnswerOptions(ModuleOptions):
+class CitingAnswerOptions(AnswerModuleOptions):
     """Options of `citing_answer`."""
 
     prompt: str = CITING_PROMPT
@@ -38,6 +38,10 @@ class CitingAnswerOptions(ModuleOptions):
     """The longest reply, in tokens."""
     sources: bool = False
     """Whether each memory is followed by what was said word for word where it comes from, as in RMM."""
+
+    @property
+    def answer_prompt(self) -> str:
+        return self.prompt
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ class CitingAnswer(Module):
         values = {"memory": bracketed(lines), "question": episode.task.question}
         reply = yield Ask("answer", (Message("user", fill(options.prompt, values)),), options.max_tokens)
         cited = parse_cited(reply.text, len(items))
-        episode.answer = cited.answer
+        self.give_answer(episode, cited.answer)
         episode.citations = None if cited.numbers is None else tuple(items[number].id for number in cited.numbers)
         episode.check("answer", cited.form)
 

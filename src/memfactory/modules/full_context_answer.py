@@ -6,10 +6,11 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from memfactory.dialogue import Ask, Asking, Module, ModuleOptions
+from memfactory.answers import answer_part, keeps_form
+from memfactory.dialogue import AnswerModuleOptions, Ask, Asking, Module
 from memfactory.memory.wording import whole
 from memfactory.registry import MODULES
-from memfactory.text import after_marker, fill, keep_ends
+from memfactory.text import fill, keep_ends
 from memfactory.types import Episode, Message
 
 FULL_CONTEXT_PROMPT = """\
@@ -25,7 +26,7 @@ said contradicts itself, the latest counts.
 </question>"""
 
 
-class FullContextAnswerOptions(ModuleOptions):
+class FullContextAnswerOptions(AnswerModuleOptions):
     """Options of `full_context_answer`."""
 
     prompt: str = FULL_CONTEXT_PROMPT
@@ -36,6 +37,10 @@ class FullContextAnswerOptions(ModuleOptions):
     """The most tokens of the conversation that are shown; null: all of it."""
     keep: Literal["last", "center", "first"] = "last"
     """What is kept of a longer one: its end, its beginning, or both without its middle (center)."""
+
+    @property
+    def answer_prompt(self) -> str:
+        return self.prompt
 
 
 @MODULES.register("full_context_answer")
@@ -51,8 +56,9 @@ class FullContextAnswer(Module):
         values = {"conversation": self.shortened(whole(episode.task)), "question": episode.task.question}
         prompt = fill(self.options.prompt, values)
         reply = yield Ask("answer", (Message("user", prompt),), self.options.max_tokens)
-        episode.answer = after_marker(reply.text)
-        episode.check("answer", 0.0 if episode.answer is None else 1.0)
+        part = answer_part(reply.text, self.options.asked_form)
+        self.give_answer(episode, part)
+        episode.check("answer", float(keeps_form(part, self.options.asked_form)))
 
     def shortened(self, text: str) -> str:
         """`text`, or the declared part of it where it has more than `context_tokens` tokens."""

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from memfactory.dialogue import Ask, Asking, Module, ModuleOptions
+from memfactory.dialogue import AnswerModuleOptions, Ask, Asking, Module
 from memfactory.errors import DataError
 from memfactory.memory.wording import whole
 from memfactory.registry import MODULES, Options
@@ -102,7 +102,7 @@ class Prompts(Options):
         return "section_first" if section < self.update.find("{memory}") else "memory_first"
 
 
-class RecurrentMemoryOptions(ModuleOptions):
+class RecurrentMemoryOptions(AnswerModuleOptions):
     """Options of `recurrent_memory`."""
 
     chunk_tokens: int = Field(2500, ge=1)
@@ -123,6 +123,10 @@ class RecurrentMemoryOptions(ModuleOptions):
     """What an update shows first: the memory, as published, or the section, which all attempts at a task then share."""
     prompts: Prompts = Prompts()
     """The wording of both prompts."""
+
+    @property
+    def answer_prompt(self) -> str:
+        return self.prompts.answer
 
     @model_validator(mode="before")
     @classmethod
@@ -205,7 +209,7 @@ class RecurrentMemoryModule(Module):
                 episode.memory = memory.strip()
         values = {"question": task.question, "prompt": task.question, "memory": episode.memory}
         reply = yield self._ask("answer", options.prompts.answer, values, options.answer_tokens)
-        episode.answer = after_thinking(reply.text) if options.drop_thinking else reply.text
+        self.give_answer(episode, after_thinking(reply.text) if options.drop_thinking else reply.text)
 
     def _ask(self, step: str, template: str, values: dict[str, str], max_tokens: int) -> Ask:
         system = self.options.prompts.system

@@ -1,16 +1,18 @@
-r"""Rewards by rule on an answer and its gold answers: how an answer is found in a reply, and how texts are compared.
+r"""Rewards by rule on an answer and its gold answers: which answer counts, and how texts are compared.
 
 Rule-based rewards derive from `AnswerReward` and say what one answer is worth against one gold answer; the best gold
 answer counts. A task without gold answers has an unknown score.
 
-`extract` says where the answer stands:
+`extract` says which answer counts:
 
-- `boxed`: the last `\boxed{...}` whose braces close (or `\fbox{...}`, `\boxed x`), `\text{...}` around words removed;
-- `the_answer_is`: what follows the last "the answer is", without asterisks and a final full stop;
-- `all`: the whole reply;
-- `auto`: `boxed` where there is one, else `the_answer_is`, else `all`.
+- `answer`: the one that the agent took from its reply, in the form that its prompt asks for;
+- `auto`: the same, and where that still holds a box or "the answer is", what stands there;
+- `all`: the whole text that the agent took its answer from, as RULER looks at it;
+- `boxed`: the last `\boxed{...}` of that text whose braces close (or `\boxed x`, `\fbox{...}`), `\text{...}` around
+  words removed;
+- `the_answer_is`: what follows the last "the answer is" in that text, without asterisks and a final full stop.
 
-A reply without what `extract` asks for scores 0.
+An attempt without what `extract` asks for scores 0.
 """
 
 from __future__ import annotations
@@ -21,22 +23,28 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
+from memfactory.answers import after_the_answer_is, boxed_answer
 from memfactory.envs.rewards.base import RewardFunction, RewardOptions
-from memfactory.text import last_boxed
-from memfactory.types import Episode
+from memfactory.types import AnswerForm, Episode
 
-Extract = Literal["boxed", "the_answer_is", "all", "auto"]
+Extract = Literal["answer", "auto", "all", "boxed", "the_answer_is"]
 
 PUNCTUATION = str.maketrans("", "", string.punctuation)
-LATEX_TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|emph|mathrm|mathbf|mathit)\s*\{([^{}]*)\}")
-THE_ANSWER_IS = re.compile(r"the answer is", re.IGNORECASE)
 
 
-class AnswerOptions(RewardOptions):
-    """Options of rewards that compare an answer with gold answers."""
+class ExtractOptions(RewardOptions):
+    """Options of rewards that read an answer."""
 
     extract: Extract = "auto"
-    """Where the answer stands: boxed, the_answer_is, all, or auto (the first of these that is there)."""
+    """Which answer counts: the agent's (answer), also unwrapped (auto), the whole reply (all), boxed, the_answer_is."""
+
+    @property
+    def reads_form(self) -> AnswerForm | None:
+        return self.extract if self.extract in ("boxed", "the_answer_is") else None
+
+
+class AnswerOptions(ExtractOptions):
+    """Options of rewards that compare an answer with gold answers."""
 
 
 class AnswerReward(RewardFunction):
@@ -52,7 +60,7 @@ class AnswerReward(RewardFunction):
         golds = episode.task.answers
         if not golds:
             return None
-        answer = extracted(episode.answer or "", self.options.extract)
+        answer = answer_of(episode, self.options.extract)
         return 0.0 if answer is None else self.worth(answer, golds)
 
     def worth(self, answer: str, golds: Sequence[str]) -> float:
@@ -64,29 +72,29 @@ class AnswerReward(RewardFunction):
         """What `answer` is worth against one gold answer, in [0, 1]."""
 
 
+def answer_text(episode: Episode) -> str:
+    """The text that the agent took its answer from; empty where there is none."""
+    return (episode.answer if episode.answer_text is None else episode.answer_text) or ""
+
+
+def answer_of(episode: Episode, extract: Extract) -> str | None:
+    """The answer that counts under `extract`; None when it is not there."""
+    if extract == "answer":
+        return episode.answer or ""
+    return extracted((episode.answer or "") if extract == "auto" else answer_text(episode), extract)
+
+
 def extracted(reply: str, extract: Extract) -> str | None:
     """The answer in `reply` where `extract` says it stands; None when it is not there."""
-    if extract == "all":
-        return reply
     if extract == "boxed":
-        return _boxed(reply)
+        return boxed_answer(reply)
     if extract == "the_answer_is":
-        return _after_the_answer_is(reply)
-    found = _boxed(reply)
-    found = _after_the_answer_is(reply) if found is None else found
-    return reply if found is None else found
-
-
-def _boxed(reply: str) -> str | None:
-    content = last_boxed(reply)
-    while content is not None and (plain := LATEX_TEXT.sub(r"\1", content)) != content:
-        content = plain
-    return content
-
-
-def _after_the_answer_is(reply: str) -> str | None:
-    pieces = THE_ANSWER_IS.split(reply.replace("*", ""))
-    return pieces[-1].strip().strip(".").strip() if len(pieces) > 1 else None
+        return after_the_answer_is(reply)
+    if extract == "auto":
+        found = boxed_answer(reply)
+        found = after_the_answer_is(reply) if found is None else found
+        return reply if found is None else found
+    return reply
 
 
 def normalised(text: str) -> str:

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from memfactory.engines.base import Engine
 from memfactory.registry import REWARDS, Options
-from memfactory.types import Episode
+from memfactory.types import AnswerForm, Episode
 
 
 class RewardOptions(Options):
@@ -23,11 +23,18 @@ class RewardOptions(Options):
     weight: float = Field(1.0, allow_inf_nan=False)
     """How much this reward counts in the total; 0: it is only logged."""
 
+    @property
+    def reads_form(self) -> AnswerForm | None:
+        """The form that an answer must have to earn this reward; None: any, since the agent has taken it out of it."""
+        return None
+
 
 class RewardFunction(ABC):
     """Scores episodes. `engines` are the run's engines by name, for rewards that ask a model."""
 
     Options: ClassVar[type[RewardOptions]] = RewardOptions
+    asks_a_model: ClassVar[bool] = False
+    """Whether it asks a language model. Its options then have `engine`, which names one of `engines:`."""
 
     def __init__(self, options: Any, engines: Mapping[str, Engine]) -> None:
         self.options = options

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from memfactory.envs.rewards.answers import answer_text
 from memfactory.envs.rewards.base import RewardFunction, RewardOptions
 from memfactory.registry import REWARDS
 from memfactory.text import closing_braces
@@ -26,7 +27,11 @@ class BoxedExactMatchOptions(RewardOptions):
 
 @REWARDS.register("boxed_em")
 class BoxedExactMatch(RewardFunction):
-    r"""1 when the last \boxed{...} equals a gold answer but for case and spaces, as MemAgent trains."""
+    r"""1 when the last \boxed{...} equals a gold answer but for case and spaces, as MemAgent trains.
+
+    Where the agent's prompt asks for the answer in another form, the answer that the agent took from the reply counts
+    in place of the box, so that agents of every form can be compared.
+    """
 
     Options: ClassVar[type[BoxedExactMatchOptions]] = BoxedExactMatchOptions
     options: BoxedExactMatchOptions
@@ -37,27 +42,26 @@ class BoxedExactMatch(RewardFunction):
     def _score(self, episode: Episode) -> float | None:
         if not episode.task.answers:
             return None
-        content = final_boxed((episode.answer or "")[-self.options.last_characters :].lower())
+        if episode.answer_form in (None, "boxed"):
+            content = final_boxed(answer_text(episode)[-self.options.last_characters :].lower())
+        else:
+            content = None if episode.answer is None else episode.answer.lower()
         if content is None:
             return 0.0
         return float(any(stripped(content) == stripped(gold.lower()) for gold in episode.task.answers))
 
 
 def final_boxed(text: str) -> str | None:
-    r"""What the last `\boxed{...}` holds; where there is none, what the last `\fbox{...}` holds; None without either.
+    r"""What the last `\boxed{...}` holds; None without one, and where its brace is never closed, whatever is before it.
 
-    A last box whose brace is never closed is None, whatever comes before it. Where `\boxed ` with a space occurs,
-    all that follows it counts, up to a dollar sign.
+    Where `\boxed ` with a space occurs, all that follows it counts, up to a dollar sign. `\fbox{...}` counts as none:
+    MemAgent's scorer finds it but cannot open it.
     """
     if "\\boxed " in text:
         return text.rpartition("\\boxed ")[2].partition("$")[0]
-    for command in ("\\boxed", "\\fbox"):
-        start = text.rfind(command)
-        if start >= 0:
-            brace = start + len(command)
-            end = closing_braces(text).get(brace)
-            return None if end is None else text[brace + 1 : end]
-    return None
+    brace = text.rfind("\\boxed") + len("\\boxed")
+    end = closing_braces(text).get(brace) if "\\boxed" in text else None
+    return None if end is None else text[brace + 1 : end]
 
 
 def stripped(text: str) -> str:

@@ -3,22 +3,34 @@ r"""The reward `format`: the reply holds exactly one usable `\boxed{}` answer. I
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
-from memfactory.envs.rewards.base import RewardFunction
+from memfactory.envs.rewards.answers import answer_text
+from memfactory.envs.rewards.base import RewardFunction, RewardOptions
 from memfactory.registry import REWARDS
-from memfactory.text import boxed
-from memfactory.types import Episode
+from memfactory.text import boxes
+from memfactory.types import AnswerForm, Episode
+
+
+class BoxedFormatOptions(RewardOptions):
+    """Options of `format`."""
+
+    @property
+    def reads_form(self) -> AnswerForm:
+        return "boxed"
 
 
 @REWARDS.register("format")
 class BoxedFormat(RewardFunction):
     r"""1 when the reply has exactly one \boxed{...}, its braces close and it is not blank."""
 
+    Options: ClassVar[type[BoxedFormatOptions]] = BoxedFormatOptions
+
     def score(self, episodes: Sequence[Episode]) -> list[float | None]:
-        return [float(is_one_box(episode.answer or "")) for episode in episodes]
+        return [float(is_one_box(answer_text(episode))) for episode in episodes]
 
 
 def is_one_box(reply: str) -> bool:
-    r"""Whether `reply` has exactly one `\boxed{...}` (or `\fbox{...}`), closed and not blank."""
-    contents = boxed(reply)
-    return len(contents) == 1 and bool((contents[0] or "").strip())
+    r"""Whether `reply` has exactly one `\boxed{...}`, closed and not blank."""
+    found = boxes(reply)
+    return len(found) == 1 and found[0][1] is not None and bool(reply[slice(*found[0])].strip())

@@ -9,21 +9,19 @@ from pydantic import Field, field_validator
 
 from memfactory.engines.base import Engine
 from memfactory.envs.judge import PROMPT, Case, Judge
-from memfactory.envs.rewards.answers import Extract, extracted
-from memfactory.envs.rewards.base import RewardFunction, RewardOptions
+from memfactory.envs.rewards.answers import ExtractOptions, answer_of
+from memfactory.envs.rewards.base import RewardFunction
 from memfactory.errors import ConfigError, unknown
 from memfactory.registry import REWARDS
 from memfactory.text import placeholders
 from memfactory.types import Episode
 
 
-class JudgeOptions(RewardOptions):
+class JudgeOptions(ExtractOptions):
     """Options of `judge`."""
 
     engine: str = "judge"
     """Which of `engines:` judges."""
-    extract: Extract = "auto"
-    """Where the answer stands: boxed, the_answer_is, all, or auto (the first of these that is there)."""
     prompt: str = PROMPT
     """The question to the judge; {question}, {answers} (the gold answers, one a line) and {answer} are filled in."""
     max_tokens: int = Field(1024, ge=1)
@@ -46,6 +44,7 @@ class JudgeReward(RewardFunction):
 
     Options: ClassVar[type[JudgeOptions]] = JudgeOptions
     options: JudgeOptions
+    asks_a_model = True
 
     def __init__(self, options: JudgeOptions, engines: Mapping[str, Engine]) -> None:
         super().__init__(options, engines)
@@ -71,7 +70,7 @@ class JudgeReward(RewardFunction):
 
     def _case(self, episode: Episode) -> Case | None:
         """What the judge is asked about; None when there is nothing to ask."""
-        answer = extracted(episode.answer or "", self.options.extract)
+        answer = answer_of(episode, self.options.extract)
         if not episode.task.answers or answer is None or not answer.strip():
             return None
         return Case(episode.task.question, episode.task.answers, answer)

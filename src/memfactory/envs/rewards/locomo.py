@@ -14,7 +14,7 @@ from functools import cache
 from statistics import fmean
 from typing import ClassVar
 
-from memfactory.envs.rewards.answers import PUNCTUATION, AnswerOptions, AnswerReward, Extract, extracted
+from memfactory.envs.rewards.answers import PUNCTUATION, AnswerOptions, AnswerReward, Extract, answer_of
 from memfactory.registry import REWARDS
 from memfactory.types import Episode, Scalar
 
@@ -26,8 +26,8 @@ DROPPED = re.compile(r"\b(a|an|the|and)\b")
 class LocomoMetricOptions(AnswerOptions):
     """Options of `locomo_f1` and `locomo_em`."""
 
-    extract: Extract = "all"
-    """Where the answer stands; LoCoMo's script looks at the whole of it."""
+    extract: Extract = "answer"
+    """Which answer counts; LoCoMo's script looks at the whole of it."""
 
 
 @REWARDS.register("locomo_f1")
@@ -46,7 +46,7 @@ class LocomoF1(AnswerReward):
     def _score(self, episode: Episode) -> float | None:
         golds = episode.task.answers
         category = category_of(episode.task.meta.get("category"))
-        answer = extracted(episode.answer or "", self.options.extract)
+        answer = answer_of(episode, self.options.extract)
         if category == ADVERSARIAL:
             said = (answer or "").lower()
             return float(any(phrase in said for phrase in DECLINED))

@@ -8,8 +8,8 @@ from typing import ClassVar
 from pydantic import Field
 
 from memfactory.engines.base import Engine
-from memfactory.envs.rewards.answers import Extract
-from memfactory.envs.rewards.base import RewardFunction, RewardOptions
+from memfactory.envs.rewards.answers import Extract, ExtractOptions
+from memfactory.envs.rewards.base import RewardFunction
 from memfactory.envs.rewards.judge import JudgeOptions, JudgeReward
 from memfactory.registry import REWARDS
 from memfactory.types import Episode, Task
@@ -59,13 +59,13 @@ PROMPTS = {
 }
 
 
-class LongMemEvalJudgeOptions(RewardOptions):
+class LongMemEvalJudgeOptions(ExtractOptions):
     """Options of `longmemeval_judge`."""
 
     engine: str = "judge"
     """Which of `engines:` judges (published: gpt-4o-2024-08-06)."""
-    extract: Extract = "all"
-    """Where the answer stands: boxed, the_answer_is, all, or auto (the first of these that is there)."""
+    extract: Extract = "answer"
+    """Which answer counts; LongMemEval's script shows the judge the whole of it."""
     max_tokens: int = Field(1024, ge=1)
     """The longest reply of the judge, its thinking included."""
     temperature: float = Field(0.0, ge=0)
@@ -82,6 +82,7 @@ class LongMemEvalJudge(RewardFunction):
 
     Options: ClassVar[type[LongMemEvalJudgeOptions]] = LongMemEvalJudgeOptions
     options: LongMemEvalJudgeOptions
+    asks_a_model = True
 
     def __init__(self, options: LongMemEvalJudgeOptions, engines: Mapping[str, Engine]) -> None:
         super().__init__(options, engines)

@@ -40,8 +40,8 @@ Reply with exactly one line, "Verdict: yes" if the answer is right or "Verdict: 
 class Mem0MetricOptions(AnswerOptions):
     """Options of `mem0_f1`, `mem0_em` and `bleu1`."""
 
-    extract: Extract = "all"
-    """Where the answer stands; mem0's script looks at the whole of it."""
+    extract: Extract = "answer"
+    """Which answer counts; mem0's script looks at the whole of it."""
 
 
 @REWARDS.register("mem0_f1")

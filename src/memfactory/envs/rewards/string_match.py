@@ -14,7 +14,7 @@ class StringMatchOptions(AnswerOptions):
     """Options of `string_match_all` and `string_match_part`."""
 
     extract: Extract = "all"
-    """Where the answer stands; RULER looks at the whole reply."""
+    """Which answer counts; RULER looks at the whole reply."""
 
 
 @REWARDS.register("string_match_all")

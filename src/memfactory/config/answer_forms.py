@@ -1,0 +1,58 @@
+r"""Rewards that read an answer in a form (`\boxed{}`) for which the agent's prompt never asks: nobody can earn them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
+
+from memfactory.config.schema import AgentSpec
+from memfactory.dialogue import ModuleOptions
+from memfactory.envs.rewards.base import RewardOptions
+from memfactory.registry import REWARDS
+from memfactory.types import AnswerForm
+
+WORDS: Mapping[AnswerForm, str] = MappingProxyType(
+    {
+        "boxed": "inside \\boxed{}",
+        "marker": "after **Answer:**",
+        "the_answer_is": 'after "the answer is"',
+        "plain": "in no particular form",
+    }
+)
+
+
+def asked_forms(agent: AgentSpec) -> dict[str, AnswerForm]:
+    """The form in which each module asks for the answer, by its slot; modules that do not say are not there."""
+    found = {
+        slot: module.options.asked_form
+        for slot, module in agent.modules.items()
+        if isinstance(module.options, ModuleOptions)
+    }
+    return {slot: form for slot, form in found.items() if form is not None}
+
+
+def reward_options(entries: Mapping[str, object], names: Iterable[str] | None = None) -> dict[str, RewardOptions]:
+    """The options of the rewards called `names` (None: of all entries); one without an entry has its defaults."""
+    found: dict[str, RewardOptions] = {}
+    for name in entries if names is None else names:
+        entry = entries.get(name, {})
+        options = REWARDS.options(name).model_validate(entry if isinstance(entry, dict) else {"weight": entry})
+        if isinstance(options, RewardOptions):
+            found[name] = options
+    return found
+
+
+def unearned(agent: AgentSpec, rewards: Mapping[str, RewardOptions]) -> Iterator[tuple[str, str]]:
+    """Each of `rewards` that reads a form which no module of `agent` asks for, with why; none where no module says."""
+    forms = asked_forms(agent)
+    for name, options in rewards.items():
+        form = options.reads_form
+        if form is None or not forms or form in forms.values():
+            continue
+        asked = ", ".join(f"{slot} asks for it {WORDS[given]}" for slot, given in forms.items())
+        yield (
+            name,
+            f"reads an answer {WORDS[form]}, but {agent.name} never asks for one ({asked}), so no attempt earns it. "
+            "Leave the reward out, or ask for that form in the prompt; `answer_form` says what a prompt of your own "
+            "asks for",
+        )
