@@ -1,6 +1,8 @@
 # Two commands do everything on a fresh machine: `make quickstart` trains, `make test` runs the tests.
 .PHONY: quickstart test install lint format clean
 VENV := .venv/bin
+# Processes that the tests run in.
+JOBS ?= 2
 # Threads that wait must not spin: on a busy machine they would stand in the way of those that work.
 export OMP_WAIT_POLICY ?= PASSIVE
 export HF_HUB_OFFLINE ?= 1
@@ -19,7 +21,7 @@ test: install-dev
 	$(VENV)/python -m ruff check src tests scripts
 	$(VENV)/python -m ruff format --check src tests scripts
 	$(VENV)/python -m mypy
-	$(VENV)/python -m pytest $(ARGS)
+	$(VENV)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 lint: install-dev
 	$(VENV)/python -m ruff check src tests scripts
