@@ -171,7 +171,9 @@ ENVS: Registry[Any] = Registry("environment", "memfactory.envs")
 REWARDS: Registry[Any] = Registry("reward", "memfactory.envs.rewards")
 DATASETS: Registry[Any] = Registry("dataset", "memfactory.data")
 TRAINERS: Registry[Any] = Registry("trainer", "memfactory.trainers")
-ALL = (MODULES, AGENTS, ENVS, REWARDS, DATASETS, TRAINERS)
+OBJECTIVES: Registry[Any] = Registry("objective", "memfactory.trainers.objectives")
+ADVANTAGES: Registry[Any] = Registry("advantage estimator", "memfactory.trainers.advantages")
+ALL = (MODULES, AGENTS, ENVS, REWARDS, DATASETS, TRAINERS, OBJECTIVES, ADVANTAGES)
 
 
 def load_plugin(name: str, relative_to: Path | None = None) -> None:

@@ -13,7 +13,7 @@ from memfactory.errors import ConfigError, unknown
 if TYPE_CHECKING:
     from memfactory.console import Console
 
-KINDS = ("agents", "modules", "envs", "rewards", "trainers", "datasets", "configs")
+KINDS = ("agents", "modules", "envs", "rewards", "trainers", "objectives", "advantages", "datasets", "configs")
 
 
 def list_components(
@@ -21,7 +21,7 @@ def list_components(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show every option with its default.")] = False,
     config: Annotated[str | None, typer.Option(help="Also list what this config's plugins bring.")] = None,
 ) -> None:
-    """List agents, modules, environments, rewards, trainers, datasets and configs."""
+    """List agents, modules, environments, rewards, trainers and what they learn by, datasets and configs."""
     if kind is not None and kind not in KINDS:
         raise ConfigError(unknown("kind of component", kind, KINDS))
     if config is not None:
@@ -37,7 +37,7 @@ def list_components(
 def _show_kind(console: Console, kind: str, verbose: bool) -> None:
     from rich.table import Table
 
-    from memfactory.registry import AGENTS, DATASETS, ENVS, MODULES, REWARDS, TRAINERS, Registry
+    from memfactory.registry import ADVANTAGES, AGENTS, DATASETS, ENVS, MODULES, OBJECTIVES, REWARDS, TRAINERS, Registry
 
     registries: dict[str, Registry[object]] = {
         "agents": AGENTS,
@@ -45,6 +45,8 @@ def _show_kind(console: Console, kind: str, verbose: bool) -> None:
         "envs": ENVS,
         "rewards": REWARDS,
         "trainers": TRAINERS,
+        "objectives": OBJECTIVES,
+        "advantages": ADVANTAGES,
         "datasets": DATASETS,
     }
     registry = registries[kind]

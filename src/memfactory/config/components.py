@@ -14,9 +14,21 @@ from memfactory.config.messages import fields_at, holds, sentences, unknown_key
 from memfactory.config.problems import Problems, shown
 from memfactory.config.schema import AgentSpec, Component, DataConfig
 from memfactory.config.slots import misfit, since, swapped_at
+from memfactory.config.training import GrpoOptions
 from memfactory.config.tree import KeyPath, Named, Origin
 from memfactory.errors import unknown
-from memfactory.registry import AGENTS, DATASETS, ENVS, MODULES, REWARDS, TRAINERS, Options, Registry
+from memfactory.registry import (
+    ADVANTAGES,
+    AGENTS,
+    DATASETS,
+    ENVS,
+    MODULES,
+    OBJECTIVES,
+    REWARDS,
+    TRAINERS,
+    Options,
+    Registry,
+)
 
 O = TypeVar("O", bound=Options)  # noqa: E741
 
@@ -182,6 +194,11 @@ class Checker:
         found = self.component(TRAINERS, value, ("train",))
         for index, stage in enumerate(getattr(found.options, "stages", ()) if found else ()):
             self.dataset(stage.data, ("train", "stages", index, "data"))
+        if found is not None and isinstance(found.options, GrpoOptions):
+            name, own = found.options.loss.named_objective
+            self.options(OBJECTIVES.options(name), own, ("train", "loss", "objective"))
+            name, own = found.options.named_advantage
+            self.options(ADVANTAGES.options(name), own, ("train", "advantage"))
         return found
 
     def dataset(self, spec: object, path: KeyPath) -> Component | None:

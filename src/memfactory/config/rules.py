@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from memfactory.config.objectives import ObjectiveOptions
 from memfactory.config.problems import Problems
 from memfactory.config.schema import RunConfig
-from memfactory.config.training import GrpoOptions, TrainerOptions
+from memfactory.config.training import GrpoOptions, LossOptions, TrainerOptions
 from memfactory.config.tree import KeyPath
 from memfactory.dialogue import POLICY, ModuleOptions
 from memfactory.engines.options import EngineConfig, HfEngineConfig, ModelConfig, OpenAIEngineConfig
 from memfactory.errors import unknown
-from memfactory.registry import MODULES, REWARDS
+from memfactory.registry import ADVANTAGES, MODULES, OBJECTIVES, REWARDS
 
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 
@@ -115,6 +116,37 @@ def _uncredited(config: RunConfig, problems: Problems) -> Iterator[str]:
             yield f"env.steps.{step} credits nothing: {unknown('step of this agent', step, existing)}"
 
 
+CONDITIONAL = ("clip_low", "clip_high", "dual_clip", "sapo_positive", "sapo_negative")
+
+
+def _objective(options: GrpoOptions) -> Iterator[str]:
+    """A word on what the objective or the advantage estimator does not read, and on clips that cannot take effect."""
+    loss, (name, _) = options.loss, options.loss.named_objective
+    own = OBJECTIVES.options(name)
+    reads = own.reads if issubclass(own, ObjectiveOptions) else None
+    for key in CONDITIONAL:
+        if reads is not None and key not in reads and getattr(loss, key) != LossOptions.model_fields[key].default:
+            yield f"train.loss.{key} is ignored: the objective {name!r} does not read it"
+    if issubclass(own, ObjectiveOptions) and own.binds is not None and own.suggested is not None:
+        widest = max(loss.clip_low, loss.clip_high)
+        if widest > own.binds:
+            low, high = own.suggested
+            yield (
+                f"train.loss.clip_low and clip_high: the ratio of {name!r} is a mean over a turn's tokens and stays "
+                f"near 1, so a range of {widest:g} never takes effect; its paper clips at {low:g} and {high:g}"
+            )
+    if name == "kl_cov" and options.minibatches * options.epochs == 1:
+        yield (
+            "train.loss.objective: kl_cov penalizes the distance from the policy that sampled, which is 0 in the only "
+            "update on a rollout; raise train.minibatches or train.epochs"
+        )
+    estimator, _ = options.named_advantage
+    reads_normalize = getattr(ADVANTAGES.options(estimator), "reads_normalize", False)
+    for key in ("normalize", "advantage_epsilon"):
+        if not reads_normalize and getattr(options, key) != GrpoOptions.model_fields[key].default:
+            yield f"train.{key} is ignored: the advantage estimator {estimator!r} does not read it"
+
+
 def _grpo(options: GrpoOptions, problems: Problems) -> Iterator[str]:
     low, high = options.loss.correction_low, options.loss.correction_high
     if low > high and not problems.touch(("train", "loss")):
@@ -126,6 +158,7 @@ def _grpo(options: GrpoOptions, problems: Problems) -> Iterator[str]:
             f"the {options.prompts_per_step} prompts of a step (prompts_per_step) cannot be split into "
             f"{options.minibatches} parts",
         )
+    yield from _objective(options)
     if options.generations == 1:
         yield "train.generations: a group of 1 has no advantage, so nothing will be learned"
     cut = [name for name, on in (("train.top_p", options.top_p < 1), ("train.top_k", options.top_k > 0)) if on]

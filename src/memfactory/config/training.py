@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from memfactory.registry import Options
+from memfactory.errors import unknown
+from memfactory.registry import ADVANTAGES, OBJECTIVES, Options, Registry
 
 
 class LoraOptions(Options):
@@ -61,24 +62,45 @@ class OptimizerOptions(Options):
         return "adamw_8bit_torchao" if stochastic else "adamw_8bit"
 
 
-Objective = Literal["ppo", "gspo", "cispo", "sapo", "vespo", "reinforce"]
 Normalize = Literal["std", "population_std", "batch_std", "mean", "none"]
 Weighting = Literal["token", "turn", "trajectory", "prompt", "constant"]
 Overlong = Literal["unknown", "drop", "error"]
 Packing = Literal["padded", "packed", "shared"]
 
 
+Named = str | dict[str, Any]
+
+
+def named(value: Named) -> tuple[str, dict[str, Any]]:
+    """The name and the options in what names a component: a name, or a mapping of `name` and options."""
+    if isinstance(value, str):
+        return value, {}
+    return str(value.get("name")), {key: given for key, given in value.items() if key != "name"}
+
+
+def existing(value: Named, registry: Registry[Any]) -> Named:
+    """`value`, whose name must be one of `registry`. Raises ValueError with the nearest name."""
+    name, _ = named(value)
+    if name not in registry.names():
+        raise ValueError(unknown(registry.kind, name, registry.names()))
+    return value
+
+
 class LossOptions(Options):
     """The per-token objective and how tokens are weighed; formulas in `trainers/objective.py`."""
 
-    objective: Objective = "ppo"
-    """The per-token loss."""
+    objective: Named = "ppo"
+    """The per-token loss: the name of an objective (`memfactory list objectives`), or a mapping of `name` and options
+    of its own."""
     clip_low: float = Field(0.2, ge=0)
     """The ratio is clipped below at 1 - clip_low."""
     clip_high: float = Field(0.2, ge=0)
     """The ratio is clipped above at 1 + clip_high (cispo: the upper bound itself is clip_high)."""
     dual_clip: float | None = Field(None, gt=1)
-    """For negative advantages the ratio counts at most this much (arXiv 1912.09729); null: off."""
+    """The loss of a token with a negative advantage is at most this many times its size (arXiv 1912.09729); null:
+    off."""
+    entropy_weight: float = Field(0.0, ge=0)
+    """Weight of the entropy bonus: the loss of a token is lowered by this times the entropy of its distribution."""
     sapo_positive: float = Field(1.0, gt=0)
     """SAPO's temperature for positive advantages (arXiv 2511.20347)."""
     sapo_negative: float = Field(1.05, gt=0)
@@ -93,6 +115,19 @@ class LossOptions(Options):
     """The per-token KL estimator."""
     kl_unbiased: bool = False
     """Multiply the KL estimate by the token's ratio, which makes its gradient that of the KL (arXiv 2512.02556)."""
+    kl_in_reward: bool = False
+    """Subtract kl_weight times the KL estimate of a trajectory's tokens from its reward, in place of a term in the
+    loss."""
+    kl_target: float | None = Field(None, gt=0)
+    """Adapt the KL weight so that the mean KL of a trained token comes to this (arXiv 1909.08593); null: constant."""
+    kl_horizon: int = Field(10_000, ge=1)
+    """With kl_target: after this many trajectories the KL weight has changed by a fifth at most, twice that for twice
+    as many."""
+    reference_every: int = Field(0, ge=0)
+    """Move the reference towards the policy after every so many steps; 0: it stays the policy as it was before
+    training."""
+    reference_mixup: float = Field(1.0, gt=0, le=1)
+    """How far the reference moves: 1 makes it the policy (reset), 0.05 a moving average (arXiv 2404.09656)."""
     sampler_correction: Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = "none"
     """Importance weight policy / sampler for engines whose log-probabilities differ from the trainer's."""
     correction_low: float = Field(0.5, ge=0)
@@ -110,9 +145,46 @@ class LossOptions(Options):
             raise ValueError("weighting 'constant' needs constant_length (the longest reply, in tokens)")
         return self
 
+    @property
+    def named_objective(self) -> tuple[str, dict[str, Any]]:
+        """The objective's name and its own options."""
+        return named(self.objective)
+
+    @property
+    def kl_in_loss(self) -> bool:
+        """Whether the loss has a KL term."""
+        return self.kl_weight > 0 and not self.kl_in_reward
+
+    @property
+    def moving_reference(self) -> bool:
+        """Whether the reference follows the policy."""
+        return self.kl_weight > 0 and self.reference_every > 0
+
+    @field_validator("objective")
+    @classmethod
+    def _objective_exists(cls, value: Named) -> Named:
+        return existing(value, OBJECTIVES)
+
+    @model_validator(mode="after")
+    def _kl_options_have_a_kl(self) -> LossOptions:
+        wanted = [
+            name
+            for name, on in (
+                ("kl_in_reward", self.kl_in_reward),
+                ("kl_target", self.kl_target is not None),
+                ("reference_every", self.reference_every > 0),
+            )
+            if on
+        ]
+        if wanted and self.kl_weight == 0:
+            raise ValueError(f"{wanted[0]} needs a kl_weight above 0: without one there is no KL and no reference")
+        if self.kl_in_reward and self.kl_unbiased:
+            raise ValueError("kl_unbiased corrects the gradient of a KL term in the loss, but kl_in_reward has none")
+        return self
+
     @model_validator(mode="after")
     def _cispo_bound(self) -> LossOptions:
-        if self.objective == "cispo" and self.clip_high < 1:
+        if self.named_objective[0] == "cispo" and self.clip_high < 1:
             raise ValueError(
                 f"objective 'cispo' takes clip_high as the largest ratio itself (5 is usual), got {self.clip_high}"
             )
@@ -150,6 +222,9 @@ class TrainerOptions(LoopOptions):
     rounds at random to one of their two neighbours, so that small updates count on average. Adapters are float32."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more work."""
+    model_dropout: bool = False
+    """Keep the dropout that the model's own config has. Off, so that the log-probabilities that train are those that
+    were sampled; adapters have `lora.dropout`, which is not concerned."""
     packing: Packing = "shared"
     """How conversations are fed: a padded row each (padded), one after the other in one row (packed), or packed with
     what several begin with computed once (shared). The gradient is the same; padded is what any model can do."""
@@ -200,9 +275,11 @@ class GrpoOptions(TrainerOptions):
     """Optimizer steps the groups of one rollout are split into."""
     epochs: int = Field(1, ge=1)
     """How often the groups of one rollout are gone through."""
+    advantage: Named = "group"
+    """The advantage estimator: a name (`memfactory list advantages`), or a mapping of `name` and options of its own."""
     normalize: Normalize = "std"
-    """Advantage: reward minus group mean, divided by the group's std (std, population_std), the whole batch's
-    (batch_std), the group's mean (mean: MaxRL), or by nothing (none: Dr. GRPO)."""
+    """Advantage of `group`: reward minus group mean, divided by the group's std (std, population_std), the whole
+    batch's (batch_std), the group's mean (mean: MaxRL), or by nothing (none: Dr. GRPO)."""
     advantage_epsilon: float = Field(1e-4, ge=0)
     """Added to the std that divides."""
     loss: LossOptions = LossOptions()
@@ -221,6 +298,16 @@ class GrpoOptions(TrainerOptions):
     max_unknown_share: float = Field(0.2, ge=0, le=1)
     """The run stops when a larger share of a step's rewards is unknown (the judge failed). Attempts that do not fit the
     context do not count."""
+
+    @property
+    def named_advantage(self) -> tuple[str, dict[str, Any]]:
+        """The advantage estimator's name and its own options."""
+        return named(self.advantage)
+
+    @field_validator("advantage")
+    @classmethod
+    def _estimator_exists(cls, value: Named) -> Named:
+        return existing(value, ADVANTAGES)
 
 
 class SftStage(Options):

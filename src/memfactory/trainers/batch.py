@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from memfactory.config.training import GrpoOptions, LossOptions, Packing
+from memfactory.trainers.advantages.base import StepRewards, checked_advantages, make_estimator
 from memfactory.trainers.layout import Layout, lay_out
-from memfactory.trainers.objective import advantages, deviation
 from memfactory.types import Group
 
 
@@ -24,8 +24,9 @@ from memfactory.types import Group
 class TrainingTurn:
     """One conversation to train on: `prompt_ids` (P) as fed, `reply_ids` (R) as sampled, and its credit.
 
-    `sampler_logprobs`, `old_logprobs` and `reference_logprobs` (R, nats) are None where there are none. `trajectory`
-    and `prompt` number the trajectory and the group the turn comes from, unique within one process.
+    `sampler_logprobs`, `old_logprobs` and `reference_logprobs` (R, nats) are None where there are none; so are the
+    `marks` (R) of tokens that the objective chose over the whole optimizer step. `trajectory` and `prompt` number the
+    trajectory and the group the turn comes from, unique within one process.
     """
 
     prompt_ids: tuple[int, ...]
@@ -38,11 +39,12 @@ class TrainingTurn:
     sampler_logprobs: tuple[float, ...] | None = None
     old_logprobs: tuple[float, ...] | None = None
     reference_logprobs: tuple[float, ...] | None = None
+    marks: tuple[bool, ...] | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt_ids or not self.reply_ids:
             raise ValueError(f"a training turn needs prompt and reply tokens (step {self.step!r})")
-        for name in ("sampler_logprobs", "old_logprobs", "reference_logprobs"):
+        for name in ("sampler_logprobs", "old_logprobs", "reference_logprobs", "marks"):
             values = getattr(self, name)
             if values is not None and len(values) != len(self.reply_ids):
                 raise ValueError(f"{len(self.reply_ids)} reply ids but {len(values)} {name} (step {self.step!r})")
@@ -71,10 +73,11 @@ def step_advantages(
     All trajectories count in a step's mean, also those that never came to that step. `batch_rewards` are the rewards
     of the whole batch (`step_rewards`) and needed for `normalize: batch_std` only; None: those of this group.
     """
-    rewards = {step: [t.reward.of_step(step) for t in group.trajectories] for step in _trained_steps(group)}
-    whole = rewards if batch_rewards is None else batch_rewards
+    estimator = make_estimator(options)
+    rewards = {step: tuple(t.reward.of_step(step) for t in group.trajectories) for step in _trained_steps(group)}
+    whole = step_rewards([group]) if batch_rewards is None else batch_rewards
     return {
-        step: advantages(given, options.normalize, options.advantage_epsilon, deviation(whole.get(step, given)))
+        step: checked_advantages(estimator, StepRewards(step, given, tuple(whole.get(step, ())), group))
         for step, given in rewards.items()
     }
 
@@ -198,6 +201,7 @@ class Batch:
     sampler_logprobs: Tensor | None
     old_logprobs: Tensor | None
     reference_logprobs: Tensor | None
+    marked: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
@@ -219,7 +223,16 @@ def collate(turns: Sequence[TrainingTurn], weights: Sequence[float], pad_id: int
         sampler_logprobs=_aligned([turn.sampler_logprobs for turn in turns], reply_mask),
         old_logprobs=_aligned([turn.old_logprobs for turn in turns], reply_mask),
         reference_logprobs=_aligned([turn.reference_logprobs for turn in turns], reply_mask),
+        marked=_marked(turns, reply_mask),
     )
+
+
+def _marked(turns: Sequence[TrainingTurn], reply_mask: Tensor) -> Tensor | None:
+    """The marks of the reply tokens, laid out as `reply_mask`; None where no turn has any."""
+    if all(turn.marks is None for turn in turns):
+        return None
+    flat = torch.tensor([mark for turn in turns for mark in turn.marks or (False,) * len(turn.reply_ids)])
+    return torch.zeros(reply_mask.shape, dtype=torch.bool).masked_scatter(reply_mask, flat)
 
 
 def _aligned(rows: Sequence[tuple[float, ...] | None], reply_mask: Tensor) -> Tensor | None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from memfactory.config.training import TrainerOptions
+from memfactory.config.training import GrpoOptions, LossOptions, TrainerOptions
 from memfactory.engines.hf_layers import fusible
 from memfactory.trainers.sliced_adamw import SLICE
 
@@ -183,12 +183,12 @@ def memory_by_component(
     return {
         "weights": precision.masters * n if lora is None else width * n + 4 * trained,
         "optimizer": 0 if offloads(options, cuda=cuda) else moment_bytes(trained, options, cuda=cuda),
-        "reference": reference_bytes(sizes, width, precision.masters) if reference and lora is None else 0,
+        "reference": reference_bytes(sizes, options, width, trained) if reference else 0,
         "gradients": 4 * trained,
         "stored activations": stored,
         "weights as computed with": copies,
         "a layer's backward pass": working,
-        "logits": chunk * sizes.vocabulary * (12 + (0 if width == 4 else width)) + (width * head if mixed else 0),
+        "logits": chunk * logit_bytes(sizes, options, width) + (width * head if mixed else 0),
         "the head's gradient": 4 * head if lora is None else 0,
         "optimizer's workspace": workspace_bytes(sizes, options, cuda=cuda),
         "key-value cache": sizes.kv_bytes(dtype) * kv_tokens,
@@ -211,10 +211,24 @@ def moment_bytes(trained: int, options: TrainerOptions, *, cuda: bool) -> int:
     return round(MOMENTS[options.optimizer.kind_on(cuda=cuda, stochastic=options.stochastic)] * trained)
 
 
-def reference_bytes(sizes: Architecture, width: int, masters: int) -> int:
-    """A frozen copy in the compute type, but for embeddings (and tied heads), which autocast leaves as they are."""
+def reference_bytes(sizes: Architecture, options: TrainerOptions, width: int, trained: int) -> int:
+    """A frozen copy in the compute type, but for embeddings (and tied heads), which autocast leaves as they are.
+
+    A moving average keeps all of it in float32. Under adapters there is only a copy of them, where it moves.
+    """
+    loss = options.loss if isinstance(options, GrpoOptions) else LossOptions()
+    if options.lora is not None:
+        return 4 * trained if loss.moving_reference else 0
+    if loss.moving_reference and loss.reference_mixup < 1:
+        return 4 * sizes.parameters
     embeddings = sizes.vocabulary * sizes.hidden
-    return width * (sizes.parameters - embeddings) + masters * embeddings
+    return width * (sizes.parameters - embeddings) + BYTES[options.masters] * embeddings
+
+
+def logit_bytes(sizes: Architecture, options: TrainerOptions, width: int) -> int:
+    """Of one token: logits, their exponentials and slopes; a gradient of the entropy keeps two more arrays."""
+    bonus = isinstance(options, GrpoOptions) and options.loss.entropy_weight > 0
+    return sizes.vocabulary * (12 + (8 if bonus else 0) + (0 if width == 4 else width))
 
 
 def workspace_bytes(sizes: Architecture, options: TrainerOptions, *, cuda: bool) -> int:

@@ -23,6 +23,7 @@ from memfactory.trainers.base import Interrupted, Run, Trainer
 from memfactory.trainers.batch import TrainingTurn, has_variance, step_advantages, step_rewards, training_turns
 from memfactory.trainers.checkpoint import TrainState
 from memfactory.trainers.footprint import architecture
+from memfactory.trainers.kl_reward import KlPenalty
 from memfactory.trainers.measures import summarized
 from memfactory.trainers.order import upcoming
 from memfactory.trainers.overlong import OverlongTasks, fitting_tasks
@@ -59,16 +60,17 @@ class GrpoTrainer(Trainer):
         sampled, cursor = self.collect(step)
         rolled_out = time.monotonic()
 
-        batch_rewards = gathered_rewards(sampled)
-        turns = training_turns(sampled, options, batch_rewards)
-        self.keep_transcripts(step, sampled, batch_rewards)
-
         self.run.status("training")
         self.rest_engines()
-        if options.loss.kl_weight > 0:
+        penalty = KlPenalty(policy, sampled) if options.loss.kl_in_reward else None
+        credited = sampled if penalty is None else penalty.credited
+        batch_rewards = gathered_rewards(credited)
+        turns = training_turns(credited, options, batch_rewards)
+        self.keep_transcripts(step, credited, batch_rewards)
+        if options.loss.kl_in_loss:
             turns = policy.score_reference(turns)
         if options.minibatches * options.epochs > 1:
-            turns = policy.score_old(turns)
+            turns = policy.score_old(turns) if penalty is None else penalty.with_old_logprobs(turns)
         updates = [
             policy.update(minibatch)
             for epoch in range(options.epochs)
@@ -81,11 +83,20 @@ class GrpoTrainer(Trainer):
             "seconds/rollout": rolled_out - begun,
             "seconds/train": trained - rolled_out,
             **self.speed(turns, trained - rolled_out),
+            **({} if penalty is None else penalty.measured()),
         }
         metrics["tokens_per_second"] = metrics["tokens/sampled"] / max(rolled_out - begun, 1e-9)
+        metrics |= self.adapted(step, metrics)
         valid = int(metrics["groups/valid"])
         state = replace(self.state, step=step, cursor=cursor, valid_groups=self.state.valid_groups + valid)
         return state, metrics
+
+    def adapted(self, step: int, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Let the KL coefficient and the reference follow this step; the coefficient of the step, if it adapts."""
+        used = self.policy.kl.value
+        trajectories = int(metrics["groups"]) * self.options.generations
+        self.policy.after_step(step, metrics.get("kl"), trajectories)
+        return {"kl_weight": used} if self.policy.kl.adapts else {}
 
     def speed(self, turns: Sequence[TrainingTurn], seconds: float) -> dict[str, float]:
         """What the training pass of this process achieved: TFLOP/s, its share of the device's peak, memory."""

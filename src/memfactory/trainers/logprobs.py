@@ -28,15 +28,17 @@ class Distribution:
     temperature: float = 1.0
     chunk_tokens: int = 2048
     with_entropy: bool = False
+    entropy_gradient: bool = False
 
 
 def chunked_logprobs(
     hidden: Tensor, targets: Tensor, head: Head, distribution: Distribution
 ) -> tuple[Tensor, Tensor | None]:
-    """log softmax(head(hidden) / temperature) at the targets, and the distributions' entropies without a gradient.
+    """log softmax(head(hidden) / temperature) at the targets, and the distributions' entropies.
 
-    `hidden` [N, width], `targets` [N] ids; both results are [N] in nats, float32 at least. N may be 0. In the backward
-    pass logits are computed again, but for the last chunk's, which are kept.
+    Entropies carry a gradient only with `entropy_gradient`. `hidden` [N, width], `targets` [N] ids; both results are
+    [N] in nats, float32 at least. N may be 0. In the backward pass logits are computed again, but for the last chunk's,
+    which are kept where no entropy has a gradient.
     """
     if len(targets) == 0:
         return hidden.new_zeros(0, dtype=_precise(hidden.dtype)), None
@@ -73,8 +75,8 @@ def _chunk(hidden: Tensor, targets: Tensor, head: Head, distribution: Distributi
     logprobs = logits.gather(-1, targets[:, None]).squeeze(-1) - normalizer
     if not distribution.with_entropy:
         return logprobs, None
-    with torch.no_grad():
-        # The entropy comes last, so the backward pass, which stops recomputing once it has what it needs, skips it.
+    with torch.set_grad_enabled(torch.is_grad_enabled() and distribution.entropy_gradient):
+        # The entropy comes last, so a backward pass that does not need it stops recomputing before it.
         probabilities = (logits - normalizer[:, None]).exp()
         return logprobs, normalizer - (probabilities * logits).sum(-1)
 
@@ -84,6 +86,7 @@ class _LinearLogprobs(torch.autograd.Function):
 
     With g_n the gradient of l_n and p_n the probabilities, that of z_n is s_n = g_n (e - p_n) / T, where e is 1 at t_n
     and 0 elsewhere; so h_n has W' s_n, W has sum_n s_n h_n' and b has sum_n s_n. Rows beyond the vocabulary have 0.
+    With `entropy_gradient` and e_n the gradient of the entropy H_n, s_n also has -e_n p_n (log p_n + H_n) / T.
     """
 
     @staticmethod
@@ -109,16 +112,20 @@ class _LinearLogprobs(torch.autograd.Function):
                 # Autocast would sum in its own type.
                 with torch.autocast(hidden.device.type, enabled=False):
                     entropies.append(-torch.linalg.vecdot(probabilities, every))
+        if distribution.entropy_gradient:
+            # The backward pass needs log-probabilities as well, which it computes anew.
+            probabilities = None
         ctx.save_for_backward(hidden, weight, bias, targets, probabilities)
         ctx.distribution, ctx.dtype = distribution, used.dtype
         found = torch.cat(logprobs)
         told = torch.cat(entropies) if entropies else found.new_zeros(0)
-        ctx.mark_non_differentiable(told)
+        if not distribution.entropy_gradient:
+            ctx.mark_non_differentiable(told)
         return found, told
 
     @staticmethod
     def backward(
-        ctx: Any, gradient: Tensor, _: Tensor
+        ctx: Any, gradient: Tensor, of_entropies: Tensor
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None]:
         hidden, weight, bias, targets, last = ctx.saved_tensors
         for_hidden, for_weight, for_bias = ctx.needs_input_grad[:3]
@@ -130,7 +137,9 @@ class _LinearLogprobs(torch.autograd.Function):
         chunks = used.chunks()
         # From the last chunk on, so that its probabilities are gone before another's are there.
         for place in reversed(chunks):
-            if last is not None:
+            if ctx.distribution.entropy_gradient:
+                slopes = _entropy_slopes(used.logits(place), of_entropies[place], scaled[place], ctx.distribution)
+            elif last is not None:
                 # Not in place: the graph may be gone through again.
                 slopes, last = last * -scaled[place], None
             else:
@@ -144,6 +153,15 @@ class _LinearLogprobs(torch.autograd.Function):
             if into_bias is not None:
                 into_bias[: used.vocabulary] += slopes.sum(0)
         return into_hidden, into_weight, into_bias, None, None, None
+
+
+def _entropy_slopes(logits: Tensor, of_entropies: Tensor, scaled: Tensor, distribution: Distribution) -> Tensor:
+    """-p (g + e (log p + H)) / T, [chunk, vocabulary]: of log-probabilities but for the target's own, and entropies."""
+    every = logits.log_softmax(-1)
+    probabilities = every.exp()
+    entropies = -(probabilities * every).sum(-1, keepdim=True)
+    weight = (of_entropies / distribution.temperature)[:, None]
+    return -probabilities * (scaled + weight * (every + entropies))
 
 
 def _add_product(into: Tensor, slopes: Tensor, hidden: Tensor) -> None:

@@ -10,7 +10,7 @@ precision is raised to float32 first. How tokens are weighed against each other 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,11 +18,9 @@ import torch
 from torch import Tensor
 
 from memfactory.config.training import LossOptions, Normalize
+from memfactory.trainers.objectives.base import Terms, make_objective
 
 LOG_RATIO_LIMIT = 20.0
-VESPO_LOWEST = math.log(1e-8)
-VESPO_POSITIVE = (2.0, 3.0)
-VESPO_NEGATIVE = (3.0, 2.0)
 
 
 def deviation(rewards: Sequence[float | None]) -> float:
@@ -73,9 +71,9 @@ def advantages(
 class TokenLosses:
     """Per-token results, all [rows, tokens] and 0 where the mask is off.
 
-    `loss` = `policy` + kl_weight x `kl`. `ratio` (detached) is the token's ratio, or its turn's for GSPO and VESPO.
-    `clipped_low` and `clipped_high` (bool) mark where a bound of the objective took effect. `correction` (detached)
-    is the sampler's importance weight.
+    `loss` = `policy` + kl_weight x `kl` - entropy_weight x entropy. `ratio` (detached) is the token's ratio, or its
+    turn's for GSPO, GMPO and VESPO. `clipped_low` and `clipped_high` (bool) mark where a bound of the objective took
+    effect. `correction` (detached) is the sampler's importance weight.
     """
 
     loss: Tensor
@@ -87,6 +85,19 @@ class TokenLosses:
     correction: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Extras:
+    """What a step adds to the loss, each [rows, tokens] where it is a tensor.
+
+    `kl_weight` is the KL coefficient at this step, None: that of the options. `entropies` carry a gradient where
+    `entropy_weight` is above 0. `marked` (bool) are the tokens that the objective chose over the whole step.
+    """
+
+    kl_weight: float | None = None
+    entropies: Tensor | None = None
+    marked: Tensor | None = None
+
+
 def token_losses(
     logprobs: Tensor,
     old_logprobs: Tensor | None,
@@ -95,15 +106,19 @@ def token_losses(
     options: LossOptions,
     ref_logprobs: Tensor | None = None,
     sampler_logprobs: Tensor | None = None,
+    extras: Extras | None = None,
 ) -> TokenLosses:
-    """The loss of every token: correction x objective + kl_weight x KL.
+    """The loss of every token: correction x objective + kl_weight x KL - entropy_weight x entropy.
 
     `logprobs`, `old_logprobs`, `ref_logprobs` and `sampler_logprobs` are [rows, tokens] in nats, `advantages` [rows],
     `mask` bool [rows, tokens]. `old_logprobs` None means on-policy: r is exactly 1 and only its gradient remains.
-    The KL term is neither corrected nor clipped; with `kl_unbiased` it is multiplied by r, whose gradient turns that of
-    k3 into the KL's own (arXiv 2512.02556). Only `logprobs` receives a gradient.
+    The KL term and the entropy bonus are neither corrected nor clipped; with `kl_unbiased` the KL is multiplied by r,
+    whose gradient turns that of k3 into the KL's own (arXiv 2512.02556). Only `logprobs` and `extras.entropies` receive
+    a gradient. With `kl_in_reward` the loss has no KL term.
     """
-    if options.kl_weight > 0 and ref_logprobs is None:
+    extras = extras or Extras()
+    kl_weight = (options.kl_weight if extras.kl_weight is None else extras.kl_weight) if options.kl_in_loss else 0.0
+    if kl_weight > 0 and ref_logprobs is None:
         raise ValueError("kl_weight is above 0 but there are no reference log-probabilities")
     if options.sampler_correction != "none" and sampler_logprobs is None:
         raise ValueError(f"{options.sampler_correction} needs the sampler's log-probabilities")
@@ -115,9 +130,10 @@ def token_losses(
         sampler = torch.where(mask, _precise(sampler_logprobs).detach(), zero)
         correction = sampler_weights(old - sampler, mask, options)
     log_ratio = (current - old).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
-    terms = Terms(current, log_ratio, advantages.to(current.dtype)[:, None], mask, options, correction)
-    parts = OBJECTIVES[options.objective](terms)
-    weighed = parts.loss if correction is None or options.objective == "vespo" else parts.loss * correction
+    weighed_advantages = advantages.to(current.dtype)[:, None]
+    objective = make_objective(options)
+    parts = objective.parts(Terms(current, log_ratio, weighed_advantages, mask, options, correction, extras.marked))
+    weighed = parts.loss if correction is None or objective.takes_correction else parts.loss * correction
     policy = torch.where(mask, weighed, zero)
     kl = None
     if ref_logprobs is not None:
@@ -125,7 +141,11 @@ def token_losses(
         kl = kl_estimate(current, reference, options.kl_estimator)
         if options.kl_unbiased:
             kl = kl * log_ratio.exp()
-    loss = policy if kl is None or options.kl_weight == 0 else policy + options.kl_weight * kl
+    loss = policy if kl is None or kl_weight == 0 else policy + kl_weight * kl
+    if options.entropy_weight > 0:
+        if extras.entropies is None:
+            raise ValueError("entropy_weight is above 0 but there are no entropies")
+        loss = loss - options.entropy_weight * torch.where(mask, _precise(extras.entropies), zero)
     return TokenLosses(
         loss=loss,
         policy=policy,
@@ -171,128 +191,6 @@ def sampler_weights(log_weights: Tensor, mask: Tensor, options: LossOptions) -> 
         return weights.clamp(max=options.correction_high)
     inside = (weights >= options.correction_low) & (weights <= options.correction_high)
     return torch.where(inside, weights, torch.zeros_like(weights))
-
-
-@dataclass(frozen=True)
-class Terms:
-    """What an objective is made from. `log_ratio` is clamped and 0 off the mask; `advantages` [rows, 1]."""
-
-    logprobs: Tensor
-    log_ratio: Tensor
-    advantages: Tensor
-    mask: Tensor
-    options: LossOptions
-    correction: Tensor | None
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What an objective gives: loss and ratio per token, and where its lower and upper bound took effect."""
-
-    loss: Tensor
-    ratio: Tensor
-    low: Tensor
-    high: Tensor
-
-
-def ppo(terms: Terms) -> Parts:
-    """-min(r A, clip(r, 1 - low, 1 + high) A) (arXiv 1707.06347; high above low: DAPO, arXiv 2503.14476).
-
-    With `dual_clip` c, r counts at most c in the first term: for A < 0 the loss is at most c |A| (arXiv 1912.09729).
-    """
-    return _clipped(terms.log_ratio.exp(), terms)
-
-
-def gspo(terms: Terms) -> Parts:
-    """PPO's clip on one ratio a turn, r = exp(mean of d over its tokens), as the paper's with turn weights.
-
-    arXiv 2507.18071, which clips at 3e-4 and 4e-4. A turn without trained tokens has ratio 1.
-    """
-    count = terms.mask.sum(-1, keepdim=True).clamp(min=1)
-    ratio = (terms.log_ratio.sum(-1, keepdim=True) / count).exp()
-    return _clipped(ratio.expand_as(terms.log_ratio), terms)
-
-
-def cispo(terms: Terms) -> Parts:
-    """-sg(min(r, clip_high)) A log pi: every token keeps a gradient, only its weight is bounded (arXiv 2506.13585).
-
-    sg is stop-gradient. `clip_high` is the bound itself (about 5 in arXiv 2510.13786), not its distance from 1.
-    """
-    ratio = terms.log_ratio.detach().exp()
-    high = ratio > terms.options.clip_high
-    loss = -ratio.clamp(max=terms.options.clip_high) * terms.advantages * terms.logprobs
-    return Parts(loss, ratio, torch.zeros_like(high), high)
-
-
-def sapo(terms: Terms) -> Parts:
-    """-(4 / t) sigmoid(t (r - 1)) A, a smooth clip; t is `sapo_positive` for A > 0, else `sapo_negative`.
-
-    arXiv 2511.20347. At r = 1 the gradient is that of -r A.
-    """
-    positive, negative = terms.options.sapo_positive, terms.options.sapo_negative
-    temperature = torch.where(terms.advantages > 0, positive, negative).to(terms.advantages.dtype)
-    ratio = terms.log_ratio.exp()
-    gate = torch.sigmoid(temperature * (ratio - 1)) * 4 / temperature
-    return Parts(-gate * terms.advantages, ratio, *_nowhere(ratio))
-
-
-def vespo(terms: Terms) -> Parts:
-    """-sg(phi(w)) A log pi with phi(w) = exp(lambda + k ln w - lambda w), so phi(1) = 1 (arXiv 2602.10693).
-
-    w = exp(sum of d over the turn), times the sampler's corrections where there are any; ln w is clamped to
-    [ln 1e-8, 20]. (k, lambda) is (2, 3) for A >= 0 and (3, 2) for A < 0. A dropped token (correction 0) counts as
-    1e-8 and so drops its turn.
-    """
-    log_weight = terms.log_ratio.detach().sum(-1, keepdim=True)
-    if terms.correction is not None:
-        log_weight = log_weight + terms.correction.log().clamp(VESPO_LOWEST, LOG_RATIO_LIMIT).sum(-1, keepdim=True)
-    log_weight = log_weight.clamp(VESPO_LOWEST, LOG_RATIO_LIMIT)
-    weight = log_weight.exp()
-    good = terms.advantages >= 0
-    k = torch.where(good, VESPO_POSITIVE[0], VESPO_NEGATIVE[0])
-    decay = torch.where(good, VESPO_POSITIVE[1], VESPO_NEGATIVE[1])
-    phi = (decay + k * log_weight - decay * weight).exp()
-    ratio = weight.expand_as(terms.log_ratio)
-    return Parts(-phi * terms.advantages * terms.logprobs, ratio, *_nowhere(ratio))
-
-
-def reinforce(terms: Terms) -> Parts:
-    """-sg(clip(r, 1 - low, 1 + high)) A log pi: on-policy, plain REINFORCE (Williams 1992).
-
-    With A = 1 and no old log-probabilities this is the negative log-likelihood, the loss of supervised fine-tuning.
-    """
-    ratio = terms.log_ratio.detach().exp()
-    lower, upper = 1 - terms.options.clip_low, 1 + terms.options.clip_high
-    loss = -ratio.clamp(lower, upper) * terms.advantages * terms.logprobs
-    return Parts(loss, ratio, ratio < lower, ratio > upper)
-
-
-OBJECTIVES: Mapping[str, Callable[[Terms], Parts]] = {
-    "ppo": ppo,
-    "gspo": gspo,
-    "cispo": cispo,
-    "sapo": sapo,
-    "vespo": vespo,
-    "reinforce": reinforce,
-}
-
-
-def _clipped(ratio: Tensor, terms: Terms) -> Parts:
-    """PPO's pessimistic minimum on any ratio; the bounds count where they stop the gradient."""
-    options, advantages = terms.options, terms.advantages
-    lower, upper = 1 - options.clip_low, 1 + options.clip_high
-    free = ratio if options.dual_clip is None else ratio.clamp(max=options.dual_clip)
-    loss = -torch.min(free * advantages, ratio.clamp(lower, upper) * advantages)
-    low = (ratio < lower) & (advantages < 0)
-    high = (ratio > upper) & (advantages > 0)
-    if options.dual_clip is not None:
-        high = high | ((ratio > options.dual_clip) & (advantages < 0))
-    return Parts(loss, ratio, low, high)
-
-
-def _nowhere(like: Tensor) -> tuple[Tensor, Tensor]:
-    nowhere = torch.zeros_like(like, dtype=torch.bool)
-    return nowhere, nowhere
 
 
 def _precise(values: Tensor) -> Tensor:

@@ -68,11 +68,22 @@ class Passes:
             yield indices, collate(chosen, weighed, self.chat.pad_id, self.packing).to(self.device)
 
     def logprobs(
-        self, model: PreTrainedModel, batch: Batch, temperature: float, *, with_entropy: bool = False
+        self,
+        model: PreTrainedModel,
+        batch: Batch,
+        temperature: float,
+        *,
+        with_entropy: bool = False,
+        entropy_gradient: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Log-probabilities (and entropies) of the reply tokens, laid out as `batch.reply_mask`, float32, else 0."""
+        """Log-probabilities (and entropies) of the reply tokens, laid out as `batch.reply_mask`, float32, else 0.
+
+        Entropies carry a gradient with `entropy_gradient` alone.
+        """
         self.last_layer.kept = batch.layout.kept if self.trims else None
-        distribution = Distribution(self.chat.vocab_size, temperature, self.chunk_tokens, with_entropy)
+        distribution = Distribution(
+            self.chat.vocab_size, temperature, self.chunk_tokens, with_entropy, entropy_gradient
+        )
         with self.autocast(), attending(model, batch.layout.parts is not None):
             values, entropies = chunked_logprobs(
                 reply_states(model, batch.layout, trimmed=self.trims),

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from memfactory.config.training import GrpoOptions, LossOptions, OptimizerOptions, TrainerOptions
+from memfactory.dialogue import stream_seed
 from memfactory.engines.adapters import Network, base_model
 from memfactory.engines.chat import ChatFormat
 from memfactory.engines.hf_layers import keep_products
@@ -29,8 +31,12 @@ from memfactory.engines.loading import compute_dtype
 from memfactory.engines.options import ModelConfig
 from memfactory.errors import ConfigError, MemFactoryError
 from memfactory.trainers.batch import Batch, TrainingTurn, count, token_weights
+from memfactory.trainers.dropout import silence_dropout
+from memfactory.trainers.kl_control import KlCoefficient
+from memfactory.trainers.marks import marked
 from memfactory.trainers.measures import Measures
-from memfactory.trainers.objective import token_losses
+from memfactory.trainers.objective import Extras, token_losses
+from memfactory.trainers.objectives.base import make_objective
 from memfactory.trainers.optimizer import Schedule, make_optimizer
 from memfactory.trainers.passes import Passes
 from memfactory.trainers.processes import check_processes, make_accelerator, sum_gradients, summed_totals
@@ -76,6 +82,8 @@ class Policy:
         self.chat = chat
         self.options = options
         self.loss = options.loss if isinstance(options, GrpoOptions) else SUPERVISED
+        self.objective = make_objective(self.loss)
+        self.kl = KlCoefficient(self.loss)
         self.temperature = options.temperature if isinstance(options, GrpoOptions) else 1.0
         self.skipped_steps = 0
         self.changes = 0
@@ -84,6 +92,8 @@ class Policy:
         self.seed = seed
         self.masters = torch.bfloat16 if options.stochastic and not continued else torch.float32
         check_masters(self.masters, self.compute_dtype)
+        if not options.model_dropout:
+            silence_dropout(model)
         if options.gradient_checkpointing:
             keep_products(model)
             # transformers 5.17 renamed it.
@@ -100,8 +110,13 @@ class Policy:
             check_head(self.model)
         kept = self.loss.kl_weight > 0
         with _fitting("the reference model", "train without one (train.loss.kl_weight: 0)"):
-            self.reference = Reference(self.network, self.compute_dtype, continued=continued) if kept else None
+            self.reference = self._reference(continued=continued) if kept else None
         self.set_optimizer(options.optimizer, planned_updates(options))
+
+    def _reference(self, *, continued: bool) -> Reference:
+        moves = self.loss.moving_reference
+        averaged = moves and self.loss.reference_mixup < 1
+        return Reference(self.network, self.compute_dtype, continued=continued, moves=moves, averaged=averaged)
 
     def set_optimizer(self, options: OptimizerOptions, total_steps: int) -> None:
         """A fresh optimizer, and a schedule over `total_steps` steps from here on."""
@@ -144,9 +159,13 @@ class Policy:
         """Log-probabilities (and entropies) of the reply tokens, [turns, longest reply] as `batch.reply_mask`, else 0.
 
         The distribution is softmax(logits / temperature) over all tokens of the tokenizer, as engines sample from;
-        None: the temperature in training. float32 whatever the model computes in; entropies carry no gradient.
+        None: the temperature in training. float32 whatever the model computes in; entropies carry a gradient only
+        where the loss has an entropy bonus.
         """
-        return self.passes.logprobs(self.model, batch, temperature or self.temperature, with_entropy=with_entropy)
+        graded = with_entropy and self.loss.entropy_weight > 0
+        return self.passes.logprobs(
+            self.model, batch, temperature or self.temperature, with_entropy=with_entropy, entropy_gradient=graded
+        )
 
     def score_old(self, turns: Sequence[TrainingTurn]) -> list[TrainingTurn]:
         """The turns with the policy's log-probabilities as they are now: before the first of several updates."""
@@ -154,12 +173,22 @@ class Policy:
         return [replace(turn, old_logprobs=row) for turn, row in zip(turns, scored, strict=True)]
 
     def score_reference(self, turns: Sequence[TrainingTurn]) -> list[TrainingTurn]:
-        """The turns with the reference's log-probabilities: those of the policy as it was before training."""
+        """The turns with the reference's log-probabilities."""
         if self.reference is None:
             raise ValueError("no reference is kept: kl_weight is 0")
         with self.reference.model() as model:
             scored = self.passes.scores(model, turns, self.temperature)
         return [replace(turn, reference_logprobs=row) for turn, row in zip(turns, scored, strict=True)]
+
+    def after_step(self, step: int, kl: float | None, trajectories: int) -> None:
+        """What follows the last update on a rollout: the KL coefficient adapts, the reference moves when it is due.
+
+        `kl` is the mean over trained tokens of all processes (None: nothing was trained), `trajectories` their number.
+        """
+        if kl is not None:
+            self.kl.adapt(kl, trajectories)
+        if self.reference is not None and self.loss.moving_reference and step % self.loss.reference_every == 0:
+            self.reference.move(self.loss.reference_mixup)
 
     # Optimizer steps
 
@@ -171,6 +200,8 @@ class Policy:
         the schedule goes on, so that it ends with the run.
         """
         rate = self.schedule.learning_rate
+        if self.objective.marks:
+            turns = self.with_marks(turns)
         measured = self.backward(turns)
         if measured:
             norm = float(self.accelerator.clip_grad_norm_(self.trained, self.max_grad_norm))
@@ -185,6 +216,12 @@ class Policy:
         self.optimizer.zero_grad()
         self.schedule.step()
         return measured
+
+    def with_marks(self, turns: Sequence[TrainingTurn]) -> list[TrainingTurn]:
+        """The turns with the tokens that the objective chooses among those of all processes. All must call it."""
+        scored = self.passes.scores(self.model, turns, self.temperature) if turns else []
+        draw = Random(stream_seed(self.seed, "marks", self.updates))
+        return marked(self.objective, turns, scored, draw, self.process_index)
 
     def backward(self, turns: Sequence[TrainingTurn]) -> dict[str, float]:
         """Leave the gradient of a whole optimizer step in the parameters, summed over processes.
@@ -216,6 +253,7 @@ class Policy:
                         self.loss,
                         batch.reference_logprobs,
                         batch.sampler_logprobs,
+                        Extras(self.kl.value, entropies, batch.marked),
                     )
                     measures.add(batch, logprobs, losses, entropies)
                     self.accelerator.backward((batch.weights[:, None] * losses.loss).sum())
@@ -231,15 +269,22 @@ class Policy:
 
     def optimizer_state(self) -> dict[str, object]:
         """Optimizer, schedule and counters: with the weights of `save_masters` all that a step depends on."""
+        adapted = {"kl_weight": self.kl.value} if self.kl.adapts else {}
         return {
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "skipped_steps": self.skipped_steps,
+            **adapted,
         }
 
     def save_masters(self, folder: Path) -> None:
-        """Write the trained weights as they are and the tokenizer, as `from_pretrained` or PEFT loads them."""
+        """Write the trained weights as they are and the tokenizer, as `from_pretrained` or PEFT loads them.
+
+        A reference that moves is written beside them.
+        """
         save_weights(self.network, folder, self.masters)
+        if self.reference is not None:
+            self.reference.save(folder)
         self.chat.tokenizer.save_pretrained(str(folder))
 
     def save_pretrained(self, folder: Path) -> None:
@@ -254,6 +299,9 @@ class Policy:
         self.optimizer.load_state_dict(optimizer["optimizer"])
         self.schedule.load_state_dict(optimizer["schedule"])
         self.skipped_steps = int(optimizer["skipped_steps"])
+        self.kl.value = float(optimizer.get("kl_weight", self.loss.kl_weight))
+        if self.reference is not None:
+            self.reference.load(folder)
 
 
 @contextmanager

@@ -1,0 +1,61 @@
+"""The reward `overlong`: DAPO's soft penalty on replies that come near the longest one allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+from typing import ClassVar
+
+from pydantic import Field, model_validator
+
+from memfactory.envs.rewards.base import RewardFunction, RewardOptions
+from memfactory.registry import REWARDS
+from memfactory.types import Episode, Turn
+
+
+class OverlongOptions(RewardOptions):
+    """Options of `overlong`."""
+
+    limit: int = Field(1024, ge=1)
+    """L: the longest reply in tokens, usually the module's own limit (`memory_tokens`, `max_tokens`)."""
+    buffer: int = Field(128, ge=1)
+    """C: the penalty begins this many tokens before the limit."""
+    steps: tuple[str, ...] = ()
+    """The module steps whose replies count; empty: those of every trained step."""
+
+    @model_validator(mode="after")
+    def _buffer_is_within_the_limit(self) -> OverlongOptions:
+        if self.buffer > self.limit:
+            raise ValueError(f"buffer is {self.buffer} and limit {self.limit}: the penalty would begin below 0 tokens")
+        return self
+
+
+@REWARDS.register("overlong")
+class Overlong(RewardFunction):
+    """Minus how far replies reach into the last `buffer` tokens before `limit`, in [-1, 0]: the mean over replies.
+
+    For a reply of n tokens: 0 for n <= L - C, (L - C - n) / C up to L, and -1 above (DAPO, arXiv 2503.14476, equation
+    13). Reads the token counts of replies; where an API gives none the penalty is unknown. Without a reply it is 0.
+    """
+
+    Options: ClassVar[type[OverlongOptions]] = OverlongOptions
+    options: OverlongOptions
+
+    def score(self, episodes: Sequence[Episode]) -> list[float | None]:
+        return [self._score(episode) for episode in episodes]
+
+    def _score(self, episode: Episode) -> float | None:
+        counted = [turn for turn in episode.turns if self._counts(turn, frozen=episode.frozen)]
+        lengths = [turn.lengths[1] for turn in counted if turn.lengths is not None]
+        if len(lengths) < len(counted):
+            return None
+        return fmean(map(self.penalty, lengths)) if lengths else 0.0
+
+    def _counts(self, turn: Turn, *, frozen: bool) -> bool:
+        """Whether the reply counts; in evaluation nothing is trained, so that without `steps` all replies do."""
+        return turn.step in self.options.steps if self.options.steps else turn.trainable or frozen
+
+    def penalty(self, length: int) -> float:
+        """Of one reply."""
+        over = length - (self.options.limit - self.options.buffer)
+        return -min(1.0, max(0, over) / self.options.buffer)
