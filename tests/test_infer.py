@@ -14,7 +14,7 @@ from memfactory.config import load_config
 from memfactory.errors import ConfigError, DataError
 from memfactory.evaluate.memory_view import bank_difference, word_difference
 from memfactory.infer import run_inference
-from memfactory.types import MemoryItem
+from memfactory.types import Decoding, MemoryItem
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def test_answered_rows_are_not_played_again(place, server):
 def test_answers_of_another_decoding_are_refused(place):
     infer(place, input=place / "rows.jsonl", output=place / "answers.jsonl")
     with pytest.raises(ConfigError, match="another --output"):
-        infer(place, "eval.temperature=0", input=place / "rows.jsonl", output=place / "answers.jsonl")
+        infer(place, decoding=Decoding(0.7), input=place / "rows.jsonl", output=place / "answers.jsonl")
 
 
 def test_an_id_that_now_asks_another_question_is_refused(place):

@@ -180,11 +180,13 @@ class Agent(ABC):
     A module fits a slot where it has the role that `needs` names for the slot; a slot that is not in `needs` takes what
     has every role of its default module.
 
-    An agent that works on a memory bank takes it from `banks` and leaves it in `episode.bank`.
+    An agent that works on a memory bank (`keeps_bank`) begins it with the task's items, taken from `banks`, and leaves
+    it in `episode.bank`.
     """
 
     Options: ClassVar[type[Options]] = Options
     slots: ClassVar[Mapping[str, str]] = {}
+    keeps_bank: ClassVar[bool] = False
     needs: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, options: Any, modules: Mapping[str, Module], banks: BankSource | None = None) -> None:
@@ -312,6 +314,8 @@ class _Play:
     def _advance(self, work: _Work, value: Reply | Reward | Episode | None) -> Iterator[Episode]:
         """Send `value` into a dialogue and see to what it wants next; the episodes that have ended by it."""
         while True:
+            if isinstance(value, Episode):
+                work.episode.shared.append(value)
             try:
                 wanted = next(work.dialogue) if value is None else work.dialogue.send(value)
             except StopIteration:
@@ -376,6 +380,8 @@ class _Play:
         turn = Turn(ask.step, ask.messages, reply, ask.trainable and not self.frozen)
         work.episode.turns.append(turn if self.keep_prompts else turn.without_prompt())
         ended = list(self._advance(work, reply))
+        bank = work.episode.bank
+        work.episode.changed_times.append(0 if bank is None else bank.changed_times)
         if self.on_turn:
             self.on_turn(work.episode, turn)
         yield from ended

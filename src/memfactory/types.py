@@ -231,7 +231,9 @@ class Episode:
     question (best first), and the ids of those that the answer cites (`citations`; none helped: empty; no or malformed
     citation: None). `checks` holds for each module step how well each of its replies kept to its format, 0 to 1, and
     `failure` why the attempt could not be played to its end (a helper's outage, a refused request): its reward is
-    unknown. `overlong`: a prompt did not fit the context, as it will not the next time.
+    unknown. `overlong`: a prompt did not fit the context, as it will not the next time. `shared` are the episodes of
+    work that this one shares with others, such as building the bank; `changed_times` says after each of `turns` how
+    often the bank had been changed.
     """
 
     task: Task
@@ -253,6 +255,8 @@ class Episode:
     overlong: bool = False
     answer_text: str | None = None
     answer_form: AnswerForm | None = None
+    shared: list[Episode] = field(default_factory=list)
+    changed_times: list[int] = field(default_factory=list)
 
     def check(self, step: str, value: float) -> None:
         """Note how well a reply of module step `step` kept to its format."""

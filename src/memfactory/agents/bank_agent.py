@@ -40,6 +40,7 @@ class BankAgent(Agent):
 
     Options: ClassVar[type[BankAgentOptions]] = BankAgentOptions
     options: BankAgentOptions
+    keeps_bank = True
 
     def dialogue(self, episode: Episode) -> Dialogue:
         task = episode.task

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import ClassVar
 
@@ -27,19 +28,25 @@ class NaiveRag(Agent):
 
     Options: ClassVar[type[NaiveRagOptions]] = NaiveRagOptions
     options: NaiveRagOptions
+    keeps_bank = True
     slots: ClassVar[Mapping[str, str]] = {"retriever": "naive_retriever", "answerer": "answer"}
 
     def dialogue(self, episode: Episode) -> Dialogue:
         task = episode.task
-        said = as_items(told(task), self.options.turns_per_item)
+        said = as_items(told(task), self.options.turns_per_item, taken={item.id for item in task.memory})
         episode.bank = self.banks.open((*task.memory, *said))
         yield from self.modules["retriever"].play(episode)
         yield from self.modules["answerer"].play(episode)
 
 
-def as_items(conversation: Sequence[Utterance], size: int) -> Iterator[MemoryItem]:
-    """The conversation as memory items of `size` turns each (fewer at a session's end), dated by their first turn."""
-    number = 0
+def as_items(
+    conversation: Sequence[Utterance], size: int, taken: Collection[str] = frozenset()
+) -> Iterator[MemoryItem]:
+    """The conversation as memory items of `size` turns each (fewer at a session's end), dated by their first turn.
+
+    They are numbered behind those of the ids that are `taken`.
+    """
+    number = max((int(id[4:]) for id in taken if re.fullmatch(r"said\d{1,9}", id)), default=0)
     for _, session in groupby(conversation, key=lambda turn: turn.session):
         turns = list(session)
         for start in range(0, len(turns), size):

@@ -11,6 +11,7 @@ import typer
 
 from memfactory.cli.output import is_main_process, load, load_targets, refuse_options, start_logging, stderr, stdout
 from memfactory.errors import ConfigError
+from memfactory.types import Decoding
 
 Source = Annotated[str, typer.Argument(help="A YAML config, a run folder, a checkpoint, a model folder or `tiny`.")]
 Overrides = Annotated[
@@ -179,10 +180,24 @@ def infer(
     ] = None,
     input: Annotated[Path | None, typer.Option(help="A file of rows to answer, instead of one question.")] = None,
     output: Annotated[Path | None, typer.Option(help="Where answers go, one JSON object a row.")] = None,
+    bank: Annotated[
+        Path | None,
+        typer.Option(help="The folder of a memory bank to begin with (if it is there) and to keep afterwards."),
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(min=0, help="Sampling temperature; default: greedy.")] = None,
+    top_p: Annotated[float | None, typer.Option(min=0, max=1, help="Nucleus sampling, with --temperature.")] = None,
+    top_k: Annotated[int | None, typer.Option(min=0, help="Top-k sampling, with --temperature; 0: off.")] = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print the answer with memory, turns and tokens as one JSON object.")
+    ] = False,
     show_memory: Annotated[bool, typer.Option("--show-memory", help="Show the memory as it evolves.")] = False,
 ) -> None:
     """Answer questions about texts or conversations with an agent."""
     refuse_options(context, overrides or [])
+    if temperature is None and (top_p is not None or top_k is not None):
+        raise ConfigError("--top-p and --top-k say how replies are sampled; give --temperature with them")
+    if top_p == 0:
+        raise ConfigError("--top-p must be above 0")
     resolved = load(config, overrides or [], "infer")
     from memfactory.infer import run_inference
     from memfactory.locks import file_lock
@@ -195,6 +210,9 @@ def infer(
             conversation=conversation,
             input=input,
             output=output,
+            bank=bank,
+            decoding=Decoding(temperature or 0.0, 1.0 if top_p is None else top_p, top_k or 0),
+            as_json=json,
             show_memory=show_memory,
             console=stdout(),
         )

@@ -14,6 +14,7 @@ from typing import Any
 from memfactory.errors import ConfigError, DataError
 from memfactory.files import JsonLinesWriter, read_json_lines
 from memfactory.memory.bank import BankSource, MemoryBank
+from memfactory.memory.trace import item_json
 from memfactory.memory.wording import shown
 from memfactory.types import AnswerForm, Episode, MemoryItem, Reply, Stop, Task, Turn
 
@@ -157,12 +158,6 @@ def _bank_record(bank: MemoryBank, task: Task) -> BankRecord:
     sources = {source for item in items for source in item.sources}
     words = sum(len(shown(item).split()) for item in items)
     return BankRecord(len(items), words, tuple(id for id in task.evidence if id in sources))
-
-
-def item_json(item: MemoryItem) -> dict[str, object]:
-    """An item's fields, without those that say nothing."""
-    plain = vars(MemoryItem("", "", ""))
-    return {name: value for name, value in vars(item).items() if value != plain[name]}
 
 
 def _item(value: Mapping[str, Any]) -> MemoryItem:

@@ -82,6 +82,15 @@ class MemoryBank:
         opened enters it by an event as well."""
         return self._contents.history(id)
 
+    def changes(self) -> tuple[Event, ...]:
+        """Every change since the bank was opened, oldest first; a fork goes on counting where it began."""
+        return self._contents.changes()
+
+    @property
+    def changed_times(self) -> int:
+        """How many `changes` there are."""
+        return self._contents.changed_times
+
     def apply(self, operations: Sequence[Operation]) -> ApplyReport:
         """Do all of `operations` in order, or none.
 
@@ -246,12 +255,14 @@ class BankSource:
     def load(self, folder: Path) -> MemoryBank:
         """The bank that was saved to `folder`. Its vectors are made anew where they do not fit this embedder.
 
+        A bank that is opened with the same items afterwards goes on from its history, so ids are not given out twice.
         Raises DataError for a folder without a bank, or with one that was damaged.
         """
         stored = load_bank(folder, self.identity)
         if stored.vectors is not None:
             self._texts.put([shown(item) for item in stored.items], stored.vectors)
         searcher = self.searcher(Base(stored.items, stored.events))
+        self._opened[stored.items] = searcher
         return MemoryBank(self, Contents(searcher.base), searcher)
 
     def known(self, items: Sequence[MemoryItem]) -> Vectors | None:

@@ -78,6 +78,7 @@ class Contents:
         self._number = 0
         """The last one of an id that was given out here: none of those after it is among the items added since."""
         self._deleted = 0
+        self._opened = len(base.events)
 
     def __len__(self) -> int:
         return len(self.base.items) - self._deleted + len(self.added)
@@ -129,6 +130,15 @@ class Contents:
         """Every change there was, in order; played again they give the items."""
         return (*self.base.events, *self._events)
 
+    def changes(self) -> tuple[Event, ...]:
+        """The changes since this was opened, those of what it was forked from included."""
+        return self.events()[self._opened :]
+
+    @property
+    def changed_times(self) -> int:
+        """How many `changes` there are."""
+        return len(self.base.events) + len(self._events) - self._opened
+
     def history(self, id: str) -> list[Event]:
         return [*self.base.histories.get(id, ()), *(event for event in self._events if event.id == id)]
 
@@ -141,6 +151,7 @@ class Contents:
         other._events = list(self._events)
         other._number = self._number
         other._deleted = self._deleted
+        other._opened = self._opened
         return other
 
     def settle(self) -> None:

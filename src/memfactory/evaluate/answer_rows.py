@@ -1,0 +1,53 @@
+"""One answer as `infer` writes it: the answer and all that it rests on, a JSON object a row."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from memfactory.evaluate.records import turn_record
+from memfactory.memory.trace import TracedTurn, change_json, item_json, traced_turns
+from memfactory.types import Episode
+
+
+def answer_row(episode: Episode, configuration: str) -> dict[str, object]:
+    """The row of a finished attempt.
+
+    `turns` are all that the answer rests on, those of shared work (such as building a bank for several questions)
+    included, and `tokens` their sums (null: the engine counts none). Where there is a memory bank, `items` are all it
+    holds with their provenance, and `operations` what each turn did to it; `memory` is then only a view of it.
+    """
+    traced = traced_turns(episode)
+    return {
+        "id": episode.task.id,
+        "question": episode.task.question,
+        "answer": episode.answer,
+        "memory": episode.memory,
+        **({} if episode.bank is None else _of_bank(episode, traced)),
+        "turns": [
+            {**asdict(turn_record(one.turn)), **({"shared": True} if one.shared else {})}  #
+            for one in traced
+        ],
+        "tokens": _tokens(traced),
+        "configuration": configuration,
+    }
+
+
+def _of_bank(episode: Episode, traced: list[TracedTurn]) -> dict[str, object]:
+    assert episode.bank is not None
+    return {
+        "items": [item_json(item) for item in episode.bank.list()],
+        "operations": [
+            {"turn": number, **change_json(change)}
+            for number, one in enumerate(traced, start=1)
+            for change in one.changes
+        ],
+        "retrieved": [item_json(item) for item in episode.retrieved],
+        "citations": None if episode.citations is None else list(episode.citations),
+    }
+
+
+def _tokens(traced: list[TracedTurn]) -> dict[str, int] | None:
+    lengths = [one.turn.lengths for one in traced if one.turn.lengths is not None]
+    if len(lengths) < len(traced):
+        return None
+    return {"prompt": sum(prompt for prompt, _ in lengths), "reply": sum(reply for _, reply in lengths)}

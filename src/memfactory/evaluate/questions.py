@@ -1,0 +1,95 @@
+"""What `infer` is asked, as tasks: a question about documents or a conversation, or the rows of a file."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from memfactory.config import Resolved
+from memfactory.data.base import Dataset, DatasetOptions, Row
+from memfactory.data.rows import find_file, read_rows
+from memfactory.envs.base import Environment
+from memfactory.errors import ConfigError, DataError
+from memfactory.evaluate.fingerprint import digest
+from memfactory.evaluate.targets import reading_env
+from memfactory.types import Task
+
+NO_GOLD = {"answers": ["?"]}
+
+
+def asked_about_documents(question: str, documents: Sequence[Path]) -> tuple[Task, ...]:
+    """The one question as a task; several documents are numbered as in MemAgent's data."""
+    texts = [_read(path) for path in documents]
+    numbered = [f"Document {number}:\n{text}" for number, text in enumerate(texts, start=1)]
+    context = texts[0] if len(texts) == 1 else "\n\n".join(numbered)
+    return (Task(f"question-{digest([question, context])}", question, (), context),)
+
+
+def asked_about_conversation(resolved: Resolved, question: str, path: Path) -> Task:
+    """The question about the conversation in a file: a list of utterances, or a row of the environment's own form."""
+    text = _read(path, "--conversation")
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise DataError(f"--conversation {path} is not JSON: {error}") from None
+    row = {"conversation": value} if isinstance(value, list) else value
+    if not isinstance(row, dict):
+        raise DataError(f"--conversation {path} should be a list of utterances or a row, not {type(value).__name__}")
+    env = reading_env(resolved)
+    named = {"id": f"question-{digest([question, value])}", "question": question, **NO_GOLD}
+    # The row's own question must not come first under another of its names.
+    given = {name: held for name, held in row.items() if name not in ("query", "q")}
+    task = env.task(Row({**given, **named}, f"--conversation {path}"))
+    if not task.conversation and not task.memory:
+        if not any(row.values()):
+            raise DataError(f"--conversation {path} holds no utterance")
+        raise ConfigError(
+            f"--conversation: the environment {resolved.config.env.name!r} reads no conversations; "
+            "memory_bank does (env=memory_bank)"
+        )
+    return task
+
+
+def _read(path: Path, option: str = "--document") -> str:
+    if str(path) == "-":
+        return sys.stdin.read()
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"{option} {path} cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{option} {path} is not text in UTF-8: {error}") from None
+
+
+class _InputRows(Dataset):
+    """The rows of a file. A row that lacks gold answers gets one that nobody looks at: answers are asked for here."""
+
+    def __init__(self, path: Path, env: Environment) -> None:
+        super().__init__(DatasetOptions(skip_bad_rows=True), Path())
+        self.path = path
+        self.env = env
+
+    @property
+    def source(self) -> str:
+        return str(self.path)
+
+    def rows(self) -> Sequence[Row]:
+        rows = read_rows(find_file(str(self.path), self.base_dir), self.source)
+        return [row if self._is_whole(row) else replace(row, values={**row.values, **NO_GOLD}) for row in rows]
+
+    def _is_whole(self, row: Row) -> bool:
+        try:
+            self.env.task(row)
+        except DataError:
+            return False
+        return True
+
+
+def asked_by_rows(resolved: Resolved, input: Path) -> tuple[tuple[Task, ...], tuple[str, ...]]:
+    """The tasks of the rows that can be used, and a message for each of the others."""
+    env = reading_env(resolved)
+    found = env.tasks(_InputRows(input, env))
+    return found.tasks, found.skipped
