@@ -11,7 +11,7 @@ import ast
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar, get_args
@@ -50,6 +50,11 @@ class Options(BaseModel):
             else value
             for name, value in values.items()
         }
+
+    def without_effect(self) -> Mapping[str, str]:
+        """Options that change nothing beside the others, each with the reason. Where such an option differs from its
+        default, a warning says so when the config is checked."""
+        return {}
 
     @classmethod
     def _with_default_kind(cls, name: str, value: Any) -> Any:

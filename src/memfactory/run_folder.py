@@ -21,6 +21,8 @@ RUNS = Path("runs")
 # A resumed run may differ from its first part in these keys; every other difference would make it another run.
 RESUMABLE = (
     "output",
+    "engine.temperature",
+    "engine.top_p",
     "trackers",
     "train.steps",
     "train.valid_groups",

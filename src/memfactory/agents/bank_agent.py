@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from hashlib import blake2b
 from itertools import groupby
@@ -27,6 +27,9 @@ class BankAgentOptions(Options):
     """What is read at one time: a session, the whole conversation, or `turns` turns of a session."""
     turns: int = Field(1, ge=1)
     """Turns read at one time under `read: turns`."""
+
+    def without_effect(self) -> Mapping[str, str]:
+        return {} if self.read == "turns" else {"turns": f"read is {self.read}"}
 
 
 class BankAgent(Agent):

@@ -11,10 +11,11 @@ from typing import Any, TypeVar, cast, get_args
 from memfactory.config.agent_file import AgentFile
 from memfactory.config.components import Checker
 from memfactory.config.datasets import anchored, locate
+from memfactory.config.ignored import POLICY_DECODING, refuse_policy_decoding, without_effect
 from memfactory.config.interpolation import escape, resolve, secrets_in
 from memfactory.config.messages import unknown_key
 from memfactory.config.model_sources import Like, fill_in_agent, note_withheld, of_another_agent, tree_of_model
-from memfactory.config.overrides import apply_overrides, parse_overrides
+from memfactory.config.overrides import COMMAND_LINE, apply_overrides, parse_overrides
 from memfactory.config.parts import PART_FOLDERS, compose_file, config_folders, expand_sections, merge, part_names
 from memfactory.config.problems import Problems
 from memfactory.config.readiness import Command, Readiness
@@ -86,6 +87,7 @@ def load_config(
     for path, message in secrets_in(tree.values):
         problems.add(path, message)
     tree.values = resolve(tree.values, problems)
+    refuse_policy_decoding(tree, problems, COMMAND_LINE)
     _anchor(tree.values, found.base_dir)
     _load_plugins(tree.values.get("plugins"), found.base_dir, problems)
     parts = {section: part_names(section, folders) for section in PART_FOLDERS}
@@ -101,6 +103,8 @@ def load_config(
         note_withheld(agent_file, tree, problems)
         if found.file is not None:
             warnings += of_another_agent(plain(config)["agent"], agent_file)
+    if not problems:
+        warnings += without_effect(config, training=command in (None, "train"))
     if command is not None:
         warnings += Readiness(config, found.base_dir, problems, cast("Command", command)).check()
     problems.raise_any()
@@ -275,9 +279,19 @@ def plain(config: RunConfig) -> dict[str, Any]:
             found[name] = {"train": train, "eval": sets, "shuffle": value.shuffle}
         elif isinstance(value, Component):
             found[name] = _plain_component(value)
+        elif name == "engine":
+            found[name] = _plain_engine(config.engine, set(POLICY_DECODING))
+        elif name == "engines":
+            found[name] = {helper: _plain_engine(engine) for helper, engine in config.engines.items()}
         else:
             found[name] = config.model_dump(mode="json", include={name})[name]
     return found
+
+
+def _plain_engine(engine: Options, without: set[str] | None = None) -> dict[str, Any]:
+    """An engine's options, its kind before those of every kind."""
+    values = engine.model_dump(mode="json", exclude=without)
+    return {"kind": values["kind"], **values}
 
 
 def _plain_component(component: Component) -> dict[str, Any]:

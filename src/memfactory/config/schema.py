@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pydantic import Field
@@ -49,6 +50,9 @@ class EvalConfig(Options):
     """Seed of the attempts."""
     max_unknown_share: float = Field(0.1, ge=0, le=1)
     """A dataset fails when a larger share of a metric's scores is unknown (the judge failed)."""
+
+    def without_effect(self) -> Mapping[str, str]:
+        return dict.fromkeys(("top_p", "top_k"), "temperature is 0") if self.temperature == 0 else {}
 
 
 class DataConfig(Options):

@@ -40,6 +40,9 @@ def write_out(tree: Tree) -> Tree:
             values[section] = _written(tree, values[section], (section,))
     engines: Any = values.get("engines")
     trackers = values.get("trackers")
+    if isinstance(engines, dict):
+        # A helper of the config below that is of no use any more is taken away by null.
+        values["engines"] = engines = {name: engine for name, engine in engines.items() if engine is not None}
     for name, engine in engines.items() if isinstance(engines, dict) else ():
         engines[name] = _written(tree, engine, ("engines", name))
         if isinstance(engines[name], dict) and "model" in engines[name] and engines[name].get("kind") != "openai":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -60,6 +61,9 @@ class OptimizerOptions(Options):
         if not cuda:
             return "adamw"
         return "adamw_8bit_torchao" if stochastic else "adamw_8bit"
+
+    def without_effect(self) -> Mapping[str, str]:
+        return {"final_share": "schedule is constant"} if self.schedule == "constant" else {}
 
 
 Normalize = Literal["std", "population_std", "batch_std", "mean", "none"]
@@ -138,6 +142,20 @@ class LossOptions(Options):
     """Sequence corrections: a turn's weight is the geometric mean of its tokens' weights, or their product."""
     mask_truncated: bool = False
     """Turns that were cut by length train nothing (the rest of their trajectory does)."""
+
+    def without_effect(self) -> Mapping[str, str]:
+        correction = self.sampler_correction
+        idle = {
+            "constant_length": self.weighting != "constant" and f"weighting is {self.weighting}",
+            "kl_estimator": self.kl_weight == 0 and "kl_weight is 0",
+            "kl_unbiased": self.kl_weight == 0 and "kl_weight is 0",
+            "kl_horizon": self.kl_target is None and "kl_target is null",
+            "reference_mixup": self.reference_every == 0 and "reference_every is 0",
+            "correction_low": not correction.endswith("mask") and f"sampler_correction is {correction}",
+            "correction_high": correction == "none" and "sampler_correction is none",
+            "correction_turn": not correction.startswith("sequence") and f"sampler_correction is {correction}",
+        }
+        return {key: why for key, why in idle.items() if isinstance(why, str)}
 
     @model_validator(mode="after")
     def _constant_needs_length(self) -> LossOptions:
@@ -236,6 +254,9 @@ class TrainerOptions(LoopOptions):
     logprob_chunk_tokens: int = Field(2048, ge=1)
     """Reply tokens whose logits exist at one time."""
 
+    def without_effect(self) -> Mapping[str, str]:
+        return {} if self.lora is None else {"master_weights": "adapters are float32"}
+
     @property
     def stochastic(self) -> bool:
         """Whether the trained weights are bfloat16 and rounded at random."""
@@ -309,6 +330,14 @@ class GrpoOptions(TrainerOptions):
     def _estimator_exists(cls, value: Named) -> Named:
         return existing(value, ADVANTAGES)
 
+    def without_effect(self) -> Mapping[str, str]:
+        idle = dict(super().without_effect())
+        if not self.require_variance:
+            idle["max_rollouts_per_step"] = "require_variance is false"
+        if self.named_advantage[0] == "group" and self.normalize in ("none", "mean"):
+            idle["advantage_epsilon"] = f"normalize is {self.normalize}"
+        return idle
+
 
 class SftStage(Options):
     """One part of a curriculum: so many optimizer steps on one dataset."""
@@ -367,3 +396,6 @@ class OnlineOptions(LoopOptions):
     max_failed_share: float = Field(0.2, ge=0, le=1)
     """The run stops when a larger share of a step's attempts could not be played to their end (a helper failed).
     Attempts that do not fit the context do not count."""
+
+    def without_effect(self) -> Mapping[str, str]:
+        return dict.fromkeys(("top_p", "top_k"), "temperature is 0") if self.temperature == 0 else {}

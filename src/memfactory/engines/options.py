@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
@@ -46,7 +47,19 @@ class ModelConfig(Options):
         }
 
 
-class HfEngineConfig(Options):
+class Sampled(Options):
+    """What every engine can be told about the replies of a helper."""
+
+    temperature: float = Field(0.0, ge=0)
+    """Sampling temperature of a helper. How the policy's replies are drawn is said by `train`, `eval` and `infer`."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Nucleus sampling of a helper."""
+
+    def without_effect(self) -> Mapping[str, str]:
+        return {"top_p": "temperature is 0"} if self.temperature == 0 else {}
+
+
+class HfEngineConfig(Sampled):
     """The policy's own weights, or a frozen model's, through transformers, with continuous refilling."""
 
     kind: Literal["hf"] = "hf"
@@ -62,10 +75,6 @@ class HfEngineConfig(Options):
     """Compute and store the common beginnings of prompts once; false: equal prompts are computed once and copied."""
     packed_weights_gib: float = Field(1.0, ge=0)
     """On a CPU: GiB of float32 weights that are copied, while sampling, into a layout that decodes faster; 0: none."""
-    temperature: float = Field(0.0, ge=0)
-    """Sampling temperature where the engine is a helper; as the policy, the run's own decoding counts."""
-    top_p: float = Field(1.0, gt=0, le=1)
-    """Nucleus sampling where the engine is a helper."""
 
     @property
     def packed_limit(self) -> int:
@@ -73,7 +82,7 @@ class HfEngineConfig(Options):
         return round(self.packed_weights_gib * 2**30)
 
 
-class VllmEngineConfig(Options):
+class VllmEngineConfig(Sampled):
     """vLLM in this process, on the same GPU (extra `vllm`)."""
 
     kind: Literal["vllm"] = "vllm"
@@ -93,13 +102,9 @@ class VllmEngineConfig(Options):
     """Give the memory back while the policy trains."""
     adapter: Literal["lora", "merged"] = "lora"
     """How a LoRA adapter in training is handed over: alone, or added into the whole model's weights."""
-    temperature: float = Field(0.0, ge=0)
-    """Sampling temperature where the engine is a helper; as the policy, the run's own decoding counts."""
-    top_p: float = Field(1.0, gt=0, le=1)
-    """Nucleus sampling where the engine is a helper."""
 
 
-class VllmServerConfig(Options):
+class VllmServerConfig(Sampled):
     """A vLLM server that was started beside the run, on a GPU of its own; see docs/vllm.md for its command."""
 
     kind: Literal["vllm_server"] = "vllm_server"
@@ -123,13 +128,9 @@ class VllmServerConfig(Options):
     """Folder that weights pass through, which the server can read; null: memory (/dev/shm) where the system has it."""
     api_key_env: str | None = None
     """The environment variable that holds the server's key; null: it has none."""
-    temperature: float = Field(0.0, ge=0)
-    """Sampling temperature where the engine is a helper; as the policy, the run's own decoding counts."""
-    top_p: float = Field(1.0, gt=0, le=1)
-    """Nucleus sampling where the engine is a helper."""
 
 
-class OpenAIEngineConfig(Options):
+class OpenAIEngineConfig(Sampled):
     """Any OpenAI-compatible chat endpoint. The key is named by environment variable and never written."""
 
     kind: Literal["openai"] = "openai"
@@ -147,10 +148,6 @@ class OpenAIEngineConfig(Options):
     """Further tries after 429, 5xx, a timeout or a broken connection, with exponential backoff and jitter."""
     backoff: float = Field(1.0, gt=0)
     """Seconds before the first further try; doubled each time."""
-    temperature: float = Field(0.0, ge=0)
-    """Sampling temperature where the engine is a helper; as the policy, the run's own decoding counts."""
-    top_p: float = Field(1.0, gt=0, le=1)
-    """Nucleus sampling where the engine is a helper."""
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     """What the endpoint calls the reply's limit."""
     send_seed: bool = True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
@@ -59,6 +59,10 @@ class AnswerOptions(AnswerModuleOptions):
         if isinstance(values, dict) and values.get("distill") is False and "prompt" not in values:
             return {**values, "prompt": DIRECT_PROMPT}
         return values
+
+    def without_effect(self) -> Mapping[str, str]:
+        own = self.prompt not in (ANSWER_PROMPT, DIRECT_PROMPT)
+        return {"distill": "prompt has a wording of its own"} if own else {}
 
 
 @MODULES.register("answer")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -41,6 +42,9 @@ class FullContextAnswerOptions(AnswerModuleOptions):
     @property
     def answer_prompt(self) -> str:
         return self.prompt
+
+    def without_effect(self) -> Mapping[str, str]:
+        return {"keep": "context_tokens is null"} if self.context_tokens is None else {}
 
 
 @MODULES.register("full_context_answer")

@@ -62,6 +62,10 @@ class LinearRerankerOptions(ModuleOptions):
     signal: Literal["citations", "evidence"] = "citations"
     """What earns a memory its reward: that the answer cites it, or that it comes from the gold evidence."""
 
+    def without_effect(self) -> Mapping[str, str]:
+        learnt = ("rank", "learning_rate", "estimator", "temperature", "baseline", "signal")
+        return dict.fromkeys(learnt, "interface is inference") if self.interface == "inference" else {}
+
 
 @MODULES.register("linear_reranker")
 class LinearReranker(LearningModule):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import ClassVar, Literal
 
@@ -72,6 +72,9 @@ class NaiveUpdaterOptions(ModuleOptions):
     def wording(self) -> str:
         """The prompt that counts: the one given, or that of the format."""
         return self.prompt or (MEM0_PROMPT if self.format == "mem0" else UPDATE_PROMPT)
+
+    def without_effect(self) -> Mapping[str, str]:
+        return {} if self.related else {"search": "related is 0"}
 
 
 @MODULES.register("naive_updater")

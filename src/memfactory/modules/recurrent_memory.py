@@ -150,6 +150,9 @@ class RecurrentMemoryOptions(AnswerModuleOptions):
             )
         return prompts
 
+    def without_effect(self) -> Mapping[str, str]:
+        return {"truncate": "max_chunks is null"} if self.max_chunks is None else {}
+
 
 @MODULES.register("recurrent_memory")
 class RecurrentMemoryModule(Module):

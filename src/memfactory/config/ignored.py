@@ -1,0 +1,120 @@
+"""Keys that a config may hold and that change nothing: refused where they mislead, else told in a warning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import BaseModel
+
+from memfactory.config.problems import Problems, shown
+from memfactory.config.rules import models, reward_engines
+from memfactory.config.schema import Component, RunConfig
+from memfactory.config.slots import layer_of
+from memfactory.config.training import LoopOptions
+from memfactory.config.tree import KeyPath, Tree, dotted
+from memfactory.dialogue import ModuleOptions
+from memfactory.engines.options import OpenAIEngineConfig
+from memfactory.registry import MODULES, REWARDS, Options
+
+POLICY_DECODING = ("temperature", "top_p")
+_BANK_ROLES = {"extractor", "updater", "retriever"}
+_SPOKEN_ELSEWHERE = ("adapter", "chat_template", "template_options")
+
+
+def refuse_policy_decoding(tree: Tree, problems: Problems, written_by_user: int) -> None:
+    """`engine.temperature` and `top_p` are no settings of the policy's engine.
+
+    A run's own config.yaml, in which every key was written out once, may hold them below the layer `written_by_user`.
+    """
+    engine = tree.values.get("engine")
+    if not isinstance(engine, dict):
+        return
+    for key in [key for key in POLICY_DECODING if key in engine]:
+        if tree.values.get("resolved") is True and layer_of(tree.origins, ("engine", key)) < written_by_user:
+            del engine[key]
+            continue
+        given = " and by --temperature of `memfactory infer`" if key == "temperature" else ""
+        problems.add(
+            ("engine", key),
+            f"has no effect on the policy: how its replies are drawn is said by train.{key} in training, eval.{key} in "
+            f"evaluation{given}; only helpers under `engines:` have a {key} of their own",
+        )
+
+
+def without_effect(config: RunConfig, *, training: bool) -> Iterator[str]:
+    """A word on every key that was changed from its default and has no effect beside the others.
+
+    The trainer's are told where the config is meant for `training`.
+    """
+    for path, options in _sections(config):
+        if training or path != ("train",):
+            yield from _idle(options, path)
+    yield from _unheard_helpers(config)
+    yield from _model_behind_an_endpoint(config)
+    train = config.train.options if config.train is not None and training else None
+    if isinstance(train, LoopOptions) and train.eval_every and not config.data.eval:
+        yield f"train.eval_every: {train.eval_every} has no effect: data.eval names no evaluation set"
+    roles = [set(MODULES.get(module.name).roles) for module in config.agent.modules.values()]
+    if roles and all(roles) and not any(known & _BANK_ROLES for known in roles):
+        for key in _changed(config.memory):
+            yield f"memory.{key} has no effect: agent {config.agent.name!r} has no memory bank"
+
+
+def _sections(config: RunConfig) -> Iterator[tuple[KeyPath, Options]]:
+    """Every options object of the config by its place; those inside others come with them."""
+    yield ("engine",), config.engine
+    yield from ((("engines", name), engine) for name, engine in config.engines.items())
+    yield from ((path, model) for path, model in models(config).items())
+    yield from (((name,), getattr(config, name)) for name in ("memory", "eval"))
+    yield from ((("trackers", index), tracker) for index, tracker in enumerate(config.trackers))
+    yield from (((name,), getattr(config, name).options) for name in ("agent", "env"))
+    yield from ((("agent", "modules", slot), module.options) for slot, module in config.agent.modules.items())
+    rewards = getattr(config.env.options, "rewards", {})
+    for name, entry in rewards.items() if isinstance(rewards, dict) else ():
+        if isinstance(entry, dict) and name in REWARDS.names():
+            yield ("env", "rewards", name), REWARDS.options(name).model_validate(entry)
+    sets: dict[KeyPath, Component | None] = {("train",): config.train, ("data", "train"): config.data.train}
+    sets |= {("data", "eval", name): dataset for name, dataset in config.data.eval.items()}
+    yield from ((path, component.options) for path, component in sets.items() if component is not None)
+
+
+def _idle(options: Options, path: KeyPath) -> Iterator[str]:
+    changed = _changed(options)
+    for key, why in options.without_effect().items():
+        if key in changed:
+            yield f"{dotted((*path, key))}: {shown(changed[key])} has no effect: {why}"
+    for key in type(options).model_fields:
+        inner = getattr(options, key)
+        if isinstance(inner, Options) and key != "model":
+            yield from _idle(inner, (*path, key))
+
+
+def _changed(options: BaseModel) -> dict[str, Any]:
+    """The fields that differ from their defaults."""
+    fields = type(options).model_fields
+    return {
+        key: getattr(options, key)
+        for key, field in fields.items()
+        if not field.is_required() and getattr(options, key) != field.get_default(call_default_factory=True)
+    }
+
+
+def _unheard_helpers(config: RunConfig) -> Iterator[str]:
+    """Helpers that nothing speaks through, and what of a helper nothing reads."""
+    heard = {name for _, name in reward_engines(config)}
+    heard |= {
+        module.options.engine for module in config.agent.modules.values() if isinstance(module.options, ModuleOptions)
+    }
+    for name, engine in config.engines.items():
+        if isinstance(engine, OpenAIEngineConfig) and engine.tokenizer is not None:
+            yield f"engines.{name}.tokenizer has no effect: texts are measured as the policy's engine says"
+        if name not in heard and name != "judge":
+            yield f"engines.{name} has no effect: no module and no reward names it as its `engine`"
+
+
+def _model_behind_an_endpoint(config: RunConfig) -> Iterator[str]:
+    if isinstance(config.engine, OpenAIEngineConfig):
+        for key in _changed(config.model):
+            if key in _SPOKEN_ELSEWHERE:
+                yield f"model.{key} has no effect: the endpoint {config.engine.model!r} speaks, not this model"
