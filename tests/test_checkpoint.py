@@ -9,13 +9,8 @@ import torch
 
 from memfactory.errors import MemFactoryError
 from memfactory.files import write_json
-from memfactory.trainers.checkpoint import (
-    TrainState,
-    checkpoints,
-    load_state,
-    save_checkpoint,
-    written_whole,
-)
+from memfactory.trainers.checkpoint import TrainState, load_state, save_checkpoint
+from memfactory.whole_folders import checkpoints, newest_whole, written_whole
 
 
 def save(folder, step, keep=2):
@@ -67,7 +62,7 @@ def test_a_disk_that_safetensors_finds_full_is_told_as_one(tmp_path):
 def test_a_folder_without_the_marker_is_not_a_checkpoint(tmp_path):
     saved = save(tmp_path, 1)
     (saved / "COMPLETE").unlink()
-    assert checkpoints(tmp_path) == []
+    assert newest_whole(tmp_path) == (None, [f"{saved} cannot be used: it is not complete (it has no file COMPLETE)"])
     with pytest.raises(MemFactoryError, match="not a complete checkpoint"):
         load_state(saved)
 

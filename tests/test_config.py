@@ -12,6 +12,7 @@ from memfactory.config.interpolation import escape, resolve
 from memfactory.config.problems import Problems
 from memfactory.config.tree import dump, read_text
 from memfactory.errors import ConfigError
+from memfactory.whole_folders import mark
 
 BASE = """\
 model: tiny
@@ -191,7 +192,7 @@ def make_run(folder: Path) -> Path:
     write(run / "metrics.jsonl", "")
     for step in (2, 10):
         write(run / f"checkpoints/step-{step}/config.json", "{}")
-        write(run / f"checkpoints/step-{step}/COMPLETE", "")
+        mark(run / f"checkpoints/step-{step}")
     write(run / "checkpoints/step-12/config.json", "{}")
     return run
 

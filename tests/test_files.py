@@ -1,5 +1,8 @@
 """Files that survive a kill."""
 
+import subprocess
+import sys
+
 import pytest
 
 from memfactory.errors import DataError
@@ -58,3 +61,21 @@ def test_a_broken_line_in_the_middle_is_named_by_its_number(tmp_path):
     path.write_bytes(b"[1]\n")
     with pytest.raises(DataError, match="line 1 should be a JSON object, not list"):
         list(read_json_lines(path))
+
+
+def test_a_line_that_a_full_disk_cuts_short_is_taken_back(tmp_path):
+    """Files may grow to 40 bytes only, as on a disk that fills up in the middle of a line."""
+    code = (
+        "import resource, sys\nfrom pathlib import Path\nfrom memfactory.files import JsonLinesWriter, write_whole\n"
+        "path = Path(sys.argv[1])\nresource.setrlimit(resource.RLIMIT_FSIZE, (40, 40))\n"
+        "with JsonLinesWriter(path) as file:\n"
+        "    file.append({'a': 'x' * 10})\n"
+        "    for size in (30, 1):\n"
+        "        try:\n            file.append({'a': 'y' * size})\n"
+        "        except OSError as error:\n            print(error.filename)\n"
+        "try:\n    write_whole(path.with_name('b'), 'z' * 99)\nexcept OSError as error:\n    print(error.filename)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "a")], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == [str(tmp_path / "a"), str(tmp_path / "b")], done.stderr
+    assert list(read_json_lines(tmp_path / "a")) == [{"a": "x" * 10}, {"a": "y"}]
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]

@@ -40,6 +40,7 @@ FLOORS = {
     "terminal": 1,
     "locks": 1,
     "answers": 1,
+    "whole_folders": 1,
     "text": 1,
     "registry": 1,
     "errors": 1,

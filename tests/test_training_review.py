@@ -19,10 +19,11 @@ from memfactory.envs.rewards.base import RewardFunction
 from memfactory.errors import MemFactoryError
 from memfactory.registry import REWARDS
 from memfactory.trainers.base import Interrupted
-from memfactory.trainers.checkpoint import TrainState, checkpoints, save_checkpoint
+from memfactory.trainers.checkpoint import TrainState, save_checkpoint
 from memfactory.trainers.grpo import GrpoTrainer
 from memfactory.trainers.plan import make_plan
 from memfactory.trainers.policy import Policy, planned_updates
+from memfactory.whole_folders import checkpoints
 from small_policy import small_policy, some_turns
 
 CONFIG = """

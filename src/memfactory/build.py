@@ -28,6 +28,7 @@ from memfactory.errors import ConfigError
 from memfactory.memory.bank import BankSource
 from memfactory.registry import AGENTS, DATASETS, ENVS, MODULES, REWARDS
 from memfactory.types import Codec, Decoding, Task
+from memfactory.whole_folders import NOT_FOR_MODELS, check_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -99,6 +100,7 @@ def build_stack(resolved: Resolved, *, training: bool, reader: TaskReader | None
     Raises ConfigError where the parts do not fit, such as training on an engine whose replies have no token ids.
     """
     config = resolved.config
+    check_model_folders(config)
     model: PreTrainedModel | None = None
     chat: ChatFormat | None = None
     codec: Codec
@@ -127,6 +129,19 @@ def build_stack(resolved: Resolved, *, training: bool, reader: TaskReader | None
     agent = build_agent(config.agent, codec, BankSource(config.memory))
     env = build_env(config.env, engines)
     return Stack(agent, env, engines, _decodings(config), codec, model, chat, reader or TaskReader())
+
+
+def check_model_folders(config: RunConfig) -> None:
+    """Raise MemFactoryError where weights that a run wrote are not what it wrote any more."""
+    models = [engine.model for engine in config.engines.values() if isinstance(engine, HfEngineConfig)]
+    if not isinstance(config.engine, OpenAIEngineConfig):
+        models.append(config.model)
+    given = [place for model in models if model is not None for place in (model.path, model.adapter)]
+    folders = [Path(place).expanduser() for place in given if place is not None]
+    learnt = [getattr(module.options, "weights", None) for module in config.agent.modules.values()]
+    folders += [Path(weights).expanduser().parent.parent for weights in learnt if weights is not None]
+    for folder in dict.fromkeys(folders):
+        check_folder(folder, besides=NOT_FOR_MODELS)
 
 
 def build_agent(spec: AgentSpec, codec: Codec, banks: BankSource | None = None) -> Agent:

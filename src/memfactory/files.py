@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib import resources
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 
@@ -23,11 +25,17 @@ def write_whole(path: Path, text: str) -> None:
 def _put(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     working = path.with_name(f".{path.name}.partial")
-    with open(working, "w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(working, path)
+    try:
+        with named_errors(path):
+            with open(working, "w", encoding="utf-8", newline="\n") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(working, path)
+    except BaseException:
+        with suppress(OSError):
+            working.unlink()
+        raise
 
 
 def write_json(path: Path, value: object) -> None:
@@ -53,17 +61,48 @@ def read_json_lines(path: Path) -> Iterator[dict[str, object]]:
 
     Raises DataError, with the line's number, for any other line that is not a JSON object.
     """
+    for value in tried_json_lines(path):
+        if isinstance(value, str):
+            raise DataError(value)
+        yield value
+
+
+def tried_json_lines(path: Path) -> Iterator[dict[str, object] | str]:
+    """As `read_json_lines`, but of a line that is not a JSON object it gives what is wrong with it, as text."""
     with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):
                 return
             try:
                 value = json.loads(line)
-            except ValueError as error:
-                raise DataError(f"{path} line {number} is not JSON: {error}") from None
-            if not isinstance(value, dict):
-                raise DataError(f"{path} line {number} should be a JSON object, not {type(value).__name__}")
-            yield value
+            except (ValueError, RecursionError) as error:
+                yield f"{path} line {number} is not JSON: {error}"
+                continue
+            if isinstance(value, dict):
+                yield value
+            else:
+                yield f"{path} line {number} should be a JSON object, not {type(value).__name__}"
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a file that cannot be used to a name of its own beside it; where it lies now."""
+    for number in count(1):
+        aside = path.with_name(f"{path.name}.damaged" + (f"-{number}" if number > 1 else ""))
+        if not os.path.lexists(aside):
+            os.rename(path, aside)
+            return aside
+    raise AssertionError("count() never ends")
+
+
+@contextmanager
+def named_errors(path: Path) -> Iterator[None]:
+    """An OSError in here says which file it is about; those of writing (a full disk) do not by themselves."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 class JsonLinesWriter:
@@ -74,7 +113,8 @@ class JsonLinesWriter:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(path, "ab+")  # noqa: SIM115 - held open until close()
+        self._path = path
+        self._file = open(path, "ab+", buffering=0)  # noqa: SIM115 - held open until close()
         try:
             claim(self._file.fileno(), str(path))
             self._file.truncate(_whole_length(path))
@@ -83,8 +123,17 @@ class JsonLinesWriter:
             raise
 
     def append(self, value: object) -> None:
-        self._file.write(json_line(value).encode())
-        self._file.flush()
+        """Write one object. Where the disk refuses (OSError), the file is as it was before."""
+        rest = memoryview(json_line(value).encode())
+        before = os.fstat(self._file.fileno()).st_size
+        with named_errors(self._path):
+            try:
+                while rest:
+                    rest = rest[self._file.write(rest) :]
+            except BaseException:
+                with suppress(OSError):
+                    self._file.truncate(before)
+                raise
 
     def close(self) -> None:
         self._file.close()

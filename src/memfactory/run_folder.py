@@ -14,7 +14,7 @@ from pathlib import Path
 from memfactory.config import Resolved, load_values
 from memfactory.errors import ConfigError, MemFactoryError
 from memfactory.locks import LOCK, folder_lock, new_folder
-from memfactory.trainers.checkpoint import checkpoints
+from memfactory.whole_folders import checkpoints, damage, newest_whole
 
 log = logging.getLogger("memfactory")
 RUNS = Path("runs")
@@ -80,8 +80,7 @@ def open_run_folder(resolved: Resolved, resume: str | None) -> Iterator[RunFolde
         else:
             if (folder / "config.yaml").is_file():
                 refuse_another_config(folder, resolved.values)
-            if checkpoint is None:
-                checkpoint = _newest(folder, resume)
+            checkpoint = _newest(folder, resume) if checkpoint is None else _whole(checkpoint)
         yield RunFolder(folder, checkpoint, _identity(folder) or (0, 0))
 
 
@@ -116,12 +115,33 @@ def earlier_runs(parent: Path, name: str) -> list[Path]:
 
 
 def _newest(folder: Path, resume: str) -> Path | None:
-    found = checkpoints(folder / "checkpoints")
-    if not found and (resume != "auto" or any(path.name != LOCK for path in folder.iterdir())):
+    """The newest whole checkpoint in `folder`; None where there never was any.
+
+    Raises MemFactoryError where there are some and none of them is whole.
+    """
+    found, wrong = newest_whole(folder / "checkpoints")
+    if wrong and found is None:
+        raise MemFactoryError(
+            f"--resume: none of the checkpoints in {folder / 'checkpoints'} can be used. To start anew, name another "
+            "output. " + "; ".join(wrong)
+        )
+    for reason in wrong:
+        log.warning("--resume: %s; going back to %s", reason, found)
+    if found is None and (resume != "auto" or any(path.name != LOCK for path in folder.iterdir())):
         log.warning("--resume: %s holds no checkpoint yet, so the run starts from its beginning", folder)
-    elif not found:
+    elif found is None:
         log.warning("--resume: %s holds no earlier run, so a new one starts", folder)
-    return found[-1] if found else None
+    return found
+
+
+def _whole(checkpoint: Path) -> Path:
+    """`checkpoint`, which must be what was written. Raises MemFactoryError with those that are."""
+    reason = damage(checkpoint)
+    if reason is not None:
+        others = [path.name for path in checkpoints(checkpoint.parent) if damage(path) is None]
+        there = f"whole are: {', '.join(others)}" if others else "none beside it is whole"
+        raise MemFactoryError(f"--resume {checkpoint} cannot be used: {reason}; {there}")
+    return checkpoint
 
 
 def _refuse_used(folder: Path) -> None:

@@ -19,12 +19,12 @@ from memfactory.build import Stack, TaskReader, build_stack
 from memfactory.config import Resolved
 from memfactory.config.training import GrpoOptions, LoopOptions, OnlineOptions, TrainerOptions
 from memfactory.environment import describe_environment, process_rank
-from memfactory.errors import ConfigError
+from memfactory.errors import ConfigError, DataError
 from memfactory.evaluate.attempts import UnknownScores, evaluate_tasks
 from memfactory.evaluate.results import EvalHistory
 from memfactory.evaluate.targets import reading_env
 from memfactory.figures import draw_run
-from memfactory.files import write_json, write_whole
+from memfactory.files import set_aside, write_json, write_whole
 from memfactory.registry import TRAINERS
 from memfactory.run_folder import RunFolder, open_run_folder
 from memfactory.trackers.base import State
@@ -138,7 +138,7 @@ class LiveRun:
             raise
         finally:
             self.trackers.finish(state, error)
-            draw_run(self.folder)
+            self._draw()
 
     def _prepare_folder(self, step: int, resumed: bool) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -153,7 +153,14 @@ class LiveRun:
         }
         path = self.folder / "environment.json"
         write_json(path, {"sessions": [*(_sessions(path) if resumed else []), start]})
-        self.history = EvalHistory.load(self.folder / "eval.json", until_step=step) if resumed else EvalHistory()
+        self.history = _history(self.folder / "eval.json", step) if resumed else EvalHistory()
+
+    def _draw(self) -> None:
+        """Figures are worth no run: what cannot be drawn is told."""
+        try:
+            draw_run(self.folder)
+        except (DataError, OSError) as error:
+            log.warning("the figures could not be drawn: %s", error)
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
@@ -235,4 +242,24 @@ class LiveRun:
 
 
 def _sessions(path: Path) -> list[object]:
-    return list(json.loads(path.read_text(encoding="utf-8"))["sessions"]) if path.is_file() else []
+    """What environment.json holds of earlier sessions; a file that holds none is set aside."""
+    if not path.is_file():
+        return []
+    try:
+        value = json.loads(path.read_bytes())
+        sessions = value.get("sessions") if isinstance(value, dict) else None
+    except (ValueError, RecursionError):
+        sessions = None
+    if isinstance(sessions, list):
+        return sessions
+    log.warning("%s does not hold the sessions of a run; it is now %s", path, set_aside(path))
+    return []
+
+
+def _history(path: Path, step: int) -> EvalHistory:
+    """The evaluations up to `step`; a file that holds none is set aside."""
+    try:
+        return EvalHistory.load(path, until_step=step)
+    except DataError as error:
+        log.warning("%s; it is now %s, and earlier evaluations are missing from here on", error, set_aside(path))
+        return EvalHistory()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +12,9 @@ from typing import Any
 from memfactory.config.agent_file import AGENT_FILE, MODULES, AgentFile, published_agent_file, read_agent_file
 from memfactory.config.parts import SUFFIXES, config_folders, is_dir, is_file, runnable_configs, show_path
 from memfactory.errors import ConfigError, unknown
+from memfactory.whole_folders import NOT_FOR_MODELS, newest_whole
 
+log = logging.getLogger("memfactory")
 RUN_CONFIG = "config.yaml"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -102,20 +105,18 @@ def _is_run(folder: Path) -> bool:
 
 def _of_run(run: Path) -> dict[str, Any]:
     """What the newest weights of a run say: those of final/, else of its last whole checkpoint."""
-    places = [run / "final", *reversed(_checkpoints(run))]
-    for folder in places:
-        learnt = _learnt(folder) if is_dir(folder) else None
-        if learnt is not None:
-            return learnt
+    learnt = _learnt(run / "final") if is_dir(run / "final") else None
+    if learnt is not None:
+        return learnt
+    newest, wrong = newest_whole(run / "checkpoints", besides=NOT_FOR_MODELS)
+    for reason in wrong:
+        log.warning("%s", reason)
+    learnt = None if newest is None else _learnt(newest)
+    if learnt is not None:
+        return learnt
     raise ConfigError(
         f"{run}: this run has neither final/ nor a checkpoint yet. Its untrained model is {run / RUN_CONFIG}"
     )
-
-
-def _checkpoints(run: Path) -> list[Path]:
-    found = [path for path in (run / "checkpoints").glob("step-*") if path.name.removeprefix("step-").isdecimal()]
-    whole = [path for path in found if (path / "COMPLETE").is_file()]
-    return sorted(whole, key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def _learnt(folder: Path) -> dict[str, Any] | None:

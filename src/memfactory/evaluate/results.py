@@ -198,6 +198,6 @@ class EvalHistory:
                         for name, result in at["datasets"].items()
                     }
                     history.add(at["step"], results)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError, AttributeError) as error:
             raise DataError(f"{path} is not an evaluation history: {error!r}") from error
         return history

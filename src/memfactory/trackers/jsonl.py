@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from memfactory.files import JsonLinesWriter, json_line, read_json_lines, write_whole
+from memfactory.files import JsonLinesWriter, json_line, set_aside, tried_json_lines, write_whole
 from memfactory.trackers.base import RunInfo, State, Tracker
 
+log = logging.getLogger("memfactory")
 FILE = "metrics.jsonl"
 
 
@@ -36,7 +38,16 @@ class JsonlTracker(Tracker):
 
 
 def cut_after(path: Path, step: int) -> None:
-    """Drop the lines of later steps: a run that was killed and goes on from `step` takes those steps again."""
-    rows = list(read_json_lines(path))
+    """Drop the lines of later steps: a run that was killed and goes on from `step` takes those steps again.
+
+    Lines that cannot be read go too, with a warning; the file as it was is kept beside it.
+    """
+    rows: list[dict[str, object]] = []
+    wrong: list[str] = []
+    for row in tried_json_lines(path):
+        wrong.append(row) if isinstance(row, str) else rows.append(row)
+    if wrong:
+        kept_as = set_aside(path)
+        log.warning("%d lines were left out, the whole file is now %s: %s", len(wrong), kept_as, wrong[0])
     kept = [row for row in rows if isinstance(row.get("step"), int) and int(str(row["step"])) <= step]
     write_whole(path, "".join(json_line(row) for row in kept))

@@ -24,7 +24,8 @@ from memfactory.config.training import LoopOptions
 from memfactory.dialogue import stream_seed
 from memfactory.engines.base import WeightHolder, Weights
 from memfactory.errors import MemFactoryError
-from memfactory.trainers.checkpoint import TrainState, load_state, save_checkpoint, written_whole
+from memfactory.trainers.checkpoint import TrainState, load_state, save_checkpoint
+from memfactory.whole_folders import written_whole
 
 
 class Interrupted(Exception):
@@ -248,4 +249,4 @@ class Trainer(ABC):
 def remove_partial(folder: Path) -> None:
     """Delete what a killed save left behind in a run folder."""
     for path in [*folder.glob(".*.partial"), *folder.glob("*/.*.partial")]:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

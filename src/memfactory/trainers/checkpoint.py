@@ -1,29 +1,27 @@
-"""Folders that are complete or not there: written beside their place, flushed to disk, renamed, marked last.
+"""A checkpoint: the trained weights as `from_pretrained` or PEFT loads them, the optimizer, the random generators.
 
-A checkpoint holds the trained weights as `from_pretrained` or PEFT loads them, `optimizer.pt`, `random.pt` and
-`state.json`. It does not know what a step of training is.
+
+Nothing in it is unpickled to more than numbers and tensors. It does not know what a step of training is.
 """
 
 from __future__ import annotations
 
+import base64
+import io
 import json
-import os
 import random
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy
 import torch
-from safetensors import SafetensorError
 
 from memfactory.errors import MemFactoryError
 from memfactory.files import write_json
-
-MARKER = "COMPLETE"
-PREFIX = "step-"
+from memfactory.whole_folders import MARKER, checkpoints, written_whole
 
 
 @dataclass(frozen=True)
@@ -34,38 +32,6 @@ class TrainState:
     cursor: int = 0
     valid_groups: int = 0
     seconds: float = 0.0
-
-
-@contextmanager
-def written_whole(target: Path) -> Iterator[Path]:
-    """A folder to write into that becomes `target` only once it is complete; an error leaves no trace of it.
-
-    Raises MemFactoryError when the disk refuses (full, read-only).
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    working = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(working, ignore_errors=True)
-    working.mkdir()
-    try:
-        yield working
-        for path in working.rglob("*"):
-            if path.is_file():
-                _flush(path)
-        (working / MARKER).touch()
-        _flush(working / MARKER)
-        _flush(working)
-        if target.exists():
-            shutil.rmtree(target)
-        os.rename(working, target)
-        _flush(target.parent)
-    except (OSError, SafetensorError) as error:
-        # safetensors tells of a full disk in an error of its own.
-        shutil.rmtree(working, ignore_errors=True)
-        reason = error.strerror if isinstance(error, OSError) else None
-        raise MemFactoryError(f"{target} could not be written: {reason or error}") from error
-    except BaseException:
-        shutil.rmtree(working, ignore_errors=True)
-        raise
 
 
 def save_checkpoint(
@@ -80,64 +46,102 @@ def save_checkpoint(
 
     Those of later steps go first: the run went back behind them, and they are no part of its course any more.
     """
-    target = folder / f"{PREFIX}{state.step}"
+    target = folder / f"step-{state.step}"
     with written_whole(target) as working:
         save_weights(working)
-        torch.save(optimizer, working / "optimizer.pt")
-        torch.save(random_states(), working / "random.pt")
+        save_tensors(optimizer, working / "optimizer.pt")
+        write_json(working / "random.json", random_states())
         write_json(working / "state.json", asdict(state))
     found = checkpoints(folder)
     course = found[: found.index(target) + 1]
     for old in [*found[len(course) :], *course[:-keep]]:
         # Without its marker it is no checkpoint, should the rest outlive a kill.
-        (old / MARKER).unlink()
+        (old / MARKER).unlink(missing_ok=True)
         shutil.rmtree(old)
     return target
 
 
-def checkpoints(folder: Path) -> list[Path]:
-    """The complete checkpoints in `folder`, oldest first."""
-    found = [path for path in folder.glob(f"{PREFIX}*") if (path / MARKER).is_file()] if folder.is_dir() else []
-    return sorted(found, key=lambda path: int(path.name.removeprefix(PREFIX)))
+def read_state(checkpoint: Path) -> TrainState:
+    """How far the run had come at `checkpoint`. Raises MemFactoryError where it does not say."""
+    if not (checkpoint / MARKER).is_file():
+        raise MemFactoryError(f"{checkpoint} is not a complete checkpoint (it has no file {MARKER})")
+    try:
+        return TrainState(**json.loads((checkpoint / "state.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise MemFactoryError(f"{checkpoint / 'state.json'} cannot be used: {error}") from None
 
 
 def load_state(checkpoint: Path) -> tuple[TrainState, dict[str, object]]:
     """How far the run had come at `checkpoint`, and its optimizer's state; the random generators are set back too.
 
-    Raises MemFactoryError for a folder that is not a complete checkpoint.
+    That its files are what was written is checked elsewhere, once and before anything is built. Raises MemFactoryError
+    for a folder that is not a complete checkpoint.
     """
-    if not (checkpoint / MARKER).is_file():
-        raise MemFactoryError(f"{checkpoint} is not a complete checkpoint (it has no file {MARKER})")
-    state = TrainState(**json.loads((checkpoint / "state.json").read_text(encoding="utf-8")))
-    optimizer = torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
-    set_random_states(torch.load(checkpoint / "random.pt", map_location="cpu", weights_only=False))
+    state = read_state(checkpoint)
+    try:
+        optimizer = torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
+        set_random_states(json.loads((checkpoint / "random.json").read_text(encoding="utf-8")))
+    except Exception as error:
+        # torch.load says in errors of many types that a file is not what it should be.
+        reason = str(error).strip().partition("\n")[0]
+        raise MemFactoryError(f"{checkpoint} cannot be resumed: {type(error).__name__}: {reason}") from error
     return state, optimizer
 
 
+class _Noting(io.BufferedWriter):
+    """A file for `torch.save`, which tells of a disk that refuses in words that do not say so."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path, "w"))
+        self.error: OSError | None = None
+
+    def write(self, content: Any, /) -> int:
+        try:
+            return super().write(content)
+        except OSError as error:
+            self.error = error
+            raise
+
+
+def save_tensors(value: object, path: Path) -> None:
+    """`value`, of numbers and tensors, as `torch.load(..., weights_only=True)` reads it. Raises OSError."""
+    with _Noting(path) as file:
+        try:
+            torch.save(value, file)
+        except Exception:
+            if file.error is not None:
+                raise file.error from None
+            raise
+
+
 def random_states() -> dict[str, object]:
-    """The states of every global random generator."""
+    """The states of every global random generator, as plain values."""
+    version, words, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = numpy.random.get_state(legacy=True)
     states: dict[str, object] = {
-        "python": random.getstate(),
-        "numpy": numpy.random.get_state(),
-        "torch": torch.get_rng_state(),
+        "python": [version, list(words), gauss],
+        "numpy": [name, [int(key) for key in keys], int(position), int(has_gauss), float(cached)],
+        "torch": _text(torch.get_rng_state()),
     }
     if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state_all()
+        states["cuda"] = [_text(state) for state in torch.cuda.get_rng_state_all()]
     return states
 
 
-def set_random_states(states: dict[str, object]) -> None:
+def set_random_states(states: Mapping[str, Any]) -> None:
     """Set every global random generator back."""
-    random.setstate(states["python"])  # type: ignore[arg-type]
-    numpy.random.set_state(states["numpy"])  # type: ignore[arg-type]
-    torch.set_rng_state(states["torch"])  # type: ignore[arg-type]
+    version, words, gauss = states["python"]
+    random.setstate((version, tuple(words), gauss))
+    name, keys, position, has_gauss, cached = states["numpy"]
+    numpy.random.set_state((name, numpy.array(keys, dtype=numpy.uint32), position, has_gauss, cached))
+    torch.set_rng_state(_state(states["torch"]))
     if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(states["cuda"])  # type: ignore[arg-type]
+        torch.cuda.set_rng_state_all([_state(text) for text in states["cuda"]])
 
 
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _text(state: torch.Tensor) -> str:
+    return base64.b64encode(state.numpy().tobytes()).decode("ascii")
+
+
+def _state(text: str) -> torch.Tensor:
+    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)

@@ -22,7 +22,7 @@ from memfactory.errors import ConfigError, DataError
 from memfactory.registry import DATASETS, TRAINERS
 from memfactory.trainers.base import Run, Trainer
 from memfactory.trainers.batch import TrainingTurn
-from memfactory.trainers.checkpoint import TrainState, load_state
+from memfactory.trainers.checkpoint import TrainState, read_state
 from memfactory.trainers.order import epoch_order
 from memfactory.trainers.policy import Policy
 from memfactory.types import Message
@@ -63,7 +63,7 @@ class SftTrainer(Trainer):
         return self.state.step >= self.parts[-1].last
 
     def resume(self, checkpoint: Path) -> None:
-        state, _ = load_state(checkpoint)
+        state = read_state(checkpoint)
         self._begin(self._part(max(state.step, 1)))
         super().resume(checkpoint)
 

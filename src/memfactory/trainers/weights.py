@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from peft.utils import load_peft_weights, set_peft_model_state_dict
+from peft.utils import set_peft_model_state_dict
+from safetensors.torch import load_file as load_safetensors
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -23,7 +24,7 @@ from memfactory.engines.adapters import (
 )
 from memfactory.engines.loading import without_progress_bar
 from memfactory.engines.options import EngineConfig, VllmEngineConfig, VllmServerConfig
-from memfactory.errors import ConfigError
+from memfactory.errors import ConfigError, MemFactoryError
 
 
 def trainable(
@@ -144,14 +145,34 @@ def save_weights(network: Network, folder: Path, dtype: torch.dtype) -> None:
 
 @torch.no_grad()
 def load_weights(network: Network, folder: Path) -> None:
-    """Copy what `save_weights` wrote in float32, or in the weights' own type, into the network's weights."""
+    """Copy what `save_weights` wrote in float32, or in the weights' own type, into the network's weights.
+
+    Raises MemFactoryError where the weights in `folder` are not all of the network's and no others.
+    """
     if isinstance(network, PeftModel):
-        set_peft_model_state_dict(network, load_peft_weights(str(folder), device=str(network.device)))
+        found = set_peft_model_state_dict(network, load_safetensors(folder / "adapter_model.safetensors"))
+        own = [name for name in found.missing_keys if "lora_" in name]
+        _check_names(folder, own, found.unexpected_keys)
         return
     with without_progress_bar():
-        saved = type(network).from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+        saved, info = type(network).from_pretrained(
+            folder,
+            config=deepcopy(network.config),
+            dtype=torch.float32,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    _check_names(folder, info["missing_keys"], info["unexpected_keys"])
     for parameter, value in zip(network.parameters(), saved.parameters(), strict=True):
         parameter.copy_(value)
+
+
+def _check_names(folder: Path, missing: Collection[str], unexpected: Collection[str]) -> None:
+    if missing or unexpected:
+        told = [f"lack {len(missing)} tensors (such as {min(missing)})"] if missing else []
+        told += [f"have {len(unexpected)} others (such as {min(unexpected)})"] if unexpected else []
+        raise MemFactoryError(f"the weights in {folder} are not those of this model: they {' and '.join(told)}")
 
 
 @dataclass(frozen=True)
