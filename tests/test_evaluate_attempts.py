@@ -11,13 +11,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from memfactory.data.digest import data_hash
 from memfactory.dialogue import Agent, Ask, Module, ModuleOptions, Shared, play
 from memfactory.engines.scripted import ScriptedEngine
 from memfactory.envs.base import Environment, EnvironmentOptions
 from memfactory.envs.rewards.base import RewardFunction, RewardOptions
 from memfactory.errors import ConfigError, DataError, EngineError, MemFactoryError
 from memfactory.evaluate.attempts import attempt, evaluate_tasks
-from memfactory.evaluate.fingerprint import data_hash
 from memfactory.evaluate.records import WHOLE_ITEMS, BankRecord, RecordFile, SampleRecord, read_records, record
 from memfactory.memory.bank import BankSource
 from memfactory.registry import REWARDS

@@ -193,11 +193,15 @@ def _section_text(random: Random, statements: Sequence[Statement], size: int) ->
 
 
 class GeneratedRows(Sequence[Row]):
-    """Rows that are made when they are looked at: `make` gives row number i of `size`."""
+    """Rows that are made when they are looked at: `make` gives row number i of `size`.
 
-    def __init__(self, make: Callable[[int], Row], size: int) -> None:
+    `mixed` are the rows that they are drawn from, where they are.
+    """
+
+    def __init__(self, make: Callable[[int], Row], size: int, mixed: Sequence[Sequence[Row]] = ()) -> None:
         self.make = make
         self.size = size
+        self.mixed = tuple(mixed)
 
     def __len__(self) -> int:
         return self.size

@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 
+from memfactory.data.digest import data_hash
 from memfactory.dialogue import Agent, play, stream_seed
 from memfactory.engines.base import Engine
 from memfactory.engines.options import EngineConfig, HfEngineConfig, OpenAIEngineConfig
@@ -15,7 +16,6 @@ from memfactory.envs.base import Environment
 from memfactory.envs.rewards.base import RewardFunction
 from memfactory.errors import DataError, MemFactoryError
 from memfactory.evaluate.categories import by_category
-from memfactory.evaluate.fingerprint import data_hash
 from memfactory.evaluate.records import RecordFile, SampleRecord, record
 from memfactory.evaluate.results import DatasetResult, MetricResult, metric_result
 from memfactory.evaluate.statistics import question_means

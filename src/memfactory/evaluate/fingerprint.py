@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from memfactory.engines.options import HfEngineConfig, ModelConfig, OpenAIEngine
 from memfactory.envs.rewards.base import RewardOptions
 from memfactory.files import asset
 from memfactory.memory.options import MemoryConfig
-from memfactory.types import Decoding, MemoryItem, Task, Utterance
+from memfactory.types import Decoding
 
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model")
 READ_WHOLE = 256 * 2**20
@@ -25,37 +25,6 @@ READ_WHOLE = 256 * 2**20
 def digest(value: object) -> str:
     """12 hexadecimal digits that name a JSON value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def data_hash(tasks: Sequence[Task]) -> str:
-    """16 hexadecimal digits that name the tasks' contents and order. What many tasks share is read once."""
-    digest = hashlib.sha256()
-    read: dict[int, str] = {}
-
-    def name_of(values: Sequence[MemoryItem] | Sequence[Utterance]) -> str:
-        if id(values) not in read:
-            text = json.dumps([vars(value) for value in values], sort_keys=True)
-            read[id(values)] = hashlib.sha256(text.encode()).hexdigest()
-        return read[id(values)]
-
-    for task in tasks:
-        values: dict[str, object] = {
-            "id": task.id,
-            "question": task.question,
-            "answers": task.answers,
-            "context": task.context,
-            "memory": name_of(task.memory) if task.memory else [],
-            "messages": [asdict(message) for message in task.messages],
-        }
-        # Only where they are there: the hashes of other tasks stay what they were before there were memory banks.
-        if task.related is not None:
-            values["related"] = task.related
-        if task.conversation:
-            values["conversation"] = name_of(task.conversation)
-        if task.evidence:
-            values["evidence"] = task.evidence
-        digest.update(json.dumps(values, sort_keys=True).encode())
-    return digest.hexdigest()[:16]
 
 
 def sampling_fingerprint(resolved: Resolved, decoding: Decoding, seed: int) -> dict[str, str | None]:

@@ -14,11 +14,11 @@ from pathlib import Path
 from memfactory.build import Stack, TaskReader, build_stack
 from memfactory.config import Resolved
 from memfactory.console import Console
+from memfactory.data.digest import data_hash
 from memfactory.environment import describe_environment
 from memfactory.envs.base import TaskSet
 from memfactory.errors import ConfigError, MemFactoryError
 from memfactory.evaluate.attempts import attempts_under_way, evaluate_tasks
-from memfactory.evaluate.fingerprint import data_hash
 from memfactory.evaluate.likeness import differing, notes
 from memfactory.evaluate.progress import shown_progress
 from memfactory.evaluate.records import RecordFile

@@ -23,7 +23,7 @@ from memfactory.config.agent_file import write_agent_file
 from memfactory.config.training import LoopOptions
 from memfactory.dialogue import stream_seed
 from memfactory.engines.base import WeightHolder, Weights
-from memfactory.errors import MemFactoryError
+from memfactory.errors import ConfigError, MemFactoryError
 from memfactory.trainers.checkpoint import TrainState, load_state, save_checkpoint
 from memfactory.whole_folders import written_whole
 
@@ -118,7 +118,14 @@ class Trainer(ABC):
 
     def resume(self, checkpoint: Path) -> None:
         """Go back to `checkpoint`: what is trained, random generators, cursor, step."""
+        own = self.state.data
         self.state, optimizer = load_state(checkpoint)
+        if own and self.state.data and own != self.state.data:
+            raise ConfigError(
+                f"the training data is not what it was when {checkpoint} was saved (its rows' digest was "
+                f"{self.state.data}, now it is {own}), and the order in which rows are gone through depends on all of "
+                f"them. Put the data back, or start a new run from these weights: model.path={checkpoint}"
+            )
         self.trained.load(checkpoint, optimizer)
         self._saved_step = self.state.step
 

@@ -26,12 +26,16 @@ from memfactory.whole_folders import MARKER, checkpoints, written_whole
 
 @dataclass(frozen=True)
 class TrainState:
-    """How far a run has come. `cursor` counts the training rows consumed over all epochs."""
+    """How far a run has come. `cursor` counts the training rows consumed over all epochs.
+
+    `data` names the contents and order of the training rows; empty: unknown.
+    """
 
     step: int = 0
     cursor: int = 0
     valid_groups: int = 0
     seconds: float = 0.0
+    data: str = ""
 
 
 def save_checkpoint(

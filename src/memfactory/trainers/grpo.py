@@ -15,6 +15,7 @@ from accelerate.utils import gather_object
 from memfactory.build import Stack
 from memfactory.config import Resolved
 from memfactory.config.training import GrpoOptions
+from memfactory.data.digest import data_hash
 from memfactory.dialogue import stream_seed
 from memfactory.errors import ConfigError, MemFactoryError
 from memfactory.registry import TRAINERS
@@ -47,6 +48,7 @@ class GrpoTrainer(Trainer):
             raise ConfigError("data.train: GRPO needs training tasks, but none are given")
         self.sizes = architecture(policy.model.config)
         self.tasks = fitting_tasks(stack.tasks(data, resolved.base_dir), stack, options.overlong)
+        self.state = TrainState(data=data_hash(self.tasks))
         self.overlong = OverlongTasks()
         self.decodings = stack.drawn_with(Decoding(options.temperature, options.top_p, options.top_k))
 

@@ -11,6 +11,7 @@ from statistics import fmean
 from memfactory.build import Stack
 from memfactory.config import Resolved
 from memfactory.config.training import OnlineOptions
+from memfactory.data.digest import data_hash
 from memfactory.dialogue import play, stream_seed
 from memfactory.errors import ConfigError, MemFactoryError
 from memfactory.registry import TRAINERS
@@ -36,6 +37,7 @@ class OnlineTrainer(Trainer):
             raise ConfigError("data.train: online learning needs tasks, but none are given")
         self.learners = learners
         self.tasks = fitting_tasks(stack.tasks(data, resolved.base_dir), stack, options.overlong)
+        self.state = TrainState(data=data_hash(self.tasks))
         self.overlong = OverlongTasks()
         self.decodings = stack.drawn_with(Decoding(options.temperature, options.top_p, options.top_k))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -13,6 +14,8 @@ from torch.optim import AdamW, Optimizer
 from memfactory.config.training import TORCHAO_KINDS, OptimizerOptions
 from memfactory.errors import ConfigError
 from memfactory.trainers.sliced_adamw import SlicedAdamW
+
+log = logging.getLogger("memfactory")
 
 
 def make_optimizer(parameters: Iterable[Parameter], options: OptimizerOptions, seed: int = 0) -> Optimizer:
@@ -78,7 +81,11 @@ def learning_rate_share(step: int, options: OptimizerOptions, total_steps: int) 
 
 
 class Schedule:
-    """Sets the optimizer's learning rate to `learning_rate_share` of its peak; its state is the steps taken."""
+    """Sets the optimizer's learning rate to `learning_rate_share` of its peak.
+
+    Its state is the steps taken and how many it was spread over. A run that goes on with more steps is spread over all
+    of them anew, with a warning: at the end of the old schedule the rate may be 0, at which nothing more is learnt.
+    """
 
     def __init__(self, optimizer: Optimizer, options: OptimizerOptions, total_steps: int) -> None:
         self.optimizer = optimizer
@@ -98,11 +105,19 @@ class Schedule:
         self._apply()
 
     def state_dict(self) -> dict[str, int]:
-        return {"steps": self.steps}
+        return {"steps": self.steps, "total_steps": self.total_steps}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         self.steps = state["steps"]
         self._apply()
+        before = state.get("total_steps", self.total_steps)
+        if self.options.schedule != "constant" and before != self.total_steps:
+            old = self.options.learning_rate * learning_rate_share(self.steps, self.options, before)
+            log.warning(
+                "the %s schedule is spread over %d optimizer steps now, not over %d as before: after step %d the "
+                "learning rate is %.3g instead of %.3g",
+                *(self.options.schedule, self.total_steps, before, self.steps, self.learning_rate, old),
+            )
 
     def _apply(self) -> None:
         for group in self.optimizer.param_groups:

@@ -17,6 +17,7 @@ from memfactory.config.datasets import dataset_values
 from memfactory.config.schema import Component
 from memfactory.config.training import SftOptions
 from memfactory.data.base import Row
+from memfactory.data.digest import rows_hash
 from memfactory.engines.chat import TURN_ENDS, ChatFormat
 from memfactory.errors import ConfigError, DataError
 from memfactory.registry import DATASETS, TRAINERS
@@ -55,6 +56,7 @@ class SftTrainer(Trainer):
         super().__init__(resolved, options, stack, policy, run)
         self.policy = policy
         self.parts = parts(options, resolved.config.data.train, resolved.base_dir)
+        self.state = TrainState(data="-".join(rows_hash(part.rows) for part in self.parts))
         order = partial(epoch_order, seed=resolved.config.seed, shuffle=resolved.config.data.shuffle)
         self.order = lru_cache(maxsize=2)(order)
         self._begin(self.parts[0])
