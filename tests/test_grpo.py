@@ -199,8 +199,9 @@ def test_minibatches_split_the_prompts_of_a_rollout(make):
     trainer.train()
     (row,) = trainer.run.logged
     assert row["ratio/max"] != 1.0  # the second optimizer step meets weights that the first has moved
+    # The second rollout, after the four tasks of the first.
     groups = [{turn.prompt for turn in part} for part in trainer.minibatches(_turns(trainer), step=1, epoch=0)]
-    assert groups[0].isdisjoint(groups[1]) and groups[0] | groups[1] == {0, 1, 2, 3}
+    assert groups[0].isdisjoint(groups[1]) and groups[0] | groups[1] == {4, 5, 6, 7}
 
 
 def _turns(trainer):

@@ -277,10 +277,12 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class Group:
-    """The trajectories of one task: the unit of credit."""
+    """The trajectories of one task: the unit of credit. `place`: where the task stands in the order of the run's tasks
+    over all epochs; None where there is no such order."""
 
     task: Task
     trajectories: tuple[Trajectory, ...]
+    place: int | None = None
 
     def __post_init__(self) -> None:
         if not self.trajectories:

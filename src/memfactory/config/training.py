@@ -290,6 +290,13 @@ class GrpoOptions(TrainerOptions):
     """Only groups whose rewards differ count towards prompts_per_step; further tasks are rolled out until they do."""
     max_rollouts_per_step: int = Field(20, ge=1)
     """With require_variance: after this many rollouts the step goes on with the groups it has, or stops the run."""
+    carry_groups: bool = False
+    """With require_variance: every rollout is of equally many tasks, and groups beyond prompts_per_step wait for the
+    next step; off: rollouts shrink to what is still wanted. Groups that waited train by their ratio to the policy that
+    sampled them."""
+    count_zero_variance: bool = False
+    """Groups whose rewards are all equal count in the weights, the minibatches and the KL term, as in verl; off: they
+    are left out of all of it."""
     valid_groups: int | None = Field(None, ge=1)
     """Stop after this many groups whose rewards differ, even before `steps`; the last step is cut to fit."""
     minibatches: int = Field(1, ge=1)
@@ -337,6 +344,12 @@ class GrpoOptions(TrainerOptions):
         if self.named_advantage[0] == "group" and self.normalize in ("none", "mean"):
             idle["advantage_epsilon"] = f"normalize is {self.normalize}"
         return idle
+
+    @model_validator(mode="after")
+    def _carried_groups_vary(self) -> GrpoOptions:
+        if self.carry_groups and not self.require_variance:
+            raise ValueError("carry_groups needs require_variance: true; without it no rollout has too many groups")
+        return self
 
 
 class SftStage(Options):

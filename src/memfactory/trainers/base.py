@@ -116,6 +116,10 @@ class Trainer(ABC):
     def finished(self) -> bool:
         """Whether `self.state` is the end of training."""
 
+    def save_more(self, folder: Path) -> None:
+        """Write what else the next step of this trainer depends on to a checkpoint's folder; `resume` reads it."""
+        return
+
     def resume(self, checkpoint: Path) -> None:
         """Go back to `checkpoint`: what is trained, random generators, cursor, step."""
         own = self.state.data
@@ -247,6 +251,7 @@ class Trainer(ABC):
     def _save_masters(self, folder: Path) -> None:
         self.trained.save_masters(folder)
         self._save_agent(folder)
+        self.save_more(folder)
 
     def _save_agent(self, folder: Path) -> None:
         """Write memfactory.yaml, so that the weights are the same agent's wherever they are taken."""

@@ -1,8 +1,8 @@
 """Groups to training turns, their weights and tensors. Pure; it knows no model and no process.
 
-A group whose known rewards are all equal trains nothing: its turns are dropped here, from the KL term and from every
-count as well. So are turns of a trajectory whose reward is unknown, turns without a single token, and, with
-`mask_truncated`, turns cut by length. What is left is what the weights count.
+A group whose known rewards are all equal has no advantage: its turns are dropped here, from the KL term and from every
+count as well, unless `count_zero_variance` keeps them. Dropped are also turns of a trajectory whose reward is unknown,
+turns without a single token, and, with `mask_truncated`, turns cut by length. What is left is what the weights count.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ class TrainingTurn:
     """One conversation to train on: `prompt_ids` (P) as fed, `reply_ids` (R) as sampled, and its credit.
 
     `sampler_logprobs`, `old_logprobs` and `reference_logprobs` (R, nats) are None where there are none; so are the
-    `marks` (R) of tokens that the objective chose over the whole optimizer step. `trajectory` and `prompt` number the
-    trajectory and the group the turn comes from, unique within one process.
+    `marks` (R) of tokens that the objective chose over the whole optimizer step. `trajectory` numbers the trajectory
+    the turn comes from, unique within one process, and `prompt` its group: by its place, so that all processes number
+    alike, where it has one.
     """
 
     prompt_ids: tuple[int, ...]
@@ -59,7 +60,7 @@ def step_rewards(groups: Sequence[Group]) -> dict[str, list[float]]:
     """The known rewards of every trained step over all trajectories: what `normalize: batch_std` is taken of."""
     rewards: dict[str, list[float]] = {}
     for group in groups:
-        for step in _trained_steps(group):
+        for step in trained_steps(group):
             known = (trajectory.reward.of_step(step) for trajectory in group.trajectories)
             rewards.setdefault(step, []).extend(reward for reward in known if reward is not None)
     return rewards
@@ -74,7 +75,7 @@ def step_advantages(
     of the whole batch (`step_rewards`) and needed for `normalize: batch_std` only; None: those of this group.
     """
     estimator = make_estimator(options)
-    rewards = {step: tuple(t.reward.of_step(step) for t in group.trajectories) for step in _trained_steps(group)}
+    rewards = {step: tuple(t.reward.of_step(step) for t in group.trajectories) for step in trained_steps(group)}
     whole = step_rewards([group]) if batch_rewards is None else batch_rewards
     return {
         step: checked_advantages(estimator, StepRewards(step, given, tuple(whole.get(step, ())), group))
@@ -103,9 +104,10 @@ def training_turns(
         batch_rewards = step_rewards(groups)
     turns: list[TrainingTurn] = []
     trajectories = 0
-    for prompt, group in enumerate(groups):
+    for number, group in enumerate(groups):
+        prompt = number if group.place is None else group.place
         credit = step_advantages(group, options, batch_rewards)
-        training = {step: given for step, given in credit.items() if any(given)}
+        training = {step: given for step, given in credit.items() if any(given) or options.count_zero_variance}
         for member, trajectory in enumerate(group.trajectories):
             for turn in trajectory.turns:
                 tokens = turn.reply.tokens
@@ -131,7 +133,7 @@ def training_turns(
     return turns
 
 
-def _trained_steps(group: Group) -> list[str]:
+def trained_steps(group: Group) -> list[str]:
     """The steps of the group's trainable turns, in order of appearance."""
     turns = (turn for trajectory in group.trajectories for turn in trajectory.turns)
     return list(dict.fromkeys(turn.step for turn in turns if turn.trainable))

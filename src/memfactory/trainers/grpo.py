@@ -6,9 +6,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from random import Random
-from statistics import fmean
-from typing import Any
 
 from accelerate.utils import gather_object
 
@@ -21,7 +20,14 @@ from memfactory.errors import ConfigError, MemFactoryError
 from memfactory.registry import TRAINERS
 from memfactory.rollout import rollout
 from memfactory.trainers.base import Interrupted, Run, Trainer
-from memfactory.trainers.batch import TrainingTurn, has_variance, step_advantages, step_rewards, training_turns
+from memfactory.trainers.batch import TrainingTurn, has_variance, step_advantages, training_turns
+from memfactory.trainers.carried import (
+    group_from_json,
+    group_json,
+    load_carried,
+    save_carried,
+    with_sampled_logprobs,
+)
 from memfactory.trainers.checkpoint import TrainState
 from memfactory.trainers.footprint import architecture
 from memfactory.trainers.kl_reward import KlPenalty
@@ -29,7 +35,9 @@ from memfactory.trainers.measures import summarized
 from memfactory.trainers.order import upcoming
 from memfactory.trainers.overlong import OverlongTasks, fitting_tasks
 from memfactory.trainers.policy import Policy
+from memfactory.trainers.rollout_metrics import gathered_metrics, gathered_rewards
 from memfactory.trainers.speed import device_metrics, device_peak, training_flops
+from memfactory.trainers.unknown import count_unknown, excess, summed
 from memfactory.transcripts import write_transcripts
 from memfactory.types import Decoding, Episode, Group, Task, Turn
 
@@ -50,6 +58,9 @@ class GrpoTrainer(Trainer):
         self.tasks = fitting_tasks(stack.tasks(data, resolved.base_dir), stack, options.overlong)
         self.state = TrainState(data=data_hash(self.tasks))
         self.overlong = OverlongTasks()
+        # Groups that wait for the next step, those of all processes, and what they will be after this one.
+        self.carried: tuple[Group, ...] = ()
+        self._surplus: tuple[Group, ...] = ()
         self.decodings = stack.drawn_with(Decoding(options.temperature, options.top_p, options.top_k))
 
     def finished(self) -> bool:
@@ -71,8 +82,9 @@ class GrpoTrainer(Trainer):
         self.keep_transcripts(step, credited, batch_rewards)
         if options.loss.kl_in_loss:
             turns = policy.score_reference(turns)
-        if options.minibatches * options.epochs > 1:
-            turns = policy.score_old(turns) if penalty is None else penalty.with_old_logprobs(turns)
+        if options.minibatches * options.epochs > 1 or self.carried:
+            scored = policy.score_old(turns) if penalty is None else penalty.with_old_logprobs(turns)
+            turns = with_sampled_logprobs(scored, self.waited)
         updates = [
             policy.update(minibatch)
             for epoch in range(options.epochs)
@@ -91,6 +103,7 @@ class GrpoTrainer(Trainer):
         metrics |= self.adapted(step, metrics)
         valid = int(metrics["groups/valid"])
         state = replace(self.state, step=step, cursor=cursor, valid_groups=self.state.valid_groups + valid)
+        self.carried = self._surplus
         return state, metrics
 
     def adapted(self, step: int, metrics: Mapping[str, float]) -> dict[str, float]:
@@ -99,6 +112,18 @@ class GrpoTrainer(Trainer):
         trajectories = int(metrics["groups"]) * self.options.generations
         self.policy.after_step(step, metrics.get("kl"), trajectories)
         return {"kl_weight": used} if self.policy.kl.adapts else {}
+
+    @property
+    def waited(self) -> frozenset[int]:
+        """The places of the groups that were sampled before this step."""
+        return frozenset(group.place for group in self.carried if group.place is not None)
+
+    def save_more(self, folder: Path) -> None:
+        save_carried(folder, self.carried)
+
+    def resume(self, checkpoint: Path) -> None:
+        super().resume(checkpoint)
+        self.carried = load_carried(checkpoint, self.task_at)
 
     def speed(self, turns: Sequence[TrainingTurn], seconds: float) -> dict[str, float]:
         """What the training pass of this process achieved: TFLOP/s, its share of the device's peak, memory."""
@@ -110,14 +135,15 @@ class GrpoTrainer(Trainer):
     def collect(self, step: int) -> tuple[list[Group], int]:
         """This process's groups for one optimizer step, and the cursor after them.
 
-        With `require_variance` further tasks are rolled out until enough groups have rewards that differ.
+        With `require_variance` further tasks are rolled out until enough groups have rewards that differ; those beyond
+        wait for the next step where `carry_groups` is on, else rollouts shrink to what is still wanted.
         """
         options = self.options
         wanted = options.prompts_per_step
         if options.valid_groups is not None:
             wanted = min(wanted, options.valid_groups - self.state.valid_groups)
-        groups: list[Group] = []
-        cursor, counted, rollouts = self.state.cursor, 0, 0
+        groups = [group for group in self.carried if self.is_own(group.place)]
+        cursor, counted, rollouts = self.state.cursor, len(self.carried), 0
         while counted < wanted:
             if rollouts == options.max_rollouts_per_step and options.require_variance:
                 if counted:
@@ -127,18 +153,31 @@ class GrpoTrainer(Trainer):
                     "attempts) gave no group whose rewards differ, so there is nothing to learn from. The tasks are "
                     "too easy or too hard for this model, or the reward never varies; see transcripts/."
                 )
-            size = min(options.rollout_prompts or wanted, wanted - counted)
+            size = options.rollout_prompts or options.prompts_per_step
+            if not options.carry_groups:
+                size = min(size, wanted - counted)
             new = self.roll_out(cursor, size)
             cursor, rollouts = cursor + size, rollouts + 1
             groups += new
             self.tell_overlong(new)
             self.stop_on_unknown(groups, step, wanted)
             counted += sum(gather_object([has_variance(g) or not options.require_variance for g in new]))
-        return groups, cursor
+        return self.without_surplus(groups, wanted), cursor
+
+    def without_surplus(self, groups: list[Group], wanted: int) -> list[Group]:
+        """The groups of this step. Those with variance beyond the first `wanted` are put aside for the next."""
+        if not self.options.carry_groups:
+            return groups
+        valid = sorted(gather_object([group.place for group in groups if has_variance(group)]))
+        beyond = set(valid[wanted:])
+        values = gather_object([group_json(group) for group in groups if group.place in beyond])
+        values.sort(key=lambda value: value["place"])
+        self._surplus = tuple(group_from_json(value, self.task_at) for value in values)
+        return [group for group in groups if group.place not in beyond]
 
     def roll_out(self, cursor: int, count: int) -> list[Group]:
         """This process's share of the groups of the next `count` tasks. All processes stop together if they must."""
-        share = slice(self.policy.process_index, None, self.policy.process_count)
+        places = [place for place in range(cursor, cursor + count) if self.is_own(place)]
         conversations = 0
 
         def on_turn(episode: Episode, turn: Turn) -> None:
@@ -152,26 +191,39 @@ class GrpoTrainer(Trainer):
             groups = rollout(
                 self.stack.agent,
                 self.stack.env,
-                list(self.upcoming(cursor, count))[share],
+                [self.task_at(place) for place in places],
                 self.stack.engines,
                 group_size=self.options.generations,
                 decodings=self.decodings,
                 # A task can come again, even within a step, and is then attempted anew.
-                seeds=[stream_seed(self.config.seed, "rollout", at) for at in range(cursor, cursor + count)[share]],
+                seeds=[stream_seed(self.config.seed, "rollout", place) for place in places],
                 on_turn=on_turn,
             )
         self.check()
-        return groups
+        return [replace(group, place=place) for group, place in zip(groups, places, strict=True)]
+
+    def is_own(self, place: int | None) -> bool:
+        """Whether the task at `place` is this process's: they take turns, also where few are rolled out together."""
+        return place is not None and place % self.policy.process_count == self.policy.process_index
+
+    def task_at(self, place: int) -> Task:
+        """The training task at `place` of all epochs."""
+        return next(self.upcoming(place, 1))
 
     def upcoming(self, cursor: int, count: int) -> Iterator[Task]:
         """The next `count` training tasks: one seeded order an epoch."""
         return upcoming(self.tasks, cursor, count, seed=self.config.seed, shuffle=self.config.data.shuffle)
 
     def minibatches(self, turns: Sequence[TrainingTurn], step: int, epoch: int) -> Iterator[list[TrainingTurn]]:
-        """The turns in `minibatches` parts of whole prompts, in a seeded order where there are several."""
+        """This process's turns in `minibatches` parts of whole prompts, in a seeded order where there are several.
+
+        The parts are those of the prompts of all processes, so that there are as many with several processes as with
+        one. All must call it.
+        """
         parts = self.options.minibatches
         prompts = sorted({turn.prompt for turn in turns})
         if parts > 1:
+            prompts = sorted(gather_object(prompts))
             Random(stream_seed(self.config.seed, "minibatches", step, epoch)).shuffle(prompts)
         for part in range(parts):
             chosen = set(prompts[part::parts])
@@ -197,70 +249,12 @@ class GrpoTrainer(Trainer):
         `groups` are those of the step so far, which will be `wanted` at least. Attempts that do not fit the context
         would not fit the next time either, so they stop no run.
         """
-        unknown = gather_object([t.reward.total is None and not t.overlong for g in groups for t in g.trajectories])
-        rewards = max(len(unknown), wanted * self.options.generations)
-        if sum(unknown) > self.options.max_unknown_share * rewards:
+        unknown = summed(gather_object([count_unknown(groups)]))
+        share = self.options.max_unknown_share
+        found = excess(unknown, share, max(unknown.attempts, wanted * self.options.generations))
+        if found is not None:
             raise MemFactoryError(
-                f"step {step}: {sum(unknown)} of {rewards} rewards are unknown (a judge or a helper failed, or rows "
-                "lack gold answers or evidence), more than train.max_unknown_share = "
-                f"{self.options.max_unknown_share:g} allows. Nothing was trained on them; mend it and go on with "
+                f"step {step}: {found} (a judge or a helper failed, or rows lack gold answers or evidence), more than "
+                f"train.max_unknown_share = {share:g} allows. Nothing was trained on them; mend it and go on with "
                 "--resume."
             )
-
-
-def gathered_rewards(groups: Sequence[Group]) -> dict[str, list[float]]:
-    """The known rewards of every trained step, of all processes."""
-    merged: dict[str, list[float]] = {}
-    for rewards in gather_object([step_rewards(groups)]):
-        for step, values in rewards.items():
-            merged.setdefault(step, []).extend(values)
-    return merged
-
-
-def gathered_metrics(groups: Sequence[Group]) -> dict[str, float]:
-    """What the rollout was like over all processes. Every group counts, also those that train nothing."""
-    rows = gather_object([_describe(group) for group in groups])
-    if not rows:
-        return {}
-    trajectories = [t for row in rows for t in row["trajectories"]]
-    known = [t["reward"] for t in trajectories if t["reward"] is not None]
-    turns = [turn for t in trajectories for turn in t["turns"]]
-    metrics: dict[str, float] = {}
-    if known:
-        metrics["reward"] = fmean(known)
-    for part in sorted({part for t in trajectories for part in t["parts"]}):
-        values = [t["parts"][part] for t in trajectories if t["parts"].get(part) is not None]
-        if values:
-            metrics[f"reward/{part}"] = fmean(values)
-    valid = sum(row["variance"] for row in rows)
-    metrics |= {
-        "groups": len(rows),
-        "groups/valid": valid,
-        "groups/zero_variance": 1 - valid / len(rows),
-        "groups/unknown": 1 - len(known) / len(trajectories),
-        "turns": len(turns) / len(trajectories),
-        "tokens/sampled": sum(length for _, length, _ in turns),
-        "tokens/prompts": sum(length for length, _, _ in turns),
-    }
-    if turns:
-        metrics["reply_tokens"] = fmean(length for _, length, _ in turns)
-        metrics["truncated"] = fmean(cut for _, _, cut in turns)
-    return metrics
-
-
-def _describe(group: Group) -> dict[str, Any]:
-    return {
-        "variance": has_variance(group),
-        "trajectories": [
-            {
-                "reward": trajectory.reward.total,
-                "parts": dict(trajectory.reward.parts),
-                "turns": [
-                    (len(tokens.prompt_ids), len(tokens.reply_ids), turn.reply.stop == "length")
-                    for turn in trajectory.turns
-                    if (tokens := turn.reply.tokens) is not None
-                ],
-            }
-            for trajectory in group.trajectories
-        ],
-    }

@@ -1,0 +1,75 @@
+"""What the groups of an optimizer step were like, over all processes; every process must call these."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Any
+
+from accelerate.utils import gather_object
+
+from memfactory.trainers.batch import has_variance, step_rewards
+from memfactory.trainers.unknown import TOTAL, count_unknown, summed
+from memfactory.types import Group
+
+
+def gathered_rewards(groups: Sequence[Group]) -> dict[str, list[float]]:
+    """The known rewards of every trained step, of all processes."""
+    merged: dict[str, list[float]] = {}
+    for rewards in gather_object([step_rewards(groups)]):
+        for step, values in rewards.items():
+            merged.setdefault(step, []).extend(values)
+    return merged
+
+
+def gathered_metrics(groups: Sequence[Group]) -> dict[str, float]:
+    """What the rollout was like over all processes. Every group counts, also those that train nothing."""
+    rows = gather_object([_describe(group) for group in groups])
+    if not rows:
+        return {}
+    trajectories = [t for row in rows for t in row["trajectories"]]
+    known = [t["reward"] for t in trajectories if t["reward"] is not None]
+    turns = [turn for t in trajectories for turn in t["turns"]]
+    metrics: dict[str, float] = {}
+    if known:
+        metrics["reward"] = fmean(known)
+    for part in sorted({part for t in trajectories for part in t["parts"]}):
+        values = [t["parts"][part] for t in trajectories if t["parts"].get(part) is not None]
+        if values:
+            metrics[f"reward/{part}"] = fmean(values)
+    valid = sum(row["variance"] for row in rows)
+    metrics |= {
+        "groups": len(rows),
+        "groups/valid": valid,
+        "groups/zero_variance": 1 - valid / len(rows),
+        "groups/unknown": 1 - len(known) / len(trajectories),
+        "turns": len(turns) / len(trajectories),
+        "tokens/sampled": sum(length for _, length, _ in turns),
+        "tokens/prompts": sum(length for length, _, _ in turns),
+    }
+    unknown = summed(gather_object([count_unknown(groups)]))
+    for name, number in {**unknown.parts, **unknown.credits}.items():
+        if name != TOTAL:
+            metrics[f"unknown/{name}"] = number / unknown.attempts
+    if turns:
+        metrics["reply_tokens"] = fmean(length for _, length, _ in turns)
+        metrics["truncated"] = fmean(cut for _, _, cut in turns)
+    return metrics
+
+
+def _describe(group: Group) -> dict[str, Any]:
+    return {
+        "variance": has_variance(group),
+        "trajectories": [
+            {
+                "reward": trajectory.reward.total,
+                "parts": dict(trajectory.reward.parts),
+                "turns": [
+                    (len(tokens.prompt_ids), len(tokens.reply_ids), turn.reply.stop == "length")
+                    for turn in trajectory.turns
+                    if (tokens := turn.reply.tokens) is not None
+                ],
+            }
+            for trajectory in group.trajectories
+        ],
+    }
