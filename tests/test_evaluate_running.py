@@ -90,8 +90,8 @@ def test_several_models_are_compared_by_question(place):
     code, printed = evaluate(targets, ["codes.json"], output=place / "out", metrics=("boxed_em",))
     mute.close()
     assert code == 0
-    # By question +1, +1, +1, 0: 0.75 with standard error 0.25, so 0.75 - 0.48999 to 0.75 + 0.48999.
-    assert "Difference to mute" in printed and "+0.7500 [+0.260, +1.240]" in printed
+    # By question +1, +1, +1, 0: 0.75 with standard error 0.25, t of 3 degrees 3.18245: 0.75 -+ 0.79561, cut at 1.
+    assert "Difference to mute" in printed and "+0.7500 [-0.046, +1.000]" in printed
     found = json.loads((place / "out/results.json").read_text())["differences"]
     assert found["first"] == "mute"
     assert found["models"]["reader"]["codes"]["boxed_em"]["mean"] == 0.75

@@ -42,9 +42,9 @@ def test_differences_are_to_the_first_model_and_of_the_same_tasks_only():
         "trained": {"eval_50": result(1.0, 1.0), "fwe": result(1.0, 1.0, data="other")},
     }
     grid = difference_table(results, ["eval_50", "fwe"])
-    # +1 and 0: mean 1/2, standard error 1/2, half-width 0.97998.
+    # +1 and 0: mean 1/2, standard error 1/2, t of one degree of freedom 12.706: all that a difference can be.
     assert grid.title.startswith("Difference to base")
-    assert grid.rows == (("trained", "+0.5000 [-0.480, +1.480]", "–"),)
+    assert grid.rows == (("trained", "+0.5000 [-1.000, +1.000]", "–"),)
 
 
 def test_a_single_model_has_no_differences():
@@ -53,7 +53,8 @@ def test_a_single_model_has_no_differences():
 
 def test_the_details_have_a_line_for_every_metric():
     grid = detail_table({"base": {"eval_50": result(0.0, 1.0)}})
-    row = ("base", "eval_50", "sub_em", "2", "1", "0.5000", "0.5000", "[-0.480, 1.480]", "0.5000", "0", "12.5%")
+    # Wilson, 1 of 2: z^2 = 3.8415, centre .5, half 1.96 / 2.9207 sqrt(.125 + 3.8415 / 16) = .4055.
+    row = ("base", "eval_50", "sub_em", "2", "1", "0.5000", "0.5000", "[0.095, 0.905]", "0.5000", "0", "12.5%")
     assert grid.rows == (row,)
 
 
@@ -101,7 +102,8 @@ def test_only_a_metric_that_all_models_have_is_a_headline():
     assert main.header == ("model", "x (sub_em)", "y", "average")
     assert main.rows[0] == ("a", "0.5000 ± 0.5000", "–", "–")
     assert main.notes == ("y: the models have no metric in common; see all metrics below",)
-    assert difference.rows == (("b", "+0.0000 [+0.000, +0.000]", "–"),)
+    # No difference in two questions: 3.8415 / (2 + 3.8415) = .658 to either side.
+    assert difference.rows == (("b", "+0.0000 [-0.658, +0.658]", "–"),)
 
 
 def test_models_that_were_asked_other_questions_are_said_to_be():

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from memfactory.evaluate.intervals import wilson
 from memfactory.evaluate.results import DatasetResult, EvalHistory, metric_result
 from memfactory.figures import draw_run, evaluation_figure, read_series, reward_figure, smoothed, training_figure
 
@@ -85,13 +86,13 @@ def test_training_has_a_panel_for_what_was_logged_only(tmp_path):
 
 def test_an_evaluation_is_drawn_with_its_interval_and_its_gain():
     (axes,) = evaluation_figure(history()).axes
-    # By question +1/2 and 0: mean 1/4, standard error (1/2 / sqrt 2) / sqrt 2 = 1/4, so 1/4 -+ 0.48999.
-    assert axes.get_title() == "facts: boxed_em, avg@2\nstep 0 to 20: +0.250 [-0.240, +0.740], paired"
+    # By question +1/2 and 0: mean 1/4, standard error (1/2 / sqrt 2) / sqrt 2 = 1/4, so 1/4 -+ 12.7 / 4, cut.
+    assert axes.get_title() == "facts: boxed_em, avg@2\nstep 0 to 20: +0.250 [-1.000, +1.000], paired"
     line = axes.lines[0]
     assert list(line.get_xdata()) == [0, 20] and list(line.get_ydata()) == [0.75, 1.0]
-    # Before: means 1/2 and 1, standard error 1/4, half-width 0.49; after: no spread.
+    # Before: means 1/2 and 1, standard error 1/4: 3/16 / (1/4)^2 = 3 effective questions, with t of one degree fewer.
     low = axes.collections[0].get_paths()[0].get_extents().y0
-    assert low == pytest.approx(0.75 - 0.25 * 1.959963984540054)
+    assert low == pytest.approx(wilson(0.75, 3 * (1.959963984540054 / 12.7062047) ** 2)[0], rel=1e-4)
 
 
 def test_one_evaluation_alone_is_drawn_without_a_gain():

@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from memfactory.evaluate.results import EvalHistory, MetricResult
-from memfactory.evaluate.statistics import NORMAL_95, Estimate
+from memfactory.evaluate.statistics import Estimate
 from memfactory.files import read_json_lines
 
 if TYPE_CHECKING:
@@ -152,9 +152,12 @@ def evaluation_figure(history: EvalHistory) -> Figure | None:
 def _evaluations(axes: Axes, found: Mapping[int, MetricResult]) -> None:
     """One metric over steps: a line through the means, a band and bars for the 95 % intervals."""
     steps, means = list(found), [result.mean for result in found.values()]
-    reach = [NORMAL_95 * (result.standard_error or 0.0) for result in found.values()]
-    low = [mean - half for mean, half in zip(means, reach, strict=True)]
-    high = [mean + half for mean, half in zip(means, reach, strict=True)]
+    spans = [result.estimate.interval or (result.mean, result.mean) for result in found.values()]
+    low, high = [span[0] for span in spans], [span[1] for span in spans]
+    reach = [
+        [max(0.0, mean - below) for mean, below in zip(means, low, strict=True)],
+        [max(0.0, above - mean) for mean, above in zip(means, high, strict=True)],
+    ]
     axes.fill_between(steps, low, high, color=BLUE, alpha=0.15, linewidth=0, label="95 % interval")
     axes.errorbar(steps, means, yerr=reach, color=BLUE, marker="o", markersize=4, linewidth=1.8, capsize=3)
     rising = means[-1] > means[0]

@@ -35,6 +35,7 @@ class MetricResult:
     def to_json(self) -> dict[str, object]:
         return {
             **_estimate_json(self.estimate),
+            "interval": self.estimate.interval,
             "k": self.k,
             "unknown": self.unknown,
             "pass_at": {str(k): value for k, value in self.pass_at.items()},

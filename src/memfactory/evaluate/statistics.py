@@ -8,12 +8,11 @@ question means over the root of their number (Miller 2024, arXiv 2411.00640). Pu
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import comb, sqrt
-from statistics import NormalDist, fmean, stdev
+from statistics import fmean, stdev
 
-NORMAL_95 = NormalDist().inv_cdf(0.975)
-"""Standard errors to either side of a mean that hold it 95 times in 100: 1.96."""
+from memfactory.evaluate.intervals import difference_interval, share_interval
 
 Scores = Mapping[str, Sequence[float | None]]
 """A question's id to the scores of its attempts; None: unknown."""
@@ -21,19 +20,23 @@ Scores = Mapping[str, Sequence[float | None]]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over `n` questions. `standard_error` is None for a single question, which says nothing about others."""
+    """A mean over `n` questions, of scores or (`signed`) of their differences.
+
+    `standard_error` is None for a single question, which says nothing about others.
+    """
 
     mean: float
     standard_error: float | None
     n: int
+    signed: bool = False
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The 95 % interval by the normal approximation (too narrow below some dozens of questions)."""
-        if self.standard_error is None:
+        """The 95 % interval by the rule of `intervals.py`; None for a single question."""
+        if self.standard_error is None or self.n < 2:
             return None
-        half = NORMAL_95 * self.standard_error
-        return self.mean - half, self.mean + half
+        rule = difference_interval if self.signed else share_interval
+        return rule(self.mean, self.standard_error, self.n)
 
 
 def question_means(scores: Scores) -> dict[str, float]:
@@ -63,7 +66,8 @@ def paired_difference(first: Mapping[str, float], second: Mapping[str, float]) -
     Both arguments are question means. That the same question is hard for both models cancels out here, so the
     interval is narrower than that of two separate means.
     """
-    return estimate([second[question] - mean for question, mean in first.items() if question in second])
+    found = estimate([second[question] - mean for question, mean in first.items() if question in second])
+    return None if found is None else replace(found, signed=True)
 
 
 def pass_at_k(attempts: int, correct: int, k: int) -> float:
