@@ -20,6 +20,7 @@ from memfactory.modules.citing_answer import parse_cited
 from memfactory.registry import MODULES, REWARDS
 from memfactory.text import without_latex_text
 from memfactory.types import Episode, Reply, Task
+from word_codec import WordCodec
 
 GOLDS = {"Where does Ada live?": "New York", "When did Ben move?": "7 May 2023"}
 AGENTS = ("memory_agent_section_first", "full_context", "no_memory", "naive_rag", "memory_r1", "memory_rmm")
@@ -149,7 +150,7 @@ def test_a_metric_of_a_form_that_is_never_asked_for_is_warned_about(place, caplo
 def test_an_answer_is_read_in_the_form_that_the_prompt_asks_for(prompt, reply, answer, mark):
     module = MODULES.get("full_context_answer")
     episode = Episode(Task("t", "Where?", ("New York",), context="text"))
-    playing = module(module.Options(prompt=prompt), None).dialogue(episode)
+    playing = module(module.Options(prompt=prompt), WordCodec()).dialogue(episode)
     next(playing)
     with pytest.raises(StopIteration):
         playing.send(Reply(reply, "stop"))

@@ -19,6 +19,7 @@ from memfactory.errors import EngineError
 from memfactory.memory.bank import BankSource
 from memfactory.memory.wording import shown
 from memfactory.types import Episode, MemoryItem, Message, Reward, Sampling, Task, Utterance
+from word_codec import WordCodec
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 TALK = (
@@ -63,7 +64,7 @@ def agent_of(tmp_path: Path, text: str) -> Agent:
     helper = "{kind: openai, model: helper, base_url: 'http://localhost:1'}"
     path.write_text(f"model: tiny\nenv: memory_bank\nagent: {text}\nengines: {{helper: {helper}}}\n")
     config = load_config(path).config
-    return build_agent(config.agent, None, BankSource(config.memory))
+    return build_agent(config.agent, WordCodec(), BankSource(config.memory))
 
 
 def task(question: str = "Where does Ada live?", **values: object) -> Task:

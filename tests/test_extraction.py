@@ -16,6 +16,7 @@ from memfactory.memory.replies import Topic, find_object, parse_extraction, pars
 from memfactory.modules.naive_extractor import NaiveExtractor, NaiveExtractorOptions
 from memfactory.modules.topic_extractor import TopicExtractor, TopicExtractorOptions
 from memfactory.types import Candidate, Episode, Sampling, Task, Utterance
+from word_codec import WordCodec
 
 GOOD = {"key": "home", "value": "Ada lives in Rome.", "memory_type": "UserMemory", "tags": ["place"]}
 TALK = (
@@ -46,11 +47,11 @@ def heard(module: Module, said: str | Sequence[str], turns: Sequence[Utterance] 
 
 
 def extractor(**options: object) -> NaiveExtractor:
-    return NaiveExtractor(NaiveExtractorOptions.model_validate(options), None)
+    return NaiveExtractor(NaiveExtractorOptions.model_validate(options), WordCodec())
 
 
 def topics(**options: object) -> TopicExtractor:
-    return TopicExtractor(TopicExtractorOptions.model_validate(options), None)
+    return TopicExtractor(TopicExtractorOptions.model_validate(options), WordCodec())
 
 
 # JSON in prose

@@ -34,6 +34,7 @@ from memfactory.types import (
     Trajectory,
     Utterance,
 )
+from word_codec import WordCodec
 
 OUTPUTS = 10_000
 """Replies that each agent is played with."""
@@ -285,7 +286,7 @@ def agent(name: str, banks: BankSource, **modules: Mapping[str, object]) -> Agen
         values = {"name": default, **modules.get(slot, {})}
         module = MODULES.get(values["name"])
         options = {key: value for key, value in values.items() if key != "name"}
-        filled[slot] = module(MODULES.options(values["name"]).model_validate(options), None)
+        filled[slot] = module(MODULES.options(values["name"]).model_validate(options), WordCodec())
     return AGENTS.get(name)(AGENTS.options(name)(), filled, banks)
 
 

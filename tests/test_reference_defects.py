@@ -13,6 +13,7 @@ from memfactory.engines.scripted import ScriptedEngine
 from memfactory.memory.bank import BankSource
 from memfactory.registry import AGENTS, ENVS, MODULES
 from memfactory.types import Episode, MemoryItem, Task, Utterance
+from word_codec import WordCodec
 
 KNOWN = (
     MemoryItem("a", "", "Ada has a red boat.", sources=("D0:1",), namespace="Ada"),
@@ -33,7 +34,7 @@ REWARD = {"em": 1.0, "memory_format": 0.5}
 
 def agent(banks, **modules):
     filled = {
-        slot: MODULES.get(name)(MODULES.options(name).model_validate(options), None)
+        slot: MODULES.get(name)(MODULES.options(name).model_validate(options), WordCodec())
         for slot, (name, options) in {
             **{slot: (name, {}) for slot, name in AGENTS.get("memory_r1").slots.items()},
             **modules,

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 import numpy
@@ -70,12 +71,23 @@ Score = Callable[[Sequence[Episode]], list[Reward]]
 
 
 class ModuleOptions(Options):
-    """Options every module has."""
+    """Options every module has.
+
+    `limits` maps those that leave out part of a text to the values under which all of it is read; the first one decides
+    how much. A module that leaves out text notes how much in the episode (`note_reading`).
+    """
+
+    limits: ClassVar[Mapping[str, object]] = MappingProxyType({})
 
     interface: Interface = "generate"
     """How the module is played: generate or rollout (trained), inference (frozen)."""
     engine: str = POLICY
     """Which engine speaks under `interface: inference`: policy, or a name from `engines:`."""
+
+    @property
+    def most_tokens(self) -> int | None:
+        """The most tokens of a text that are read; None: all."""
+        return None
 
     @property
     def asked_form(self) -> AnswerForm | None:
@@ -193,6 +205,11 @@ class Agent(ABC):
         self.options = options
         self.modules = modules
         self.banks = banks or BankSource()
+
+    @property
+    def options_by_slot(self) -> dict[str, Any]:
+        """The options of each slot's module."""
+        return {slot: module.options for slot, module in self.modules.items()}
 
     @abstractmethod
     def dialogue(self, episode: Episode) -> Dialogue:

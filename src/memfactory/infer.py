@@ -9,6 +9,7 @@ from pathlib import Path
 
 from memfactory.build import build_stack
 from memfactory.config import Resolved
+from memfactory.config.reading import Limit, reading_all
 from memfactory.console import Console
 from memfactory.errors import ConfigError
 from memfactory.evaluate.answer_rows import answer_row
@@ -20,7 +21,8 @@ from memfactory.evaluate.progress import shown_progress
 from memfactory.evaluate.questions import asked_about_conversation, asked_about_documents, asked_by_rows
 from memfactory.evaluate.targets import without_unused
 from memfactory.files import JsonLinesWriter, json_line, read_json_lines
-from memfactory.types import Decoding, Episode, Task
+from memfactory.rollout import texts_read
+from memfactory.types import Decoding, Episode, Reading, Task
 
 GREEDY = Decoding(temperature=0.0)
 IGNORED = ("temperature", "top_p", "top_k")
@@ -53,7 +55,8 @@ def run_inference(
     errors = Console(stderr=True)
     _refuse_misfits(question, documents, conversation, input)
     _refuse_ignored(resolved)
-    resolved = without_unused(resolved, {})
+    resolved, limits = reading_all(without_unused(resolved, {}))
+    readings: dict[str, Reading | None] = {}
     if input is not None:
         tasks, problems = asked_by_rows(resolved, input)
     elif conversation is not None:
@@ -77,16 +80,33 @@ def run_inference(
                         told = f"not answered: {episode.task.id}: {episode.failure}"
                         errors.print(told, style="red", markup=False, highlight=False, soft_wrap=True)
                         continue
+                    readings[episode.task.id] = episode.reading
                     row = answer_row(episode, configuration)
                     if file is not None:
                         file.append(row)
                     else:
                         bare = input is None and not as_json
                         console.out(f"{episode.answer or ''}\n" if bare else json_line(row), end="", highlight=False)
+    for note in _of_reading(resolved, readings, limits):
+        errors.print(note, style="yellow", markup=False, highlight=False, soft_wrap=True)
     if output is not None:
         told = f"{output}: {len(missing) - failed} answers written, {len(tasks) - len(missing)} were there"
         errors.print(told, highlight=False, markup=False, soft_wrap=True)
     return 1 if problems or failed else 0
+
+
+def _of_reading(resolved: Resolved, readings: Mapping[str, Reading | None], limits: Sequence[Limit]) -> Iterator[str]:
+    """What is to be said of texts of which part was left out, or would have been in training and evaluation."""
+    options = {slot: module.options for slot, module in resolved.config.agent.modules.items()}
+    if (cut := texts_read(readings).warning(options)) is not None:
+        yield cut
+    longest = max((reading.read for reading in readings.values() if reading is not None), default=0)
+    for limit in limits:
+        if longest > limit.tokens:
+            yield (
+                f"read whole: up to {longest:,} tokens, where training and evaluation read {limit.tokens:,} of a text; "
+                f"{limit.key}={limit.value} on the command line does so here too"
+            )
 
 
 def _refuse_ignored(resolved: Resolved) -> None:

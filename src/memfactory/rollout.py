@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Protocol
 
-from memfactory.dialogue import Agent, play
+from memfactory.dialogue import Agent, ModuleOptions, play
 from memfactory.engines.base import Engine
-from memfactory.types import Decoding, Episode, Group, Reward, Task, Trajectory, Turn
+from memfactory.registry import Options
+from memfactory.types import Decoding, Episode, Group, Reading, Reward, Task, Trajectory, Turn
 
 log = logging.getLogger("memfactory")
 
@@ -69,9 +70,59 @@ def warn_of_failures(failures: Sequence[tuple[str, str]], attempts: int, unknown
         )
 
 
+@dataclass(frozen=True)
+class TextsRead:
+    """How much of so many texts was read: tokens `read` and `dropped` of all, and how many texts lost some (`cut`)."""
+
+    texts: int = 0
+    cut: int = 0
+    read: int = 0
+    dropped: int = 0
+
+    @property
+    def dropped_share(self) -> float:
+        """The share of all tokens that were left out."""
+        return self.dropped / (self.read + self.dropped) if self.dropped else 0.0
+
+    def warning(self, options: Mapping[str, Options]) -> str | None:
+        """A sentence on what was left out, with the option that decides it of an agent's modules by slot; None where
+        all was read."""
+        if not self.cut:
+            return None
+        return (
+            f"{self.cut} of {self.texts} texts are longer than what is read of one: {self.dropped:,} of "
+            f"{self.read + self.dropped:,} tokens are left out; {deciding(options)}"
+        )
+
+
+def texts_read(readings: Mapping[str, Reading | None]) -> TextsRead:
+    """How much of the texts of the tasks called so was read, as far as their modules say."""
+    known = [reading for reading in readings.values() if reading is not None]
+    return TextsRead(
+        texts=len(known),
+        cut=sum(reading.dropped > 0 for reading in known),
+        read=sum(reading.read for reading in known),
+        dropped=sum(reading.dropped for reading in known),
+    )
+
+
+def deciding(options: Mapping[str, Options]) -> str:
+    """Which of the options of an agent's modules, by slot, decides how much of a text is read."""
+    told = []
+    for slot, given in options.items():
+        for name, whole in list(given.limits.items())[:1] if isinstance(given, ModuleOptions) else []:
+            now, all_of_it = getattr(given, name), "null" if whole is None else whole
+            if now != whole:
+                key = f"agent.modules.{slot}.{name}"
+                told.append(f"{key} is {now}, and {key}={all_of_it} reads all")
+    return " and ".join(told) or "a module of the agent decides how much"
+
+
 def _trajectory(episode: Episode, reward: Reward) -> Trajectory:
     """A finished episode with its reward; rewards asked for at a module's end credit that module's steps."""
     asked = {step: given.total for step, given in episode.step_rewards.items()}
     if asked:
         reward = replace(reward, steps=MappingProxyType({**asked, **reward.steps}))
-    return Trajectory(episode.member, tuple(episode.turns), episode.answer, reward, episode.failure, episode.overlong)
+    return Trajectory(
+        episode.member, tuple(episode.turns), episode.answer, reward, episode.failure, episode.overlong, episode.reading
+    )

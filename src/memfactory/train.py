@@ -21,7 +21,7 @@ from memfactory.config.training import GrpoOptions, LoopOptions, OnlineOptions, 
 from memfactory.environment import describe_environment, process_rank
 from memfactory.errors import ConfigError, DataError
 from memfactory.evaluate.attempts import UnknownScores, evaluate_tasks
-from memfactory.evaluate.results import EvalHistory
+from memfactory.evaluate.results import DatasetResult, EvalHistory
 from memfactory.evaluate.targets import reading_env
 from memfactory.figures import draw_run
 from memfactory.files import set_aside, write_json, write_whole
@@ -106,6 +106,7 @@ class LiveRun:
     trackers: Trackers | None = None
     history: EvalHistory = field(default_factory=EvalHistory)
     tasks: dict[str, tuple[Task, ...]] = field(default_factory=dict)
+    cut: set[str] = field(default_factory=set)
 
     @property
     def folder(self) -> Path:
@@ -227,10 +228,18 @@ class LiveRun:
                 if step == 0:
                     raise
                 log.warning("step %d: %s is left out of the evaluation: %s. Training goes on", step, name, error)
+            self._warn_of_cut(name, results.get(name))
         if results:
             self.history.add(step, results)
             self.history.save(self.folder / "eval.json")
             self.log_evaluation(step)
+
+    def _warn_of_cut(self, name: str, found: DatasetResult | None) -> None:
+        """Say once of a held-out set that its texts are longer than what is read."""
+        cut = None if found is None else found.texts.warning(self.stack.agent.options_by_slot)
+        if cut is not None and name not in self.cut:
+            self.cut.add(name)
+            log.warning("data.eval.%s: %s", name, cut)
 
     def log_evaluation(self, step: int) -> None:
         if self.trackers is not None:

@@ -29,7 +29,10 @@ class TranscriptTurn:
 
 @dataclass(frozen=True)
 class Transcript:
-    """One trajectory as it was trained on. `advantage` is by module step; a step that trains nothing is not in it."""
+    """One trajectory as it was trained on. `advantage` is by module step; a step that trains nothing is not in it.
+
+    `tokens_read` and `tokens_dropped` say how much of its text it was shown; None: its modules do not say.
+    """
 
     step: int
     task_id: str
@@ -41,8 +44,11 @@ class Transcript:
     advantage: Mapping[str, float | None]
     answer: str | None
     turns: tuple[TranscriptTurn, ...]
+    tokens_read: int | None = None
+    tokens_dropped: int | None = None
 
     def to_json(self) -> dict[str, object]:
+        read = {"tokens_read": self.tokens_read, "tokens_dropped": self.tokens_dropped} if self.is_read else {}
         return {
             "step": self.step,
             "task_id": self.task_id,
@@ -53,7 +59,13 @@ class Transcript:
             "advantage": dict(self.advantage),
             "answer": self.answer,
             "turns": [asdict(turn) for turn in self.turns],
+            **read,
         }
+
+    @property
+    def is_read(self) -> bool:
+        """Whether its modules say how much of the text they read."""
+        return self.tokens_read is not None
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> Transcript:
@@ -63,6 +75,8 @@ class Transcript:
             answers=tuple(value["answers"]),
             reward=reward["total"],
             parts=reward["parts"],
+            tokens_read=value.get("tokens_read"),
+            tokens_dropped=value.get("tokens_dropped"),
             turns=tuple(
                 TranscriptTurn(**{**turn, "messages": tuple(Message(**message) for message in turn["messages"])})
                 for turn in value["turns"]
@@ -107,6 +121,8 @@ def _transcript(step: int, group: Group, trajectory: Trajectory, advantage: Mapp
         advantage=advantage,
         answer=trajectory.answer,
         turns=tuple(_turn(turn) for turn in trajectory.turns),
+        tokens_read=None if trajectory.reading is None else trajectory.reading.read,
+        tokens_dropped=None if trajectory.reading is None else trajectory.reading.dropped,
     )
 
 

@@ -219,6 +219,18 @@ class Reward:
         return self.steps.get(step, self.total)
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How many tokens of its text an attempt was shown (`read`), and how many an option left out (`dropped`)."""
+
+    read: int
+    dropped: int = 0
+
+    def __post_init__(self) -> None:
+        if self.read < 0 or self.dropped < 0:
+            raise ValueError(f"tokens are counted from 0, got {self.read} read and {self.dropped} dropped")
+
+
 @dataclass
 class Episode:
     """One attempt at a task while it is being played: the only value here that changes.
@@ -257,6 +269,12 @@ class Episode:
     answer_form: AnswerForm | None = None
     shared: list[Episode] = field(default_factory=list)
     changed_times: list[int] = field(default_factory=list)
+    reading: Reading | None = None
+
+    def note_reading(self, read: int, dropped: int = 0) -> None:
+        """Note that a module was shown `read` more tokens of the text, and was not shown `dropped` more."""
+        before = self.reading or Reading(0)
+        self.reading = Reading(before.read + read, before.dropped + dropped)
 
     def check(self, step: str, value: float) -> None:
         """Note how well a reply of module step `step` kept to its format."""
@@ -265,7 +283,7 @@ class Episode:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """A finished attempt; `failure` and `overlong` are those of its episode."""
+    """A finished attempt; `failure`, `overlong` and `reading` are those of its episode."""
 
     member: int
     turns: tuple[Turn, ...]
@@ -273,6 +291,7 @@ class Trajectory:
     reward: Reward
     failure: str | None = None
     overlong: bool = False
+    reading: Reading | None = None
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ class BankAgent(Agent):
             built = yield Shared(key, _unasked(replace(task, conversation=conversation), key), self.build)
             assert isinstance(built, Episode) and built.bank is not None
             episode.bank, episode.memory = built.bank.fork(), built.memory
-            _take_checks(episode, built)
+            _take_notes(episode, built)
         else:
             yield from self.build(episode)
         yield from self.modules["retriever"].play(episode)
@@ -70,7 +70,7 @@ class BankAgent(Agent):
                 found = yield Shared(key, _unasked(replace(episode.task, conversation=part), key), self._extract)
                 assert isinstance(found, Episode)
                 episode.candidates = found.candidates
-                _take_checks(episode, found)
+                _take_notes(episode, found)
             else:
                 yield from self.modules["extractor"].play(episode)
             yield from self.modules["updater"].play(episode)
@@ -107,8 +107,10 @@ def _unasked(task: Task, name: str) -> Task:
     return replace(task, id=name, question=UNASKED, answers=(), context="", evidence=(), messages=(), meta=frozen())
 
 
-def _take_checks(episode: Episode, other: Episode) -> None:
-    """What replies in shared work were marked counts for each who shares it."""
+def _take_notes(episode: Episode, other: Episode) -> None:
+    """What was read in shared work, and what its replies were marked, counts for each who shares it."""
+    if other.reading is not None:
+        episode.note_reading(other.reading.read, other.reading.dropped)
     for step, marks in other.checks.items():
         for mark in marks:
             episode.check(step, mark)

@@ -20,6 +20,8 @@ from memfactory.redaction import is_secret, redacted_message
 
 COMMAND_LINE = 1_000_000
 """The layer of overrides: above every file."""
+SAID_THERE = "command line: "
+"""How the origin of what an override says begins."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +35,10 @@ class Override:
     @property
     def origin(self) -> Origin:
         if is_secret(self.path[-1]):
-            return Origin(f"command line: {dotted(self.path)}=***", layer=COMMAND_LINE)
+            return Origin(f"{SAID_THERE}{dotted(self.path)}=***", layer=COMMAND_LINE)
         if isinstance(self.value, dict | list):
-            return Origin(f"command line: {dotted(self.path)}={shown(self.value)}", layer=COMMAND_LINE)
-        return Origin(f"command line: {redacted_message(self.text)}", layer=COMMAND_LINE)
+            return Origin(f"{SAID_THERE}{dotted(self.path)}={shown(self.value)}", layer=COMMAND_LINE)
+        return Origin(f"{SAID_THERE}{redacted_message(self.text)}", layer=COMMAND_LINE)
 
 
 def parse_override(text: str) -> Override:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from memfactory.evaluate.records import turn_record
+from memfactory.evaluate.records import reading_json, turn_record
 from memfactory.memory.trace import TracedTurn, change_json, item_json, traced_turns
 from memfactory.types import Episode
 
@@ -22,6 +22,7 @@ def answer_row(episode: Episode, configuration: str) -> dict[str, object]:
         "question": episode.task.question,
         "answer": episode.answer,
         "memory": episode.memory,
+        **reading_json(episode.reading),
         **({} if episode.bank is None else _of_bank(episode, traced)),
         "turns": [
             {**asdict(turn_record(one.turn)), **({"shared": True} if one.shared else {})}  #

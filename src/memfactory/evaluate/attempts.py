@@ -20,7 +20,7 @@ from memfactory.evaluate.records import RecordFile, SampleRecord, record
 from memfactory.evaluate.results import DatasetResult, MetricResult, metric_result
 from memfactory.evaluate.statistics import question_means
 from memfactory.registry import REWARDS
-from memfactory.rollout import warn_of_failures
+from memfactory.rollout import texts_read, warn_of_failures
 from memfactory.types import Decoding, Episode, Task, Turn
 
 log = logging.getLogger("memfactory")
@@ -222,6 +222,7 @@ class _Collected:
             data_hash=data_hash(tasks),
             by_question=means,
             categories=by_category(means, tasks),
+            texts=texts_read({task_id: row.reading for (task_id, _), row in self.found.items()}),
         )
 
 

@@ -16,7 +16,7 @@ from memfactory.files import JsonLinesWriter, read_json_lines
 from memfactory.memory.bank import BankSource, MemoryBank
 from memfactory.memory.trace import item_json
 from memfactory.memory.wording import shown
-from memfactory.types import AnswerForm, Episode, MemoryItem, Reply, Stop, Task, Turn
+from memfactory.types import AnswerForm, Episode, MemoryItem, Reading, Reply, Stop, Task, Turn
 
 Fingerprint = Mapping[str, str | None]
 """What a file's samples depend on, by name; None: does not apply (no judge was used)."""
@@ -58,7 +58,8 @@ class SampleRecord:
     `answer_text` is the reply that the answer was taken from, where it is more than the answer. `memory` is that of a
     recurrent agent; `bank` says what is kept of a memory bank. An attempt with a `failure` could
     not be played to its end: its scores are unknown, and it is to be played again. What follows `turns` is written only
-    where there is any.
+    where there is any: `tokens_read` and `tokens_dropped` say how much of its text it was shown (None: its modules do
+    not say).
     """
 
     dataset: str
@@ -70,6 +71,8 @@ class SampleRecord:
     memory: str
     scores: Mapping[str, float | None]
     turns: tuple[TurnRecord, ...]
+    tokens_read: int | None = None
+    tokens_dropped: int | None = None
     retrieved: tuple[MemoryItem, ...] = ()
     citations: tuple[str, ...] | None = None
     checks: Mapping[str, tuple[float, ...]] = field(default_factory=lambda: MappingProxyType({}))
@@ -81,6 +84,8 @@ class SampleRecord:
     def to_json(self) -> dict[str, object]:
         values = {**vars(self), "scores": dict(self.scores), "turns": [asdict(turn) for turn in self.turns]}
         optional = {
+            "tokens_read": self.tokens_read,
+            "tokens_dropped": self.tokens_dropped,
             "retrieved": [item_json(item) for item in self.retrieved],
             "citations": self.citations,
             "checks": dict(self.checks),
@@ -108,6 +113,11 @@ class SampleRecord:
         except (KeyError, TypeError) as error:
             raise DataError(f"{str(value)[:80]} is no record of a sample: {error}") from None
 
+    @property
+    def reading(self) -> Reading | None:
+        """How much of its text it was shown."""
+        return None if self.tokens_read is None else Reading(self.tokens_read, self.tokens_dropped or 0)
+
     def episode(self, task: Task) -> Episode:
         """The finished attempt again, as far as scoring it needs."""
         turns = [Turn(turn.step, (), Reply(turn.text, turn.stop), False) for turn in self.turns]
@@ -122,6 +132,7 @@ class SampleRecord:
             citations=self.citations,
             checks={step: list(marks) for step, marks in self.checks.items()},
             failure=self.failure,
+            reading=self.reading,
             answer_text=self.answer if self.answer_text is None else self.answer_text,
             answer_form=self.answer_form,
         )
@@ -140,6 +151,7 @@ def record(dataset: str, episode: Episode, scores: Mapping[str, float | None]) -
         memory=episode.memory if episode.bank is None else "",
         scores=dict(scores),
         turns=tuple(map(turn_record, episode.turns)),
+        **reading_json(episode.reading),
         retrieved=(
             *episode.retrieved[:WHOLE_ITEMS],
             *(replace(item, key="", value="") for item in episode.retrieved[WHOLE_ITEMS:]),
@@ -158,6 +170,12 @@ def _bank_record(bank: MemoryBank, task: Task) -> BankRecord:
     sources = {source for item in items for source in item.sources}
     words = sum(len(shown(item).split()) for item in items)
     return BankRecord(len(items), words, tuple(id for id in task.evidence if id in sources))
+
+
+def reading_json(reading: Reading | None) -> dict[str, int | None]:
+    """How much of a text was read, as every kind of record has it."""
+    read, dropped = (None, None) if reading is None else (reading.read, reading.dropped)
+    return {"tokens_read": read, "tokens_dropped": dropped}
 
 
 def _item(value: Mapping[str, Any]) -> MemoryItem:

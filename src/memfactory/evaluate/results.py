@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from memfactory.errors import DataError
 from memfactory.evaluate.statistics import Estimate, Scores, avg_at_k, mean_pass_at_k, paired_difference
 from memfactory.files import write_whole
+from memfactory.rollout import TextsRead
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ class DatasetResult:
 
     `truncated` is the share of the attempts' own replies that were cut by length (not of those in work that attempts
     share), `data_hash` names the tasks' contents, and `by_question` holds each metric's question means, for paired
-    differences. `categories` holds each metric's estimate by category of questions, where there are several.
+    differences. `categories` holds each metric's estimate by category of questions, where there are several. `texts`
+    says how much of the questions' texts was read.
     """
 
     metrics: Mapping[str, MetricResult]
@@ -58,6 +60,7 @@ class DatasetResult:
     data_hash: str
     by_question: Mapping[str, Mapping[str, float]]
     categories: Mapping[str, Mapping[str, Estimate]] = field(default_factory=lambda: MappingProxyType({}))
+    texts: TextsRead = field(default_factory=TextsRead)
 
     @property
     def headline(self) -> str:
@@ -74,6 +77,7 @@ class DatasetResult:
             "questions": self.questions,
             "samples": self.samples,
             "truncated": self.truncated,
+            "texts": asdict(self.texts),
             "data_hash": self.data_hash,
             **({"categories": categories} if categories else {}),
         }
@@ -98,6 +102,7 @@ class DatasetResult:
             truncated=value["truncated"],
             data_hash=value["data_hash"],
             by_question=by_question,
+            texts=TextsRead(**value.get("texts", {})),
             categories={
                 metric: {category: Estimate(**found) for category, found in estimates.items()}
                 for metric, estimates in value.get("categories", {}).items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -28,6 +29,8 @@ from memfactory.evaluate.targets import Settings, Target, prepare, reading_env
 from memfactory.files import write_json, write_whole
 from memfactory.locks import folder_lock
 from memfactory.types import Task
+
+log = logging.getLogger("memfactory")
 
 
 @dataclass
@@ -184,7 +187,7 @@ def _evaluate_dataset(
         _records(target, name, every, output, overwrite=False) as records,
         shown_progress(errors, f"{target.label} on {name}") as on_progress,
     ):
-        return evaluate_tasks(
+        found = evaluate_tasks(
             stack.agent,
             stack.env,
             tasks,
@@ -198,6 +201,9 @@ def _evaluate_dataset(
             window=attempts_under_way(target.resolved.config.engine),
             on_progress=on_progress,
         )
+    if (cut := found.texts.warning(stack.agent.options_by_slot)) is not None:
+        log.warning("%s on %s: %s", target.label, name, cut)
+    return found
 
 
 def _datasets(targets: Sequence[Target]) -> list[str]:

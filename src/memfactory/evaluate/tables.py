@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
@@ -13,11 +13,14 @@ from rich.text import Text
 
 from memfactory.evaluate.results import DatasetResult, MetricResult, differences
 from memfactory.evaluate.statistics import Estimate
+from memfactory.rollout import TextsRead
 
 Results = Mapping[str, Mapping[str, DatasetResult]]
 """Model to dataset to result; a dataset that failed is not there."""
 
 NOTHING = "–"
+LEFT_OUT = "text left out"
+"""The column that is there where part of a text was not shown to an agent."""
 
 
 @dataclass(frozen=True)
@@ -55,18 +58,20 @@ def main_table(results: Results, datasets: Sequence[str], notes: Sequence[str] =
     """Rows are models, columns datasets by their headline metric, then the average over the datasets.
 
     The headline is the first model's first metric that all models have. A model without a result in every dataset has
-    no average. `notes` come before the numbers.
+    no average. Where text was left out a last column says how much. `notes` come before the numbers.
     """
     headlines = {name: headline(results, name) for name in datasets}
+    cut = _is_cut(results)
     rows = []
     for model, by_dataset in results.items():
         found = [_metric(by_dataset.get(name), headlines[name]) for name in datasets]
         whole = [cell.mean for cell in found if cell is not None]
         average = f"{fmean(whole):.4f}" if len(whole) == len(datasets) else NOTHING
-        rows.append((model, *(NOTHING if cell is None else _value(cell.estimate) for cell in found), average))
+        cells = (NOTHING if cell is None else _value(cell.estimate) for cell in found)
+        rows.append((model, *cells, average, *([_left_out(by_dataset.values())] if cut else [])))
     samples = sorted({result.samples for by_dataset in results.values() for result in by_dataset.values()})
     title = f"avg@{'/'.join(map(str, samples))} ± standard error, clustered by question" if samples else "No result"
-    header = ("model", *(_column(name, headlines[name]) for name in datasets), "average")
+    header = ("model", *(_column(name, headlines[name]) for name in datasets), "average", *([LEFT_OUT] if cut else []))
     return Grid(title, header, tuple(rows), notes=(*notes, *_incomparable(results, headlines)))
 
 
@@ -105,8 +110,23 @@ def headline(results: Results, dataset: str) -> str | None:
     return next((name for name in found[0].metrics if all(name in other.metrics for other in found)), None)
 
 
+def _is_cut(results: Results) -> bool:
+    """Whether part of a text was left out anywhere."""
+    return any(result.texts.cut for by_dataset in results.values() for result in by_dataset.values())
+
+
+def _left_out(found: Iterable[DatasetResult]) -> str:
+    """The share of the texts' tokens that were left out, and of how many texts."""
+    texts = [result.texts for result in found]
+    whole = TextsRead(
+        *(sum(counts) for counts in zip(*((t.texts, t.cut, t.read, t.dropped) for t in texts), strict=True))
+    )
+    return f"{whole.dropped_share:.1%} ({whole.cut} of {whole.texts} texts)"
+
+
 def detail_table(results: Results) -> Grid:
     """A line for every model, dataset and metric."""
+    cut = _is_cut(results)
     header = ("model", "dataset", "metric", "n", "k", "value", "±", "95 % interval", "pass@k", "unknown", "truncated")
     rows = [
         (
@@ -121,12 +141,13 @@ def detail_table(results: Results) -> Grid:
             f"{found.pass_at[max(found.pass_at)]:.4f}" if found.pass_at else NOTHING,
             str(found.unknown),
             f"{result.truncated:.1%}",
+            *([_left_out([result])] if cut else []),
         )
         for model, by_dataset in results.items()
         for name, result in by_dataset.items()
         for metric, found in result.metrics.items()
     ]
-    return Grid("All metrics", header, tuple(rows), texts=3)
+    return Grid("All metrics", (*header, *([LEFT_OUT] if cut else [])), tuple(rows), texts=3)
 
 
 def category_tables(results: Results, datasets: Sequence[str]) -> list[Grid]:

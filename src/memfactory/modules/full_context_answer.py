@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -11,8 +12,8 @@ from memfactory.answers import answer_part, keeps_form
 from memfactory.dialogue import AnswerModuleOptions, Ask, Asking, Module
 from memfactory.memory.wording import whole
 from memfactory.registry import MODULES
-from memfactory.text import fill, keep_ends
-from memfactory.types import Episode, Message
+from memfactory.text import fill, keep_ends, token_spans
+from memfactory.types import Episode, Message, Reading
 
 FULL_CONTEXT_PROMPT = """\
 Answer the question from the conversation: write **Answer:** and the answer in as few words as possible. Where what is
@@ -30,6 +31,7 @@ said contradicts itself, the latest counts.
 class FullContextAnswerOptions(AnswerModuleOptions):
     """Options of `full_context_answer`."""
 
+    limits: ClassVar[Mapping[str, object]] = MappingProxyType({"context_tokens": None})
     prompt: str = FULL_CONTEXT_PROMPT
     """The wording; {conversation} and {question} are filled in."""
     max_tokens: int = Field(1024, ge=1)
@@ -38,6 +40,10 @@ class FullContextAnswerOptions(AnswerModuleOptions):
     """The most tokens of the conversation that are shown; null: all of it."""
     keep: Literal["last", "center", "first"] = "last"
     """What is kept of a longer one: its end, its beginning, or both without its middle (center)."""
+
+    @property
+    def most_tokens(self) -> int | None:
+        return self.context_tokens
 
     @property
     def answer_prompt(self) -> str:
@@ -57,21 +63,24 @@ class FullContextAnswer(Module):
     steps = ("answer",)
 
     def dialogue(self, episode: Episode) -> Asking:
-        values = {"conversation": self.shortened(whole(episode.task)), "question": episode.task.question}
+        text, reading = self.shortened(whole(episode.task))
+        episode.note_reading(reading.read, reading.dropped)
+        values = {"conversation": text, "question": episode.task.question}
         prompt = fill(self.options.prompt, values)
         reply = yield Ask("answer", (Message("user", prompt),), self.options.max_tokens)
         part = answer_part(reply.text, self.options.asked_form)
         self.give_answer(episode, part)
         episode.check("answer", float(keeps_form(part, self.options.asked_form)))
 
-    def shortened(self, text: str) -> str:
-        """`text`, or the declared part of it where it has more than `context_tokens` tokens."""
+    def shortened(self, text: str) -> tuple[str, Reading]:
+        """`text`, or the declared part of it where it has more than `context_tokens` tokens; and how much that is."""
         limit = self.options.context_tokens
         if limit is None:
-            return text
+            return text, Reading(sum(len(part) for part in token_spans(text, self.codec.offsets)))
         offsets = self.codec.offsets(text)
         if len(offsets) <= limit:
-            return text
+            return text, Reading(len(offsets))
+        reading = Reading(limit, len(offsets) - limit)
         if self.options.keep == "center":
-            return keep_ends(text, [offsets], limit)
-        return text[offsets[-limit][0] :] if self.options.keep == "last" else text[: offsets[limit - 1][1]]
+            return keep_ends(text, [offsets], limit), reading
+        return text[offsets[-limit][0] :] if self.options.keep == "last" else text[: offsets[limit - 1][1]], reading

@@ -48,7 +48,9 @@ class NaiveExtractor(Module):
         episode.candidates = ()
         if not episode.heard:
             return
-        prompt = fill(self.options.prompt, {"conversation": spoken(episode.heard)})
+        conversation = spoken(episode.heard)
+        episode.note_reading(len(self.codec.offsets(conversation)))
+        prompt = fill(self.options.prompt, {"conversation": conversation})
         reply = yield Ask("extract", (Message("user", prompt),), self.options.max_tokens)
         found = parse_extraction(reply.text)
         episode.candidates = traced(found.candidates, episode.heard, self.options.namespaces)

@@ -15,7 +15,7 @@ from memfactory.errors import DataError
 from memfactory.memory.wording import whole
 from memfactory.registry import MODULES, Options
 from memfactory.text import after_thinking, chunk_cuts, fill, keep_ends, placeholders, token_spans
-from memfactory.types import Codec, Episode, Message
+from memfactory.types import Codec, Episode, Message, Reading
 
 Order = Literal["memory_first", "section_first"]
 
@@ -105,6 +105,7 @@ class Prompts(Options):
 class RecurrentMemoryOptions(AnswerModuleOptions):
     """Options of `recurrent_memory`."""
 
+    limits: ClassVar[Mapping[str, object]] = MappingProxyType({"max_chunks": None, "truncate": "none"})
     chunk_tokens: int = Field(2500, ge=1)
     """Tokens of one section of the text."""
     max_chunks: int | None = Field(None, ge=1)
@@ -127,6 +128,10 @@ class RecurrentMemoryOptions(AnswerModuleOptions):
     @property
     def answer_prompt(self) -> str:
         return self.prompts.answer
+
+    @property
+    def most_tokens(self) -> int | None:
+        return None if self.max_chunks is None or self.truncate == "none" else self.max_chunks * self.chunk_tokens
 
     @model_validator(mode="before")
     @classmethod
@@ -175,7 +180,7 @@ class RecurrentMemoryModule(Module):
         `truncate: error`.
         """
         options, limit = self.options, self._limit
-        kept, cuts, tokens = self._remembered_cuts(context)
+        kept, cuts, _, tokens = self._remembered_cuts(context)
         if limit is not None and tokens > limit and options.truncate == "error":
             raise DataError(
                 f"the context of task {task_id!r} has {tokens} tokens, but max_chunks x chunk_tokens is "
@@ -183,27 +188,37 @@ class RecurrentMemoryModule(Module):
             )
         return (kept[start:end] for start, end in pairwise(cuts))
 
+    def reading(self, context: str) -> Reading:
+        """How many tokens of `context` its sections hold, and how many they leave out."""
+        _, _, kept, tokens = self._remembered_cuts(context)
+        return Reading(kept, tokens - kept)
+
     @property
     def _limit(self) -> int | None:
         """The most tokens that `max_chunks` sections hold; None: any number."""
         return None if self.options.max_chunks is None else self.options.max_chunks * self.options.chunk_tokens
 
-    def _cut(self, context: str) -> tuple[str, tuple[int, ...], int]:
-        """What is kept of `context`, where that is cut, and how many tokens `context` has."""
+    def _cut(self, context: str) -> tuple[str, tuple[int, ...], int, int]:
+        """What is kept of `context`, where that is cut, how many tokens of it are kept and how many `context` has."""
         size, limit = self.options.chunk_tokens, self._limit
         cuts, tokens = chunk_cuts(context, token_spans(context, self.codec.offsets), size)
+        read = tokens
         if limit is not None and tokens > limit and self.options.truncate == "center":
             context = keep_ends(context, token_spans(context, self.codec.offsets), limit)
             cuts, _ = chunk_cuts(context, token_spans(context, self.codec.offsets), size)
             if len(cuts) > (self.options.max_chunks or 0) + 1:
                 # Cutting out the middle can join two tokens into others, a few more than there were.
                 cuts = [*cuts[: self.options.max_chunks], cuts[-1]]
-        return context, tuple(cuts), tokens
+            read = limit
+        return context, tuple(cuts), read, tokens
 
     def dialogue(self, episode: Episode) -> Asking:
         options, task = self.options, episode.task
         episode.memory = options.empty_memory
-        for section in self.chunks(whole(task), task.id):
+        text = whole(task)
+        sections, reading = self.chunks(text, task.id), self.reading(text)
+        episode.note_reading(reading.read, reading.dropped)
+        for section in sections:
             values = {"question": task.question, "prompt": task.question, "memory": episode.memory}
             values |= {"section": section, "chunk": section}
             reply = yield self._ask("update", options.prompts.update, values, options.memory_tokens)

@@ -55,6 +55,8 @@ class TopicExtractor(Module):
         episode.candidates = ()
         speakers = list(dict.fromkeys(turn.speaker for turn in heard))
         conversation = bracketed([spoken([turn]) for turn in heard])
+        if heard:
+            episode.note_reading(len(self.codec.offsets(conversation)))
         for speaker in speakers if options.each_speaker else [" and ".join(speakers)] if speakers else []:
             prompt = fill(options.prompt, {"conversation": conversation, "speaker": speaker})
             reply = yield Ask("extract", (Message("user", prompt),), options.max_tokens)

@@ -6,6 +6,7 @@ stop is the run's business, which it is handed as a `Run`.
 
 from __future__ import annotations
 
+import logging
 import shutil
 import time
 from abc import ABC, abstractmethod
@@ -24,8 +25,11 @@ from memfactory.config.training import LoopOptions
 from memfactory.dialogue import stream_seed
 from memfactory.engines.base import WeightHolder, Weights
 from memfactory.errors import ConfigError, MemFactoryError
+from memfactory.rollout import TextsRead
 from memfactory.trainers.checkpoint import TrainState, load_state, save_checkpoint
 from memfactory.whole_folders import written_whole
+
+log = logging.getLogger("memfactory")
 
 
 class Interrupted(Exception):
@@ -105,6 +109,7 @@ class Trainer(ABC):
         self.state = TrainState()
         self._saved_at = time.monotonic()
         self._saved_step = 0
+        self._told_of_cut = False
         # The version of the weights that each engine with a copy has.
         self._handed: dict[int, int] = {}
 
@@ -132,6 +137,13 @@ class Trainer(ABC):
             )
         self.trained.load(checkpoint, optimizer)
         self._saved_step = self.state.step
+
+    def warn_of_cut(self, step: int, texts: TextsRead) -> None:
+        """Say once in a run that texts are longer than what is read of them."""
+        cut = texts.warning(self.stack.agent.options_by_slot)
+        if cut is not None and self.run.main and not self._told_of_cut:
+            self._told_of_cut = True
+            log.warning("step %d: %s. metrics.jsonl has the share of every step as texts/dropped", step, cut)
 
     def rest_engines(self) -> None:
         """Engines with their own copy of the weights give their memory to the training pass."""

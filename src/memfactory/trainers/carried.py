@@ -14,7 +14,7 @@ from typing import Any
 
 from memfactory.files import write_json
 from memfactory.trainers.batch import TrainingTurn
-from memfactory.types import Group, Message, Reply, Reward, Task, Tokens, Trajectory, Turn
+from memfactory.types import Group, Message, Reading, Reply, Reward, Task, Tokens, Trajectory, Turn
 
 FILE = "carried.json"
 TaskAt = Callable[[int], Task]
@@ -64,6 +64,7 @@ def _trajectory_json(trajectory: Trajectory) -> dict[str, Any]:
         "reward": {"total": reward.total, "parts": dict(reward.parts), "steps": dict(reward.steps)},
         "failure": trajectory.failure,
         "overlong": trajectory.overlong,
+        "reading": None if trajectory.reading is None else asdict(trajectory.reading),
         "turns": [asdict(turn) for turn in trajectory.turns],
     }
 
@@ -75,6 +76,7 @@ def _trajectory(value: Mapping[str, Any]) -> Trajectory:
         **{name: value[name] for name in ("member", "answer", "failure", "overlong")},
         turns=tuple(map(_turn, value["turns"])),
         reward=given,
+        reading=None if value.get("reading") is None else Reading(**value["reading"]),
     )
 
 

@@ -35,7 +35,7 @@ from memfactory.trainers.measures import summarized
 from memfactory.trainers.order import upcoming
 from memfactory.trainers.overlong import OverlongTasks, fitting_tasks
 from memfactory.trainers.policy import Policy
-from memfactory.trainers.rollout_metrics import gathered_metrics, gathered_rewards
+from memfactory.trainers.rollout_metrics import gathered_metrics, gathered_rewards, gathered_texts
 from memfactory.trainers.speed import device_metrics, device_peak, training_flops
 from memfactory.trainers.unknown import count_unknown, excess, summed
 from memfactory.transcripts import write_transcripts
@@ -72,6 +72,8 @@ class GrpoTrainer(Trainer):
         begun = time.monotonic()
         sampled, cursor = self.collect(step)
         rolled_out = time.monotonic()
+        texts = gathered_texts(sampled)
+        self.warn_of_cut(step, texts)
 
         self.run.status("training")
         self.rest_engines()
@@ -93,6 +95,7 @@ class GrpoTrainer(Trainer):
         trained = time.monotonic()
         metrics = {
             **gathered_metrics(sampled),
+            **({"texts/dropped": texts.dropped_share} if texts.texts else {}),
             **summarized(updates),
             "seconds/rollout": rolled_out - begun,
             "seconds/train": trained - rolled_out,

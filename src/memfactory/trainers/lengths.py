@@ -13,6 +13,7 @@ from memfactory.engines.loading import load_chat
 from memfactory.engines.options import ModelConfig
 from memfactory.engines.scripted import ScriptedEngine
 from memfactory.errors import ConfigError, MemFactoryError
+from memfactory.rollout import TextsRead, texts_read
 from memfactory.types import Codec, Episode, Message, Sampling, Task
 
 SAMPLED_TASKS = 16
@@ -20,7 +21,10 @@ SAMPLED_TASKS = 16
 
 @dataclass(frozen=True)
 class Lengths:
-    """Turns of one trajectory at the longest replies: (prompt tokens, reply tokens) of each, averaged over tasks."""
+    """Turns of one trajectory at the longest replies: (prompt tokens, reply tokens) of each, averaged over tasks.
+
+    `texts` says how much of the tasks' texts is read, `cut` what there is to be said of it.
+    """
 
     turns: float
     prompt: float
@@ -28,6 +32,8 @@ class Lengths:
     longest: int
     trained: tuple[str, ...]
     helpers: tuple[str, ...]
+    texts: TextsRead
+    cut: str | None
 
 
 def longest_lengths(resolved: Resolved, problems: list[str], warnings: list[str]) -> Lengths | None:
@@ -87,7 +93,10 @@ def _play_longest(resolved: Resolved, codec: Codec, tasks: Sequence[Task]) -> Le
         for slot, module in agent.modules.items()
         if module.options.interface == "inference"
     ]
+    texts = texts_read({episode.task.id: episode.reading for episode in episodes})
     return Lengths(
+        texts=texts,
+        cut=texts.warning(agent.options_by_slot),
         turns=len(lengths) / len(episodes),
         prompt=fmean(prompt for prompt, _ in lengths),
         reply=fmean(longest for _, longest in lengths),

@@ -15,6 +15,7 @@ from memfactory.data.digest import data_hash
 from memfactory.dialogue import play, stream_seed
 from memfactory.errors import ConfigError, MemFactoryError
 from memfactory.registry import TRAINERS
+from memfactory.rollout import texts_read
 from memfactory.trainers.base import Run, Trainer
 from memfactory.trainers.checkpoint import TrainState
 from memfactory.trainers.learners import Learners
@@ -50,7 +51,10 @@ class OnlineTrainer(Trainer):
         self.stop_on_failures(episodes, step)
         rewards = self.stack.env.score(episodes)
         self.keep_transcripts(step, episodes, rewards)
+        texts = texts_read({episode.task.id: episode.reading for episode in episodes})
+        self.warn_of_cut(step, texts)
         metrics = {**measured(episodes, rewards), **self.learners.learn(episodes)}
+        metrics |= {"texts/dropped": texts.dropped_share} if texts.texts else {}
         return replace(self.state, step=step, cursor=cursor + len(episodes)), metrics
 
     def attempted(self, cursor: int) -> list[Episode]:
@@ -85,7 +89,8 @@ class OnlineTrainer(Trainer):
         """Write the conversations of the first attempts."""
         kept = list(zip(episodes, rewards, strict=True))[: self.options.transcripts_per_step]
         groups = [
-            Group(one.task, (Trajectory(one.member, tuple(one.turns), one.answer, reward),)) for one, reward in kept
+            Group(one.task, (Trajectory(one.member, tuple(one.turns), one.answer, reward, reading=one.reading),))
+            for one, reward in kept
         ]
         if groups:
             write_transcripts(self.run.folder, step, groups, [{} for _ in groups])

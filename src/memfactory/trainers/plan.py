@@ -103,6 +103,7 @@ def make_plan(resolved: Resolved, device: Device | None = None) -> Plan:
         lengths = longest_lengths(resolved, problems, warnings)
     if lengths is not None and isinstance(options, GrpoOptions):
         work += _grpo_work(options, lengths)
+        warnings += [] if lengths.cut is None else [f"of the first training tasks {lengths.cut}"]
         if sizes is not None and lengths.longest > sizes.max_positions:
             problems.append(
                 f"a conversation of {lengths.longest:,} tokens (prompt and longest reply) does not fit the model's "
@@ -190,6 +191,10 @@ def _grpo_work(options: GrpoOptions, lengths: Lengths) -> list[tuple[str, str]]:
         ("tokens per conversation", f"prompt {lengths.prompt:,.0f}, reply at most {lengths.reply:,.0f}"),
         ("tokens per optimizer step", f"at most {tokens / options.minibatches:,.0f}"),
     ]
+    if lengths.texts.texts:
+        texts = lengths.texts
+        left_out = f"{texts.dropped:,} of {texts.read + texts.dropped:,} tokens" if texts.cut else "nothing"
+        rows.append((f"left out of the first {texts.texts} texts", left_out))
     if lengths.helpers:
         rows.append(("frozen helpers asked", ", ".join(lengths.helpers)))
     if options.valid_groups is not None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from accelerate.utils import gather_object
 
+from memfactory.rollout import TextsRead, texts_read
 from memfactory.trainers.batch import has_variance, step_rewards
 from memfactory.trainers.unknown import TOTAL, count_unknown, summed
 from memfactory.types import Group
@@ -20,6 +21,12 @@ def gathered_rewards(groups: Sequence[Group]) -> dict[str, list[float]]:
         for step, values in rewards.items():
             merged.setdefault(step, []).extend(values)
     return merged
+
+
+def gathered_texts(groups: Sequence[Group]) -> TextsRead:
+    """How much of their texts the attempts were shown, each task once."""
+    own = {group.task.id: trajectory.reading for group in groups for trajectory in group.trajectories}
+    return texts_read({task: reading for each in gather_object([own]) for task, reading in each.items()})
 
 
 def gathered_metrics(groups: Sequence[Group]) -> dict[str, float]:

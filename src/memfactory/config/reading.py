@@ -1,0 +1,43 @@
+"""How much of a text the modules of a configuration read: the options that leave some out, and reading all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from memfactory.config.loading import Resolved, plain
+from memfactory.config.overrides import SAID_THERE
+from memfactory.config.schema import AgentSpec
+from memfactory.dialogue import ModuleOptions
+
+
+@dataclass(frozen=True)
+class Limit:
+    """The option that decides how much of a text the module in a slot reads: `key` is `value`, so `tokens` at most."""
+
+    key: str
+    value: object
+    tokens: int
+
+
+def reading_all(resolved: Resolved) -> tuple[Resolved, tuple[Limit, ...]]:
+    """The configuration with every text read whole, unless the command line says how much; the limits that it lost."""
+    modules, lost = dict(resolved.config.agent.modules), []
+    for slot, module in modules.items():
+        options = module.options
+        if not isinstance(options, ModuleOptions) or options.most_tokens is None or _is_said(resolved, slot, options):
+            continue
+        name = next(iter(options.limits))
+        lost.append(Limit(f"agent.modules.{slot}.{name}", getattr(options, name), options.most_tokens))
+        modules[slot] = replace(module, options=options.model_copy(update=dict(options.limits)))
+    if not lost:
+        return resolved, ()
+    agent: AgentSpec = replace(resolved.config.agent, modules=modules)
+    config = resolved.config.model_copy(update={"agent": agent})
+    return replace(resolved, config=config, values=plain(config)), tuple(lost)
+
+
+def _is_said(resolved: Resolved, slot: str, options: ModuleOptions) -> bool:
+    """Whether the command line says how much the module reads."""
+    origins: Mapping[str, str] = resolved.origins
+    return any(origins.get(f"agent.modules.{slot}.{name}", "").startswith(SAID_THERE) for name in options.limits)
