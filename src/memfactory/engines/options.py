@@ -143,11 +143,13 @@ class OpenAIEngineConfig(Sampled):
     concurrency: int = Field(16, ge=1)
     """Requests under way at one time."""
     timeout: float = Field(60.0, gt=0)
-    """Seconds until a request counts as failed."""
+    """Seconds until a request counts as failed, from the first connection to the last byte of the answer."""
     retries: int = Field(4, ge=0)
     """Further tries after 429, 5xx, a timeout or a broken connection, with exponential backoff and jitter."""
     backoff: float = Field(1.0, gt=0)
     """Seconds before the first further try; doubled each time."""
+    longest_wait: float = Field(20.0, ge=0)
+    """Seconds of the longest pause between two tries, whatever the server asks for by Retry-After."""
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     """What the endpoint calls the reply's limit."""
     send_seed: bool = True

@@ -17,7 +17,7 @@ from memfactory.errors import EngineError
 from memfactory.types import Reply
 
 T = TypeVar("T")
-LONGEST_PAUSE = 60.0
+LONGEST_PAUSE = 20.0
 POLL_SECONDS = 0.005
 REFUSING_STATUS = (400, 413, 422)
 """HTTP statuses by which a server refuses one request for what it holds; others it may answer."""
@@ -27,19 +27,26 @@ Ended = Outcome | BaseException
 
 
 class TryAgain(Exception):
-    """One try that may go better the next time; `wait`: the seconds that the server asks for."""
+    """One try that may go better the next time; `wait`: the seconds that the server asks for.
 
-    def __init__(self, reason: str, wait: float | None = None) -> None:
+    `final` is what it becomes once the tries are used up.
+    """
+
+    def __init__(self, reason: str, wait: float | None = None, final: type[EngineError] = EngineError) -> None:
         super().__init__(reason)
-        self.wait = wait
+        self.wait, self.final = wait, final
 
 
 @dataclass(frozen=True)
 class Patience:
-    """How often a request is tried: `retries` further times, after `backoff` seconds that double each time."""
+    """How often a request is tried: `retries` further times, after `backoff` seconds that double each time.
+
+    No pause is longer than `longest` seconds, whatever a server asks for.
+    """
 
     retries: int
     backoff: float
+    longest: float = LONGEST_PAUSE
 
 
 class Waiting:
@@ -50,21 +57,27 @@ class Waiting:
         self._jitter = random.Random(number)
 
     def insist(self, attempt: Callable[[], T], patience: Patience, where: str) -> T:
-        """What `attempt` gives before it has raised TryAgain too often; then EngineError, which names `where`.
+        """What `attempt` gives before it has raised TryAgain too often; then EngineError, which names `where`."""
+        try:
+            return self.repeat(attempt, patience)
+        except TryAgain as failure:
+            tries = patience.retries + 1
+            told = f"{where} gave no reply in {tries} {'tries' if tries > 1 else 'try'}: {failure}"
+            raise failure.final(told) from failure
 
-        The pauses grow exponentially, with jitter, to a minute at most; one that a server asks for counts too.
+    def repeat(self, attempt: Callable[[], T], patience: Patience) -> T:
+        """What `attempt` gives; its last TryAgain where it has raised one too often, or nobody waits any more.
+
+        The pauses grow exponentially, with jitter, to the longest at most; one that a server asks for counts too.
         """
-        tries = patience.retries + 1
-        for number in range(tries):
+        for number in range(patience.retries):
             try:
                 return attempt()
             except TryAgain as failure:
-                reason = failure
-            pause = patience.backoff * 2**number * self._jitter.uniform(0.5, 1.5)
-            pause = min(max(pause, reason.wait or 0.0), LONGEST_PAUSE)
-            if number + 1 < tries and self.cancelled.wait(pause):
-                break
-        raise EngineError(f"{where} gave no reply in {tries} {'tries' if tries > 1 else 'try'}: {reason}")
+                pause = patience.backoff * 2**number * self._jitter.uniform(0.5, 1.5)
+                if self.cancelled.wait(min(max(pause, failure.wait or 0.0), patience.longest)):
+                    raise
+        return attempt()
 
 
 Work = Callable[[Waiting], Reply]

@@ -17,10 +17,11 @@ from typing import Any
 from torch import Tensor
 
 from memfactory.engines.base import Weights
+from memfactory.engines.endpoint import Refused
 from memfactory.engines.options import VllmServerConfig
 from memfactory.engines.pool import Patience, TryAgain, Waiting
 from memfactory.engines.vllm_checks import check_version
-from memfactory.engines.vllm_http import Refused, VllmServer
+from memfactory.engines.vllm_http import VllmServer
 from memfactory.engines.vllm_passing import passing_folder, write_weights
 from memfactory.errors import ConfigError, EngineError
 

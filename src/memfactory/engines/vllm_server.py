@@ -16,7 +16,8 @@ from memfactory.engines.loading import places
 from memfactory.engines.options import ModelConfig, VllmServerConfig
 from memfactory.engines.pool import REFUSING_STATUS, Patience, RequestPool, TryAgain, Waiting, Work
 from memfactory.engines.vllm_checks import check_one_process
-from memfactory.engines.vllm_http import Refused, VllmServer
+from memfactory.engines.endpoint import Refused
+from memfactory.engines.vllm_http import VllmServer
 from memfactory.engines.vllm_passing import StoredWeights
 from memfactory.engines.vllm_remote import RemoteModel
 from memfactory.engines.vllm_replies import Conversations

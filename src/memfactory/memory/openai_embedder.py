@@ -2,40 +2,38 @@
 
 from __future__ import annotations
 
-import os
+import threading
 from collections.abc import Sequence
-from typing import Any
 
 import numpy
 
-from memfactory.errors import ConfigError, EngineError
+from memfactory.engines.addresses import checked_address, public_address, shown_address
+from memfactory.engines.endpoint import MIB, Endpoint, Refused, parsed_json, shown_body
+from memfactory.engines.pool import Patience, TryAgain, Waiting
+from memfactory.errors import EngineError
 from memfactory.memory.embedders import Vectors, identity_of
 from memfactory.memory.options import OpenAIEmbedderConfig
+from memfactory.redaction import read_key
 
 
 class OpenAIEmbedder:
     """Embeddings of `config.model`. Queries and texts are embedded alike.
 
-    The client itself tries again after 408, 409, 429, 5xx, a timeout or a broken connection. Raises ConfigError where
-    the key's environment variable is not set or the address is none.
+    It tries again after 408, 409, 429, 5xx, a timeout or a broken connection. Raises ConfigError where the key's
+    environment variable is not set or holds what is no key, or the address is none.
     """
 
     def __init__(self, config: OpenAIEmbedderConfig) -> None:
-        from openai import OpenAI
-
-        key = os.environ.get(config.api_key_env, "").strip() if config.api_key_env else "none"
-        if not key:
-            raise ConfigError(
-                f"the embeddings endpoint of {config.model!r} needs a key in the environment variable "
-                f"{config.api_key_env}, which is not set; write api_key_env: null for an endpoint without keys"
-            )
-        address = config.base_url or os.environ.get("OPENAI_BASE_URL") or None
-        if address is not None and not address.startswith(("http://", "https://")):
-            raise ConfigError(f"base_url: {address!r} is no address; it begins with http:// or https://")
+        key = read_key(config.api_key_env, f"the embeddings endpoint of {config.model!r}")
+        address = checked_address(config.base_url, "base_url")
         self.config = config
-        self._client = OpenAI(api_key=key, base_url=address, timeout=config.timeout, max_retries=config.retries)
-        self._where = f"{config.model!r} at {self._client.base_url}"
-        self.identity = identity_of(kind=config.kind, model=config.model, endpoint=str(self._client.base_url))
+        self._where = f"{config.model!r} at {shown_address(address)}"
+        # A vector of 16,384 numbers, of 20 signs each, for every text.
+        largest = (1 + config.batch_size) * MIB // 2
+        self._endpoint = Endpoint(address, name=self._where, key=key, timeout=config.timeout, largest=largest)
+        self._patience = Patience(config.retries, config.backoff, config.longest_wait)
+        # It names vectors on disk; vectors of earlier versions bear the address with the slash.
+        self.identity = identity_of(kind=config.kind, model=config.model, endpoint=public_address(address) + "/")
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         """float32 [len(texts), d]. Raises EngineError once the retries are used up, or for what is no embedding."""
@@ -50,36 +48,30 @@ class OpenAIEmbedder:
         return self.embed(texts)
 
     def _batch(self, texts: Sequence[str]) -> list[list[float]]:
-        import openai
-
+        # As numbers: not every compatible server knows a packed form.
+        fields: dict[str, object] = {"model": self.config.model, "input": list(texts), "encoding_format": "float"}
         try:
-            # As numbers: not every compatible server knows the packed form that the client asks for by default.
-            answer = self._client.embeddings.with_raw_response.create(
-                model=self.config.model, input=list(texts), encoding_format="float"
-            )
-            body: Any = answer.http_response.json()
-        except openai.APIStatusError as error:
-            raise EngineError(
-                f"{self._where} gave no embeddings: HTTP {error.status_code}: {error.message[:500]}"
-            ) from error
-        except openai.APITimeoutError as error:
-            raise EngineError(
-                f"{self._where} gave no embeddings: no answer within {self.config.timeout:g} seconds"
-            ) from error
-        except openai.APIConnectionError as error:
-            raise EngineError(
-                f"{self._where} gave no embeddings: the connection failed ({error.__cause__ or error})"
-            ) from error
-        except ValueError as error:
-            raise EngineError(f"{self._where} gave no embeddings: the answer is not JSON") from error
-        return self._in_order(body, len(texts))
+            return Waiting(0, threading.Event()).repeat(lambda: self._vectors(fields, len(texts)), self._patience)
+        except (TryAgain, Refused) as failure:
+            raise EngineError(f"{self._where} gave no embeddings: {failure}") from failure
 
-    def _in_order(self, body: Any, count: int) -> list[list[float]]:
+    def _vectors(self, fields: dict[str, object], count: int) -> list[list[float]]:
         """The vectors of an answer, by the places that it gives them."""
+        answer = self._endpoint.post("/embeddings", fields)
         try:
-            found = {row["index"]: [float(value) for value in row["embedding"]] for row in body["data"]}
+            body = parsed_json(answer.body)
+        except ValueError as error:
+            raise EngineError(f"{self._where} gave no embeddings: the answer is not JSON in UTF-8") from error
+        try:
+            found = {row["index"]: [_number(value) for value in row["embedding"]] for row in body["data"]}
             return [found[place] for place in range(count)]
-        except (LookupError, TypeError, ValueError) as error:
+        except (LookupError, TypeError, ValueError, OverflowError) as error:
             raise EngineError(
-                f"{self._where} gave no embeddings for {count} text(s): the answer is {str(body)[:200]!r}"
+                f"{self._where} gave no embeddings for {count} text(s): the answer is {shown_body(answer.body)}"
             ) from error
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError
+    return float(value)

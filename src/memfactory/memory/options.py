@@ -58,9 +58,13 @@ class OpenAIEmbedderConfig(Options):
     batch_size: int = Field(64, ge=1)
     """Texts in one request."""
     timeout: float = Field(60.0, gt=0)
-    """Seconds until a request counts as failed."""
+    """Seconds until a request counts as failed, from the first connection to the last byte of the answer."""
     retries: int = Field(4, ge=0)
-    """Further tries after 429, 5xx, a timeout or a broken connection, with exponential backoff."""
+    """Further tries after 429, 5xx, a timeout or a broken connection, with exponential backoff and jitter."""
+    backoff: float = Field(0.5, gt=0)
+    """Seconds before the first further try; doubled each time."""
+    longest_wait: float = Field(20.0, ge=0)
+    """Seconds of the longest pause between two tries, whatever the server asks for by Retry-After."""
 
 
 EmbedderConfig = Annotated[LexicalEmbedderConfig | HfEmbedderConfig | OpenAIEmbedderConfig, Field(discriminator="kind")]

@@ -1,0 +1,71 @@
+"""Addresses of endpoints: whether one can be asked at all, and how it is shown."""
+
+from __future__ import annotations
+
+import os
+import re
+from urllib.parse import SplitResult, urlsplit
+
+from memfactory.errors import ConfigError
+from memfactory.redaction import redacted_message
+
+OPENAI = "https://api.openai.com/v1"
+
+
+def address_problem(address: str) -> str | None:
+    """Why `address` is none that can be asked; None where it can."""
+    shown = repr(shown_address(address))
+    if not address.startswith(("http://", "https://")):
+        return f"{shown} is no address; it begins with http:// or https://"
+    if re.search(r"[\s\x00-\x20\x7f]", address):
+        return f"{shown} is no address: it holds white space or a control character"
+    try:
+        parts = urlsplit(address)
+        port = parts.port
+    except ValueError as error:
+        return f"{shown} is no address: {redacted_message(str(error))}"
+    if not parts.hostname:
+        return f"{shown} is no address: it names no host"
+    if port == 0:
+        return f"{shown} is no address: there is no port 0"
+    try:
+        parts.hostname.encode("idna")
+    except UnicodeError:
+        return f"{shown} is no address: its host is no name that can be looked up"
+    if parts.query or parts.fragment:
+        return f"{shown} is no address of an endpoint: requests are sent to paths below it, so it ends without ? and #"
+    return None
+
+
+def checked_address(given: str | None, key: str) -> str:
+    """`given`, else OPENAI_BASE_URL, else OpenAI's own. Raises ConfigError for an address that is none."""
+    for address, name in (
+        (given, key),
+        (os.environ.get("OPENAI_BASE_URL"), "the environment variable OPENAI_BASE_URL"),
+    ):
+        if address:
+            problem = address_problem(address)
+            if problem:
+                raise ConfigError(f"{name}: {problem}")
+            return address.rstrip("/")
+    return OPENAI
+
+
+def shown_address(address: str) -> str:
+    """`address` without what would be a secret in it."""
+    return redacted_message(address)[:300]
+
+
+def public_address(address: str) -> str:
+    """`address` without user, password and query: what names an endpoint on disk."""
+    parts = urlsplit(address)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+
+
+def origin(address: str) -> tuple[str, str | None, int | None]:
+    """Scheme, host and port of `address`; what stands behind that is one server."""
+    try:
+        parts: SplitResult = urlsplit(address)
+        return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    except ValueError:
+        return "", None, None
