@@ -12,11 +12,11 @@ from transformers import AutoConfig
 
 from memfactory.engines.base import Key, Outcome, Weights
 from memfactory.engines.chat import ChatFormat
+from memfactory.engines.endpoint import Refused
 from memfactory.engines.loading import places
 from memfactory.engines.options import ModelConfig, VllmServerConfig
 from memfactory.engines.pool import REFUSING_STATUS, Patience, RequestPool, TryAgain, Waiting, Work
 from memfactory.engines.vllm_checks import check_one_process
-from memfactory.engines.endpoint import Refused
 from memfactory.engines.vllm_http import VllmServer
 from memfactory.engines.vllm_passing import StoredWeights
 from memfactory.engines.vllm_remote import RemoteModel
