@@ -14,10 +14,11 @@ class HostileServer:
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.port = self._socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}/v1"
-        threading.Thread(target=self._serve, daemon=True).start()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
 
     def _serve(self):
-        while True:
+        while not self.stopped.is_set():
             try:
                 connection, _ = self._socket.accept()
             except OSError:
@@ -32,6 +33,10 @@ class HostileServer:
 
     def close(self):
         self.stopped.set()
+        # Before its number is another socket's: the thread that waits for connections would take those.
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._thread.join(timeout=5)
         self._socket.close()
 
 

@@ -13,7 +13,7 @@ import urllib.request
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from http.client import HTTPException, HTTPResponse
+from http.client import HTTPException, HTTPResponse, RemoteDisconnected
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
@@ -28,6 +28,8 @@ RETRIED_STATUS = (408, 409, 425, 429)
 REDIRECTS = (307, 308)
 """Redirects that keep method and body; they are followed on the same server, so many times at most."""
 MOST_REDIRECTS = 3
+RESETS = (0.02, 0.1, None)
+"""Seconds before a connection that was reset is opened anew; None: that it was is told."""
 MIB = 2**20
 PIECE = 2**16
 
@@ -109,7 +111,10 @@ class Endpoint:
 
     def close(self) -> None:
         """Drop the connection of this thread; those of others end with their threads."""
-        self._drop()
+        kept: Connection | None = getattr(self._kept, "connection", None)
+        self._kept.connection = None
+        if kept is not None:
+            kept.close()
 
     def _failure(self, status: int, headers: Mapping[str, str], body: bytes) -> Exception:
         said, code = server_words(body, status)
@@ -135,42 +140,54 @@ class Endpoint:
         self, method: str, target: str, data: bytes | None, deadline: float
     ) -> tuple[int, Mapping[str, str], bytes]:
         """Status, headers by their lower-case names, and the whole body."""
-        connection = self._connection(deadline)
+        connection, response = self._begun(method, target, data, deadline)
         try:
-            response = connection.ask(method, target, data, self._headers, deadline)
             headers = {name.lower(): value for name, value in response.getheaders()}
             try:
                 body = self._read(response, headers, deadline)
             except TimeoutError as error:
                 raise _NotComplete from error
-            self._kept.connection = None if response.will_close else connection
             response.close()
         except BaseException:
-            self._drop()
             connection.close()
             raise
         if response.will_close:
             connection.close()
+        else:
+            self._kept.connection = connection
         return response.status, headers, body
+
+    def _begun(self, method: str, target: str, data: bytes | None, deadline: float) -> tuple[Connection, HTTPResponse]:
+        """A connection on which an answer has begun.
+
+        One that is reset before that was not taken in: the server's queue was full, or it had just closed the
+        connection. So it is opened anew, a few times.
+        """
+        for pause in RESETS:
+            connection = self._connection(deadline)
+            try:
+                return connection, connection.ask(method, target, data, self._headers, deadline)
+            except BaseException as error:
+                connection.close()
+                if pause is None or not isinstance(error, ConnectionError) or isinstance(error, RemoteDisconnected):
+                    raise
+                time.sleep(pause)
+        raise AssertionError
 
     def _connection(self, deadline: float) -> Connection:
         kept: Connection | None = getattr(self._kept, "connection", None)
         # A connection that has something to read before anything was asked was closed by the server.
+        self._kept.connection = None
         if kept is not None and not select.select([kept.fileno()], [], [], 0)[0]:
             return kept
-        self._drop()
+        if kept is not None:
+            kept.close()
         try:
             return connect(self._parts, self._proxy, deadline)
         except TimeoutError:
             raise
         except (OSError, HTTPException, ValueError) as error:
             raise TryAgain(f"the connection failed ({_told(error)})") from error
-
-    def _drop(self) -> None:
-        kept: Connection | None = getattr(self._kept, "connection", None)
-        self._kept.connection = None
-        if kept is not None:
-            kept.close()
 
     def _read(self, response: HTTPResponse, headers: Mapping[str, str], deadline: float) -> bytes:
         """The body, whole and unpacked. EngineError where it is too large."""
