@@ -30,8 +30,8 @@ from memfactory.registry import DATASETS
 from memfactory.trainers.batch import TrainingTurn
 from memfactory.trainers.optimizer import make_optimizer
 from memfactory.trainers.policy import Policy
-from memfactory.trainers.sft import supervised_turns
 from memfactory.trainers.sliced_adamw import SlicedAdamW
+from memfactory.trainers.supervised import Encoder
 
 
 class NearestAdamW(SlicedAdamW):
@@ -116,7 +116,7 @@ def train(row: Row, learning_rate: float, steps: int, batch: int) -> tuple[list[
     seconds = []
     for step in range(steps):
         chosen = rows[step * batch : (step + 1) * batch]
-        turns = [turn for n, one in enumerate(chosen) for turn in supervised_turns(one, policy.chat, n)]
+        turns = [turn for n, one in enumerate(chosen) for turn in Encoder(policy.chat).turns(one, n)]
         begun = time.process_time()
         policy.update(turns)
         seconds.append(time.process_time() - begun)
@@ -125,8 +125,8 @@ def train(row: Row, learning_rate: float, steps: int, batch: int) -> tuple[list[
 
 
 def compare(learning_rate: float, steps: int, batch: int, rows: Sequence[Row]) -> None:
-    chat = load_chat(ModelConfig())
-    held_out = [turn for n, one in enumerate(conversations("heldout", 200)) for turn in supervised_turns(one, chat, n)]
+    encoder = Encoder(load_chat(ModelConfig()))
+    held_out = [turn for n, one in enumerate(conversations("heldout", 200)) for turn in encoder.turns(one, n)]
     print(f"\nlearning rate {learning_rate:g}, {steps} steps of {batch} conversations\n")
     print("| weights and optimizer | kept | off | weights that moved | held-out loss | CPU s/step |")
     print("|---|---|---|---|---|---|")

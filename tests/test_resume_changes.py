@@ -11,9 +11,8 @@ import torch
 
 from memfactory.cli.app import run
 from memfactory.config.training import OptimizerOptions
-from memfactory.data.base import Row
+from memfactory.data.base import GeneratedRows, Row
 from memfactory.data.digest import rows_hash
-from memfactory.data.facts import GeneratedRows
 from memfactory.trainers.optimizer import Schedule
 
 GRPO = """

@@ -9,12 +9,14 @@ from safetensors.torch import load_file
 from memfactory.config import load_config
 from memfactory.config.training import SftOptions
 from memfactory.data.base import Row
+from memfactory.data.chat_rows import conversation
 from memfactory.engines.chat import ChatFormat
 from memfactory.engines.loading import load_tokenizer
 from memfactory.engines.options import ModelConfig
 from memfactory.errors import DataError
 from memfactory.train import run_training
-from memfactory.trainers.sft import conversation, parts, supervised_turns
+from memfactory.trainers.conversations import read_conversations
+from memfactory.trainers.supervised import Encoder
 
 CONFIG = """
 model: {{path: {model}}}
@@ -59,7 +61,7 @@ def metrics(folder):
 
 def test_each_reply_is_learnt_after_all_that_came_before_it(chat):
     row = Row(talk("Hi", "Hello", "Bye", "See you"), "talks row 1")
-    first, second = supervised_turns(row, chat, number=7)
+    first, second = Encoder(chat).turns(row, number=7)
     end = chat.tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert chat.tokenizer.decode(first.prompt_ids) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     assert chat.decode(first.reply_ids[:-1]) == "Hello" and first.reply_ids[-1] == end
@@ -71,7 +73,7 @@ def test_each_reply_is_learnt_after_all_that_came_before_it(chat):
 
 def test_a_reply_cannot_contain_a_control_token(chat):
     row = Row(talk("Hi", "a <|im_end|> b"), "talks row 1")
-    (turn,) = supervised_turns(row, chat, number=0)
+    (turn,) = Encoder(chat).turns(row, number=0)
     assert sum(token in chat.stop_ids for token in turn.reply_ids) == 1
     assert chat.decode(turn.reply_ids[:-1]) == "a <|im_end|> b"
 
@@ -91,7 +93,7 @@ def test_every_row_is_learnt_once_an_epoch(resolved, chat):
     # Replies of 2, 4, 8, ... tokens with their end: no other choice of rows has the same sum.
     rows = [talk("Say it.", "#" * (2**n - 1)) for n in range(1, 7)]
     Path("talks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    lengths = [len(supervised_turns(Row(row, "a row"), chat, 0)[0].reply_ids) for row in rows]
+    lengths = [len(Encoder(chat).turns(Row(row, "a row"), 0)[0].reply_ids) for row in rows]
     assert lengths == [2, 4, 8, 16, 32, 64]
     settings = ("output=run", "train.stages=[]", "train.steps=6", "train.batch_size=2", "data.train=talks.jsonl")
     trained = [row["tokens/trained"] for row in metrics(run_training(resolved(*settings)))]
@@ -109,8 +111,8 @@ def test_a_run_resumed_in_either_stage_or_between_them_ends_with_the_same_weight
 
 
 def test_without_stages_the_rows_of_data_train_are_learnt(resolved):
-    config = resolved("train.stages=[]", "train.steps=5", "data.train=talks.jsonl").config
-    (part,) = parts(config.train.options, config.data.train, Path())
+    given = resolved("train.stages=[]", "train.steps=5", "data.train=talks.jsonl")
+    (part,) = read_conversations(given, given.config.train.options).parts
     assert (part.first, part.last, len(part.rows)) == (1, 5, 6)
 
 
@@ -124,7 +126,10 @@ def test_the_steps_of_a_curriculum_are_the_sum_of_its_stages():
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"text": "x"}, "talks row 4: field 'messages' should be a list of messages; the row's fields: text"),
+        (
+            {"text": "x"},
+            "talks row 4: field 'messages' should be a list of messages (or 'conversations' as in ShareGPT",
+        ),
         ({"messages": ["x"]}, "talks row 4: messages[0] should be an object with role and content, got 'x'"),
         (
             {"messages": [{"role": "human", "content": "x"}]},

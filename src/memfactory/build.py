@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from memfactory.config import Resolved
 from memfactory.config.schema import AgentSpec, Component, RunConfig
@@ -36,24 +36,31 @@ if TYPE_CHECKING:
     from memfactory.engines.chat import ChatFormat
 
 log = logging.getLogger("memfactory")
+T = TypeVar("T")
 
 
 class TaskReader:
-    """Reads each dataset once: asked again for equal options and an equal environment, it gives the same tasks.
+    """What was read in a run. Each dataset is read once: asked again for equal options and an equal environment, it
+    gives the same tasks.
 
     An environment's rewards do not matter for that, so that one without them can read before any engine is there.
     """
 
     def __init__(self) -> None:
-        self._read: dict[tuple[str, ...], TaskSet] = {}
+        self._read: dict[tuple[str, ...], Any] = {}
+
+    def once(self, name: tuple[str, ...], read: Callable[[], T]) -> T:
+        """What `read` gives: read when `name` is asked for the first time, and then kept."""
+        if name not in self._read:
+            self._read[name] = read()
+        found: T = self._read[name]
+        return found
 
     def read(self, component: Component, env: Environment, base_dir: Path) -> TaskSet:
         """The tasks of a configured dataset, and a message for every row that was left out."""
         reads = env.options.model_dump_json(exclude={"rewards", "steps"})
         place = (component.name, component.options.model_dump_json(), ENVS.name_of(type(env)), reads, str(base_dir))
-        if place not in self._read:
-            self._read[place] = build_tasks(component, env, base_dir)
-        return self._read[place]
+        return self.once(place, lambda: build_tasks(component, env, base_dir))
 
 
 @dataclass(frozen=True)
@@ -158,6 +165,12 @@ def build_env(component: Component, engines: Mapping[str, Engine]) -> Environmen
     rewards = build_rewards(getattr(component.options, "rewards", {}), engines)
     env: Environment = ENVS.get(component.name)(component.options, rewards)
     return env
+
+
+def reading_env(resolved: Resolved) -> Environment:
+    """The environment as far as reading rows needs it: without rewards, and so without engines."""
+    env = resolved.config.env
+    return build_env(replace(env, options=env.options.model_copy(update={"rewards": {}})), {})
 
 
 def build_rewards(

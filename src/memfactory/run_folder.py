@@ -25,6 +25,7 @@ RESUMABLE = (
     "engine.top_p",
     "trackers",
     "train.steps",
+    "train.epochs",
     "train.valid_groups",
     "train.save_every",
     "train.save_seconds",

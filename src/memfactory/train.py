@@ -15,14 +15,13 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 
-from memfactory.build import Stack, TaskReader, build_stack
+from memfactory.build import Stack, TaskReader, build_stack, reading_env
 from memfactory.config import Resolved
-from memfactory.config.training import GrpoOptions, LoopOptions, OnlineOptions, TrainerOptions
+from memfactory.config.training import LoopOptions, TrainerOptions
 from memfactory.environment import describe_environment, process_rank
 from memfactory.errors import ConfigError, DataError
 from memfactory.evaluate.attempts import UnknownScores, evaluate_tasks
 from memfactory.evaluate.results import DatasetResult, EvalHistory
-from memfactory.evaluate.targets import reading_env
 from memfactory.figures import draw_run
 from memfactory.files import set_aside, write_json, write_whole
 from memfactory.registry import TRAINERS
@@ -58,19 +57,19 @@ def run_training(resolved: Resolved, *, resume: str | None = None) -> Path:
 def _run_in(own: RunFolder | None, resolved: Resolved, options: LoopOptions) -> Path:
     """Train in the run folder that the first process holds."""
     assert resolved.config.train is not None
+    # A row that cannot be used is told before minutes are spent on loading weights.
     reader = TaskReader()
-    if isinstance(options, GrpoOptions | OnlineOptions):
-        # A row that cannot be read is told before minutes are spent on loading weights.
-        for component in (resolved.config.data.train, *resolved.config.data.eval.values()):
-            if component is not None:
-                reader.read(component, reading_env(resolved), resolved.base_dir)
+    kind: type[Trainer] = TRAINERS.get(resolved.config.train.name)
+    kind.read(resolved, options, reader)
+    for component in resolved.config.data.eval.values():
+        reader.read(component, reading_env(resolved), resolved.base_dir)
     stack = build_stack(resolved, training=isinstance(options, TrainerOptions), reader=reader)
     try:
         trained = _trained(resolved, options, stack)
         place = of_first_process(own) if trained.process_count > 1 else own
         assert place is not None
         run = LiveRun(resolved, place, stack, main=trained.process_index == 0, alone=trained.process_count == 1)
-        trainer: Trainer = TRAINERS.get(resolved.config.train.name)(resolved, options, stack, trained, run)
+        trainer = kind(resolved, options, stack, trained, run)
         if place.checkpoint is not None:
             trainer.resume(place.checkpoint)
             if trainer.finished() and run.main:

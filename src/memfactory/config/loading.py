@@ -25,6 +25,7 @@ from memfactory.config.short_forms import said_by, write_out
 from memfactory.config.sources import Source, find_source
 from memfactory.config.trained import check_trained
 from memfactory.config.tree import Origin, Tree, dotted, dump, leaves
+from memfactory.config.unused import with_unused
 from memfactory.dialogue import ModuleOptions
 from memfactory.errors import ConfigError, unknown
 from memfactory.registry import AGENTS, Options, load_plugin
@@ -201,7 +202,7 @@ def _composed(found: Source, overrides: Sequence[str], like: Like | None) -> tup
         if found.run is None:
             agent_file = fill_in_agent(tree, parsed, found.base_dir)
     apply_overrides(tree, parsed, folders, _LISTS)
-    return write_out(tree), folders, agent_file
+    return with_unused(write_out(tree), folders), folders, agent_file
 
 
 def _anchor(values: dict[str, Any], base_dir: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -212,6 +212,8 @@ class LossOptions(Options):
 class LoopOptions(Options):
     """What every trainer can be told."""
 
+    plays: ClassVar[bool] = True
+    """Whether the trainer has an agent play tasks of an environment, so that a config must name both."""
     steps: int = Field(100, ge=1)
     """Optimizer steps; with several minibatches or epochs: rollouts, each of which is that many optimizer steps."""
     save_every: int = Field(50, ge=0)
@@ -353,23 +355,45 @@ class GrpoOptions(TrainerOptions):
 
 
 class SftStage(Options):
-    """One part of a curriculum: so many optimizer steps on one dataset."""
+    """One part of a curriculum: so many optimizer steps, or passes, on one dataset."""
 
-    steps: int = Field(ge=1)
+    steps: int | None = Field(None, ge=1)
     """Optimizer steps of this stage."""
+    epochs: float | None = Field(None, gt=0)
+    """Passes over the dataset, in place of steps."""
     data: str | dict[str, object]
     """The dataset of this stage, as under `data.train`."""
     learning_rate: float | None = Field(None, gt=0)
     """Peak learning rate of this stage; null: the optimizer's."""
 
+    @model_validator(mode="after")
+    def _steps_or_epochs(self) -> SftStage:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("a stage needs either steps or epochs")
+        return self
+
+
+OverlongRow = Literal["error", "drop", "cut"]
+FULL_RATE, LORA_RATE = 1e-5, 1e-4
+
 
 class SftOptions(TrainerOptions):
     """Supervised fine-tuning on conversations; only the assistant's tokens are trained on."""
 
+    plays: ClassVar[bool] = False
+    steps: int = Field(0, ge=0)
+    """Optimizer steps; 0: as many as `epochs` are, or those of all stages."""
+    epochs: float | None = Field(None, gt=0)
+    """Passes over `data.train`, in place of steps; null: one, where there are neither steps nor stages."""
     batch_size: int = Field(64, ge=1)
     """Conversations in one optimizer step."""
+    max_tokens: int | None = Field(None, ge=2)
+    """The longest conversation in tokens; null: what fits the model."""
+    overlong: OverlongRow = "error"
+    """What becomes of a longer one: it stops the run before it begins (error), is left out (drop), or what fits of it
+    is learnt (cut)."""
     stages: tuple[SftStage, ...] = ()
-    """A curriculum, one stage after the other; empty: `steps` on `data.train`. With stages `steps` is their sum."""
+    """A curriculum, one stage after the other; empty: `steps` or `epochs` on `data.train`."""
 
     @model_validator(mode="before")
     @classmethod
@@ -382,11 +406,26 @@ class SftOptions(TrainerOptions):
                 return {**values, "steps": sum(given)}
         return values
 
+    @model_validator(mode="before")
+    @classmethod
+    def _rate_of_supervised_learning(cls, values: Any) -> Any:
+        """A sensible peak where none is given: that of RL is far too low here."""
+        optimizer = values.get("optimizer", {}) if isinstance(values, dict) else None
+        if not isinstance(optimizer, dict) or "learning_rate" in optimizer:
+            return values
+        rate = FULL_RATE if values.get("lora") is None else LORA_RATE
+        return {**values, "optimizer": {**optimizer, "learning_rate": rate}}
+
     @model_validator(mode="after")
     def _steps_agree(self) -> SftOptions:
-        total = sum(stage.steps for stage in self.stages)
+        given = [stage.steps for stage in self.stages]
+        total = sum(steps or 0 for steps in given) if None not in given else 0
         if self.stages and self.steps != total:
-            raise ValueError(f"steps is {self.steps}, but the stages have {total}; leave steps out")
+            has = f"have {total}" if total else "are counted in epochs"
+            raise ValueError(f"steps is {self.steps}, but the stages {has}; leave steps out")
+        if self.epochs is not None and (self.steps or self.stages):
+            there = "stages, which have their own steps or epochs" if self.stages else "steps"
+            raise ValueError(f"epochs is given beside {there}; leave one of the two out")
         return self
 
 

@@ -7,10 +7,10 @@ rows use the schema of MemAgent's JSON files: `context`, `input`, `answers`, `nu
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, overload
 
 from pydantic import Field
 
@@ -27,6 +27,32 @@ class Row:
     values: Mapping[str, object]
     source: str
     problem: str | None = None
+
+
+class GeneratedRows(Sequence[Row]):
+    """Rows that are made when they are looked at: `make` gives row number i of `size`.
+
+    `mixed` are the rows that they are drawn from, where they are.
+    """
+
+    def __init__(self, make: Callable[[int], Row], size: int, mixed: Sequence[Sequence[Row]] = ()) -> None:
+        self.make = make
+        self.size = size
+        self.mixed = tuple(mixed)
+
+    def __len__(self) -> int:
+        return self.size
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Row]: ...
+    def __getitem__(self, index: int | slice) -> Row | Sequence[Row]:
+        if isinstance(index, slice):
+            return [self.make(i) for i in range(*index.indices(self.size))]
+        if not -self.size <= index < self.size:
+            raise IndexError(f"row {index} of {self.size}")
+        return self.make(index % self.size)
 
 
 class DatasetOptions(Options):

@@ -14,12 +14,11 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from memfactory.data.base import Dataset, DatasetOptions, Row
+from memfactory.data.base import Dataset, DatasetOptions, GeneratedRows, Row
 from memfactory.data.conversation_world import TOPICS, State, draw_chat, draw_state
 from memfactory.data.conversations import ConversationOptions, Said, Story, draw_story
 from memfactory.data.fact_traces import DRILL_PROMPT
 from memfactory.data.fact_world import Split
-from memfactory.data.facts import GeneratedRows
 from memfactory.errors import ConfigError
 from memfactory.memory.wording import bracketed, bulleted, numbered, shown, spoken
 from memfactory.registry import DATASETS, MODULES

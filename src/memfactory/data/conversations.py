@@ -13,10 +13,9 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from memfactory.data.base import Dataset, DatasetOptions, Row
+from memfactory.data.base import Dataset, DatasetOptions, GeneratedRows, Row
 from memfactory.data.conversation_world import TOPICS, State, draw_chat, draw_state, draw_states
 from memfactory.data.fact_world import NAMES, Split
-from memfactory.data.facts import GeneratedRows
 from memfactory.registry import DATASETS, Options
 
 SPEAKERS = 2

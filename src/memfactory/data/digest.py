@@ -7,8 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from memfactory.data.base import Row
-from memfactory.data.facts import GeneratedRows
+from memfactory.data.base import GeneratedRows, Row
 from memfactory.types import MemoryItem, Task, Utterance
 
 PROBES = 64

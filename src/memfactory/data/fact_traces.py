@@ -13,9 +13,9 @@ from typing import Any, ClassVar
 
 from pydantic import Field, ValidationError, model_validator
 
-from memfactory.data.base import Dataset, DatasetOptions, Row
+from memfactory.data.base import Dataset, DatasetOptions, GeneratedRows, Row
 from memfactory.data.fact_world import MENTOR, NAMES, RELATIONS, Fact, draw_fact
-from memfactory.data.facts import Document, DocumentOptions, GeneratedRows, draw_document
+from memfactory.data.facts import Document, DocumentOptions, draw_document
 from memfactory.errors import ConfigError
 from memfactory.registry import DATASETS, MODULES
 from memfactory.text import fill

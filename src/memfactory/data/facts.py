@@ -5,14 +5,14 @@ Row number i depends only on the options and i. It does not know how a text is r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import ClassVar, Literal, overload
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from memfactory.data.base import Dataset, DatasetOptions, Row
+from memfactory.data.base import Dataset, DatasetOptions, GeneratedRows, Row
 from memfactory.data.fact_world import MENTOR, NAMES, RELATIONS, Fact, Split, draw_fact, draw_filler, units
 from memfactory.registry import DATASETS, Options
 
@@ -190,32 +190,6 @@ def _section_text(random: Random, statements: Sequence[Statement], size: int) ->
     told = dict(zip(places, statements, strict=True))
     body = [told[i].sentence if i in told else next(remaining) for i in range(len(rest) + len(statements))]
     return " ".join([opening, *body])
-
-
-class GeneratedRows(Sequence[Row]):
-    """Rows that are made when they are looked at: `make` gives row number i of `size`.
-
-    `mixed` are the rows that they are drawn from, where they are.
-    """
-
-    def __init__(self, make: Callable[[int], Row], size: int, mixed: Sequence[Sequence[Row]] = ()) -> None:
-        self.make = make
-        self.size = size
-        self.mixed = tuple(mixed)
-
-    def __len__(self) -> int:
-        return self.size
-
-    @overload
-    def __getitem__(self, index: int) -> Row: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Row]: ...
-    def __getitem__(self, index: int | slice) -> Row | Sequence[Row]:
-        if isinstance(index, slice):
-            return [self.make(i) for i in range(*index.indices(self.size))]
-        if not -self.size <= index < self.size:
-            raise IndexError(f"row {index} of {self.size}")
-        return self.make(index % self.size)
 
 
 @DATASETS.register("facts")

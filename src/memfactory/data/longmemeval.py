@@ -14,8 +14,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from memfactory.data.base import Dataset, DatasetOptions, Row
-from memfactory.data.facts import GeneratedRows
+from memfactory.data.base import Dataset, DatasetOptions, GeneratedRows, Row
 from memfactory.data.rows import described, find_file, read_rows
 from memfactory.data.writing import OnProgress, Report, write_rows
 from memfactory.errors import ConfigError, DataError

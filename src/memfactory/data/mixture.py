@@ -9,8 +9,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field, ValidationError
 
-from memfactory.data.base import Dataset, DatasetOptions, Row
-from memfactory.data.facts import GeneratedRows
+from memfactory.data.base import Dataset, DatasetOptions, GeneratedRows, Row
 from memfactory.errors import ConfigError
 from memfactory.registry import DATASETS, Options
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import pairwise
 
 import numpy
@@ -83,6 +83,31 @@ class ChatFormat:
         """
         return self._remembered_prompt(tuple(messages))
 
+    def written_reply(self, messages: Sequence[Message]) -> tuple[int, ...] | None:
+        """The ids of the last of `messages`, the assistant's, as the template itself writes it behind the opening of a
+        reply, up to the token that ends it; with what the template adds, such as an empty think block.
+
+        None where the template writes the conversation otherwise than as that opening and what follows. Raises
+        ConfigError when the template refuses the messages.
+        """
+        mark = _unused_mark(messages)
+        opening = self._rendered(messages[:-1], mark, opening=True)
+        whole = self._rendered(messages, mark, opening=False)
+        if not whole.startswith(opening):
+            return None
+        ids = self._encoded(whole[len(opening) :], mark)
+        ends = [place for place, id in enumerate(ids) if id in self.stop_ids]
+        if not ends or self.decode(ids[ends[-1] + 1 :]).strip():
+            return (*ids, self.turn_end)
+        return tuple(ids[: ends[-1] + 1])
+
+    @cached_property
+    def turn_end(self) -> int:
+        """The id that ends the assistant's turn: the template's own where the tokenizer has one, else its end token."""
+        vocabulary = self.tokenizer.get_vocab()
+        named = [vocabulary[end] for end in TURN_ENDS if end in vocabulary]
+        return named[0] if named else int(self.tokenizer.eos_token_id)
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids` without special tokens."""
         text = self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -110,9 +135,18 @@ class ChatFormat:
         return numpy.array(encoded["offset_mapping"], numpy.int32).reshape(-1, 2)
 
     def _prompt_ids(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
-        mark = next(mark for mark in _MARKS if not any(mark in message.content for message in messages))
-        # The mark goes behind the first character of each look-alike; there no token can begin or go on.
-        text = self._template.render([Message(message.role, self._broken(message, mark)) for message in messages])
+        mark = _unused_mark(messages)
+        return tuple(self._encoded(self._rendered(messages, mark), mark))
+
+    def _rendered(self, messages: Sequence[Message], mark: str, *, opening: bool = True) -> str:
+        """The conversation as the template writes it, perhaps with the `opening` of a reply behind it.
+
+        `mark` stands behind the first character of each look-alike; there no token can begin or go on.
+        """
+        safe = [Message(message.role, self._broken(message, mark)) for message in messages]
+        return self._template.render(safe, opening=opening)
+
+    def _encoded(self, text: str, mark: str) -> list[int]:
         ids: list[int] = []
         for piece in text.split(mark):
             ids += self.tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"]
@@ -122,7 +156,7 @@ class ChatFormat:
             raise ConfigError(
                 f"the chat template of {self._name!r} writes {tokens}, for which the model has no embedding"
             )
-        return tuple(ids)
+        return ids
 
     def _broken(self, message: Message, mark: str) -> str:
         """The content with `mark` inside every text that would be read as a token that it must not be."""
@@ -149,3 +183,9 @@ class ChatFormat:
 def _any_of(tokens: set[str]) -> re.Pattern[str]:
     """What matches at every beginning of one of `tokens`, zero-width, so that those that overlap are all found."""
     return re.compile("|".join(f"(?={re.escape(token)})" for token in sorted(tokens) if token) or "(?!)")
+
+
+def _unused_mark(messages: Sequence[Message]) -> str:
+    """A character that no message holds."""
+    contents = [message.content for message in messages]
+    return next(mark for mark in _MARKS if not any(mark in content for content in contents))

@@ -32,13 +32,13 @@ class ChatTemplate:
             log.warning("model.template_options: the chat template of %r knows no %s", name, ", ".join(unused))
         self._parts = not self._shows_probe(parts=False) and self._shows_probe(parts=True)
 
-    def render(self, messages: Sequence[Message]) -> str:
-        """The conversation and the opening of the reply as one text.
+    def render(self, messages: Sequence[Message], *, opening: bool = True) -> str:
+        """The conversation as one text, with the opening of the reply behind it unless `opening` is false.
 
         Raises ConfigError when the template refuses the messages or fails on them, or leaves out what one of them says.
         """
         try:
-            text = self._rendered(messages, self._parts)
+            text = self._rendered(messages, self._parts, opening)
         except Exception as error:
             # A template is a program of somebody else's: it can fail in any way.
             roles = ", ".join(message.role for message in messages)
@@ -53,7 +53,7 @@ class ChatTemplate:
                 )
         return text
 
-    def _rendered(self, messages: Sequence[Message], parts: bool) -> str:
+    def _rendered(self, messages: Sequence[Message], parts: bool, opening: bool = True) -> str:
         conversation = [
             {
                 "role": message.role,
@@ -65,7 +65,7 @@ class ChatTemplate:
             conversation,
             chat_template=self._template,
             tokenize=False,
-            add_generation_prompt=True,
+            add_generation_prompt=opening,
             **self._options,
         )
         assert isinstance(text, str)

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from memfactory.build import reading_env
 from memfactory.config import Resolved
 from memfactory.data.base import Dataset, DatasetOptions, Row
 from memfactory.data.rows import find_file, read_rows
 from memfactory.envs.base import Environment
 from memfactory.errors import ConfigError, DataError
 from memfactory.evaluate.fingerprint import digest
-from memfactory.evaluate.targets import reading_env
 from memfactory.types import Task
 
 NO_GOLD = {"answers": ["?"]}

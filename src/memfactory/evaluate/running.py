@@ -12,7 +12,7 @@ from datetime import datetime
 from itertools import groupby
 from pathlib import Path
 
-from memfactory.build import Stack, TaskReader, build_stack
+from memfactory.build import Stack, TaskReader, build_stack, reading_env
 from memfactory.config import Resolved
 from memfactory.console import Console
 from memfactory.data.digest import data_hash
@@ -25,7 +25,7 @@ from memfactory.evaluate.progress import shown_progress
 from memfactory.evaluate.records import RecordFile
 from memfactory.evaluate.results import DatasetResult, difference_json, differences
 from memfactory.evaluate.tables import Grid, category_tables, comparable, detail_table, difference_table, main_table
-from memfactory.evaluate.targets import Settings, Target, prepare, reading_env
+from memfactory.evaluate.targets import Settings, Target, prepare
 from memfactory.files import write_json, write_whole
 from memfactory.locks import folder_lock
 from memfactory.types import Task

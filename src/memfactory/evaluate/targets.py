@@ -10,13 +10,11 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from memfactory.build import build_env
 from memfactory.config import Resolved, agent_name, dataset_component, with_agent
 from memfactory.config.answer_forms import reward_options, unearned
 from memfactory.config.datasets import dataset_title, locate
 from memfactory.config.schema import Component, EvalConfig, RunConfig
 from memfactory.dialogue import ModuleOptions
-from memfactory.envs.base import Environment
 from memfactory.envs.rewards.base import RewardOptions
 from memfactory.errors import ConfigError, unknown
 from memfactory.evaluate.fingerprint import judge_fingerprint, sampling_fingerprint
@@ -132,12 +130,6 @@ def _target(resolved: Resolved, data: Sequence[str], settings: Settings, label: 
         decoding=decoding,
         fingerprint={**sampling_fingerprint(pruned, decoding, settled.seed), "judge": ", ".join(judged_by) or None},
     )
-
-
-def reading_env(resolved: Resolved) -> Environment:
-    """The environment as far as reading rows needs it: without rewards, and so without engines."""
-    env = resolved.config.env
-    return build_env(replace(env, options=env.options.model_copy(update={"rewards": {}})), {})
 
 
 def asks_engine(reward: str) -> bool:

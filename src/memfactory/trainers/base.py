@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import torch
 
-from memfactory.build import Stack
+from memfactory.build import Stack, TaskReader, reading_env
 from memfactory.config import Resolved
 from memfactory.config.agent_file import write_agent_file
 from memfactory.config.training import LoopOptions
@@ -39,8 +39,10 @@ class Interrupted(Exception):
 class Run(Protocol):
     """What a trainer needs of the run around it. On processes other than the main one only `check` does anything."""
 
-    folder: Path
     main: bool
+
+    @property
+    def folder(self) -> Path: ...
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
 
@@ -112,6 +114,15 @@ class Trainer(ABC):
         self._told_of_cut = False
         # The version of the weights that each engine with a copy has.
         self._handed: dict[int, int] = {}
+
+    @staticmethod
+    def read(resolved: Resolved, options: Any, reader: TaskReader) -> object:
+        """Read what is trained on, once in a run and before any weight is loaded: the tasks under `data.train`.
+
+        Raises DataError that names the rows that cannot be used.
+        """
+        data = resolved.config.data.train
+        return None if data is None else reader.read(data, reading_env(resolved), resolved.base_dir)
 
     @abstractmethod
     def step(self, step: int) -> tuple[TrainState, dict[str, float]]:

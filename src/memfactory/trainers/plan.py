@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from memfactory.config import Resolved
-from memfactory.config.training import GrpoOptions, LoopOptions, LoraOptions, OnlineOptions, TrainerOptions
+from memfactory.config.training import GrpoOptions, LoopOptions, LoraOptions, OnlineOptions, SftOptions, TrainerOptions
 from memfactory.dialogue import LearningModule
 from memfactory.engines.loading import places
 from memfactory.engines.options import ModelConfig
 from memfactory.environment import memory_bytes
 from memfactory.errors import ConfigError
 from memfactory.registry import MODULES
+from memfactory.trainers.conversations import planned_conversations
 from memfactory.trainers.footprint import (
     BYTES,
     Architecture,
@@ -95,10 +96,14 @@ def make_plan(resolved: Resolved, device: Device | None = None) -> Plan:
         return _plan_of_modules(resolved, options)
     problems: list[str] = []
     warnings: list[str] = []
-    work = [("model", config.model.path), ("trainer", config.train.name), ("agent", config.agent.name)]
-    work.append(("optimizer steps", f"{options.steps:,}"))
+    work = [("model", config.model.path), ("trainer", config.train.name)]
+    work += [("agent", config.agent.name)] if options.plays else []
     sizes = architecture_of(config.model, problems)
     lengths = None
+    if isinstance(options, SftOptions):
+        options, learnt = planned_conversations(resolved, options, problems)
+        work += learnt
+    work.append(("optimizer steps", f"{options.steps:,}" if options.steps else "unknown"))
     if isinstance(options, GrpoOptions):
         lengths = longest_lengths(resolved, problems, warnings)
     if lengths is not None and isinstance(options, GrpoOptions):

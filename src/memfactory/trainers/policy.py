@@ -319,7 +319,8 @@ def _fitting(what: str, remedy: str) -> Iterator[None]:
 def planned_updates(options: TrainerOptions) -> int:
     """How many optimizer updates a run takes at most, which is what a falling schedule is spread over.
 
-    `valid_groups` says how many only where every group of a step is valid.
+    `valid_groups` says how many only where every group of a step is valid. SFT that is told epochs says 0, and how many
+    it takes once it has read its conversations.
     """
     if not isinstance(options, GrpoOptions):
         return options.steps
