@@ -12,6 +12,10 @@ class MemFactoryError(Exception):
     exit_code = 1
 
 
+class LostProcess(MemFactoryError):
+    """Another of the processes that run together has ended, so this one cannot go on. Its own error says why."""
+
+
 class ConfigError(MemFactoryError):
     """The configuration or the command line is wrong. `problems` holds every message. Exit code 2."""
 

@@ -31,7 +31,12 @@ from memfactory.trackers.fanout import Trackers
 from memfactory.trainers.base import Interrupted, Trained, Trainer, remove_partial
 from memfactory.trainers.learners import Learners
 from memfactory.trainers.policy import Policy
-from memfactory.trainers.processes import leave_processes, of_first_process
+from memfactory.trainers.processes import (
+    leave_processes,
+    naming_lost_process,
+    of_first_process,
+    watched_launcher,
+)
 from memfactory.trainers.weights import check_engine
 from memfactory.types import Decoding, Task
 
@@ -50,7 +55,7 @@ def run_training(resolved: Resolved, *, resume: str | None = None) -> Path:
     options = resolved.config.train.options
     assert isinstance(options, LoopOptions)
     # The first process alone chooses and holds the folder; the others ask it once they can talk to each other.
-    with open_run_folder(resolved, resume) if process_rank() == 0 else nullcontext() as place:
+    with watched_launcher(), open_run_folder(resolved, resume) if process_rank() == 0 else nullcontext() as place:
         return _run_in(place, resolved, options)
 
 
@@ -74,7 +79,7 @@ def _run_in(own: RunFolder | None, resolved: Resolved, options: LoopOptions) -> 
             trainer.resume(place.checkpoint)
             if trainer.finished() and run.main:
                 log.warning("nothing is left to do after step %d; raise train.steps to go on", trainer.state.step)
-        with run.open(trainer, resumed=place.checkpoint is not None):
+        with run.open(trainer, resumed=place.checkpoint is not None), naming_lost_process():
             trainer.train()
     finally:
         stack.close()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TextIO
 
 import typer
 
+from memfactory.cli.ranks import first_to_say, speaker
 from memfactory.environment import process_rank
 from memfactory.errors import ConfigError, MemFactoryError, unknown
 from memfactory.redaction import redacted_message
@@ -92,10 +93,14 @@ def echo(text: str, *, err: bool = False, end: str = "\n") -> None:
 
 
 def complain(error: MemFactoryError) -> None:
-    """Say what the user can mend: a panel on a terminal, plain lines elsewhere. Each process would say the same."""
-    if not is_main_process():
+    """Say what the user can mend: a panel on a terminal, plain lines elsewhere.
+
+    Of several processes each says what it met, after its rank, and what all met is said once.
+    """
+    if not first_to_say(str(error)):
         return
-    problems = [message(problem) for problem in (error.problems if isinstance(error, ConfigError) else (str(error),))]
+    given = error.problems if isinstance(error, ConfigError) else (str(error),)
+    problems = [message(speaker() + problem) for problem in given]
     title = "Error" if len(problems) == 1 else f"{len(problems)} problems"
     if not _is_terminal(sys.stderr):
         echo("\n".join(f"error: {problem}" for problem in problems), err=True)
@@ -107,11 +112,13 @@ def complain(error: MemFactoryError) -> None:
 
 
 def report_bug(error: Exception) -> None:
-    """Say that something is wrong with MemFactory (or a plugin), with the traceback."""
+    """Say that something is wrong with MemFactory (or a plugin), with the traceback; of several processes, once."""
+    told = f"{type(error).__name__}: {error}"
+    if not first_to_say(told):
+        return
     echo(message("".join(traceback.format_exception(error))), err=True, end="")
     echo(
-        message(f"error: {type(error).__name__}: {error}")
-        + "\nThis is a bug in MemFactory or in a plugin, not in your command. "
+        message(f"error: {speaker()}{told}") + "\nThis is a bug in MemFactory or in a plugin, not in your command. "
         "Please report it with the lines above and the output of `memfactory env`.",
         err=True,
     )

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from memfactory.cli.output import is_main_process, load, load_targets, refuse_options, start_logging, stderr, stdout
+from memfactory.cli.ranks import first_to_say
 from memfactory.errors import ConfigError
 from memfactory.types import Decoding
 
@@ -61,9 +62,9 @@ def train(
     try:
         folder = run_training(resolved, resume=resume)
     except Interrupted as stopped:
-        stderr().print(
-            f"Stopped; the last whole step is saved in {stopped}. Go on with --resume.", highlight=False, markup=False
-        )
+        told = f"Stopped; the last whole step is saved in {stopped}. Go on with --resume."
+        if first_to_say(told):
+            stderr().print(told, highlight=False, markup=False)
         raise typer.Exit(130) from None
     if is_main_process():
         stdout().print(f"Done: {folder}", highlight=False, markup=False, soft_wrap=True)

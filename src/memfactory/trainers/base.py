@@ -24,7 +24,7 @@ from memfactory.config.agent_file import write_agent_file
 from memfactory.config.training import LoopOptions
 from memfactory.dialogue import stream_seed
 from memfactory.engines.base import WeightHolder, Weights
-from memfactory.errors import ConfigError, MemFactoryError
+from memfactory.errors import ConfigError
 from memfactory.rollout import TextsRead
 from memfactory.trainers.checkpoint import TrainState, load_state, save_checkpoint
 from memfactory.whole_folders import written_whole
@@ -112,6 +112,8 @@ class Trainer(ABC):
         self._saved_at = time.monotonic()
         self._saved_step = 0
         self._told_of_cut = False
+        # How often what is trained had changed after the last whole step.
+        self._whole = trained.updates
         # The version of the weights that each engine with a copy has.
         self._handed: dict[int, int] = {}
 
@@ -179,15 +181,14 @@ class Trainer(ABC):
         return [engine for engine in engines.values() if isinstance(engine, WeightHolder)]
 
     def train(self) -> None:
-        """Train to the end. Before Interrupted and MemFactoryError go on up, the last whole step is saved."""
-        updates = self.trained.updates
+        """Train to the end. Before Interrupted and errors go on up, the last whole step is saved."""
+        self._whole = self.trained.updates
         self.renew_engines()
         try:
             self._evaluate_if_due()
             while not self.finished():
                 self.check()
                 self._take_step()
-                updates = self.trained.updates
                 self._evaluate_if_due()
                 if self.finished() or self._save_is_due():
                     self.save()
@@ -196,12 +197,23 @@ class Trainer(ABC):
             # A launcher ends all processes once the first has ended.
             self.trained.wait_for_everyone()
             raise
-        except MemFactoryError:
-            # Between the updates of one step there is no whole step to save.
-            if self.trained.updates == updates:
-                self.save()
+        except Exception:
+            self._save_after_error()
             raise
         self.save_final()
+
+    def _save_after_error(self) -> None:
+        """Save the last whole step, whatever went wrong after it; what goes wrong here hides no error."""
+        # Between the updates of one step there is no whole step to save.
+        if self.trained.updates != self._whole or self.state.step == self._saved_step:
+            return
+        try:
+            self.save()
+        except Exception as error:  # noqa: BLE001 - told here; the error that led here goes on up
+            log.warning("the state after step %d could not be saved: %s", self.state.step, error)
+            return
+        if self.run.main:
+            log.warning("step %d, the last whole one, is saved; --resume goes on from there", self.state.step)
 
     def check(self) -> None:
         """Raise Interrupted in every process where the user has asked one of them to stop; all must call it."""
@@ -216,10 +228,13 @@ class Trainer(ABC):
     def _take_step(self) -> None:
         self.seed(self.state.step + 1)
         begun = time.monotonic()
-        state, metrics = self.step(self.state.step + 1)
+        before = self.state.seconds
+        self.state, metrics = self.step(self.state.step + 1)
+        # From here on the step is whole, also if an engine does not take its weights or a tracker its metrics.
+        self._whole = self.trained.updates
         self.renew_engines()
         seconds = time.monotonic() - begun
-        self.state = replace(state, seconds=self.state.seconds + seconds)
+        self.state = replace(self.state, seconds=before + seconds)
         self.run.log(self.state.step, {**metrics, "seconds": seconds})
 
     def _evaluate_if_due(self) -> None:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import os
+import re
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypeVar
 
@@ -11,13 +17,18 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_object_list
 from torch.nn import Parameter
 
-from memfactory.errors import ConfigError
+from memfactory.environment import process_count, process_rank
+from memfactory.errors import ConfigError, LostProcess
 from memfactory.trainers.batch import Totals
 
 T = TypeVar("T")
+log = logging.getLogger("memfactory")
 SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 # Longer than any evaluation takes; a process that has died is told of at once by its launcher.
 PATIENCE = timedelta(days=2)
+# What gloo and NCCL say where the other side is gone.
+BROKEN = re.compile(r"gloo|NCCL|[Cc]onnection (closed|reset) by peer|[Ss]ocket [Tt]imeout")
+POLL, GRACE = 1.0, 120.0
 
 
 def make_accelerator(device: torch.device) -> Accelerator:
@@ -39,6 +50,46 @@ def leave_processes() -> None:
     """Leave the group of processes, if this is one of several: one that ends as a member can abort at its exit."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+@contextmanager
+def naming_lost_process() -> Iterator[None]:
+    """Raise LostProcess where one of the others has ended: gloo and NCCL know only that a connection broke off."""
+    try:
+        yield
+    except RuntimeError as error:
+        if process_count() == 1 or not (isinstance(error, torch.distributed.DistError) or BROKEN.search(str(error))):
+            raise
+        raise LostProcess(
+            "another process of this run has ended, so the others cannot go on; the cause is its own error"
+        ) from error
+
+
+@contextmanager
+def watched_launcher() -> Iterator[None]:
+    """End this process, as the launcher would have, where the launcher of several is gone: nobody else would.
+
+    It is asked to stop by SIGTERM, so that the last whole step is saved, and after `GRACE` seconds ended.
+    """
+    if process_count() == 1:
+        yield
+        return
+    launcher, done = os.getppid(), threading.Event()
+
+    def watch() -> None:
+        while not done.wait(POLL):
+            if os.getppid() != launcher:
+                log.error("rank %d: the launcher of this run is gone, so it stops", process_rank())
+                os.kill(os.getpid(), signal.SIGTERM)
+                if not done.wait(GRACE):
+                    os._exit(1)
+                return
+
+    threading.Thread(target=watch, name="launcher-watch", daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
 
 
 def of_first_process(value: T | None) -> T:
