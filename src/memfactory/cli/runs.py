@@ -87,16 +87,18 @@ def _resumed(config: str, resume: str | None) -> tuple[str, str | None]:
 def _show_plan(config: str, overrides: list[str], gpu_gib: float | None) -> None:
     """Print the plan, for a GPU of `gpu_gib` where that is given.
 
-    What this machine lacks is told beside a plan for it, since plans are made on other machines too.
+    What this machine lacks is told beside a plan for it, since plans are made on other machines too; of a plan for
+    another it is no business.
     """
     from memfactory.config import load_config
 
     lacking: tuple[str, ...] = ()
     try:
-        resolved = load(config, overrides, "train")
+        resolved = load(config, overrides, "train") if gpu_gib is None else load(config, overrides, None)
     except ConfigError as error:
+        # What is wrong with the config itself is raised here again.
         resolved = load_config(config, overrides)
-        lacking = error.problems if gpu_gib is None else ()
+        lacking = error.problems
     from memfactory.trainers.plan import make_plan
     from memfactory.trainers.planned_memory import Device
 

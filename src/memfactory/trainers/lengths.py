@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from statistics import fmean
 
 from memfactory.build import build_agent, build_env, build_tasks
@@ -13,10 +15,14 @@ from memfactory.engines.loading import load_chat
 from memfactory.engines.options import ModelConfig
 from memfactory.engines.scripted import ScriptedEngine
 from memfactory.errors import ConfigError, MemFactoryError
+from memfactory.memory.wording import whole
 from memfactory.rollout import TextsRead, texts_read
 from memfactory.types import Codec, Episode, Message, Sampling, Task
 
 SAMPLED_TASKS = 16
+SAMPLED_CHARACTERS = 8_000_000
+"""Fewer tasks are played where their texts are longer than this together."""
+_STAND_IN = re.compile(r"\[reply of (\d+) tokens\]")
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,7 @@ def longest_lengths(resolved: Resolved, problems: list[str], warnings: list[str]
         if config.data.train is None:
             raise ConfigError("data.train: no training data is named")
         tasks = build_tasks(config.data.train, env, resolved.base_dir).tasks
-        return _play_longest(resolved, codec, tasks[:SAMPLED_TASKS])
+        return _play_longest(resolved, codec, _sample(tasks))
     except MemFactoryError as error:
         problems.append(str(error))
         return None
@@ -62,25 +68,41 @@ def _codec(model: ModelConfig, warnings: list[str]) -> Codec:
         return load_chat(ModelConfig())
 
 
-def _longest() -> ScriptedEngine:
-    def reply(messages: Sequence[Message], sampling: Sampling) -> str:
-        return " word" * sampling.max_tokens
+def _sample(tasks: Sequence[Task]) -> list[Task]:
+    """The first tasks, one at least, that can be played in little time."""
+    ends = accumulate(len(whole(task)) for task in tasks[:SAMPLED_TASKS])
+    return [task for task, end in zip(tasks, ends, strict=False) if task is tasks[0] or end <= SAMPLED_CHARACTERS]
 
-    return ScriptedEngine(reply)
+
+def _stand_in(tokens: int) -> str:
+    """What stands for a reply of so many tokens, whatever an agent puts it into: it takes no longer for longer ones."""
+    return f"[reply of {tokens} tokens]"
+
+
+def prompt_tokens(messages: Sequence[Message], codec: Codec) -> int:
+    """The tokens of a prompt in which replies of the longest length are stood in for."""
+    count = 0
+    for message in messages:
+        replies = [int(found) for found in _STAND_IN.findall(message.content)]
+        count += len(codec.offsets(_STAND_IN.sub("", message.content))) + sum(replies) + 5
+    return count
+
+
+def _longest() -> ScriptedEngine:
+    return ScriptedEngine(lambda messages, sampling: _stand_in(sampling.max_tokens))
 
 
 def _play_longest(resolved: Resolved, codec: Codec, tasks: Sequence[Task]) -> Lengths:
     agent = build_agent(resolved.config.agent, codec)
 
     def reply(messages: Sequence[Message], sampling: Sampling) -> str:
-        prompt = sum(len(codec.offsets(message.content)) + 5 for message in messages)
-        lengths.append((prompt, sampling.max_tokens))
-        return " word" * sampling.max_tokens
+        lengths.append((prompt_tokens(messages, codec), sampling.max_tokens))
+        return _stand_in(sampling.max_tokens)
 
     lengths: list[tuple[int, int]] = []
     engines = dict.fromkeys([POLICY, *resolved.config.engines], ScriptedEngine(reply))
     episodes = [Episode(task) for task in tasks]
-    for _ in play(agent, episodes, engines, frozen=True):
+    for _ in play(agent, episodes, engines, frozen=True, keep_prompts=False):
         pass
     trained = [
         step

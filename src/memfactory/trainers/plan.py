@@ -14,7 +14,7 @@ from memfactory.config import Resolved
 from memfactory.config.training import GrpoOptions, LoopOptions, LoraOptions, OnlineOptions, SftOptions, TrainerOptions
 from memfactory.dialogue import LearningModule
 from memfactory.engines.loading import places
-from memfactory.engines.options import ModelConfig
+from memfactory.engines.options import EngineConfig, HfEngineConfig, ModelConfig
 from memfactory.environment import memory_bytes
 from memfactory.errors import ConfigError
 from memfactory.registry import MODULES
@@ -117,20 +117,21 @@ def make_plan(resolved: Resolved, device: Device | None = None) -> Plan:
         if not lengths.trained:
             problems.append("no module is trained: every one has interface: inference")
     if sizes is None:
-        return Plan(f"Plan of {config.train.name}", tuple(work), problems=tuple(problems), warnings=tuple(warnings))
+        return Plan(_title(resolved), tuple(work), problems=tuple(problems), warnings=tuple(warnings))
     options = _as_trained(config.model, options)
+    # What this machine's memory and disk lack is no problem of a run that is planned for another.
+    lacking = problems if device is None else warnings
     device = device or device_of(config.model)
     dtype = compute_type(config.model, cuda=device.cuda)
     memory = planned_memory(resolved, options, sizes, lengths, device, problems)
     trained = sizes.parameters if options.lora is None else adapter_parameters(sizes, options.lora.rank)
     moments = moment_bytes(trained, options, cuda=device.cuda)
     work += _parameter_work(sizes, options, dtype, moments, device)
-    _judge_memory(memory, device, problems, warnings)
+    _judge_memory(memory, device, _savings(options, resolved.config.engine, device), problems, warnings)
     if offloads(options, cuda=device.cuda):
-        problems += _host(moments)
-    problems += _disk(options, (4 if options.lora else BYTES[options.masters]) * trained + moments)
-    title = f"Plan of {resolved.source.name if resolved.source else config.train.name}"
-    return Plan(title, tuple(work), memory, device.name, device.capacity, tuple(problems), tuple(warnings))
+        lacking += _host(moments)
+    lacking += _disk(options, (4 if options.lora else BYTES[options.masters]) * trained + moments)
+    return Plan(_title(resolved), tuple(work), memory, device.name, device.capacity, tuple(problems), tuple(warnings))
 
 
 def _parameter_work(
@@ -143,15 +144,30 @@ def _parameter_work(
     return [("parameters", f"{sizes.parameters / 1e6:,.1f} M, {what}, {dtype}"), ("optimizer", f"{kind}{place}")]
 
 
-def _judge_memory(memory: dict[str, int], device: Device, problems: list[str], warnings: list[str]) -> None:
+def _savings(options: TrainerOptions, engine: EngineConfig, device: Device) -> str:
+    """What would take less memory and is not on yet."""
+    kind, whole = options.optimizer.kind_on(cuda=device.cuda, stochastic=options.stochastic), options.lora is None
+    steps = ["train.lora"] if whole else []
+    if device.cuda and kind == "adamw":
+        offload = " or adamw_offload" if whole else ""
+        steps.append(f"train.optimizer.kind=adamw_8bit{'_torchao' if options.stochastic else ''}{offload}")
+    if whole and not options.stochastic:
+        steps.append("train.master_weights=bfloat16_stochastic")
+    if not options.gradient_checkpointing:
+        steps.append("train.gradient_checkpointing=true")
+    batch = " or engine.max_batch_tokens" if isinstance(engine, HfEngineConfig) else ""
+    return ", ".join([*steps, f"a smaller train.micro_batch_tokens{batch}", "or another model"])
+
+
+def _judge_memory(
+    memory: dict[str, int], device: Device, savings: str, problems: list[str], warnings: list[str]
+) -> None:
     """Note where the peak is beyond the device's memory, or so near it that the gaps of an allocator decide."""
     peak = peak_bytes(memory)
     if peak > device.capacity:
         problems.append(
             f"about {peak / GIB:.1f} GiB are needed, but {device.name} has {device.capacity / GIB:.1f} GiB; "
-            "use train.lora, train.optimizer.kind=adamw_8bit or adamw_offload, "
-            "train.master_weights=bfloat16_stochastic, train.gradient_checkpointing=true, a smaller "
-            "train.micro_batch_tokens or engine.max_batch_tokens, or another model"
+            f"use {savings}"
         )
     elif device.cuda and peak > (1 - SPARE_SHARE) * device.capacity:
         warnings.append(
@@ -169,7 +185,11 @@ def _plan_of_modules(resolved: Resolved, options: LoopOptions) -> Plan:
     work.append(("steps", f"{options.steps:,}"))
     if isinstance(options, OnlineOptions):
         work.append(("attempts", f"{options.batch_size} a step, {options.steps * options.batch_size:,} in all"))
-    return Plan(f"Plan of {resolved.name}", tuple(work))
+    return Plan(_title(resolved), tuple(work))
+
+
+def _title(resolved: Resolved) -> str:
+    return f"Plan of {resolved.name}"
 
 
 def _as_trained(model: ModelConfig, options: TrainerOptions) -> TrainerOptions:
