@@ -51,7 +51,8 @@ def evaluated(tmp_path, *words):
     endpoint = f"{{kind: openai, model: scripted, base_url: '{server.url}', api_key_env: null, concurrency: 8}}"
     command = [
         *(sys.executable, "-m", "memfactory", "eval", str(ROOT / "configs/memory_r1.yaml"), "--data", "locomo"),
-        *("model=tiny", f"engine={endpoint}", f"engines.reader={endpoint}", f"data.eval.locomo.path={LOCOMO}"),
+        *("model=tiny", f"engine={endpoint}", f"engines.reader={endpoint}"),
+        f"data.eval.locomo={{name: locomo, path: '{LOCOMO}'}}",
         *("--output", str(tmp_path / "out"), *words),
     ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=500, check=False)

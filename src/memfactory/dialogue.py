@@ -16,10 +16,11 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 import numpy
+from pydantic import model_validator
 
 from memfactory.answers import bare_answer, form_asked_for
 from memfactory.engines.base import Engine
-from memfactory.errors import ConfigError, EngineError, PromptTooLong, RequestRefused
+from memfactory.errors import ConfigError, EngineError, PromptTooLong, RequestRefused, unknown
 from memfactory.memory.bank import BankSource
 from memfactory.registry import Options
 from memfactory.types import AnswerForm, Codec, Decoding, Episode, Message, Reply, Reward, Sampling, Task, Turn
@@ -75,14 +76,34 @@ class ModuleOptions(Options):
 
     `limits` maps those that leave out part of a text to the values under which all of it is read; the first one decides
     how much. A module that leaves out text notes how much in the episode (`note_reading`).
+
+    `presets` are wordings that a config names by `prompts: NAME` in place of prompts of its own: for each name the
+    options that it stands for, such as `{"short": {"prompt": "..."}}`. Options that are given beside the name win.
     """
 
     limits: ClassVar[Mapping[str, object]] = MappingProxyType({})
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
 
     interface: Interface = "generate"
     """How the module is played: generate or rollout (trained), inference (frozen)."""
     engine: str = POLICY
     """Which engine speaks under `interface: inference`: policy, or a name from `engines:`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _wording_by_name(cls, values: Any) -> Any:
+        return cls.with_preset(values)
+
+    @classmethod
+    def with_preset(cls, values: Any) -> Any:
+        """`values` with the wording that `prompts` names written out. Raises ValueError for an unknown name."""
+        name = values.get("prompts") if isinstance(values, dict) else None
+        if not isinstance(name, str):
+            return values
+        if name not in cls.presets:
+            there = unknown("preset of prompts", name, cls.presets) if cls.presets else "this module has no presets"
+            raise ValueError(f"prompts: {there}")
+        return {**cls.presets[name], **{key: value for key, value in values.items() if key != "prompts"}}
 
     @property
     def most_tokens(self) -> int | None:

@@ -66,7 +66,10 @@ def _add_options(table: object, registry: object, name: str) -> None:
     from memfactory.registry import Registry
 
     assert isinstance(table, Table) and isinstance(registry, Registry)
-    for option in options_of(registry.options(name)):
+    options = registry.options(name)
+    if presets := getattr(options, "presets", None):
+        table.add_row(Text("    prompts"), Text(f"presets of prompts: {', '.join(sorted(presets))}", style="dim"))
+    for option in options_of(options):
         default = "must be given" if option.default is None else f"default {option.default}"
         table.add_row(Text(f"    {option.key}"), Text(f"{option.doc} [{option.type}; {default}]", style="dim"))
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from itertools import pairwise
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from memfactory.dialogue import AnswerModuleOptions, Ask, Asking, Module
 from memfactory.errors import DataError
@@ -71,6 +71,44 @@ Solve the problem from the memory and write the answer inside \\boxed{}.
 
 Answer:"""
 
+MEMAGENT_UPDATE_PROMPT = """\
+Below you find a problem, what is remembered so far, and one section of an article, in which the answer may stand. Study
+the section. Then write the memory anew, so that it also holds whatever the section says that helps with the problem.
+Everything in the present memory that bears on the problem must remain in it.
+
+<problem>
+{question}
+</problem>
+
+<memory>
+{memory}
+</memory>
+
+<section>
+{section}
+</section>
+
+Updated memory:"""
+
+MEMAGENT_ANSWER_PROMPT = """\
+Below you find a problem and what is remembered of an article about it. Solve the problem from the memory, and write the
+answer inside \\boxed{}.
+
+<problem>
+{question}
+</problem>
+
+<memory>
+{memory}
+</memory>
+
+Your answer:"""
+
+PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {"memagent": {"prompts": {"update": MEMAGENT_UPDATE_PROMPT, "answer": MEMAGENT_ANSWER_PROMPT}}}
+)
+"""memagent: the information and the order of MemAgent's published prompts, in other words (arXiv 2507.02259)."""
+
 
 class Prompts(Options):
     """The wording. `{question}` or `{prompt}`, `{memory}`, and `{section}` or `{chunk}` are filled in."""
@@ -106,6 +144,8 @@ class RecurrentMemoryOptions(AnswerModuleOptions):
     """Options of `recurrent_memory`."""
 
     limits: ClassVar[Mapping[str, object]] = MappingProxyType({"max_chunks": None, "truncate": "none"})
+    presets = PRESETS
+
     chunk_tokens: int = Field(2500, ge=1)
     """Tokens of one section of the text."""
     max_chunks: int | None = Field(None, ge=1)
@@ -122,8 +162,8 @@ class RecurrentMemoryOptions(AnswerModuleOptions):
     """Only what follows </think> becomes memory or answer; unfinished thinking leaves the memory as it was."""
     order: Order = "memory_first"
     """What an update shows first: the memory, as published, or the section, which all attempts at a task then share."""
-    prompts: Prompts = Prompts()
-    """The wording of both prompts."""
+    prompts: Annotated[Prompts, BeforeValidator(lambda given: given, json_schema_input_type=Prompts | str)] = Prompts()
+    """The wording of both prompts, or the name of a preset (memagent: the information that MemAgent's own have)."""
 
     @property
     def answer_prompt(self) -> str:
@@ -136,6 +176,7 @@ class RecurrentMemoryOptions(AnswerModuleOptions):
     @model_validator(mode="before")
     @classmethod
     def _built_in_wording_follows_the_order(cls, values: Any) -> Any:
+        values = cls.with_preset(values)
         if not isinstance(values, dict) or values.get("order") not in list(UPDATE_PROMPTS):
             return values
         prompts = values.get("prompts", {})
