@@ -61,6 +61,15 @@ def test_identical_weights_give_identical_scores_wherever_they_lie(place, tmp_pa
     assert "Not only the models differ" not in table and found["differing_settings"] == {}
 
 
+def test_a_checkpoint_that_lies_in_another_run_stays_what_it_was(place, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(place / "run", other, ignore=shutil.ignore_patterns("checkpoints", "final"))
+    (other / "config.yaml").write_text((place / "run/config.yaml").read_text().replace("tokens: 64", "tokens: 32"))
+    shutil.copytree(place / "copied", other / "best")
+    assert load_config(other).config.agent.modules["memory"].options.chunk_tokens == 32
+    assert load_config(other / "best").config.agent.modules["memory"].options.chunk_tokens == 64
+
+
 def test_a_bare_model_is_evaluated_as_the_run_beside_it(place, tmp_path):
     found, table = results(place, "tiny", "run", output=tmp_path)
     tiny, trained_one = (found["models"][name]["config"] for name in ("tiny", "run"))

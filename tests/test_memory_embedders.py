@@ -190,6 +190,17 @@ def test_an_encoder_cuts_long_texts(encoder):
     assert embedder.embed(["abcdefgh" * 50]) == pytest.approx(embedder.embed(["abc"]), abs=1e-6)
 
 
+def test_an_encoder_says_once_that_it_cuts_texts(encoder, caplog):
+    embedder = build_embedder(HfEmbedderConfig(path=str(encoder), max_tokens=5, device="cpu"))
+    embedder.embed(["a", "abc"])
+    assert caplog.messages == []
+    # [CLS], eight letters, [SEP].
+    embedder.embed(["abcdefgh", "a"])
+    embedder.embed(["abcdefgh"])
+    (told,) = caplog.messages
+    assert "memory.embedder.max_tokens is 5, and 1 of the texts to embed are longer, the longest 10 tokens" in told
+
+
 def test_an_encoder_that_is_not_there_is_told(tmp_path):
     with pytest.raises(ConfigError, match=r"memory\.embedder\.path: no encoder can be loaded from"):
         build_embedder(HfEmbedderConfig(path=str(tmp_path), device="cpu"))

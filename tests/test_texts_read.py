@@ -8,6 +8,7 @@ import pytest
 from chat_server import ChatServer, config_text, reading, write_tokenizer
 from memfactory.cli.app import run
 from memfactory.dialogue import play
+from memfactory.engines.codec import FileCodec
 from memfactory.engines.scripted import ScriptedEngine
 from memfactory.memory.bank import BankSource
 from memfactory.modules.full_context_answer import FullContextAnswer, FullContextAnswerOptions
@@ -176,3 +177,14 @@ def test_an_extractor_counts_the_conversation_it_reads():
 
 def test_what_no_module_told_is_unknown_and_not_zero():
     assert texts_read({"a": None, "b": Reading(3, 1)}).texts == 1
+
+
+def test_a_tokenizer_file_that_cuts_and_pads_measures_whole_texts(tmp_path):
+    from tokenizers import Tokenizer
+
+    path = write_tokenizer(tmp_path / "words.json")
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.enable_truncation(16)
+    tokenizer.enable_padding(length=512)
+    tokenizer.save(str(path))
+    assert len(FileCodec(str(path)).offsets(LONG)) == TOKENS

@@ -70,7 +70,7 @@ def _folder(folder: Path, trained: bool) -> Source:
         source = Source(folder.resolve().name, show_path(folder / RUN_CONFIG), folder / RUN_CONFIG, folder, {}, folder)
         return replace(source, values=_of_run(folder)) if trained else source
     model, learnt = _weights(folder), _learnt(folder)
-    run = next((parent for parent in list(folder.resolve().parents)[:2] if _is_run(parent)), None)
+    run = _run_around(folder)
     if run is not None and learnt is not None:
         name = f"{run.name}-{folder.resolve().name}"
         return Source(name, show_path(run / RUN_CONFIG), run / RUN_CONFIG, run, learnt, run)
@@ -94,6 +94,15 @@ def _folder(folder: Path, trained: bool) -> Source:
     found = found if model else replace(found, values={})
     modules = {} if learnt is None or "agent" not in learnt else {"agent": learnt["agent"]}
     return replace(found, values={**found.values, **modules}, agent=agent)
+
+
+def _run_around(folder: Path) -> Path | None:
+    """The run that wrote `folder`: what lies elsewhere in a run and says itself what agent it is, was put there."""
+    place = folder.resolve()
+    run = next((parent for parent in list(place.parents)[:2] if _is_run(parent)), None)
+    if run is None or place == run / "final" or place.parent == run / "checkpoints":
+        return run
+    return None if is_file(folder / AGENT_FILE) else run
 
 
 def _is_run(folder: Path) -> bool:

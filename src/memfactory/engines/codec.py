@@ -25,6 +25,9 @@ class FileCodec:
                 f"the tokenizer {path!r} that measures the chunks cannot be loaded ({error}); name a local folder, a "
                 "tokenizer.json, or `tiny` for rough lengths"
             ) from error
+        # A file may say that its model cuts or pads what it is given; texts are measured whole.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
         """The half-open character span of every token of `text`, in order."""

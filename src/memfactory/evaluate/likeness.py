@@ -23,7 +23,7 @@ def differing(targets: Sequence[Target]) -> Differing:
     Baselines stand for the target that they are set beside: that they are other agents is their point.
     """
     configured = [next(same) for _, same in groupby(targets, key=lambda target: target.source)]
-    settings = {target.label: _settings(target) for target in configured}
+    settings = {target.label: {**_settings(target), "judge": target.fingerprint.get("judge")} for target in configured}
     keys = dict.fromkeys(key for found in settings.values() for key in found)
     values = {key: {label: found.get(key) for label, found in settings.items()} for key in keys}
     agents = {str(value) for value in values.get("agent.name", {}).values()}

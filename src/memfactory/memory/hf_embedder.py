@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from memfactory.errors import ConfigError
 from memfactory.memory.embedders import Vectors, identity_of
 from memfactory.memory.options import HfEmbedderConfig
 
+log = logging.getLogger("memfactory")
+
 
 class HfEmbedder:
     """One vector a text: its token vectors in float32, pooled. Texts of like length are encoded together.
@@ -24,6 +27,7 @@ class HfEmbedder:
 
     def __init__(self, config: HfEmbedderConfig) -> None:
         self.config = config
+        self._told_of_cut = False
         self._device = resolve_device(config.device)
         local = Path(config.path).expanduser()
         path = str(local) if local.is_dir() else config.path
@@ -55,6 +59,9 @@ class HfEmbedder:
     @torch.no_grad()
     def _encoded(self, texts: Sequence[str]) -> Vectors:
         encoded = self._tokenizer(list(texts), truncation=True, max_length=self.config.max_tokens)["input_ids"]
+        self._warn_of_cut(
+            [text for text, ids in zip(texts, encoded, strict=True) if len(ids) >= self.config.max_tokens]
+        )
         order = sorted(range(len(texts)), key=lambda row: len(encoded[row]))
         vectors = numpy.zeros((len(texts), self._model.config.hidden_size), numpy.float32)
         for start in range(0, len(order), self.config.batch_size):
@@ -68,6 +75,24 @@ class HfEmbedder:
             hidden = self._model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
             vectors[rows] = self._pooled(hidden, mask).cpu().numpy()
         return vectors
+
+    def _warn_of_cut(self, longest: Sequence[str]) -> None:
+        """Say once that texts are longer than what is embedded of them; `longest` are those that may be."""
+        if self._told_of_cut or not longest:
+            return
+        limit = self.config.max_tokens
+        lengths = [len(ids) for ids in self._tokenizer(list(longest), truncation=False)["input_ids"]]
+        cut = [length for length in lengths if length > limit]
+        if cut:
+            self._told_of_cut = True
+            log.warning(
+                "memory.embedder.max_tokens is %d, and %d of the texts to embed are longer, the longest %d tokens: "
+                "what is behind cannot be found by its vector. Raise it as far as the encoder allows, or remember "
+                "shorter texts",
+                limit,
+                len(cut),
+                max(cut),
+            )
 
     def _pooled(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """hidden [n, t, d], mask [n, t] with padding on the right -> [n, d]."""
