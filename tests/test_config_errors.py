@@ -53,7 +53,7 @@ sede: 3
         "x.yaml:6: env.rewards.boxed_me: no reward is called 'boxed_me'",
         "x.yaml:9: train.steps: expected at least 1",
         "x.yaml:10: train.learning_rate: unknown key",
-        "x.yaml:11: train.loss.objective: expected one of 'ppo', 'gspo', 'cispo', 'sapo', 'vespo' or 'reinforce'",
+        "x.yaml:11: train.loss.objective: no objective is called 'pppo'",
         "x.yaml:12: engine: there is no kind 'vlm'",
         "x.yaml:13: sede: unknown key",
     ]

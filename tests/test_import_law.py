@@ -43,6 +43,7 @@ FLOORS = {
     "whole_folders": 1,
     "text": 1,
     "registry": 1,
+    "boundary": 1,
     "errors": 1,
     "types": 0,
     "": 0,

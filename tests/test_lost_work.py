@@ -10,7 +10,7 @@ import pytest
 
 from memfactory.cli.app import run as command
 from memfactory.envs.rewards.base import RewardFunction
-from memfactory.errors import EngineError, MemFactoryError
+from memfactory.errors import EngineError, MemFactoryError, PluginError
 from memfactory.registry import REWARDS
 from memfactory.trainers import processes as launched
 from processes import in_processes
@@ -34,8 +34,9 @@ class Failing(RewardFunction):
 def test_whatever_fails_the_whole_steps_are_kept(make, caplog, error):  # noqa: F811
     FAILING.update(calls=0, error=error)
     trainer = make("test_failing", "train.save_every=0", "train.steps=5")
-    with pytest.raises(type(error)):
+    with pytest.raises(EngineError if isinstance(error, EngineError) else PluginError, match=str(error)) as caught:
         trainer.train()
+    assert error in (caught.value, caught.value.__cause__)
     assert [path.name for path in (trainer.run.folder / "checkpoints").iterdir()] == ["step-2"]
     assert "step 2, the last whole one, is saved; --resume goes on from there" in caplog.text
 
@@ -76,7 +77,7 @@ def test_a_state_that_cannot_be_saved_hides_no_error(make, monkeypatch, caplog):
         raise MemFactoryError("the disk is full")
 
     monkeypatch.setattr(trainer.trained, "save_masters", full)
-    with pytest.raises(ValueError, match="the plugin's"):
+    with pytest.raises(PluginError, match="ValueError: the plugin's"):
         trainer.train()
     assert "the state after step 2 could not be saved" in caplog.text and "the disk is full" in caplog.text
 

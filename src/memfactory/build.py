@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from memfactory.boundary import made
 from memfactory.config import Resolved
 from memfactory.config.schema import AgentSpec, Component, RunConfig
 from memfactory.config.training import TrainerOptions
@@ -154,16 +155,16 @@ def check_model_folders(config: RunConfig) -> None:
 def build_agent(spec: AgentSpec, codec: Codec, banks: BankSource | None = None) -> Agent:
     """The agent with a module in each of its slots, its memory banks opened by `banks`."""
     modules: dict[str, Module] = {
-        slot: MODULES.get(module.name)(module.options, codec) for slot, module in spec.modules.items()
+        slot: made(MODULES, module.name, module.options, codec) for slot, module in spec.modules.items()
     }
-    agent: Agent = AGENTS.get(spec.name)(spec.options, modules, banks)
+    agent: Agent = made(AGENTS, spec.name, spec.options, modules, banks)
     return agent
 
 
 def build_env(component: Component, engines: Mapping[str, Engine]) -> Environment:
     """The environment with its rewards."""
     rewards = build_rewards(getattr(component.options, "rewards", {}), engines)
-    env: Environment = ENVS.get(component.name)(component.options, rewards)
+    env: Environment = made(ENVS, component.name, component.options, rewards)
     return env
 
 
@@ -177,16 +178,16 @@ def build_rewards(
     entries: Mapping[str, float | dict[str, object]], engines: Mapping[str, Engine]
 ) -> list[RewardFunction]:
     """Reward functions by name; an entry is a weight or that reward's options."""
-    made = []
+    rewards: list[RewardFunction] = []
     for name, entry in entries.items():
         values = entry if isinstance(entry, dict) else {"weight": entry}
-        made.append(REWARDS.get(name)(REWARDS.options(name).model_validate(values), engines))
-    return made
+        rewards.append(made(REWARDS, name, REWARDS.options(name).model_validate(values), engines))
+    return rewards
 
 
 def build_tasks(component: Component, env: Environment, base_dir: Path) -> TaskSet:
     """The tasks of a configured dataset, read by the environment."""
-    return env.tasks(DATASETS.get(component.name)(component.options, base_dir))
+    return env.tasks(made(DATASETS, component.name, component.options, base_dir))
 
 
 def build_engines(config: RunConfig, model: PreTrainedModel | None, chat: ChatFormat | None) -> dict[str, Engine]:

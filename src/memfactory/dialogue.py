@@ -13,12 +13,13 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import numpy
 from pydantic import model_validator
 
 from memfactory.answers import bare_answer, form_asked_for
+from memfactory.boundary import broken, guarded
 from memfactory.engines.base import Engine
 from memfactory.errors import ConfigError, EngineError, PromptTooLong, RequestRefused, unknown
 from memfactory.memory.bank import BankSource
@@ -165,11 +166,11 @@ class Module(ABC):
 
     def generate(self, episode: Episode) -> Dialogue:
         """The model in training speaks; the reward is given once the whole episode has ended."""
-        yield from _spoken(self.dialogue(episode), POLICY, trainable=True)
+        yield from _spoken(self, episode, POLICY, trainable=True)
 
     def rollout(self, episode: Episode) -> Dialogue:
         """As `generate`, and the task-level reward at this module's end credits its steps."""
-        yield from _spoken(self.dialogue(episode), POLICY, trainable=True)
+        yield from _spoken(self, episode, POLICY, trainable=True)
         reward = yield ScoreRequest(self.steps)
         assert isinstance(reward, Reward)
         for step in self.steps:
@@ -177,7 +178,7 @@ class Module(ABC):
 
     def inference(self, episode: Episode) -> Dialogue:
         """Any engine speaks; the transcript is kept and nothing is trained."""
-        yield from _spoken(self.dialogue(episode), self.options.engine, trainable=False)
+        yield from _spoken(self, episode, self.options.engine, trainable=False)
 
     def play(self, episode: Episode) -> Dialogue:
         """The interface that the options name."""
@@ -237,16 +238,56 @@ class Agent(ABC):
         """Play the modules over one episode (`yield from self.modules[slot].play(episode)`)."""
 
 
-def _spoken(asking: Asking, engine: str, trainable: bool) -> Dialogue:
+def _spoken(module: Module, episode: Episode, engine: str, trainable: bool) -> Dialogue:
     """Stamp every ask of a module's dialogue with who speaks and whether it is trained."""
+    asking = _generator(module, module.dialogue(episode))
     try:
         ask = next(asking)
         while True:
-            reply = yield replace(ask, engine=engine, trainable=trainable)
+            reply = yield replace(_well_formed(type(module), ask), engine=engine, trainable=trainable)
             assert isinstance(reply, Reply)
             ask = asking.send(reply)
     except StopIteration:
         return
+
+
+def _generator(component: Module | Agent, dialogue: Any) -> Any:
+    """What `dialogue` returned, which must be a generator."""
+    if isinstance(dialogue, Generator):
+        return dialogue
+    hint = "it never yields; where it asks for nothing, end it with `yield from ()`"
+    raise broken(type(component), "dialogue", f"returned {type(dialogue).__name__}, not a generator: {hint}")
+
+
+def _share(agent: type, wanted: object) -> Shared:
+    """What an agent's dialogue yielded beside asks, which must be work to share."""
+    if isinstance(wanted, Shared):
+        return wanted
+    hint = "an agent plays its modules by `yield from self.modules[slot].play(episode)`"
+    raise broken(agent, "dialogue", f"yielded {type(wanted).__name__}; {hint}")
+
+
+def _well_formed(module: type, ask: Any) -> Ask:
+    """What a module's dialogue yielded, which must be an Ask of messages."""
+    example = 'write `reply = yield Ask("step", (Message("user", prompt),), max_tokens)`'
+    if not isinstance(ask, Ask):
+        raise broken(module, "dialogue", f"yielded {type(ask).__name__}, not an Ask; {example}")
+    messages, stop, wrong = ask.messages, cast("object", ask.stop), None
+    if not isinstance(messages, tuple | list) or not messages:
+        wrong = f"messages must be a tuple of Message, not {messages!r:.60}"
+    elif strange := [message for message in messages if not isinstance(message, Message)]:
+        wrong = f"messages hold {type(strange[0]).__name__}, not Message"
+    elif any(not isinstance(message.content, str) for message in messages):
+        wrong = "the content of a message must be text"
+    elif isinstance(ask.max_tokens, bool) or not isinstance(ask.max_tokens, int) or ask.max_tokens < 1:
+        wrong = f"max_tokens must be a whole number above 0, not {ask.max_tokens!r:.60}"
+    elif not isinstance(ask.step, str) or not ask.step:
+        wrong = f"step must be a name, not {ask.step!r:.60}"
+    elif not isinstance(stop, tuple | list) or not all(isinstance(text, str) for text in stop):
+        wrong = f"stop must be a tuple of texts, not {ask.stop!r:.60}"
+    if wrong is not None:
+        raise broken(module, "dialogue", f"yielded an Ask that cannot be asked: {wrong}; {example}")
+    return ask if isinstance(messages, tuple) else replace(ask, messages=tuple(messages))
 
 
 def stream_seed(*parts: int | str) -> int:
@@ -323,7 +364,10 @@ class _Play:
         self.window = window
         self.keep_prompts = keep_prompts or not frozen
         self.on_turn = on_turn
-        self.upcoming = deque(_Work(episode, agent.dialogue(episode)) for episode in episodes)
+        self.agent = type(agent)
+        self.components = (self.agent, *(type(module) for module in agent.modules.values()))
+        with guarded(*self.components):
+            self.upcoming = deque(_Work(episode, _generator(agent, agent.dialogue(episode))) for episode in episodes)
         self.waiting: dict[int, tuple[_Work, Ask]] = {}
         self.shared: dict[str, _Work] = {}
         self.under_way = 0
@@ -355,7 +399,8 @@ class _Play:
             if isinstance(value, Episode):
                 work.episode.shared.append(value)
             try:
-                wanted = next(work.dialogue) if value is None else work.dialogue.send(value)
+                with guarded(*self.components, doing=f"on the task {work.episode.task.id!r}"):
+                    wanted = next(work.dialogue) if value is None else work.dialogue.send(value)
             except StopIteration:
                 yield from self._end(work)
                 return
@@ -368,7 +413,7 @@ class _Play:
             if isinstance(wanted, ScoreRequest):
                 value = self.score([work.episode])[0] if self.score else Reward(None)
                 continue
-            part = self._part(work, wanted)
+            part = self._part(work, _share(self.agent, wanted))
             if not part.begun:
                 # Before anyone waits for it: parts that ask for nothing end here one by one, not one in another.
                 part.begun = True

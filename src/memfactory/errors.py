@@ -32,6 +32,11 @@ class DataError(MemFactoryError):
     exit_code = 2
 
 
+class PluginError(MemFactoryError):
+    """A user's own component raised or returned what it must not; the message names it, its file and line. Exit code
+    1."""
+
+
 class EngineError(MemFactoryError):
     """An engine or endpoint failed for good, after its retries. Exit code 1."""
 

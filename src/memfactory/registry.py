@@ -11,6 +11,8 @@ import ast
 import importlib
 import importlib.util
 import sys
+import sysconfig
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,9 +87,13 @@ def _resolve(target: str) -> Any:
 class Registry(Generic[T]):
     """The components of one kind (`kind` is the word used in messages), looked up by name."""
 
-    def __init__(self, kind: str, package: str) -> None:
+    def __init__(self, kind: str, package: str, base: str | None = None, *, heavy: bool = False) -> None:
+        """`base` ("module:attribute") is what every component derives from, as far as it is known; `heavy`: to import
+        it brings torch."""
         self.kind = kind
         self.package = package
+        self.base = base
+        self.heavy = heavy
         self._scanned: dict[str, Entry] | None = None
         self._registered: dict[str, tuple[Entry, Any]] = {}
 
@@ -98,7 +104,14 @@ class Registry(Generic[T]):
         class `Options` counts. Registering a name that another class holds is an error.
         """
 
+        if not isinstance(name, str):
+            raise ConfigError(
+                f'{self.kind} {getattr(name, "__name__", name)!r}: write `.register("its_name")` above it'
+            )
+
         def decorate(cls: C) -> C:
+            if not isinstance(cls, type):
+                raise ConfigError(f"{self.kind} {name!r} must be a class, but {cls!r} is none")
             target = f"{cls.__module__}:{cls.__qualname__}"
             summary = (cls.__doc__ or "").strip().partition("\n")[0]
             held = self._registered.get(name)
@@ -109,6 +122,22 @@ class Registry(Generic[T]):
             return cls
 
         return decorate
+
+    def holds(self, cls: type) -> bool:
+        """Whether `cls` was registered here."""
+        return any(held is cls for _, held in self._registered.values())
+
+    def wrong(self, name: str) -> str | None:
+        """Why a user's own component called `name` cannot be used at all; None where it can, and for built-in ones."""
+        if name not in self._registered or self._registered[name][1].__module__.startswith(f"{self.package}."):
+            return None
+        try:
+            if not self.heavy:
+                self.get(name)
+            self.options(name)
+        except ConfigError as error:
+            return str(error)
+        return None
 
     def names(self) -> list[str]:
         """Every name, sorted."""
@@ -129,14 +158,28 @@ class Registry(Generic[T]):
     def get(self, name: str) -> type[T]:
         """The class of `name`, imported now if need be."""
         entry = self.entry(name)
-        if name in self._registered:
-            return self._registered[name][1]
-        return _resolve(entry.target)
+        if name not in self._registered:
+            return _resolve(entry.target)
+        found = self._registered[name][1]
+        base = _resolve(self.base) if self.base else object
+        if not issubclass(found, base):
+            raise ConfigError(f"{self.kind} {name!r} ({_home(found)}) must be a subclass of {self.base}")
+        return found
 
     def options(self, name: str) -> type[Options]:
         """The options model of `name`; a component without options takes none."""
         entry = self.entry(name)
-        found = _resolve(entry.options) if entry.options else getattr(self.get(name), "Options", Options)
+        if entry.options:
+            return _resolve(entry.options)
+        # A trainer's base brings torch; its options are checked by themselves.
+        cls = self._registered[name][1] if name in self._registered else self.get(name)
+        found = getattr(cls, "Options", Options)
+        wanted = getattr(_resolve(self.base), "Options", Options) if self.base and not self.heavy else Options
+        if not (isinstance(found, type) and issubclass(found, wanted)):
+            raise ConfigError(
+                f"{self.kind} {name!r} ({_home(cls)}): its Options must derive from {wanted.__name__} of "
+                f"{wanted.__module__}"
+            )
         return found
 
     def _builtin(self) -> dict[str, Entry]:
@@ -170,12 +213,12 @@ def _scan(path: Path, module: str) -> list[Entry]:
     return entries
 
 
-MODULES: Registry[Any] = Registry("module", "memfactory.modules")
-AGENTS: Registry[Any] = Registry("agent", "memfactory.agents")
-ENVS: Registry[Any] = Registry("environment", "memfactory.envs")
-REWARDS: Registry[Any] = Registry("reward", "memfactory.envs.rewards")
-DATASETS: Registry[Any] = Registry("dataset", "memfactory.data")
-TRAINERS: Registry[Any] = Registry("trainer", "memfactory.trainers")
+MODULES: Registry[Any] = Registry("module", "memfactory.modules", "memfactory.dialogue:Module")
+AGENTS: Registry[Any] = Registry("agent", "memfactory.agents", "memfactory.dialogue:Agent")
+ENVS: Registry[Any] = Registry("environment", "memfactory.envs", "memfactory.envs.base:Environment")
+REWARDS: Registry[Any] = Registry("reward", "memfactory.envs.rewards", "memfactory.envs.rewards.base:RewardFunction")
+DATASETS: Registry[Any] = Registry("dataset", "memfactory.data", "memfactory.data.base:Dataset")
+TRAINERS: Registry[Any] = Registry("trainer", "memfactory.trainers", "memfactory.trainers.base:Trainer", heavy=True)
 OBJECTIVES: Registry[Any] = Registry("objective", "memfactory.trainers.objectives")
 ADVANTAGES: Registry[Any] = Registry("advantage estimator", "memfactory.trainers.advantages")
 ALL = (MODULES, AGENTS, ENVS, REWARDS, DATASETS, TRAINERS, OBJECTIVES, ADVANTAGES)
@@ -184,8 +227,8 @@ ALL = (MODULES, AGENTS, ENVS, REWARDS, DATASETS, TRAINERS, OBJECTIVES, ADVANTAGE
 def load_plugin(name: str, relative_to: Path | None = None) -> None:
     """Import a user's components: a dotted module name, or a path to a .py file (relative to the config's folder).
 
-    Loading the same plugin twice does nothing. A plugin that is not there is a ConfigError; an error inside the
-    plugin's own code is the plugin's traceback.
+    Loading the same plugin twice does nothing. Raises ConfigError for a plugin that is not there, and for one whose own
+    code cannot be loaded, with file and line.
     """
     if name.endswith(".py") or "/" in name:
         candidates = [Path(name)] if relative_to is None else [relative_to / name, Path(name)]
@@ -201,9 +244,9 @@ def load_plugin(name: str, relative_to: Path | None = None) -> None:
         sys.modules[module_name] = module
         try:
             spec.loader.exec_module(module)
-        except BaseException:
+        except BaseException as error:
             del sys.modules[module_name]
-            raise
+            raise _unloadable(name, error) from error
         return
     if name in sys.modules:
         return
@@ -213,6 +256,34 @@ def load_plugin(name: str, relative_to: Path | None = None) -> None:
     except ModuleNotFoundError as error:
         if error.name and (name == error.name or name.startswith(error.name + ".")):
             raise ConfigError(f"plugin {name!r} cannot be imported: there is no module of that name") from None
-        raise
+        raise _unloadable(name, error) from error
+    except BaseException as error:
+        raise _unloadable(name, error) from error
     finally:
         sys.path.pop(0)
+
+
+def _unloadable(name: str, error: BaseException) -> BaseException:
+    """The error for a plugin whose code raised `error` while it was imported; Ctrl-C stays what it is."""
+    if isinstance(error, KeyboardInterrupt | MemoryError):
+        return error
+    if isinstance(error, SyntaxError) and error.filename:
+        return ConfigError(f"plugin {name!r} is not valid Python: {error.filename}:{error.lineno}: {error.msg}")
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if not f.filename.startswith("<") and not _is_library(Path(f.filename))]
+    place = f" at {own[-1].filename}:{own[-1].lineno}" if own else ""
+    if isinstance(error, ConfigError):
+        return ConfigError([f"plugin {name!r} cannot be loaded{place}: {problem}" for problem in error.problems])
+    return ConfigError(f"plugin {name!r} cannot be loaded: {type(error).__name__}{place}: {error}")
+
+
+def _home(cls: type) -> str:
+    """The file of a user's class."""
+    file = getattr(sys.modules.get(cls.__module__), "__file__", None)
+    return f"{cls.__qualname__} of {file or cls.__module__}"
+
+
+def _is_library(file: Path) -> bool:
+    """Whether a file is MemFactory's or belongs to an installed package."""
+    places = [Path(__file__).parent, *(Path(sysconfig.get_path(kind)) for kind in ("stdlib", "purelib", "platlib"))]
+    return any(file.is_relative_to(place) for place in places)

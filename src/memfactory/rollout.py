@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Protocol
 
+from memfactory.boundary import scored
 from memfactory.dialogue import Agent, ModuleOptions, play
 from memfactory.engines.base import Engine
 from memfactory.registry import Options
@@ -47,7 +48,7 @@ def rollout(
     for _ in play(agent, episodes, engines, decodings=decodings, score=env.score, on_turn=on_turn):
         pass
     warn_of_failures([(e.task.id, e.failure) for e in episodes if e.failure and not e.overlong], len(episodes))
-    rewards = env.score(episodes)
+    rewards = scored(env, episodes)
     trajectories = [_trajectory(episode, reward) for episode, reward in zip(episodes, rewards, strict=True)]
     return [
         Group(task, tuple(trajectories[index * group_size : (index + 1) * group_size]))

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 
+from memfactory.boundary import made
 from memfactory.build import Stack, TaskReader, build_stack, reading_env
 from memfactory.config import Resolved
 from memfactory.config.training import LoopOptions, TrainerOptions
@@ -74,7 +75,7 @@ def _run_in(own: RunFolder | None, resolved: Resolved, options: LoopOptions) -> 
         place = of_first_process(own) if trained.process_count > 1 else own
         assert place is not None
         run = LiveRun(resolved, place, stack, main=trained.process_index == 0, alone=trained.process_count == 1)
-        trainer = kind(resolved, options, stack, trained, run)
+        trainer = made(TRAINERS, resolved.config.train.name, resolved, options, stack, trained, run)
         if place.checkpoint is not None:
             trainer.resume(place.checkpoint)
             if trainer.finished() and run.main:

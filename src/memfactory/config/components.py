@@ -63,6 +63,12 @@ class Checker:
                 return model.model_validate(values)
             except ValidationError as error:
                 found = list(sentences(error, model, values))
+            except Exception as error:
+                if model.__module__.partition(".")[0] == "memfactory":
+                    raise
+                text = f"{type(error).__name__}: {error}"
+                self.problems.add(path, f"the checks of {model.__name__} ({model.__module__}) failed: {text}")
+                return None
             for place, message in found:
                 self.problems.add((*path, *place), message)
             kept = without(values, [place for place, _ in found])
@@ -93,6 +99,10 @@ class Checker:
         if name not in registry.names():
             existing = {*registry.names(), *(self.parts.get(str(path[0]), ()) if len(path) == 1 else ())}
             self.problems.add((*path, "name"), unknown(registry.kind, name, existing))
+            return None
+        wrong = registry.wrong(name)
+        if wrong is not None:
+            self.problems.add((*path, "name"), wrong)
             return None
         return name
 
@@ -180,6 +190,8 @@ class Checker:
         """One reward: a weight, or a mapping of its options."""
         if name not in REWARDS.names():
             self.problems.add(path, unknown("reward", name, REWARDS.names()))
+        elif wrong := REWARDS.wrong(name):
+            self.problems.add(path, wrong)
         elif isinstance(entry, dict):
             self.options(REWARDS.options(name), entry, path)
         elif isinstance(entry, bool) or not isinstance(entry, int | float):

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, overload
 
 from pydantic import Field
 
+from memfactory.boundary import broken, guarded
 from memfactory.registry import Options
 
 
@@ -77,6 +78,16 @@ class Dataset(ABC):
     def source(self) -> str:
         """What the rows come from, for messages."""
         return f"the dataset of {type(self).__name__}"
+
+    def checked_rows(self) -> Sequence[Row]:
+        """What `rows` says, checked. Raises PluginError where a user's own dataset says something else, or fails."""
+        with guarded(type(self), doing="in reading its rows"):
+            given = self.rows()
+            rows = given if isinstance(given, Sequence) else list(given)
+        strange = next((row for row in rows if not isinstance(row, Row)), None)
+        if strange is not None:
+            raise broken(type(self), "rows", f"gave a {type(strange).__name__}; write Row(values, source) for each row")
+        return rows
 
     @abstractmethod
     def rows(self) -> Sequence[Row]:

@@ -67,5 +67,5 @@ def _rows(spec: dict[str, object], base_dir: Path) -> Sequence[Row]:
         options = DATASETS.options(name).model_validate(values)
     except ValidationError as error:
         raise ConfigError(f"mixture: the options of {name} are wrong: {error}") from None
-    rows: Sequence[Row] = DATASETS.get(name)(options, base_dir).rows()
+    rows: Sequence[Row] = DATASETS.get(name)(options, base_dir).checked_rows()
     return rows

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 
+from memfactory.boundary import broken, guarded
 from memfactory.data.base import Dataset, Row
 from memfactory.envs.rewards.base import RewardFunction
 from memfactory.errors import DataError
@@ -88,15 +89,20 @@ class Environment(ABC):
 
         Raises DataError for rows that cannot be used (unless the dataset skips them) and where no task is left.
         """
-        rows = dataset.rows()
-        read = self.reader()
+        rows = dataset.checked_rows()
+        with guarded(type(self), doing="in reading rows"):
+            read = self.reader()
         tasks: list[Task] = []
         problems: list[str] = []
         for row in rows:
             try:
                 if row.problem is not None:
                     raise DataError(f"{row.source}: {row.problem}")
-                tasks.append(read(row))
+                with guarded(type(self), doing=f"in making a task of {row.source}"):
+                    task = read(row)
+                if not isinstance(task, Task):
+                    raise broken(type(self), "task", f"returned {type(task).__name__} for {row.source}, not a Task")
+                tasks.append(task)
             except DataError as error:
                 problems.append(str(error))
                 if not dataset.options.skip_bad_rows and len(problems) >= SHOWN_PROBLEMS:
@@ -116,7 +122,7 @@ class Environment(ABC):
         An attempt that could not be played to its end is not scored: all of its reward is unknown.
         """
         played = [episode for episode in episodes if episode.failure is None]
-        columns = {reward.name: reward.score(played) for reward in self.rewards} if played else {}
+        columns = {reward.name: reward.scores(played) for reward in self.rewards} if played else {}
         weights = {reward.name: float(reward.options.weight) for reward in self.rewards}
         steps = self.options.steps
         known = iter(

@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 
+from memfactory.boundary import made
 from memfactory.data.digest import data_hash
 from memfactory.dialogue import Agent, play, stream_seed
 from memfactory.engines.base import Engine
@@ -139,7 +140,7 @@ def build_metrics(env: Environment, names: Sequence[str], engines: Mapping[str, 
     Raises ConfigError for a name that no reward has.
     """
     own = {reward.name: reward for reward in env.rewards}
-    return {name: own.get(name) or REWARDS.get(name)(REWARDS.options(name)(), engines) for name in names}
+    return {name: own.get(name) or made(REWARDS, name, REWARDS.options(name)(), engines) for name in names}
 
 
 class _Collected:
@@ -188,7 +189,7 @@ class _Collected:
     def _score(self, episodes: Sequence[Episode]) -> list[dict[str, float | None]]:
         """Each episode's score by each metric; all are unknown of an attempt that failed."""
         played = [episode for episode in episodes if episode.failure is None]
-        columns = {name: iter(reward.score(played)) if played else iter(()) for name, reward in self.scorers.items()}
+        columns = {name: iter(reward.scores(played)) if played else iter(()) for name, reward in self.scorers.items()}
         return [
             {name: next(column) if episode.failure is None else None for name, column in columns.items()}
             for episode in episodes

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import torch
 
+from memfactory.boundary import guarded
 from memfactory.build import Stack, TaskReader, reading_env
 from memfactory.config import Resolved
 from memfactory.config.agent_file import write_agent_file
@@ -229,7 +230,8 @@ class Trainer(ABC):
         self.seed(self.state.step + 1)
         begun = time.monotonic()
         before = self.state.seconds
-        self.state, metrics = self.step(self.state.step + 1)
+        with guarded(type(self), doing=f"in step {self.state.step + 1}", letting=(Interrupted,)):
+            self.state, metrics = self.step(self.state.step + 1)
         # From here on the step is whole, also if an engine does not take its weights or a tracker its metrics.
         self._whole = self.trained.updates
         self.renew_engines()

@@ -143,7 +143,7 @@ def _steps(stage: SftStage, rows: int, batch_size: int) -> int:
 
 def _checked(dataset: Dataset, encoder: Encoder) -> tuple[Sequence[Row], int]:
     """The rows that can be used, and the tokens of the longest conversation among them."""
-    rows = dataset.rows()
+    rows = dataset.checked_rows()
     if not rows:
         raise DataError(f"{dataset.source} has no conversations to train on")
     generated = isinstance(rows, GeneratedRows)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy
 from safetensors.numpy import load_file, save_file
 
+from memfactory.boundary import guarded
 from memfactory.dialogue import Agent, LearningModule
 from memfactory.environment import process_count
 from memfactory.errors import ConfigError, MemFactoryError
@@ -52,7 +53,10 @@ class Learners:
 
     def learn(self, episodes: Sequence[Episode]) -> dict[str, float]:
         """Every module learns from these attempts; what was measured, as slot/name."""
-        measured = {slot: module.learn(episodes) for slot, module in self.modules.items()}
+        measured: dict[str, dict[str, float]] = {}
+        for slot, module in self.modules.items():
+            with guarded(type(module), doing="in learning"):
+                measured[slot] = module.learn(episodes)
         self.updates += 1
         return {f"{slot}/{name}": value for slot, found in measured.items() for name, value in found.items()}
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from statistics import fmean
 
+from memfactory.boundary import scored
 from memfactory.build import Stack
 from memfactory.config import Resolved
 from memfactory.config.training import OnlineOptions
@@ -49,7 +50,7 @@ class OnlineTrainer(Trainer):
         cursor = self.state.cursor
         episodes = self.attempted(cursor)
         self.stop_on_failures(episodes, step)
-        rewards = self.stack.env.score(episodes)
+        rewards = scored(self.stack.env, episodes)
         self.keep_transcripts(step, episodes, rewards)
         texts = texts_read({episode.task.id: episode.reading for episode in episodes})
         self.warn_of_cut(step, texts)

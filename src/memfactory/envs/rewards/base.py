@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
+from memfactory.boundary import checked_scores, guarded
 from memfactory.engines.base import Engine
 from memfactory.registry import REWARDS, Options
 from memfactory.types import AnswerForm, Episode
@@ -44,6 +45,13 @@ class RewardFunction(ABC):
     def name(self) -> str:
         """What the reward is registered as, and logged under."""
         return REWARDS.name_of(type(self))
+
+    def scores(self, episodes: Sequence[Episode]) -> list[float | None]:
+        """What `score` says, checked: one finite number or None an episode. Raises PluginError where a user's own
+        reward says something else, or fails."""
+        with guarded(type(self), doing="in scoring"):
+            given = self.score(episodes)
+        return checked_scores(type(self), given, len(episodes), [episode.task.id for episode in episodes])
 
     @abstractmethod
     def score(self, episodes: Sequence[Episode]) -> list[float | None]:

@@ -1,0 +1,167 @@
+"""The boundary to users' own components: what one raises or returns wrongly is told with its name, file and line.
+
+Components that come with MemFactory are not meant: an error of theirs is our bug, and stays a traceback.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import os
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+from memfactory.errors import MemFactoryError, PluginError
+from memfactory.registry import ALL, Registry
+from memfactory.types import Episode, Reward
+
+
+def is_users(component: type) -> bool:
+    """Whether a class is a registered component of a user's own."""
+    return component.__module__.partition(".")[0] != "memfactory" and _registered_as(component) is not None
+
+
+def titled(component: type) -> str:
+    """A component as messages name it: `reward 'brevity' (my_parts.py:58)`."""
+    registered = _registered_as(component)
+    return f"{registered or component.__name__} ({_place(component)})"
+
+
+def _registered_as(component: type) -> str | None:
+    for registry in ALL:
+        if registry.holds(component):
+            return f"{registry.kind} {registry.name_of(component)!r}"
+    return None
+
+
+def _place(component: type) -> str:
+    try:
+        return f"{_shown(inspect.getsourcefile(component) or '?')}:{inspect.getsourcelines(component)[1]}"
+    except (OSError, TypeError):
+        return component.__module__
+
+
+def _shown(file: str) -> str:
+    path = Path(file)
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def broken(component: type, part: str, message: str) -> PluginError:
+    """The error for a component whose `part` (a method) does what its contract does not allow."""
+    method = getattr(component, part, None)
+    where = component if method is None else method
+    try:
+        line = inspect.getsourcelines(where)[1]
+        place = f"{_shown(inspect.getsourcefile(where) or '?')}:{line}"
+    except (OSError, TypeError):
+        place = _place(component)
+    return PluginError(f"{_registered_as(component) or component.__name__} ({place}): `{part}` {message}")
+
+
+@contextmanager
+def guarded(
+    *components: type, doing: str = "", making: bool = False, letting: tuple[type[Exception], ...] = ()
+) -> Iterator[None]:
+    """An error that one of the users' `components` raises becomes a PluginError that names it, file and line.
+
+    `doing` says what it was asked for. An error that passes through none of their files is not theirs, except where
+    one is being made (`making`). Errors that are messages already go on as they are, and so do those in `letting`.
+    """
+    try:
+        yield
+    except (MemFactoryError, StopIteration):
+        raise
+    except Exception as error:
+        if isinstance(error, letting):
+            raise
+        blamed = _blamed([one for one in components if is_users(one)], error, making)
+        if blamed is None:
+            raise
+        component, place = blamed
+        what = f" {doing}" if doing else ""
+        text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        raise PluginError(
+            f"{_registered_as(component)} failed{what} at {place}: {text}\n(--debug shows the whole traceback)"
+        ) from error
+
+
+def _blamed(components: Sequence[type], error: Exception, making: bool) -> tuple[type, str] | None:
+    """The component that raised `error`, and the line of its file; None where none did."""
+    files = {inspect.getsourcefile(component): component for component in components}
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if frame.filename in files:
+            return files[frame.filename], f"{_shown(frame.filename)}:{frame.lineno}"
+    return (components[0], _place(components[0])) if making and components else None
+
+
+def made(registry: Registry[Any], name: str, *arguments: object) -> Any:
+    """The component called `name`, made from its arguments. Raises PluginError where a user's own cannot be made."""
+    component = registry.get(name)
+    with guarded(component, doing="when it was made", making=True):
+        return component(*arguments)
+
+
+def as_scalar(value: Any) -> float | None:
+    """`value` as a float where it is one real, finite number: an int, a Fraction, a Decimal, a number of numpy or torch
+    (of one element), or a truth value. None is unknown and stays None. Raises ValueError for all else."""
+    if value is None:
+        return None
+    if isinstance(value, str | bytes | complex):
+        raise ValueError(f"{value!r} is no number")
+    try:
+        number = float(value) if isinstance(value, Real) or not hasattr(value, "__len__") else _only_element(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        raise ValueError(f"{_short(value)} is no number") from None
+    if not math.isfinite(number):
+        raise ValueError(f"{_short(value)} is not finite; return None where a score is unknown")
+    return number
+
+
+def _only_element(value: Any) -> float:
+    """The number in a tensor or array without dimensions; a list of one number is a list."""
+    if getattr(value, "shape", None) != ():
+        raise ValueError
+    return float(value)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
+
+
+def checked_scores(component: type, given: Any, count: int, names: Sequence[str]) -> list[float | None]:
+    """What a reward returned for `count` episodes, as floats. Raises PluginError for another number of scores, for what
+    is no number and for numbers that are not finite. `names` are the tasks of the episodes."""
+    if isinstance(given, str | bytes | dict) or not hasattr(given, "__len__") or not hasattr(given, "__iter__"):
+        raise broken(component, "score", f"returned {_short(given)}, not a list with one score for each episode")
+    if len(given) != count:
+        raise broken(component, "score", f"returned {len(given)} scores for {count} episodes")
+    scores = []
+    for name, score in zip(names, given, strict=True):
+        try:
+            scores.append(as_scalar(score))
+        except ValueError as error:
+            raise broken(component, "score", f"gave the task {name!r} a score that cannot be used: {error}") from None
+    return scores
+
+
+def scored(env: Any, episodes: Sequence[Episode]) -> list[Reward]:
+    """The rewards that an environment gives to `episodes`. Raises PluginError where a user's own gives another number
+    of them, or something else."""
+    component = type(env)
+    with guarded(component, doing="in scoring"):
+        given = env.score(episodes)
+    if not isinstance(given, Sequence) or len(given) != len(episodes):
+        number = len(given) if isinstance(given, Sequence) else _short(given)
+        raise broken(component, "score", f"returned {number} rewards for {len(episodes)} episodes")
+    for episode, reward in zip(episodes, given, strict=True):
+        if not isinstance(reward, Reward):
+            raise broken(component, "score", f"gave the task {episode.task.id!r} {_short(reward)}, not a Reward")
+        for what, value in {"total": reward.total, **reward.parts, **reward.steps}.items():
+            if value is not None and not (isinstance(value, float | int) and math.isfinite(value)):
+                raise broken(component, "score", f"gave the task {episode.task.id!r} {what} = {_short(value)}")
+    return list(given)
