@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import fields
 
 import pytest
 import torch
@@ -13,10 +14,11 @@ from memfactory.envs.rewards.base import RewardFunction
 from memfactory.errors import ConfigError, MemFactoryError
 from memfactory.registry import REWARDS
 from memfactory.trainers.batch import count, token_weights, training_turns
+from memfactory.trainers.carried import group_from_json, group_json
 from memfactory.trainers.checkpoint import checkpoints
 from memfactory.trainers.grpo import GrpoTrainer
 from memfactory.trainers.policy import Policy
-from memfactory.types import Group, Message, Reply, Reward, Task, Tokens, Trajectory, Turn
+from memfactory.types import Group, Message, Reading, Reply, Reward, Task, Tokens, Trajectory, Turn
 from processes import in_processes
 from test_grpo import SilentRun, weights_of
 
@@ -193,6 +195,17 @@ def test_a_run_that_is_resumed_goes_on_with_the_groups_that_waited(make):
         resumed.resume(path)
         resumed.train()
         assert all(torch.equal(a, b) for a, b in zip(weights_of(whole), weights_of(resumed), strict=True))
+
+
+def test_a_group_that_waits_is_read_back_as_it_was():
+    reward = Reward(0.1, {"em": 0.1, "judge": None}, {"answer": None})
+    frozen = Turn("read", (), Reply("y", "length"), trainable=False, lengths=(3, 1))
+    whole = Trajectory(1, (turn(), frozen), "x", reward, "a failure", overlong=True, reading=Reading(5, 2))
+    first = Group(Task("t", "q", ("a",)), (whole, group([0.5]).trajectories[0]), 7)
+    read = group_from_json(json.loads(json.dumps(group_json(first))), lambda place: first.task)
+    assert read == first
+    # No field is forgotten: each of them differs from its default above.
+    assert all(getattr(whole, each.name) != each.default for each in fields(Trajectory))
 
 
 def test_carrying_groups_without_required_variance_is_refused(make):

@@ -135,6 +135,10 @@ class Trainer(ABC):
     def finished(self) -> bool:
         """Whether `self.state` is the end of training."""
 
+    def conclude(self) -> None:
+        """Say what is to be said of the run once it has come to its end."""
+        return
+
     def save_more(self, folder: Path) -> None:
         """Write what else the next step of this trainer depends on to a checkpoint's folder; `resume` reads it."""
         return
@@ -202,6 +206,7 @@ class Trainer(ABC):
             self._save_after_error()
             raise
         self.save_final()
+        self.conclude()
 
     def _save_after_error(self) -> None:
         """Save the last whole step, whatever went wrong after it; what goes wrong here hides no error."""

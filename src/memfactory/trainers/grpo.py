@@ -29,15 +29,17 @@ from memfactory.trainers.carried import (
     with_sampled_logprobs,
 )
 from memfactory.trainers.checkpoint import TrainState
+from memfactory.trainers.diagnosis import diagnose
 from memfactory.trainers.footprint import architecture
 from memfactory.trainers.kl_reward import KlPenalty
 from memfactory.trainers.measures import summarized
 from memfactory.trainers.order import upcoming
 from memfactory.trainers.overlong import OverlongTasks, fitting_tasks
 from memfactory.trainers.policy import Policy
-from memfactory.trainers.rollout_metrics import gathered_metrics, gathered_rewards, gathered_texts
+from memfactory.trainers.rollout_metrics import gathered_facts, gathered_metrics, gathered_rewards, gathered_texts
 from memfactory.trainers.speed import device_metrics, device_peak, training_flops
 from memfactory.trainers.unknown import count_unknown, excess, summed
+from memfactory.trainers.watch import Watch, settings_of
 from memfactory.transcripts import write_transcripts
 from memfactory.types import Decoding, Episode, Group, Task, Turn
 
@@ -61,6 +63,7 @@ class GrpoTrainer(Trainer):
         # Groups that wait for the next step, those of all processes, and what they will be after this one.
         self.carried: tuple[Group, ...] = ()
         self._surplus: tuple[Group, ...] = ()
+        self.watch = Watch(settings_of(options, stack.agent), run)
         self.decodings = stack.drawn_with(Decoding(options.temperature, options.top_p, options.top_k))
 
     def finished(self) -> bool:
@@ -104,6 +107,7 @@ class GrpoTrainer(Trainer):
         }
         metrics["tokens_per_second"] = metrics["tokens/sampled"] / max(rolled_out - begun, 1e-9)
         metrics |= self.adapted(step, metrics)
+        self.watch.step(step, gathered_facts(sampled), updates)
         valid = int(metrics["groups/valid"])
         state = replace(self.state, step=step, cursor=cursor, valid_groups=self.state.valid_groups + valid)
         self.carried = self._surplus
@@ -115,6 +119,9 @@ class GrpoTrainer(Trainer):
         trajectories = int(metrics["groups"]) * self.options.generations
         self.policy.after_step(step, metrics.get("kl"), trajectories)
         return {"kl_weight": used} if self.policy.kl.adapts else {}
+
+    def conclude(self) -> None:
+        self.watch.end()
 
     @property
     def waited(self) -> frozenset[int]:
@@ -151,10 +158,10 @@ class GrpoTrainer(Trainer):
             if rollouts == options.max_rollouts_per_step and options.require_variance:
                 if counted:
                     break
+                told = diagnose(gathered_facts(groups), self.watch.settings)
                 raise MemFactoryError(
                     f"step {step}: {rollouts} rollouts ({cursor - self.state.cursor} tasks x {options.generations} "
-                    "attempts) gave no group whose rewards differ, so there is nothing to learn from. The tasks are "
-                    "too easy or too hard for this model, or the reward never varies; see transcripts/."
+                    f"attempts) gave no group whose rewards differ, so there is nothing to learn from: {told}"
                 )
             size = options.rollout_prompts or options.prompts_per_step
             if not options.carry_groups:

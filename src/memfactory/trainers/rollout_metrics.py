@@ -10,6 +10,7 @@ from accelerate.utils import gather_object
 
 from memfactory.rollout import TextsRead, texts_read
 from memfactory.trainers.batch import has_variance, step_rewards
+from memfactory.trainers.diagnosis import Facts, facts_of
 from memfactory.trainers.unknown import TOTAL, count_unknown, summed
 from memfactory.types import Group
 
@@ -27,6 +28,12 @@ def gathered_texts(groups: Sequence[Group]) -> TextsRead:
     """How much of their texts the attempts were shown, each task once."""
     own = {group.task.id: trajectory.reading for group in groups for trajectory in group.trajectories}
     return texts_read({task: reading for each in gather_object([own]) for task, reading in each.items()})
+
+
+def gathered_facts(groups: Sequence[Group]) -> Facts:
+    """What the groups say about why nothing is learnt, if so."""
+    own = facts_of(groups, sum(map(has_variance, groups)))
+    return sum(gather_object([own]), Facts())
 
 
 def gathered_metrics(groups: Sequence[Group]) -> dict[str, float]:

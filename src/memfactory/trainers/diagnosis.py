@@ -1,0 +1,189 @@
+"""Why a run learns nothing, and which key to change: rules over what was counted. Pure; it knows no model."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from memfactory.types import Group
+
+FIRST_STEPS = 5
+"""After so many steps a run that has learnt nothing yet is told why."""
+MOSTLY = 0.5
+"""The share from which something is taken for the cause."""
+MISMATCH = 0.01
+"""The mean difference of log-probabilities from which sampling and training are told to be two distributions."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What was counted over some steps and all processes.
+
+    `groups` and `valid` (those whose rewards differ), `attempts` with those that did not fit the context (`overlong`)
+    or have an unknown reward for another reason (`unknown`), and the range of the known rewards. `replies` and `cut`
+    count, by module step, the replies of the policy and those cut by length. `tokens` were trained on in `updates`
+    optimizer steps, of which `skipped` had a gradient that is not finite; `largest_norm` is that of the others.
+    """
+
+    steps: int = 0
+    groups: int = 0
+    valid: int = 0
+    attempts: int = 0
+    overlong: int = 0
+    unknown: int = 0
+    lowest: float | None = None
+    highest: float | None = None
+    replies: Mapping[str, int] = field(default_factory=dict)
+    cut: Mapping[str, int] = field(default_factory=dict)
+    tokens: int = 0
+    updates: int = 0
+    skipped: int = 0
+    largest_norm: float | None = None
+
+    def __add__(self, other: Facts) -> Facts:
+        """Both together."""
+        numbers = ("steps", "groups", "valid", "attempts", "overlong", "unknown", "tokens", "updates", "skipped")
+        lows = [value for value in (self.lowest, other.lowest) if value is not None]
+        highs = [value for value in (self.highest, other.highest) if value is not None]
+        norms = [value for value in (self.largest_norm, other.largest_norm) if value is not None]
+        return Facts(
+            **{name: getattr(self, name) + getattr(other, name) for name in numbers},
+            lowest=min(lows, default=None),
+            highest=max(highs, default=None),
+            replies=Counter(self.replies) + Counter(other.replies),
+            cut=Counter(self.cut) + Counter(other.cut),
+            largest_norm=max(norms, default=None),
+        )
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings that a diagnosis can name. `limits` maps a module step to the key of its longest reply and the
+    value."""
+
+    generations: int
+    temperature: float
+    mask_truncated: bool = False
+    learning_rate: float = 1e-6
+    sampler_correction: str = "none"
+    limits: Mapping[str, tuple[str, int]] = field(default_factory=dict)
+
+
+def facts_of(groups: Sequence[Group], valid: int) -> Facts:
+    """What these groups say, `valid` of which have rewards that differ."""
+    trajectories = [trajectory for group in groups for trajectory in group.trajectories]
+    # What a step's own rewards credit counts as the total does.
+    known = [
+        value
+        for trajectory in trajectories
+        for value in (trajectory.reward.total, *trajectory.reward.steps.values())
+        if value is not None
+    ]
+    turns = [turn for trajectory in trajectories for turn in trajectory.turns if turn.trainable]
+    return Facts(
+        groups=len(groups),
+        valid=valid,
+        attempts=len(trajectories),
+        overlong=sum(trajectory.overlong for trajectory in trajectories),
+        unknown=sum(t.reward.total is None and not t.overlong for t in trajectories),
+        lowest=min(known, default=None),
+        highest=max(known, default=None),
+        replies=Counter(turn.step for turn in turns),
+        cut=Counter(turn.step for turn in turns if turn.reply.stop == "length"),
+    )
+
+
+def facts_of_updates(updates: Sequence[Mapping[str, float]]) -> Facts:
+    """What one step's updates say; those that had nothing to train on are empty."""
+    taken = [update for update in updates if update]
+    norms = [update["grad_norm"] for update in taken]
+    finite = [norm for norm in norms if math.isfinite(norm)]
+    return Facts(
+        steps=1,
+        tokens=int(sum(update["tokens/trained"] for update in taken)),
+        updates=len(taken),
+        skipped=len(norms) - len(finite),
+        largest_norm=max(finite, default=None),
+    )
+
+
+def diagnose(facts: Facts, settings: Settings) -> str | None:
+    """Why nothing was learnt, with the keys to change; None: something was, or there was nothing to learn from yet."""
+    if facts.groups == 0:
+        return None
+    if facts.valid == 0:
+        reasons = _without_variance(facts, settings)
+        return f"no group of {facts.groups} had rewards that differ, so nothing was learnt. {' '.join(reasons)}"
+    if facts.updates and facts.skipped == facts.updates:
+        return (
+            f"the gradient of all {facts.updates} optimizer steps was not finite, so nothing was learnt. Lower "
+            f"train.optimizer.learning_rate (now {settings.learning_rate:g}), or write model.dtype: float32."
+        )
+    if facts.tokens == 0:
+        reasons = _cut(facts, settings) if settings.mask_truncated else []
+        masked = "train.loss.mask_truncated leaves out replies that were cut by length. " if reasons else ""
+        return f"no token was trained on, so nothing was learnt. {masked}{' '.join(reasons)}".rstrip()
+    if facts.largest_norm == 0:
+        return (
+            f"the gradient of all {facts.updates} optimizer steps was exactly 0, so nothing was learnt. No loss "
+            "reaches what is trained: look at train.lora.target_modules and at train.loss (clip ranges, corrections)."
+        )
+    return None
+
+
+def mismatch(difference: float | None, correction: str) -> str | None:
+    """What to say of the mean difference between the sampler's and the trainer's log-probabilities; None: nothing."""
+    if difference is None or difference <= MISMATCH or correction != "none":
+        return None
+    return (
+        f"the engine's log-probabilities differ from the trainer's by {difference:.3g} on average "
+        f"(sampler_difference/mean, above {MISMATCH:g}), and nothing corrects for it: replies are drawn from another "
+        "distribution than the one that is trained. train.loss.sampler_correction: token_truncate weighs each token by "
+        "the ratio of the two; model.dtype: float32 makes an hf engine's equal."
+    )
+
+
+def _without_variance(facts: Facts, settings: Settings) -> list[str]:
+    """The likely causes, each with what to change."""
+    if settings.generations == 1:
+        return ["A group of one attempt has nothing to differ from: raise train.generations (8 is usual)."]
+    if facts.overlong > MOSTLY * facts.attempts:
+        return [
+            f"{facts.overlong} of {facts.attempts} attempts did not fit the context: shorten what the agent shows, "
+            "take a model of longer context, or leave such tasks out (train.overlong: drop)."
+        ]
+    if facts.lowest is None:
+        return ["No reward is known: look at the judge, or at the rows' gold answers."]
+    return [*_cut(facts, settings), *_equal(facts, settings)]
+
+
+def _cut(facts: Facts, settings: Settings) -> list[str]:
+    """The module steps whose replies are mostly cut by length."""
+    told = []
+    for step, cut in facts.cut.items():
+        if cut > MOSTLY * facts.replies[step]:
+            key, value = settings.limits.get(step, ("its longest reply", 0))
+            now = f" (now {value})" if value else ""
+            told.append(f"{cut} of {facts.replies[step]} replies of {step!r} were cut by length: raise {key}{now}.")
+    return told
+
+
+def _equal(facts: Facts, settings: Settings) -> list[str]:
+    """What equal rewards say of tasks, reward and sampling."""
+    assert facts.lowest is not None and facts.highest is not None
+    if facts.lowest < facts.highest:
+        hotter = f"raise train.temperature (now {settings.temperature:g}), " if settings.temperature < 1 else ""
+        return [
+            f"Tasks are solved always or never: {hotter}raise train.generations (now {settings.generations}), take "
+            "tasks of middling difficulty, or a reward with more than two values."
+        ]
+    if facts.highest <= 0:
+        return [
+            f"Every reward was {facts.highest:g}: take easier data, a reward that is partly given, or fine-tune first "
+            "(train: sft); and look at transcripts/ whether the reward reads the form that is written."
+        ]
+    if facts.lowest >= 1:
+        return [f"Every reward was {facts.lowest:g}: take harder data."]
+    return [f"Every reward was {facts.lowest:g}: env.rewards gives the same to whatever is written."]
