@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -28,7 +28,7 @@ from memfactory.envs.base import Environment, RewardFunction, TaskSet
 from memfactory.errors import ConfigError
 from memfactory.memory.bank import BankSource
 from memfactory.registry import AGENTS, DATASETS, ENVS, MODULES, REWARDS
-from memfactory.types import Codec, Decoding, Task
+from memfactory.types import Codec, Decoding, Role, Task
 from memfactory.whole_folders import NOT_FOR_MODELS, check_folder
 
 if TYPE_CHECKING:
@@ -95,6 +95,11 @@ class Stack:
     def with_agent(self, spec: AgentSpec) -> Stack:
         """The same with another agent."""
         return replace(self, agent=build_agent(spec, self.codec, self.agent.banks))
+
+    @property
+    def frame(self) -> Callable[[Sequence[Role]], str] | None:
+        """What says what the policy's chat template puts around messages of such roles; None with an API."""
+        return None if self.chat is None else self.chat.frame
 
     def close(self) -> None:
         """Let every engine go."""

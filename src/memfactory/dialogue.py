@@ -460,7 +460,7 @@ class _Play:
             return
         if self._is_policy(ask.engine):
             self.refused = 0
-        turn = Turn(ask.step, ask.messages, reply, ask.trainable and not self.frozen)
+        turn = Turn(ask.step, ask.messages, reply, ask.trainable and not self.frozen, engine=ask.engine)
         work.episode.turns.append(turn if self.keep_prompts else turn.without_prompt())
         ended = list(self._advance(work, reply))
         bank = work.episode.bank

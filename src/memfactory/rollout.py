@@ -11,6 +11,7 @@ from typing import Protocol
 from memfactory.boundary import scored
 from memfactory.dialogue import Agent, ModuleOptions, play
 from memfactory.engines.base import Engine
+from memfactory.memory.trace import bank_trace
 from memfactory.registry import Options
 from memfactory.types import Decoding, Episode, Group, Reading, Reward, Task, Trajectory, Turn
 
@@ -49,7 +50,7 @@ def rollout(
         pass
     warn_of_failures([(e.task.id, e.failure) for e in episodes if e.failure and not e.overlong], len(episodes))
     rewards = scored(env, episodes)
-    trajectories = [_trajectory(episode, reward) for episode, reward in zip(episodes, rewards, strict=True)]
+    trajectories = [trajectory_of(episode, reward) for episode, reward in zip(episodes, rewards, strict=True)]
     return [
         Group(task, tuple(trajectories[index * group_size : (index + 1) * group_size]))
         for index, task in enumerate(tasks)
@@ -119,11 +120,18 @@ def deciding(options: Mapping[str, Options]) -> str:
     return " and ".join(told) or "a module of the agent decides how much"
 
 
-def _trajectory(episode: Episode, reward: Reward) -> Trajectory:
+def trajectory_of(episode: Episode, reward: Reward) -> Trajectory:
     """A finished episode with its reward; rewards asked for at a module's end credit that module's steps."""
     asked = {step: given.total for step, given in episode.step_rewards.items()}
     if asked:
         reward = replace(reward, steps=MappingProxyType({**asked, **reward.steps}))
     return Trajectory(
-        episode.member, tuple(episode.turns), episode.answer, reward, episode.failure, episode.overlong, episode.reading
+        episode.member,
+        tuple(episode.turns),
+        episode.answer,
+        reward,
+        episode.failure,
+        episode.overlong,
+        episode.reading,
+        bank_trace(episode),
     )

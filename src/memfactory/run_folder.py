@@ -34,6 +34,7 @@ RESUMABLE = (
     "train.eval_at_start",
     "train.eval_at_end",
     "train.transcripts_per_step",
+    "train.transcript_tokens",
     "train.max_unknown_share",
     "eval.max_unknown_share",
     "train.micro_batch_tokens",

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from memfactory.dialogue import POLICY
 from memfactory.files import json_line, read_json_lines, write_whole
-from memfactory.types import Group, Message, Stop, Trajectory, Turn
+from memfactory.memory.trace import BankTrace
+from memfactory.types import Group, Message, Role, Stop, Tokens, Trajectory, Turn
 
 StepAdvantages = Mapping[str, Sequence[float | None]]
 """A module step to the advantage of each trajectory of a group; None: its reward is unknown."""
+Frame = Callable[[Sequence[Role]], str]
+"""What a chat template puts around messages of such roles, with {0}, {1}, ... where their contents stand."""
+DECIMALS = 6
 
 
 @dataclass(frozen=True)
 class TranscriptTurn:
-    """One conversation. Token counts are None where the engine gives no ids."""
+    """One conversation. Token counts are None where the engine gives no ids.
+
+    `template` is what the chat template put around the messages (a system prompt of its own, say), with {0}, {1}, ...
+    where their contents stand: together they are what was fed. It is None where a helper speaks. `tokens` are the ids
+    fed and sampled and the log-probabilities of the latter, where the run keeps them.
+    """
 
     step: str
     messages: tuple[Message, ...]
@@ -25,6 +37,15 @@ class TranscriptTurn:
     trainable: bool
     prompt_tokens: int | None
     reply_tokens: int | None
+    template: str | None = None
+    tokens: Mapping[str, Sequence[float]] | None = None
+
+    def to_json(self) -> dict[str, object]:
+        return {name: value for name, value in asdict(self).items() if value is not None or name.endswith("_tokens")}
+
+    @staticmethod
+    def from_json(value: Mapping[str, Any]) -> TranscriptTurn:
+        return TranscriptTurn(**{**value, "messages": tuple(Message(**message) for message in value["messages"])})
 
 
 @dataclass(frozen=True)
@@ -32,6 +53,8 @@ class Transcript:
     """One trajectory as it was trained on. `advantage` is by module step; a step that trains nothing is not in it.
 
     `tokens_read` and `tokens_dropped` say how much of its text it was shown; None: its modules do not say.
+    `step_rewards` are those of module steps that have their own, and `bank` is what became of the memory bank, as
+    `BankTrace.to_json` has it: of a bank that an attempt before it in the group has too, only the number of that one.
     """
 
     step: int
@@ -46,20 +69,24 @@ class Transcript:
     turns: tuple[TranscriptTurn, ...]
     tokens_read: int | None = None
     tokens_dropped: int | None = None
+    step_rewards: Mapping[str, float | None] = field(default_factory=lambda: MappingProxyType({}))
+    bank: Mapping[str, object] | None = None
 
     def to_json(self) -> dict[str, object]:
         read = {"tokens_read": self.tokens_read, "tokens_dropped": self.tokens_dropped} if self.is_read else {}
+        steps = {"steps": dict(self.step_rewards)} if self.step_rewards else {}
         return {
             "step": self.step,
             "task_id": self.task_id,
             "question": self.question,
             "answers": list(self.answers),
             "member": self.member,
-            "reward": {"total": self.reward, "parts": dict(self.parts)},
+            "reward": {"total": self.reward, "parts": dict(self.parts), **steps},
             "advantage": dict(self.advantage),
             "answer": self.answer,
-            "turns": [asdict(turn) for turn in self.turns],
+            "turns": [turn.to_json() for turn in self.turns],
             **read,
+            **({} if self.bank is None else {"bank": dict(self.bank)}),
         }
 
     @property
@@ -77,10 +104,9 @@ class Transcript:
             parts=reward["parts"],
             tokens_read=value.get("tokens_read"),
             tokens_dropped=value.get("tokens_dropped"),
-            turns=tuple(
-                TranscriptTurn(**{**turn, "messages": tuple(Message(**message) for message in turn["messages"])})
-                for turn in value["turns"]
-            ),
+            turns=tuple(map(TranscriptTurn.from_json, value["turns"])),
+            step_rewards=reward.get("steps", {}),
+            bank=value.get("bank"),
         )
 
 
@@ -89,16 +115,28 @@ def transcripts_path(folder: Path, step: int) -> Path:
     return folder / "transcripts" / f"step-{step:06d}.jsonl"
 
 
-def write_transcripts(folder: Path, step: int, groups: Sequence[Group], advantages: Sequence[StepAdvantages]) -> Path:
+def write_transcripts(
+    folder: Path,
+    step: int,
+    groups: Sequence[Group],
+    advantages: Sequence[StepAdvantages],
+    *,
+    frame: Frame | None = None,
+    tokens: bool = False,
+) -> Path:
     """Write the transcripts of these groups, whole or not at all; a resumed run rewrites the same file.
 
-    `advantages` has one entry a group.
+    `advantages` has one entry a group. `frame` is the policy's chat template; `tokens` keeps ids and log-probabilities.
     """
-    rows = [
-        _transcript(step, group, trajectory, {name: given[index] for name, given in credit.items()})
-        for group, credit in zip(groups, advantages, strict=True)
-        for index, trajectory in enumerate(group.trajectories)
-    ]
+    around = None if frame is None else cache(lambda *roles: frame(roles))
+    rows = []
+    for group, credit in zip(groups, advantages, strict=True):
+        banks: list[tuple[int, BankTrace]] = []
+        for index, trajectory in enumerate(group.trajectories):
+            advantage = {name: given[index] for name, given in credit.items()}
+            turns = tuple(_turn(turn, around, tokens) for turn in trajectory.turns)
+            row = _transcript(step, group, trajectory, advantage, turns)
+            rows.append(row if trajectory.bank is None else replace(row, bank=_bank(trajectory, banks)))
     path = transcripts_path(folder, step)
     write_whole(path, "".join(json_line(row.to_json()) for row in rows))
     return path
@@ -109,7 +147,23 @@ def read_transcripts(path: Path) -> Iterator[Transcript]:
     return (Transcript.from_json(value) for value in read_json_lines(path))
 
 
-def _transcript(step: int, group: Group, trajectory: Trajectory, advantage: Mapping[str, float | None]) -> Transcript:
+def _bank(trajectory: Trajectory, banks: list[tuple[int, BankTrace]]) -> Mapping[str, object]:
+    """The trajectory's bank; `banks` are those of the group so far, which it joins."""
+    own = trajectory.bank
+    assert own is not None
+    same = next((member for member, one in banks if (one.items, one.changes) == (own.items, own.changes)), None)
+    if same is None:
+        banks.append((trajectory.member, own))
+    return own.to_json(same)
+
+
+def _transcript(
+    step: int,
+    group: Group,
+    trajectory: Trajectory,
+    advantage: Mapping[str, float | None],
+    turns: tuple[TranscriptTurn, ...],
+) -> Transcript:
     return Transcript(
         step=step,
         task_id=group.task.id,
@@ -120,13 +174,14 @@ def _transcript(step: int, group: Group, trajectory: Trajectory, advantage: Mapp
         parts=dict(trajectory.reward.parts),
         advantage=advantage,
         answer=trajectory.answer,
-        turns=tuple(_turn(turn) for turn in trajectory.turns),
+        turns=turns,
+        step_rewards=dict(trajectory.reward.steps),
         tokens_read=None if trajectory.reading is None else trajectory.reading.read,
         tokens_dropped=None if trajectory.reading is None else trajectory.reading.dropped,
     )
 
 
-def _turn(turn: Turn) -> TranscriptTurn:
+def _turn(turn: Turn, around: Callable[..., str] | None, tokens: bool) -> TranscriptTurn:
     prompt_tokens, reply_tokens = turn.lengths or (None, None)
     return TranscriptTurn(
         step=turn.step,
@@ -136,4 +191,14 @@ def _turn(turn: Turn) -> TranscriptTurn:
         trainable=turn.trainable,
         prompt_tokens=prompt_tokens,
         reply_tokens=reply_tokens,
+        template=None if around is None or turn.engine != POLICY else around(*(m.role for m in turn.messages)),
+        tokens=_tokens(turn.reply.tokens) if tokens and turn.reply.tokens is not None else None,
     )
+
+
+def _tokens(given: Tokens) -> dict[str, list[float]]:
+    return {
+        "prompt_ids": [*given.prompt_ids],
+        "reply_ids": [*given.reply_ids],
+        "logprobs": [round(value, DECIMALS) for value in given.logprobs],
+    }

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
     from memfactory.memory.bank import MemoryBank
+    from memfactory.memory.trace import BankTrace
 
 Role = Literal["system", "user", "assistant"]
 Stop = Literal["stop", "length"]
@@ -179,7 +180,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Turn:
-    """One independent conversation: which module step asked, what was fed, what came back.
+    """One independent conversation: which module step asked which engine, what was fed, what came back.
 
     `lengths` are the tokens of prompt and reply; None where the engine gives no ids.
     """
@@ -189,6 +190,7 @@ class Turn:
     reply: Reply
     trainable: bool
     lengths: tuple[int, int] | None = None
+    engine: str = "policy"
 
     def __post_init__(self) -> None:
         tokens = self.reply.tokens
@@ -199,7 +201,7 @@ class Turn:
 
     def without_prompt(self) -> Turn:
         """What was said, without what was fed and without ids: a reading of a long text holds no copy of the text."""
-        return Turn(self.step, (), replace(self.reply, tokens=None), False, self.lengths)
+        return Turn(self.step, (), replace(self.reply, tokens=None), False, self.lengths, self.engine)
 
 
 @dataclass(frozen=True)
@@ -283,7 +285,8 @@ class Episode:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """A finished attempt; `failure`, `overlong` and `reading` are those of its episode."""
+    """A finished attempt; `failure`, `overlong` and `reading` are those of its episode, `bank` is what became of its
+    bank."""
 
     member: int
     turns: tuple[Turn, ...]
@@ -292,6 +295,7 @@ class Trajectory:
     failure: str | None = None
     overlong: bool = False
     reading: Reading | None = None
+    bank: BankTrace | None = None
 
 
 @dataclass(frozen=True)

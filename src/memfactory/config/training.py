@@ -325,6 +325,8 @@ class GrpoOptions(TrainerOptions):
     first prompt does not fit are left out (drop) or refused (error) before training; both measure every task."""
     transcripts_per_step: int = Field(2, ge=0)
     """Groups whose conversations are written to transcripts/ each step."""
+    transcript_tokens: bool = False
+    """Whether they also hold the ids that were fed and sampled and the log-probabilities, some 20 bytes a token."""
     max_unknown_share: float = Field(0.2, ge=0, le=1)
     """The run stops when a larger share of a step's rewards is unknown (the judge failed). Attempts that do not fit the
     context do not count."""

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from memfactory.engines.chat_template import ChatTemplate
 from memfactory.errors import ConfigError
-from memfactory.types import Message, Scalar
+from memfactory.types import Message, Role, Scalar
 
 log = logging.getLogger("memfactory")
 # Ends of an assistant's turn that a tokenizer may know without naming them its end token.
@@ -113,6 +113,10 @@ class ChatFormat:
         text = self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         assert isinstance(text, str)
         return text
+
+    def frame(self, roles: Sequence[Role]) -> str:
+        """What the template puts around messages of these roles, with {0}, {1}, ... where their contents stand."""
+        return self._template.render([Message(role, f"{{{number}}}") for number, role in enumerate(roles)])
 
     def reply_text(self, prompt_ids: Sequence[int], reply_ids: Sequence[int]) -> str:
         """The text of a reply, without its end token.

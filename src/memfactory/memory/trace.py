@@ -34,6 +34,43 @@ def _traced(episode: Episode, *, shared: bool) -> Iterator[TracedTurn]:
         done = max(done, after)
 
 
+@dataclass(frozen=True)
+class BankTrace:
+    """A memory bank after an episode: its items, every change of it with the number of the episode's own turn that led
+    to it (None: shared work did), and what was retrieved from it and cited, by id."""
+
+    items: tuple[MemoryItem, ...]
+    changes: tuple[tuple[int | None, Event], ...]
+    retrieved: tuple[str, ...]
+    citations: tuple[str, ...] | None
+
+    def to_json(self, same_as: int | None = None) -> dict[str, object]:
+        """As transcripts hold it; of a bank like that of attempt `same_as` only what was retrieved and cited."""
+        told: dict[str, object] = {"same_as": same_as}
+        if same_as is None:
+            told = {
+                "items": [item_json(item) for item in self.items],
+                "changes": [{"turn": turn, **change_json(event)} for turn, event in self.changes],
+            }
+        cited = {} if self.citations is None else {"citations": list(self.citations)}
+        return {**told, "retrieved": list(self.retrieved), **cited}
+
+
+def bank_trace(episode: Episode) -> BankTrace | None:
+    """What became of the episode's memory bank; None where it has none."""
+    if episode.bank is None:
+        return None
+    turns = traced_turns(episode)
+    others = sum(one.shared for one in turns)
+    changes = [
+        (None if one.shared else number - others, event)
+        for number, one in enumerate(turns, start=1)
+        for event in one.changes
+    ]
+    retrieved = tuple(item.id for item in episode.retrieved)
+    return BankTrace(tuple(episode.bank.list()), tuple(changes), retrieved, episode.citations)
+
+
 def item_json(item: MemoryItem) -> dict[str, object]:
     """An item's fields, without those that say nothing."""
     plain = vars(MemoryItem("", "", ""))

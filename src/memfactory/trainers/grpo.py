@@ -244,7 +244,8 @@ class GrpoTrainer(Trainer):
         kept = groups[: self.options.transcripts_per_step]
         if self.run.main and kept:
             advantages = [step_advantages(group, self.options, batch_rewards) for group in kept]
-            write_transcripts(self.run.folder, step, kept, advantages)
+            tokens = self.options.transcript_tokens
+            write_transcripts(self.run.folder, step, kept, advantages, frame=self.stack.frame, tokens=tokens)
 
     def tell_overlong(self, groups: Sequence[Group]) -> None:
         """Name the tasks whose attempts did not fit the context, each once, whichever process met them."""

@@ -16,14 +16,14 @@ from memfactory.data.digest import data_hash
 from memfactory.dialogue import play, stream_seed
 from memfactory.errors import ConfigError, MemFactoryError
 from memfactory.registry import TRAINERS
-from memfactory.rollout import texts_read
+from memfactory.rollout import texts_read, trajectory_of
 from memfactory.trainers.base import Run, Trainer
 from memfactory.trainers.checkpoint import TrainState
 from memfactory.trainers.learners import Learners
 from memfactory.trainers.order import upcoming
 from memfactory.trainers.overlong import OverlongTasks, fitting_tasks
 from memfactory.transcripts import write_transcripts
-from memfactory.types import Decoding, Episode, Group, Reward, Trajectory, Turn
+from memfactory.types import Decoding, Episode, Group, Reward, Turn
 
 
 @TRAINERS.register("online", options="memfactory.config.training:OnlineOptions")
@@ -89,12 +89,9 @@ class OnlineTrainer(Trainer):
     def keep_transcripts(self, step: int, episodes: Sequence[Episode], rewards: Sequence[Reward]) -> None:
         """Write the conversations of the first attempts."""
         kept = list(zip(episodes, rewards, strict=True))[: self.options.transcripts_per_step]
-        groups = [
-            Group(one.task, (Trajectory(one.member, tuple(one.turns), one.answer, reward, reading=one.reading),))
-            for one, reward in kept
-        ]
+        groups = [Group(one.task, (trajectory_of(one, reward),)) for one, reward in kept]
         if groups:
-            write_transcripts(self.run.folder, step, groups, [{} for _ in groups])
+            write_transcripts(self.run.folder, step, groups, [{} for _ in groups], frame=self.stack.frame)
 
     def stop_on_failures(self, episodes: Sequence[Episode], step: int) -> None:
         """Raise MemFactoryError when too many attempts ended early: a helper is down."""
