@@ -73,6 +73,7 @@ class Silent(Module):
     """Asks for nothing: stands where an agent would go on after the conversations that are measured."""
 
     steps = ()
+    roles = ("extractor", "updater", "retriever", "answerer")
 
     def dialogue(self, episode: Episode) -> Asking:
         yield from ()
