@@ -7,7 +7,6 @@ import fcntl
 import json
 import logging
 import os
-import shlex
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from itertools import count
 from pathlib import Path
 
 from memfactory.errors import ConfigError, MemFactoryError
+from memfactory.redaction import redacted_command
 
 log = logging.getLogger("memfactory")
 LOCK = ".lock"
@@ -130,7 +130,7 @@ def _sign(descriptor: int) -> None:
         "pid": os.getpid(),
         "host": socket.gethostname(),
         "since": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "command": shlex.join(["memfactory", *sys.argv[1:]]),
+        "command": redacted_command(sys.argv[1:]),
     }
     with suppress(OSError):
         os.ftruncate(descriptor, 0)

@@ -11,7 +11,8 @@ import html
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote, quote_plus
 
@@ -38,10 +39,16 @@ _SECRET_VARIABLE = re.compile(
 _PARAMETER = r"(?:[\w-]*[_-])?(?:api[_-]?key|key|token|auth|secret|password|passwd|pwd|sig|signature|credential|sas)"
 _LOOKS = (
     # Userinfo in an address, secret parameters of its query.
-    (re.compile(r"(?<=://)[^/\s@'\"?#]*:[^/\s@'\"]+@|(?<=://)[^/\s@:'\"?#]{8,}@"), f"{REDACTED}@"),
+    (re.compile(r"(?<=://)[^/\s@'\"?#]{0,200}:[^/\s@'\"]{1,400}@|(?<=://)[^/\s@:'\"?#]{8,400}@"), f"{REDACTED}@"),
     (re.compile(rf"([?&;]{_PARAMETER}=)(?!\[redacted\])[^&\s'\"#;]+", re.IGNORECASE), rf"\1{REDACTED}"),
     # A header's credentials.
-    (re.compile(r"\b(Bearer|Basic)\s+(?!\[redacted\])[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE), rf"\1 {REDACTED}"),
+    (
+        re.compile(
+            r"(\bAuthorization[\"']?\s*[:=]\s*[\"']?(?:(?:Bearer|Basic|Token)\s+)?)(?!\[redacted\])[^\s\"',]{6,}", re.I
+        ),
+        rf"\1{REDACTED}",
+    ),
+    (re.compile(r"\b(Bearer|Basic)\s+(?=\S*[0-9=])[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE), rf"\1 {REDACTED}"),
     # Formats of well-known issuers.
     (
         re.compile(
@@ -141,6 +148,15 @@ def redacted_message(text: str) -> str:
     return _ASSIGNED.sub(_without_value, text)
 
 
+def redacted_command(words: Sequence[str]) -> str:
+    """A command line of `memfactory` as it may be written down."""
+    shown: list[str] = []
+    for word in words:
+        option = bool(shown) and shown[-1].startswith("--") and is_secret(shown[-1].lstrip("-"))
+        shown.append(REDACTED if option else redacted_message(word))
+    return shlex.join(["memfactory", *shown])
+
+
 def redacted_tree(value: Any) -> Any:
     """Nested plain values with every text in them `redacted`, keys too."""
     if isinstance(value, str):
@@ -154,7 +170,11 @@ def redacted_tree(value: Any) -> Any:
 
 def looks_secret(text: str) -> bool:
     """Whether `text` holds what is a secret by its looks or by its value."""
-    return holds_secret(text) or any(pattern.search(text) for pattern, _ in _LOOKS)
+    if holds_secret(text):
+        return True
+    found = (match.group() for pattern, _ in _LOOKS for match in pattern.finditer(text))
+    # A short name may begin with "sk-" too; in a message it is hidden, but nothing is refused for it.
+    return any(not match.startswith("sk-") or len(match) >= 16 for match in found)
 
 
 def is_secret(name: object) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shlex
 import signal
 import sys
 from collections.abc import Iterator, Mapping
@@ -25,6 +24,7 @@ from memfactory.evaluate.attempts import UnknownScores, evaluate_tasks
 from memfactory.evaluate.results import DatasetResult, EvalHistory
 from memfactory.figures import draw_run
 from memfactory.files import set_aside, write_json, write_whole
+from memfactory.redaction import redacted_command
 from memfactory.registry import TRAINERS
 from memfactory.run_folder import RunFolder, open_run_folder
 from memfactory.trackers.base import State
@@ -152,7 +152,7 @@ class LiveRun:
         write_whole(self.folder / "config.yaml", self.resolved.to_yaml())
         start = {
             "date": datetime.now().astimezone().isoformat(timespec="seconds"),
-            "command": shlex.join(["memfactory", *sys.argv[1:]]),
+            "command": redacted_command(sys.argv[1:]),
             "seed": self.resolved.config.seed,
             "from_step": step,
             **describe_environment(),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -11,31 +10,10 @@ from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
 from memfactory.config.problems import Problems
 from memfactory.config.tree import KeyPath
-from memfactory.redaction import is_secret
+from memfactory.redaction import redacted_message
 
 _MISSING = "???"
-_PASSWORD = re.compile(r"://[^/\s:@]+:[^/\s@]+@")
-_ENVIRONMENT = re.compile(r"\$\{\s*oc\.env\s*:\s*([A-Za-z_][A-Za-z0-9_]*)")
 _OPENING = re.compile(r"(\\*)\$\{")
-
-
-def secrets_in(values: object, path: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
-    """Every place that holds a secret, which would end up in the run folder: (path, what to do instead)."""
-    instead = "a config is saved beside its results, so it holds no secrets; name an environment variable (api_key_env)"
-    if isinstance(values, dict):
-        for key, value in values.items():
-            if is_secret(key) and value is not None and not isinstance(value, dict | list):
-                yield (*path, key), instead
-            else:
-                yield from secrets_in(value, (*path, key))
-    elif isinstance(values, list):
-        for index, value in enumerate(values):
-            yield from secrets_in(value, (*path, index))
-    elif isinstance(values, str):
-        if _PASSWORD.search(values):
-            yield path, f"this address holds a password; {instead}"
-        elif any(is_secret(name) or is_secret(name.removesuffix("_KEY")) for name in _ENVIRONMENT.findall(values)):
-            yield path, instead
 
 
 def resolve(values: dict[str, Any], problems: Problems) -> dict[str, Any]:
@@ -89,7 +67,7 @@ def _why(error: Exception, value: str) -> str:
     key = re.search(r"Interpolation key '(.+?)' not found", text)
     if key:
         return f"${{{key.group(1)}}} refers to a key that is not there; a literal ${{ is written \\${{"
-    return f"cannot resolve {value!r} ({text}); a literal ${{ is written \\${{"
+    return f"cannot resolve {redacted_message(repr(value))} ({redacted_message(text)}); a literal ${{ is written \\${{"
 
 
 def _first_line(error: Exception) -> str:

@@ -11,8 +11,9 @@ from typing import Any, TypeVar, cast, get_args
 from memfactory.config.agent_file import AgentFile
 from memfactory.config.components import Checker
 from memfactory.config.datasets import anchored, locate
+from memfactory.config.endpoints import check_addresses
 from memfactory.config.ignored import POLICY_DECODING, refuse_policy_decoding, without_effect
-from memfactory.config.interpolation import escape, resolve, secrets_in
+from memfactory.config.interpolation import escape, resolve
 from memfactory.config.messages import unknown_key
 from memfactory.config.model_sources import Like, fill_in_agent, note_withheld, of_another_agent, tree_of_model
 from memfactory.config.overrides import COMMAND_LINE, apply_overrides, parse_overrides
@@ -21,6 +22,7 @@ from memfactory.config.problems import Problems
 from memfactory.config.readiness import Command, Readiness
 from memfactory.config.rules import check_rules
 from memfactory.config.schema import SECTIONS, AgentSpec, Component, DataConfig, PlainSections, RunConfig
+from memfactory.config.secrets import resolved_secrets, written_secrets
 from memfactory.config.short_forms import said_by, write_out
 from memfactory.config.sources import Source, find_source
 from memfactory.config.trained import check_trained
@@ -85,9 +87,11 @@ def load_config(
         likeness = None
     tree, folders, agent_file = _composed(found, overrides, likeness)
     problems = Problems(tree.origins, found.shown)
-    for path, message in secrets_in(tree.values):
+    for path, message in written_secrets(tree.values):
         problems.add(path, message)
     tree.values = resolve(tree.values, problems)
+    for path, message in resolved_secrets(tree.values):
+        problems.add(path, message)
     refuse_policy_decoding(tree, problems, COMMAND_LINE)
     _anchor(tree.values, found.base_dir)
     _load_plugins(tree.values.get("plugins"), found.base_dir, problems)
@@ -98,6 +102,7 @@ def load_config(
         if name not in (existing := {*AGENTS.names(), *parts["agent"]}):
             problems.add(("eval", "baselines", index), unknown("agent", name, existing))
     warnings = check_rules(config, problems)
+    check_addresses(config, problems)
     if command in (None, "train"):
         warnings += check_trained(config, problems)
     if agent_file is not None:

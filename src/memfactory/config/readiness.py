@@ -12,6 +12,7 @@ from typing import Literal
 
 from memfactory.config.answer_forms import reward_options, unearned
 from memfactory.config.datasets import locate
+from memfactory.config.endpoints import check_key
 from memfactory.config.parts import is_dir
 from memfactory.config.problems import Problems
 from memfactory.config.rules import models, reward_engines
@@ -19,8 +20,9 @@ from memfactory.config.schema import Component, RunConfig
 from memfactory.config.training import TORCHAO_KINDS, GrpoOptions, SftOptions, TrainerOptions
 from memfactory.config.tree import KeyPath, dotted
 from memfactory.dialogue import LearningModule, ModuleOptions
-from memfactory.engines.options import EngineConfig, ModelConfig, OpenAIEngineConfig, VllmEngineConfig
+from memfactory.engines.options import EngineConfig, ModelConfig, OpenAIEngineConfig, VllmEngineConfig, VllmServerConfig
 from memfactory.errors import nearest
+from memfactory.memory.options import OpenAIEmbedderConfig
 from memfactory.registry import MODULES, Options
 from memfactory.trackers.options import SwanlabConfig
 
@@ -174,12 +176,10 @@ class Readiness:
         for path, engine in used.items():
             if isinstance(engine, VllmEngineConfig):
                 self._needs(self.config.model, (*path, "kind"), "vLLM", "vllm", "vllm", "use kind: hf")
-            elif isinstance(engine, OpenAIEngineConfig) and needs_key(engine):
-                self.problems.add(
-                    (*path, "api_key_env"),
-                    f"the key of {engine.model!r} is expected in the environment variable {engine.api_key_env}, "
-                    "which is not set; write api_key_env: null for an endpoint without keys",
-                )
+            elif isinstance(engine, OpenAIEngineConfig | VllmServerConfig):
+                check_key(path, engine, self.problems)
+        if isinstance(self.config.memory.embedder, OpenAIEmbedderConfig):
+            check_key(("memory", "embedder"), self.config.memory.embedder, self.problems)
 
     def _optimizer(self) -> None:
         options = self.config.train.options if self.config.train is not None else None
@@ -217,11 +217,6 @@ class Readiness:
 
 def _frozen(options: Options) -> bool:
     return isinstance(options, ModuleOptions) and options.interface == "inference"
-
-
-def needs_key(engine: OpenAIEngineConfig) -> bool:
-    """Whether an endpoint's key is wanted and missing."""
-    return bool(engine.api_key_env) and not os.environ.get(engine.api_key_env or "", "").strip()
 
 
 def installed(package: str) -> bool:

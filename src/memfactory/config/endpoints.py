@@ -1,0 +1,59 @@
+"""Whether the endpoints of a config can be asked: their addresses, and the keys that they need."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from memfactory.config.problems import Problems
+from memfactory.config.schema import RunConfig
+from memfactory.config.tree import KeyPath
+from memfactory.engines.addresses import address_problem
+from memfactory.engines.options import OpenAIEngineConfig, VllmServerConfig
+from memfactory.errors import ConfigError
+from memfactory.memory.options import OpenAIEmbedderConfig
+from memfactory.redaction import read_key
+
+Asked = OpenAIEngineConfig | VllmServerConfig | OpenAIEmbedderConfig
+
+
+def endpoints(config: RunConfig) -> Iterator[tuple[KeyPath, Asked]]:
+    """Every endpoint that the config describes, by its place."""
+    places: dict[KeyPath, object] = {("engine",): config.engine, ("memory", "embedder"): config.memory.embedder}
+    places |= {("engines", name): engine for name, engine in config.engines.items()}
+    for path, described in places.items():
+        if isinstance(described, Asked):
+            yield path, described
+
+
+def check_addresses(config: RunConfig, problems: Problems) -> None:
+    """Note every address that is none."""
+    for path, endpoint in endpoints(config):
+        key, address = (
+            ("url", endpoint.url) if isinstance(endpoint, VllmServerConfig) else ("base_url", endpoint.base_url)
+        )
+        problem = address_problem(address) if address else None
+        if problem:
+            problems.add((*path, key), problem)
+
+
+def check_key(path: KeyPath, endpoint: Asked, problems: Problems) -> None:
+    """Note a key that is missing or cannot be one, and an address in the environment that is none."""
+    model = "the server" if isinstance(endpoint, VllmServerConfig) else repr(endpoint.model)
+    variable = endpoint.api_key_env
+    if variable and not os.environ.get(variable, "").strip():
+        problems.add(
+            (*path, "api_key_env"),
+            f"the key of {model} is expected in the environment variable {variable}, "
+            "which is not set; write api_key_env: null for an endpoint without keys",
+        )
+        return
+    try:
+        read_key(variable, model)
+    except ConfigError as error:
+        problems.add((*path, "api_key_env"), str(error))
+    address = os.environ.get("OPENAI_BASE_URL")
+    if not isinstance(endpoint, VllmServerConfig) and not endpoint.base_url and address:
+        problem = address_problem(address)
+        if problem:
+            problems.add((*path, "base_url"), f"the environment variable OPENAI_BASE_URL: {problem}")
