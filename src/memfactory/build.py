@@ -24,6 +24,7 @@ from memfactory.engines.options import (
     VllmServerConfig,
     speak_alike,
 )
+from memfactory.engines.replies import ReplyStore
 from memfactory.envs.base import Environment, RewardFunction, TaskSet
 from memfactory.errors import ConfigError
 from memfactory.memory.bank import BankSource
@@ -107,8 +108,13 @@ class Stack:
             engine.close()
 
 
-def build_stack(resolved: Resolved, *, training: bool, reader: TaskReader | None = None) -> Stack:
+def build_stack(
+    resolved: Resolved, *, training: bool, reader: TaskReader | None = None, replies: ReplyStore | None = None
+) -> Stack:
     """Everything that a run's config names, model loaded. `reader` is the one that has read its datasets already.
+
+    With `replies` the greedy replies of every engine whose weights stay are kept there: of the policy's too, unless it
+    is in `training`.
 
     Raises ConfigError where the parts do not fit, such as training on an engine whose replies have no token ids.
     """
@@ -138,7 +144,7 @@ def build_stack(resolved: Resolved, *, training: bool, reader: TaskReader | None
                 frozen_base=trained.lora is not None,
                 masters=trained.masters,
             )
-    engines = build_engines(config, model, chat)
+    engines = build_engines(config, model, chat, replies, policy_stays=replies is not None and not training)
     agent = build_agent(config.agent, codec, BankSource(config.memory))
     env = build_env(config.env, engines)
     return Stack(agent, env, engines, _decodings(config), codec, model, chat, reader or TaskReader())
@@ -195,22 +201,39 @@ def build_tasks(component: Component, env: Environment, base_dir: Path) -> TaskS
     return env.tasks(made(DATASETS, component.name, component.options, base_dir))
 
 
-def build_engines(config: RunConfig, model: PreTrainedModel | None, chat: ChatFormat | None) -> dict[str, Engine]:
+def build_engines(
+    config: RunConfig,
+    model: PreTrainedModel | None,
+    chat: ChatFormat | None,
+    replies: ReplyStore | None = None,
+    *,
+    policy_stays: bool = False,
+) -> dict[str, Engine]:
     """The policy's engine under "policy", and the helpers by their names.
 
-    Settings that differ in their decoding alone share one engine. The greedy replies of a helper whose weights stay as
-    they are, are kept.
+    Settings that differ in their decoding alone share one engine. The greedy replies of an engine whose weights stay as
+    they are, are kept in `replies`; the policy's do where `policy_stays`.
     """
-    made: list[tuple[EngineConfig, Engine]] = [(config.engine, _engine(config.engine, config, model, chat))]
-    engines = {POLICY: made[0][1]}
+    store = ReplyStore() if replies is None else replies
+    policy = _engine(config.engine, config, model, chat)
+    policy = CachedEngine(policy, store, _engine_name(config.engine, config)) if policy_stays else policy
+    made: list[tuple[EngineConfig, Engine]] = [(config.engine, policy)]
+    engines = {POLICY: policy}
     for name, settings in config.engines.items():
         engine = next((engine for other, engine in made if speak_alike(settings, other)), None)
         if engine is None:
             engine = _engine(settings, config, model, chat)
-            engine = CachedEngine(engine) if _is_constant(settings) else engine
+            constant = policy_stays or _is_constant(settings)
+            engine = CachedEngine(engine, store, _engine_name(settings, config)) if constant else engine
             made.append((settings, engine))
         engines[name] = engine
     return engines
+
+
+def _engine_name(settings: EngineConfig, config: RunConfig) -> str:
+    """What tells an engine's replies from those of others: its settings, and the policy's model where that speaks."""
+    own = isinstance(settings, OpenAIEngineConfig) or getattr(settings, "model", None) is not None
+    return settings.model_dump_json() + ("" if own else config.model.model_dump_json())
 
 
 def _is_constant(settings: EngineConfig) -> bool:

@@ -18,6 +18,7 @@ from memfactory.boundary import made
 from memfactory.build import Stack, TaskReader, build_stack, reading_env
 from memfactory.config import Resolved
 from memfactory.config.training import LoopOptions, TrainerOptions
+from memfactory.engines.replies import ReplyStore
 from memfactory.environment import describe_environment, process_rank
 from memfactory.errors import ConfigError, DataError
 from memfactory.evaluate.attempts import UnknownScores, evaluate_tasks
@@ -42,6 +43,8 @@ from memfactory.trainers.weights import check_engine
 from memfactory.types import Decoding, Task
 
 log = logging.getLogger("memfactory")
+REPLIES = "replies.jsonl"
+"""Where a run keeps the greedy replies of engines whose weights stay, so that it need not ask for them again."""
 
 
 def run_training(resolved: Resolved, *, resume: str | None = None) -> Path:
@@ -69,7 +72,8 @@ def _run_in(own: RunFolder | None, resolved: Resolved, options: LoopOptions) -> 
     kind.read(resolved, options, reader)
     for component in resolved.config.data.eval.values():
         reader.read(component, reading_env(resolved), resolved.base_dir)
-    stack = build_stack(resolved, training=isinstance(options, TrainerOptions), reader=reader)
+    replies = ReplyStore()
+    stack = build_stack(resolved, training=isinstance(options, TrainerOptions), reader=reader, replies=replies)
     try:
         trained = _trained(resolved, options, stack)
         place = of_first_process(own) if trained.process_count > 1 else own
@@ -81,8 +85,11 @@ def _run_in(own: RunFolder | None, resolved: Resolved, options: LoopOptions) -> 
             if trainer.finished() and run.main:
                 log.warning("nothing is left to do after step %d; raise train.steps to go on", trainer.state.step)
         with run.open(trainer, resumed=place.checkpoint is not None), naming_lost_process():
+            if run.main:
+                replies.keep_in(run.folder / REPLIES)
             trainer.train()
     finally:
+        replies.close()
         stack.close()
         leave_processes()
     return place.folder

@@ -1,21 +1,21 @@
-"""A helper engine that is asked once for each different greedy conversation, however many episodes need its reply."""
+"""An engine whose weights stay, asked once for each different greedy conversation, however many episodes need it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from memfactory.engines.base import Engine, Key, Outcome
+from memfactory.engines.replies import ReplyStore, name_of
 from memfactory.errors import EngineError, RequestRefused
 from memfactory.types import Message, Reply, Sampling
 
 
 @dataclass(frozen=True)
 class _Greedy:
-    """A conversation whose reply does not depend on a seed."""
+    """A conversation whose reply does not depend on a seed, by the digest of what is asked."""
 
-    messages: tuple[Message, ...]
-    sampling: Sampling
+    asked: bytes
 
 
 @dataclass(frozen=True)
@@ -26,16 +26,17 @@ class _Drawn:
 
 
 class CachedEngine:
-    """`engine`, whose greedy replies (temperature 0) are kept for as long as it lives.
+    """`engine`, whose greedy replies (temperature 0) are kept in `replies`; there `name` tells it from other engines.
 
     A conversation that is asked again while the first is under way waits for that one's reply. Failures are not kept.
     It is not for an engine whose weights change.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, replies: ReplyStore | None = None, name: str = "") -> None:
         self.gives_tokens = engine.gives_tokens
         self._engine = engine
-        self._replies: dict[_Greedy, Reply] = {}
+        self._replies = ReplyStore() if replies is None else replies
+        self._name = name
         self._asking: dict[_Greedy, list[Key]] = {}
         self._ready: list[tuple[Key, Outcome]] = []
 
@@ -43,9 +44,10 @@ class CachedEngine:
         if sampling.decoding.temperature > 0:
             self._engine.submit(_Drawn(key), messages, sampling)
             return
-        asked = _Greedy(tuple(messages), replace(sampling, seed=0))
-        if asked in self._replies:
-            self._ready.append((key, self._replies[asked]))
+        asked = _Greedy(name_of(self._name, messages, sampling))
+        kept = self._replies.get(asked.asked)
+        if kept is not None:
+            self._ready.append((key, kept))
         elif asked in self._asking:
             self._asking[asked].append(key)
         else:
@@ -60,7 +62,7 @@ class CachedEngine:
                 continue
             assert isinstance(asked, _Greedy)
             if isinstance(outcome, Reply):
-                self._replies[asked] = outcome
+                self._replies.put(asked.asked, outcome)
             ready += [(key, outcome) for key in self._asking.pop(asked)]
         return ready
 
