@@ -21,6 +21,7 @@ from memfactory.cli.environment import show_environment
 from memfactory.cli.listing import list_components
 from memfactory.cli.output import complain, echo, message, report_bug
 from memfactory.cli.runs import evaluate, infer, train, view
+from memfactory.cli.words import is_override
 from memfactory.errors import MemFactoryError
 from memfactory.redaction import keep_environment_secrets
 from memfactory.terminal import guarded_streams
@@ -118,6 +119,6 @@ def _with_values(words: Sequence[str]) -> list[str]:
     """`--resume` without a value means `--resume=auto`."""
     found = []
     for word, following in zip(words, [*words[1:], ""], strict=True):
-        alone = not following or following.startswith("-") or "=" in following
+        alone = not following or following.startswith("-") or is_override(following)
         found.append("--resume=auto" if word == "--resume" and alone else word)
     return found

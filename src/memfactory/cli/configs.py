@@ -8,6 +8,7 @@ import typer
 
 from memfactory.cli.output import echo, load, refuse_options, start_logging, stdout
 from memfactory.cli.runs import Overrides, Source
+from memfactory.cli.words import sources_and_overrides
 from memfactory.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -51,9 +52,15 @@ def _show_origins(resolved: Resolved) -> None:
         echo(f"{text:<{width}}  # {where}")
 
 
-@app.command()
+@app.command(context_settings={"ignore_unknown_options": True})
 def validate(
-    configs: Annotated[list[str], typer.Argument(metavar="CONFIG", help="Configs, run folders or models.")],
+    context: typer.Context,
+    configs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="CONFIG", help="Configs, run folders or models; overrides (key=value) count for all of them."
+        ),
+    ],
     command: Annotated[
         str | None,
         typer.Option(
@@ -66,11 +73,13 @@ def validate(
     """Check configurations and tell every mistake in them."""
     if command not in (None, "train", "eval", "infer"):
         raise typer.BadParameter(f"{command!r} is none of train, eval, infer", param_hint="--for")
+    refuse_options(context, configs)
     start_logging()
+    sources, overrides = sources_and_overrides(configs, "config, run or model")
     problems: list[str] = []
-    for config in configs:
+    for config in sources:
         try:
-            load(config, [], command)
+            load(config, overrides, command)
         except ConfigError as error:
             problems += error.problems
         else:

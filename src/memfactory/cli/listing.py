@@ -11,9 +11,14 @@ from memfactory.cli.output import stdout
 from memfactory.errors import ConfigError, unknown
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+    from rich.table import Table
+
     from memfactory.console import Console
 
-KINDS = ("agents", "modules", "envs", "rewards", "trainers", "objectives", "advantages", "datasets", "configs")
+REGISTERED = ("agents", "modules", "envs", "rewards", "trainers", "objectives", "advantages", "datasets")
+CHOSEN = ("engines", "embedders", "trackers", "optimizers")
+KINDS = (*REGISTERED, *CHOSEN, "configs")
 
 
 def list_components(
@@ -21,7 +26,7 @@ def list_components(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show every option with its default.")] = False,
     config: Annotated[str | None, typer.Option(help="Also list what this config's plugins bring.")] = None,
 ) -> None:
-    """List agents, modules, environments, rewards, trainers and what they learn by, datasets and configs."""
+    """List what a config can name: agents, modules, rewards, trainers, datasets, engines, trackers, configs ..."""
     if kind is not None and kind not in KINDS:
         raise ConfigError(unknown("kind of component", kind, KINDS))
     if config is not None:
@@ -31,7 +36,12 @@ def list_components(
     console = stdout()
     for name in KINDS if kind is None else (kind,):
         console.print(f"[bold]{name}[/bold]")
-        _show_configs(console) if name == "configs" else _show_kind(console, name, verbose)
+        if name == "configs":
+            _show_configs(console)
+        elif name in CHOSEN:
+            _show_choices(console, name, verbose)
+        else:
+            _show_kind(console, name, verbose)
 
 
 def _show_kind(console: Console, kind: str, verbose: bool) -> None:
@@ -54,19 +64,29 @@ def _show_kind(console: Console, kind: str, verbose: bool) -> None:
     for name in registry.names():
         table.add_row(f"  {name}", registry.entry(name).summary)
         if verbose:
-            _add_options(table, registry, name)
+            _add_options(table, registry.options(name))
     console.print(table)
 
 
-def _add_options(table: object, registry: object, name: str) -> None:
+def _show_choices(console: Console, kind: str, verbose: bool) -> None:
+    """What is chosen by `kind`, with the options of each."""
     from rich.table import Table
+
+    from memfactory.config.describe import choices
+
+    table = Table.grid(padding=(0, 2))
+    for choice in choices(kind):
+        table.add_row(f"  {choice.name}", choice.summary)
+        if verbose and choice.options is not None:
+            _add_options(table, choice.options)
+    console.print(table)
+
+
+def _add_options(table: Table, options: type[BaseModel]) -> None:
     from rich.text import Text
 
     from memfactory.config.describe import options_of
-    from memfactory.registry import Registry
 
-    assert isinstance(table, Table) and isinstance(registry, Registry)
-    options = registry.options(name)
     if presets := getattr(options, "presets", None):
         table.add_row(Text("    prompts"), Text(f"presets of prompts: {', '.join(sorted(presets))}", style="dim"))
     for option in options_of(options):

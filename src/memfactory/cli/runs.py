@@ -11,6 +11,7 @@ import typer
 
 from memfactory.cli.output import is_main_process, load, load_targets, refuse_options, start_logging, stderr, stdout
 from memfactory.cli.ranks import first_to_say
+from memfactory.cli.words import sources_and_overrides
 from memfactory.errors import ConfigError
 from memfactory.types import Decoding
 
@@ -147,8 +148,7 @@ def evaluate(
     An evaluation that was interrupted goes on where it stopped.
     """
     refuse_options(context, targets)
-    sources = [word for word in targets if "=" not in word]
-    overrides = [word for word in targets if "=" in word]
+    sources, overrides = sources_and_overrides(targets, "config, run or model")
     resolved = load_targets(sources, overrides, like)
     from memfactory.evaluate.running import run_evaluation
 

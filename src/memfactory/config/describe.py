@@ -18,7 +18,11 @@ from pydantic_core import PydanticUndefined
 from memfactory.config.messages import models_in
 from memfactory.config.problems import shown
 from memfactory.config.schema import SECTIONS, DataConfig, PlainSections, RunConfig
+from memfactory.config.training import OptimizerOptions
+from memfactory.engines.options import EngineConfig
+from memfactory.memory.options import EmbedderConfig
 from memfactory.registry import AGENTS, DATASETS, ENVS, MODULES, REWARDS, TRAINERS, Registry
+from memfactory.trackers.options import TrackerConfig
 
 _KINDS = (AGENTS, MODULES, ENVS, REWARDS, TRAINERS, DATASETS)
 
@@ -31,6 +35,37 @@ class Option:
     type: str
     default: str | None
     doc: str
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of several kinds that a config chooses among: its name, a sentence, its options (None: those of all)."""
+
+    name: str
+    summary: str
+    options: type[BaseModel] | None
+
+
+OPTIMIZERS = {
+    "adamw": "AdamW with float32 moments.",
+    "adamw_8bit": "8-bit moments (extra `bitsandbytes`, CUDA).",
+    "adamw_8bit_torchao": "8-bit moments (extra `torchao`).",
+    "adamw_4bit_torchao": "4-bit moments (extra `torchao`).",
+    "adamw_offload": "float32 moments in the host's memory.",
+    "auto": "8-bit moments on CUDA, else adamw.",
+}
+_UNIONS: dict[str, object] = {"engines": EngineConfig, "embedders": EmbedderConfig, "trackers": TrackerConfig}
+
+
+def choices(kind: str) -> Iterator[Choice]:
+    """The engines, embedders, trackers or optimizers that a config can choose by `kind`."""
+    if kind == "optimizers":
+        for name, summary in OPTIMIZERS.items():
+            yield Choice(name, summary, OptimizerOptions if name == "adamw" else None)
+        return
+    for model in models_in(_UNIONS[kind]):
+        summary = (model.__doc__ or "").strip().partition("\n")[0]
+        yield Choice(str(model.model_fields["kind"].default), summary, model)
 
 
 def field_docs(model: type[BaseModel]) -> dict[str, str]:

@@ -48,6 +48,11 @@ def parse_override(text: str) -> Override:
     if not equals:
         hint = f"write {name}=value" if name else "write key=value"
         raise ConfigError(f"command line: {text}: an override needs '='; {hint}")
+    if "/" in name:
+        raise ConfigError(
+            f"command line: {text}: there is no file or folder of this name, and {key!r} is no key; write "
+            "section.key=value"
+        )
     path = tuple(name.split("."))
     if not all(path) or any(part != part.strip() for part in path):
         raise ConfigError(f"command line: {text}: {key!r} is no key; write section.key=value")
