@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
 
 # Before torch is imported anywhere: one thread, so that tests running side by side do not fight over the cores.
 os.environ["OMP_NUM_THREADS"] = "1"
+# What the tests trust is no business of who runs them.
+os.environ["MEMFACTORY_TRUSTED"] = os.path.join(tempfile.mkdtemp(), "trusted.json")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"

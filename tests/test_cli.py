@@ -105,7 +105,7 @@ def test_a_bug_is_exit_code_1_with_a_traceback_and_where_to_report_it(folder, ca
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
 def test_a_disk_that_takes_nothing_is_no_bug(folder, capsys, monkeypatch, number):
-    def fail(sources, overrides, like):
+    def fail(sources, overrides, like, **_):
         raise OSError(number, os.strerror(number), "results.json")
 
     monkeypatch.setattr("memfactory.cli.runs.load_targets", fail)
@@ -121,7 +121,7 @@ def test_a_page_that_cannot_be_written_is_told(folder, capsys):
 
 
 def test_ctrl_c_is_told_in_a_word(folder, capsys, monkeypatch):
-    def interrupt(sources, overrides, like):
+    def interrupt(sources, overrides, like, **_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("memfactory.cli.runs.load_targets", interrupt)
@@ -153,7 +153,7 @@ def test_a_checkpoint_that_is_resumed_goes_on_with_its_runs_config(folder, monke
     (folder / "run" / "config.yaml").write_text(BASE + "train: {name: grpo}\n")
     (folder / "run" / "checkpoints" / "step-3" / "config.json").write_text("{}")
     asked = []
-    monkeypatch.setattr("memfactory.cli.runs.load", lambda source, overrides, command: asked.append(source) or BARE)
+    monkeypatch.setattr("memfactory.cli.runs.load", lambda source, *_, **__: asked.append(source) or BARE)
     monkeypatch.setattr("memfactory.train.run_training", lambda resolved, resume: asked.append(resume) or folder)
     assert run(["train", "run/checkpoints/step-3", "--resume"]) == 0
     assert run(["train", "run", "--resume"]) == 0

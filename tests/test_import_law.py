@@ -39,6 +39,8 @@ FLOORS = {
     "redaction": 1,
     "terminal": 1,
     "locks": 1,
+    "plugins": 1,
+    "trust": 1,
     "answers": 1,
     "whole_folders": 1,
     "text": 1,

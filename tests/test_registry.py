@@ -3,7 +3,8 @@
 import pytest
 
 from memfactory.errors import ConfigError
-from memfactory.registry import AGENTS, ALL, MODULES, Registry, load_plugin
+from memfactory.plugins import find_plugin, load_plugin
+from memfactory.registry import AGENTS, ALL, MODULES, Registry
 
 
 def test_a_builtin_is_found_by_its_registered_name():
@@ -64,13 +65,13 @@ def test_a_plugin_file_registers_its_components_and_loads_once(tmp_path):
         "    def dialogue(self, episode):\n"
         "        yield from ()\n"
     )
-    load_plugin("mine.py", tmp_path)
-    load_plugin("mine.py", tmp_path)
+    load_plugin(find_plugin("mine.py", tmp_path))
+    load_plugin(find_plugin("mine.py", tmp_path))
     assert MODULES.get("from_a_file").__name__ == "Mine"
 
 
 def test_a_plugin_that_is_not_there_is_a_config_error(tmp_path):
-    with pytest.raises(ConfigError, match=r"plugin 'nowhere\.py' is not a file"):
-        load_plugin("nowhere.py", tmp_path)
+    with pytest.raises(ConfigError, match=r"there is no file 'nowhere\.py' \(looked at"):
+        find_plugin("nowhere.py", tmp_path)
     with pytest.raises(ConfigError, match=r"plugin 'no_such_package\.thing' cannot be imported"):
-        load_plugin("no_such_package.thing", tmp_path)
+        find_plugin("no_such_package.thing", tmp_path)

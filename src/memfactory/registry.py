@@ -1,7 +1,7 @@
 """String-keyed registries that find components by reading source files, and import one only when it is asked for.
 
 A component is one file with `@MODULES.register("my_module")` above its class. Built-in packages are scanned as text, so
-listing what exists imports nothing. A user's own file joins through `plugins:` (see `load_plugin`), where the
+listing what exists imports nothing. A user's own file joins through `plugins:` (see `memfactory.plugins`), where the
 decorator runs on import. It does not know what the components are for.
 """
 
@@ -11,8 +11,6 @@ import ast
 import importlib
 import importlib.util
 import sys
-import sysconfig
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,6 +141,10 @@ class Registry(Generic[T]):
         """Every name, sorted."""
         return sorted({**self._builtin(), **{name: entry for name, (entry, _) in self._registered.items()}})
 
+    def is_builtin(self, name: str) -> bool:
+        """Whether the component called `name` comes with MemFactory."""
+        return name in self._builtin()
+
     def name_of(self, cls: type) -> str:
         """The name that `cls` is registered under; a class that never was goes by its own."""
         return next((name for name, (_, held) in self._registered.items() if held is cls), cls.__name__)
@@ -224,66 +226,7 @@ ADVANTAGES: Registry[Any] = Registry("advantage estimator", "memfactory.trainers
 ALL = (MODULES, AGENTS, ENVS, REWARDS, DATASETS, TRAINERS, OBJECTIVES, ADVANTAGES)
 
 
-def load_plugin(name: str, relative_to: Path | None = None) -> None:
-    """Import a user's components: a dotted module name, or a path to a .py file (relative to the config's folder).
-
-    Loading the same plugin twice does nothing. Raises ConfigError for a plugin that is not there, and for one whose own
-    code cannot be loaded, with file and line.
-    """
-    if name.endswith(".py") or "/" in name:
-        candidates = [Path(name)] if relative_to is None else [relative_to / name, Path(name)]
-        path = next((p.resolve() for p in candidates if p.is_file()), None)
-        if path is None:
-            raise ConfigError(f"plugin {name!r} is not a file (looked at {', '.join(str(p) for p in candidates)})")
-        module_name = f"memfactory_plugin_{path.stem}_{abs(hash(str(path))):x}"
-        if module_name in sys.modules:
-            return
-        spec = importlib.util.spec_from_file_location(module_name, path)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[module_name] = module
-        try:
-            spec.loader.exec_module(module)
-        except BaseException as error:
-            del sys.modules[module_name]
-            raise _unloadable(name, error) from error
-        return
-    if name in sys.modules:
-        return
-    sys.path.insert(0, str(relative_to or Path.cwd()))
-    try:
-        importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name and (name == error.name or name.startswith(error.name + ".")):
-            raise ConfigError(f"plugin {name!r} cannot be imported: there is no module of that name") from None
-        raise _unloadable(name, error) from error
-    except BaseException as error:
-        raise _unloadable(name, error) from error
-    finally:
-        sys.path.pop(0)
-
-
-def _unloadable(name: str, error: BaseException) -> BaseException:
-    """The error for a plugin whose code raised `error` while it was imported; Ctrl-C stays what it is."""
-    if isinstance(error, KeyboardInterrupt | MemoryError):
-        return error
-    if isinstance(error, SyntaxError) and error.filename:
-        return ConfigError(f"plugin {name!r} is not valid Python: {error.filename}:{error.lineno}: {error.msg}")
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if not f.filename.startswith("<") and not _is_library(Path(f.filename))]
-    place = f" at {own[-1].filename}:{own[-1].lineno}" if own else ""
-    if isinstance(error, ConfigError):
-        return ConfigError([f"plugin {name!r} cannot be loaded{place}: {problem}" for problem in error.problems])
-    return ConfigError(f"plugin {name!r} cannot be loaded: {type(error).__name__}{place}: {error}")
-
-
 def _home(cls: type) -> str:
     """The file of a user's class."""
     file = getattr(sys.modules.get(cls.__module__), "__file__", None)
     return f"{cls.__qualname__} of {file or cls.__module__}"
-
-
-def _is_library(file: Path) -> bool:
-    """Whether a file is MemFactory's or belongs to an installed package."""
-    places = [Path(__file__).parent, *(Path(sysconfig.get_path(kind)) for kind in ("stdlib", "purelib", "platlib"))]
-    return any(file.is_relative_to(place) for place in places)

@@ -14,6 +14,7 @@ from pathlib import Path
 from memfactory.config import Resolved, load_values
 from memfactory.errors import ConfigError, MemFactoryError
 from memfactory.locks import LOCK, folder_lock, new_folder
+from memfactory.plugins import Plugin, find_plugin
 from memfactory.whole_folders import checkpoints, damage, newest_whole
 
 log = logging.getLogger("memfactory")
@@ -40,6 +41,10 @@ RESUMABLE = (
     "train.micro_batch_tokens",
     "train.packing",
     "train.trim_last_layer",
+    # Never read from the run's folder, so it differs where the run is its own config.
+    "model.trust_remote_code",
+    # Compared by themselves: their names depend on where they lie, and a mistake in one may have to be mended.
+    "plugins",
 )
 
 
@@ -83,6 +88,7 @@ def open_run_folder(resolved: Resolved, resume: str | None) -> Iterator[RunFolde
             if (folder / "config.yaml").is_file():
                 refuse_another_config(folder, resolved.values)
             checkpoint = _newest(folder, resume) if checkpoint is None else _whole(checkpoint)
+        _tell_of_other_plugins(folder, resolved)
         yield RunFolder(folder, checkpoint, _identity(folder) or (0, 0))
 
 
@@ -158,6 +164,27 @@ def refuse_another_config(folder: Path, values: Mapping[str, object]) -> None:
     different = _differences(folder, values)
     if different:
         raise ConfigError([f"{folder} cannot be resumed with a different configuration:", *different])
+
+
+def plugins_of(resolved: Resolved) -> list[Plugin]:
+    """The plugins of a config, as they are now."""
+    return [find_plugin(name, resolved.base_dir) for name in resolved.config.plugins]
+
+
+def _tell_of_other_plugins(folder: Path, resolved: Resolved) -> None:
+    """Warn where a run goes on with other code than it was started with."""
+    path = folder / "config.yaml"
+    if not path.is_file():
+        return
+    before = load_values(path).get("plugins") or []
+    now = plugins_of(resolved)
+    if [plugin.copy for plugin in now] != before:
+        log.warning(
+            "%s was started with the plugins %s; it goes on with %s",
+            folder,
+            before or "(none)",
+            [plugin.copy for plugin in now] or "(none)",
+        )
 
 
 def _differences(folder: Path, values: Mapping[str, object]) -> list[str]:

@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -25,9 +25,10 @@ from memfactory.evaluate.attempts import UnknownScores, evaluate_tasks
 from memfactory.evaluate.results import DatasetResult, EvalHistory
 from memfactory.figures import draw_run
 from memfactory.files import set_aside, write_json, write_whole
+from memfactory.plugins import keep_copies
 from memfactory.redaction import redacted_command
 from memfactory.registry import TRAINERS
-from memfactory.run_folder import RunFolder, open_run_folder
+from memfactory.run_folder import RunFolder, open_run_folder, plugins_of
 from memfactory.trackers.base import State
 from memfactory.trackers.fanout import Trackers
 from memfactory.trainers.base import Interrupted, Trained, Trainer, remove_partial
@@ -40,6 +41,7 @@ from memfactory.trainers.processes import (
     watched_launcher,
 )
 from memfactory.trainers.weights import check_engine
+from memfactory.trust import trust
 from memfactory.types import Decoding, Task
 
 log = logging.getLogger("memfactory")
@@ -156,7 +158,11 @@ class LiveRun:
     def _prepare_folder(self, step: int, resumed: bool) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         remove_partial(self.folder)
-        write_whole(self.folder / "config.yaml", self.resolved.to_yaml())
+        plugins = plugins_of(self.resolved)
+        # That this user started a run with them is what makes them trusted.
+        trust({plugin.digest: str(plugin.path or plugin.name) for plugin in plugins})
+        values = {**self.resolved.values, "plugins": keep_copies(plugins, self.folder)}
+        write_whole(self.folder / "config.yaml", replace(self.resolved, values=values).to_yaml())
         start = {
             "date": datetime.now().astimezone().isoformat(timespec="seconds"),
             "command": redacted_command(sys.argv[1:]),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from memfactory.cli.output import echo, load, refuse_options, start_logging, stdout
+from memfactory.cli.output import Trust, echo, load, refuse_options, start_logging, stdout
 from memfactory.cli.runs import Overrides, Source
 from memfactory.cli.words import sources_and_overrides
 from memfactory.errors import ConfigError
@@ -23,10 +23,11 @@ def show(
     config: Source,
     overrides: Overrides = None,
     origin: Annotated[bool, typer.Option("--origin", help="Say where each value was written.")] = False,
+    trust: Trust = False,
 ) -> None:
     """Print the whole configuration as it would run, defaults included."""
     refuse_options(context, overrides or [])
-    resolved = load(config, overrides or [], None)
+    resolved = load(config, overrides or [], None, trust=trust)
     console = stdout()
     if origin:
         _show_origins(resolved)
@@ -69,6 +70,7 @@ def validate(
             help="Also check the files, keys and hardware that it needs: train, eval or infer.",
         ),
     ] = None,
+    trust: Trust = False,
 ) -> None:
     """Check configurations and tell every mistake in them."""
     if command not in (None, "train", "eval", "infer"):
@@ -79,7 +81,7 @@ def validate(
     problems: list[str] = []
     for config in sources:
         try:
-            load(config, overrides, command)
+            load(config, overrides, command, trust=trust)
         except ConfigError as error:
             problems += error.problems
         else:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from memfactory.cli.output import stdout
+from memfactory.cli.output import Trust, stdout
 from memfactory.errors import ConfigError, unknown
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ def list_components(
     kind: Annotated[str | None, typer.Argument(help=f"One of {', '.join(KINDS)}; default: all of them.")] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show every option with its default.")] = False,
     config: Annotated[str | None, typer.Option(help="Also list what this config's plugins bring.")] = None,
+    trust: Trust = False,
 ) -> None:
     """List what a config can name: agents, modules, rewards, trainers, datasets, engines, trackers, configs ..."""
     if kind is not None and kind not in KINDS:
@@ -32,7 +33,7 @@ def list_components(
     if config is not None:
         from memfactory.config import load_config
 
-        load_config(config)
+        load_config(config, trust=trust)
     console = stdout()
     for name in KINDS if kind is None else (kind,):
         console.print(f"[bold]{name}[/bold]")

@@ -7,7 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
@@ -134,20 +134,25 @@ def refuse_options(context: typer.Context, words: Sequence[str]) -> None:
         )
 
 
-def load(source: str, overrides: list[str], command: str | None) -> Resolved:
+Trust = Annotated[
+    bool, typer.Option("--trust", help="Run the code that a run folder brings, and remember that you trust it.")
+]
+
+
+def load(source: str, overrides: list[str], command: str | None, *, trust: bool = False) -> Resolved:
     """The configuration for a command, its warnings shown."""
     from memfactory.config import load_config
 
     start_logging()
-    return _with_warnings_shown(load_config(source, overrides, command=command))
+    return _with_warnings_shown(load_config(source, overrides, command=command, trust=trust))
 
 
-def load_targets(sources: list[str], overrides: list[str], like: str | None) -> list[Resolved]:
+def load_targets(sources: list[str], overrides: list[str], like: str | None, *, trust: bool) -> list[Resolved]:
     """The configurations of what is to be compared, their warnings shown; models by themselves are run like `like`."""
     from memfactory.config import load_side_by_side
 
     start_logging()
-    found = load_side_by_side(sources, overrides, command="eval", like=like)
+    found = load_side_by_side(sources, overrides, command="eval", like=like, trust=trust)
     return [_with_warnings_shown(resolved) for resolved in found]
 
 

@@ -9,7 +9,16 @@ from typing import Annotated
 
 import typer
 
-from memfactory.cli.output import is_main_process, load, load_targets, refuse_options, start_logging, stderr, stdout
+from memfactory.cli.output import (
+    Trust,
+    is_main_process,
+    load,
+    load_targets,
+    refuse_options,
+    start_logging,
+    stderr,
+    stdout,
+)
 from memfactory.cli.ranks import first_to_say
 from memfactory.cli.words import sources_and_overrides
 from memfactory.errors import ConfigError
@@ -40,6 +49,7 @@ def train(
         float | None, typer.Option(min=1, help="With --dry-run: plan for a CUDA GPU of so many GiB, not this machine.")
     ] = None,
     output: Annotated[Path | None, typer.Option(help="The run folder; default: runs/<config>-<date>-<time>.")] = None,
+    trust: Trust = False,
 ) -> None:
     """Train an agent.
 
@@ -50,11 +60,11 @@ def train(
     config, resume = _resumed(config, resume or asked)
     words = [*words, *([] if output is None else [f"output={output}"])]
     if dry_run:
-        _show_plan(config, words, gpu_gib)
+        _show_plan(config, words, gpu_gib, trust)
         return
     if gpu_gib is not None:
         raise ConfigError("--gpu-gib says what a plan is made for, so it goes with --dry-run")
-    resolved = load(config, words, "train")
+    resolved = load(config, words, "train", trust=trust)
     if resume == "auto" and resolved.run is not None:
         resume = str(resolved.run)
     from memfactory.train import run_training
@@ -85,7 +95,7 @@ def _resumed(config: str, resume: str | None) -> tuple[str, str | None]:
     return config, resume
 
 
-def _show_plan(config: str, overrides: list[str], gpu_gib: float | None) -> None:
+def _show_plan(config: str, overrides: list[str], gpu_gib: float | None, trust: bool) -> None:
     """Print the plan, for a GPU of `gpu_gib` where that is given.
 
     What this machine lacks is told beside a plan for it, since plans are made on other machines too; of a plan for
@@ -95,10 +105,10 @@ def _show_plan(config: str, overrides: list[str], gpu_gib: float | None) -> None
 
     lacking: tuple[str, ...] = ()
     try:
-        resolved = load(config, overrides, "train") if gpu_gib is None else load(config, overrides, None)
+        resolved = load(config, overrides, "train" if gpu_gib is None else None, trust=trust)
     except ConfigError as error:
         # What is wrong with the config itself is raised here again.
-        resolved = load_config(config, overrides)
+        resolved = load_config(config, overrides, trust=trust)
         lacking = error.problems
     from memfactory.trainers.plan import make_plan
     from memfactory.trainers.planned_memory import Device
@@ -142,6 +152,7 @@ def evaluate(
     output: Annotated[Path | None, typer.Option(help="Where results go; default: runs/eval/<targets>.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Throw away earlier samples in the output.")] = False,
     judge: Annotated[bool, typer.Option("--judge", help="Also ask a model to judge the answers.")] = False,
+    trust: Trust = False,
 ) -> None:
     """Evaluate models on datasets: avg@k with standard errors, in a table and as JSON.
 
@@ -149,7 +160,7 @@ def evaluate(
     """
     refuse_options(context, targets)
     sources, overrides = sources_and_overrides(targets, "config, run or model")
-    resolved = load_targets(sources, overrides, like)
+    resolved = load_targets(sources, overrides, like, trust=trust)
     from memfactory.evaluate.running import run_evaluation
 
     folder = output or Path("runs/eval") / "-".join(one.name for one in resolved)[:100]
@@ -194,6 +205,7 @@ def infer(
         bool, typer.Option("--json", help="Print the answer with memory, turns and tokens as one JSON object.")
     ] = False,
     show_memory: Annotated[bool, typer.Option("--show-memory", help="Show the memory as it evolves.")] = False,
+    trust: Trust = False,
 ) -> None:
     """Answer questions about texts or conversations with an agent."""
     refuse_options(context, overrides or [])
@@ -201,7 +213,7 @@ def infer(
         raise ConfigError("--top-p and --top-k say how replies are sampled; give --temperature with them")
     if top_p == 0:
         raise ConfigError("--top-p must be above 0")
-    resolved = load(config, overrides or [], "infer")
+    resolved = load(config, overrides or [], "infer", trust=trust)
     from memfactory.infer import run_inference
     from memfactory.locks import file_lock
 

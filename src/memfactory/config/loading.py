@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast, get_args
 
 from memfactory.config.agent_file import AgentFile
 from memfactory.config.components import Checker
-from memfactory.config.datasets import anchored, locate
+from memfactory.config.datasets import anchored
 from memfactory.config.endpoints import check_addresses
 from memfactory.config.ignored import POLICY_DECODING, refuse_policy_decoding, without_effect
 from memfactory.config.interpolation import escape, resolve
@@ -18,6 +18,7 @@ from memfactory.config.messages import unknown_key
 from memfactory.config.model_sources import Like, fill_in_agent, note_withheld, of_another_agent, tree_of_model
 from memfactory.config.overrides import COMMAND_LINE, apply_overrides, parse_overrides
 from memfactory.config.parts import PART_FOLDERS, compose_file, config_folders, expand_sections, merge, part_names
+from memfactory.config.plugin_code import load_plugins, withhold_remote_code
 from memfactory.config.problems import Problems
 from memfactory.config.readiness import Command, Readiness
 from memfactory.config.rules import check_rules
@@ -29,8 +30,8 @@ from memfactory.config.trained import check_trained
 from memfactory.config.tree import Origin, Tree, dotted, dump, leaves
 from memfactory.config.unused import with_unused
 from memfactory.dialogue import ModuleOptions
-from memfactory.errors import ConfigError, unknown
-from memfactory.registry import AGENTS, Options, load_plugin
+from memfactory.errors import unknown
+from memfactory.registry import AGENTS, Options
 
 C = TypeVar("C", bound=Component)
 _LISTS = {"trackers": [tracker.kind for tracker in PlainSections().trackers]}
@@ -68,13 +69,14 @@ def load_config(
     command: str | None = None,
     like: Resolved | None = None,
     beside: Resolved | None = None,
+    trust: bool = False,
 ) -> Resolved:
     """The configuration that `source` names, with `key=value` overrides, validated.
 
     `source` is a YAML file, a run folder, a checkpoint, a model folder or `tiny`. With a `command` (train, eval,
     infer) the files, keys, extras and hardware it needs are checked as well. A model by itself takes all but which
     model it is from `like`, or from `beside` what its memfactory.yaml does not say of its agent; a config or run takes
-    nothing. Raises ConfigError with every problem.
+    nothing. `trust`: the code that a run folder brings may run. Raises ConfigError with every problem.
     """
     if command is not None and command not in get_args(Command):
         raise ValueError(f"no command {command!r}; there are {get_args(Command)}")
@@ -94,14 +96,15 @@ def load_config(
         problems.add(path, message)
     refuse_policy_decoding(tree, problems, COMMAND_LINE)
     _anchor(tree.values, found.base_dir)
-    _load_plugins(tree.values.get("plugins"), found.base_dir, problems)
+    withheld = withhold_remote_code(tree, found)
+    load_plugins(tree, found, problems, command=command, trusting=trust)
     parts = {section: part_names(section, folders) for section in PART_FOLDERS}
     config = _validated(tree, problems, Checker(problems, tree.origins, found.base_dir, parts, tree.named))
     for index, baseline in enumerate(config.eval.baselines):
         name = agent_name(baseline)
         if name not in (existing := {*AGENTS.names(), *parts["agent"]}):
             problems.add(("eval", "baselines", index), unknown("agent", name, existing))
-    warnings = check_rules(config, problems)
+    warnings = withheld + check_rules(config, problems)
     check_addresses(config, problems)
     if command in (None, "train"):
         warnings += check_trained(config, problems)
@@ -128,7 +131,12 @@ def load_config(
 
 
 def load_side_by_side(
-    sources: Sequence[str], overrides: Sequence[str] = (), *, command: str, like: str | None = None
+    sources: Sequence[str],
+    overrides: Sequence[str] = (),
+    *,
+    command: str,
+    like: str | None = None,
+    trust: bool = False,
 ) -> list[Resolved]:
     """The configurations of several sources that are to be compared; the overrides count for all of them.
 
@@ -136,14 +144,14 @@ def load_side_by_side(
     from the first run or config among the sources. Raises ConfigError with every problem of the first that has any.
     """
     if like is not None:
-        reference = load_config(like, overrides)
-        return [load_config(source, overrides, command=command, like=reference) for source in sources]
+        reference = load_config(like, overrides, trust=trust)
+        return [load_config(source, overrides, command=command, like=reference, trust=trust) for source in sources]
     first = next((source for source in sources if find_source(source, trained=False).file is not None), None)
-    beside = None if first is None else load_config(first, overrides, command=command)
+    beside = None if first is None else load_config(first, overrides, command=command, trust=trust)
     return [
         beside
         if beside is not None and source == first
-        else load_config(source, overrides, command=command, beside=beside)
+        else load_config(source, overrides, command=command, beside=beside, trust=trust)
         for source in sources
     ]
 
@@ -225,24 +233,6 @@ def _anchor(values: dict[str, Any], base_dir: Path) -> None:
             module["weights"] = anchored(module["weights"], base_dir)
     if isinstance(plugins, list):
         values["plugins"] = [anchored(p, base_dir) if str(p).endswith(".py") else p for p in plugins]
-
-
-def _load_plugins(plugins: object, base_dir: Path, problems: Problems) -> None:
-    """Import the user's components; an error inside their own code is theirs and goes on up."""
-    for index, name in enumerate(plugins if isinstance(plugins, list) else ()):
-        if not isinstance(name, str):
-            continue
-        if name.endswith(".py"):
-            if locate(name, base_dir) is None:
-                problems.add(("plugins", index), f"there is no file {name!r}")
-                continue
-        elif not all(part.isidentifier() for part in name.split(".")):
-            problems.add(("plugins", index), f"{name!r} is neither a .py file nor a dotted module name")
-            continue
-        try:
-            load_plugin(name, base_dir)
-        except ConfigError as error:
-            problems.add(("plugins", index), str(error))
 
 
 def _validated(tree: Tree, problems: Problems, checker: Checker) -> RunConfig:

@@ -9,6 +9,9 @@ from memfactory.data.base import Dataset, DatasetOptions, Row
 from memfactory.errors import DataError
 from memfactory.registry import DATASETS
 
+UNPICKLING = "pandas"
+"""What `datasets` reads pickles as."""
+
 
 class HubOptions(DatasetOptions):
     """Options of `hub`."""
@@ -40,6 +43,10 @@ class HubDataset(Dataset):
         import datasets
 
         options = self.options
+        if options.id == UNPICKLING:
+            raise DataError(
+                f"the hub dataset {UNPICKLING!r} unpickles files, which can run code; write parquet or JSON"
+            )
         files = list(options.data_files) if isinstance(options.data_files, tuple) else options.data_files
         try:
             found = datasets.load_dataset(

@@ -32,9 +32,13 @@ class HfEmbedder:
         local = Path(config.path).expanduser()
         path = str(local) if local.is_dir() else config.path
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=local.is_dir())
+            self._tokenizer = AutoTokenizer.from_pretrained(
+                path, local_files_only=local.is_dir(), trust_remote_code=False
+            )
             with without_progress_bar():
-                model = AutoModel.from_pretrained(path, local_files_only=local.is_dir(), dtype=torch.float32)
+                model = AutoModel.from_pretrained(
+                    path, local_files_only=local.is_dir(), dtype=torch.float32, trust_remote_code=False
+                )
         except (OSError, ValueError, ImportError, RuntimeError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise ConfigError(

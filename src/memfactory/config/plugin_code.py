@@ -1,0 +1,130 @@
+"""Which code a config may run: a user's own plugins, and those of a run that somebody else may have made once they are
+trusted. Code of a model (`trust_remote_code`) is never taken from a run's folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from memfactory.config.overrides import COMMAND_LINE
+from memfactory.config.problems import Problems
+from memfactory.config.sources import Source
+from memfactory.config.tree import KeyPath, Tree, dotted, origin_of
+from memfactory.errors import ConfigError
+from memfactory.plugins import Plugin, find_plugin, is_file_name, load_plugin
+from memfactory.registry import AGENTS, ENVS, MODULES
+from memfactory.trust import trust, trusted
+
+_NOT_FOR_ANSWERS = ("plugins", "train", "data")
+"""Sections of a run that `infer` has no use for."""
+
+
+def load_plugins(tree: Tree, found: Source, problems: Problems, *, command: str | None, trusting: bool) -> None:
+    """Import the plugins that `tree` names; what is wrong with their names is noted in `problems`.
+
+    Of a run folder only those are imported that this user has trusted before, or trusts now (`trusting`), and none by
+    `infer` where the run's agent and environment do without. Raises ConfigError that lists what is not trusted.
+    """
+    names = tree.values.get("plugins")
+    if not isinstance(names, list):
+        return
+    foreign = found.run is not None and not _on_command_line(tree, ("plugins",))
+    if foreign and command == "infer" and _answers_without(tree.values):
+        _leave_out(tree)
+        return
+    plugins: list[Plugin] = []
+    for index, name in enumerate(names):
+        if isinstance(name, str):
+            try:
+                plugins.append(find_plugin(name, found.base_dir, beside=not foreign or is_file_name(name)))
+            except ConfigError as error:
+                problems.add(("plugins", index), str(error))
+    if foreign:
+        _refuse_untrusted(plugins, found.run or Path(), trusting)
+    for plugin in plugins:
+        try:
+            load_plugin(plugin, None if foreign else found.base_dir)
+        except ConfigError as error:
+            problems.add(("plugins", names.index(plugin.name)), str(error))
+
+
+def _refuse_untrusted(plugins: Sequence[Plugin], run: Path, trusting: bool) -> None:
+    inside = [plugin for plugin in plugins if plugin.source is None and _lies_in(plugin.path, run)]
+    if inside:
+        raise ConfigError(
+            f"{run}: plugins: {inside[0].name!r} is a package inside the run folder, which is never imported; install "
+            "it, or name the file"
+        )
+    known = trusted()
+    strange = [plugin for plugin in plugins if plugin.digest not in known]
+    if strange and not trusting:
+        listed = "".join(f"\n  {plugin.described}" for plugin in strange)
+        raise ConfigError(
+            f"{run}: this run brings code of its own, which would run as you, and you have not trusted it "
+            f"before:{listed}\nRead it, and add --trust where you trust whoever made this folder."
+        )
+    if strange:
+        trust({plugin.digest: str(plugin.path or plugin.name) for plugin in strange})
+
+
+def _lies_in(path: Path | None, folder: Path) -> bool:
+    return path is not None and path.resolve().is_relative_to(folder.resolve())
+
+
+def _answers_without(values: dict[str, Any]) -> bool:
+    """Whether a run's agent, its modules and its environment come with MemFactory."""
+    agent, env = values.get("agent"), values.get("env")
+    modules = agent.get("modules") if isinstance(agent, dict) else None
+    if not isinstance(agent, dict) or not isinstance(env, dict) or not isinstance(modules, dict):
+        return False
+    slots = [module.get("name") for module in modules.values() if isinstance(module, dict)]
+    return (
+        AGENTS.is_builtin(str(agent.get("name")))
+        and ENVS.is_builtin(str(env.get("name")))
+        and len(slots) == len(modules)
+        and all(MODULES.is_builtin(str(name)) for name in slots)
+    )
+
+
+def _leave_out(tree: Tree) -> None:
+    """Take out what only training and evaluation use, which may name components of plugins that are not imported."""
+    for section in _NOT_FOR_ANSWERS:
+        tree.values.pop(section, None)
+    tree.values["env"].pop("rewards", None)
+    evaluation = tree.values.get("eval")
+    for key in ("metrics", "baselines"):
+        if isinstance(evaluation, dict):
+            evaluation.pop(key, None)
+
+
+def withhold_remote_code(tree: Tree, found: Source) -> list[str]:
+    """Switch off `trust_remote_code` that a run's folder switches on; a warning for each."""
+    if found.run is None:
+        return []
+    warnings = []
+    for place, model in _models(tree.values):
+        key = (*place, "trust_remote_code")
+        if model.get("trust_remote_code") not in (None, False) and not _on_command_line(tree, key):
+            model["trust_remote_code"] = False
+            warnings.append(
+                f"{dotted(key)}: {found.shown} switches it on, which no folder may. Where you trust the code of that "
+                f"model, add {dotted(key)}=true"
+            )
+    return warnings
+
+
+def _models(values: dict[str, Any]) -> Iterator[tuple[KeyPath, dict[str, Any]]]:
+    """Every mapping that describes a model, with its place."""
+    engines = values.get("engines")
+    given: list[tuple[KeyPath, object]] = [(("model",), values.get("model"))]
+    for name, engine in engines.items() if isinstance(engines, dict) else ():
+        given.append((("engines", name, "model"), engine.get("model") if isinstance(engine, dict) else None))
+    for place, model in given:
+        if isinstance(model, dict):
+            yield place, model
+
+
+def _on_command_line(tree: Tree, key: KeyPath) -> bool:
+    origin = origin_of(tree.origins, key)
+    return origin is not None and origin.layer == COMMAND_LINE

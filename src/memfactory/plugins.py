@@ -1,0 +1,178 @@
+"""Users' own components: found, read once, imported, and copied beside what was made with them.
+
+A file is executed as it was read and hashed, never from compiled files beside it. It does not know who trusts what.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import sysconfig
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from types import ModuleType
+
+from memfactory.errors import ConfigError
+
+FOLDER = "plugins"
+"""Where a run keeps copies of the plugins that it was started with."""
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A plugin as it was found: `name` as it was written, `source` what the file holds (None: an importable package),
+    `path` where it lies, `digest` the SHA-256 of the source or of all sources of the package."""
+
+    name: str
+    path: Path | None
+    source: bytes | None
+    digest: str
+
+    @property
+    def copy(self) -> str:
+        """What a run calls its copy: the name says the content. A package has none and keeps its name."""
+        if self.source is None or self.path is None:
+            return self.name
+        mark = f"-{self.digest[:16]}"
+        return f"{FOLDER}/{self.path.stem.removesuffix(mark)}{mark}.py"
+
+    @property
+    def title(self) -> str:
+        """What stays the same where the content changes."""
+        return self.copy.replace(f"-{self.digest[:16]}", "")
+
+    @property
+    def described(self) -> str:
+        lines = "" if self.source is None else f"{len(self.source.splitlines())} lines, "
+        return f"{self.path or self.name} ({lines}SHA-256 {self.digest[:16]})"
+
+
+def is_file_name(name: str) -> bool:
+    return name.endswith(".py") or "/" in name
+
+
+def find_plugin(name: str, base_dir: Path | None = None, *, beside: bool = True) -> Plugin:
+    """The plugin called `name`: a path to a .py file (relative to the working directory or to `base_dir`) or a dotted
+    module name, which may lie in `base_dir` where `beside` says so.
+
+    Nothing is imported. Raises ConfigError where there is none.
+    """
+    folders = [Path.cwd(), *([] if base_dir is None else [base_dir])]
+    if is_file_name(name):
+        given = Path(name).expanduser()
+        path = next((place for folder in folders if (place := folder / given).is_file()), None)
+        if path is None:
+            places = ", ".join(str(folder / given) for folder in folders)
+            raise ConfigError(f"there is no file {name!r} (looked at {places})")
+        return _read(name, path.resolve())
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise ConfigError(f"{name!r} is neither a .py file nor a dotted module name")
+    if beside and "." not in name and name not in sys.modules:
+        path = next((place for folder in reversed(folders) if (place := folder / f"{name}.py").is_file()), None)
+        if path is not None:
+            return _read(name, path.resolve())
+    spec = _spec(name.partition(".")[0], [str(folder) for folder in reversed(folders)] if beside else [])
+    if spec is None:
+        raise ConfigError(f"plugin {name!r} cannot be imported: there is no module of that name")
+    origin = None if spec.origin is None else Path(spec.origin)
+    return Plugin(name, origin, None, _digest_of_package(spec))
+
+
+def load_plugin(plugin: Plugin, base_dir: Path | None = None) -> None:
+    """Import a plugin; the same content twice does nothing. Raises ConfigError for one whose own code
+    cannot be loaded, with file and line."""
+    alias = f"memfactory_plugin_{plugin.digest[:16]}"
+    if alias in sys.modules or plugin.name in sys.modules:
+        return
+    if plugin.source is not None and is_file_name(plugin.name):
+        _execute(plugin, plugin.source, alias)
+        return
+    here = [] if base_dir is None else [str(base_dir)]
+    sys.path[:0] = here
+    try:
+        importlib.import_module(plugin.name)
+    except ModuleNotFoundError as error:
+        if error.name and (plugin.name == error.name or plugin.name.startswith(error.name + ".")):
+            raise ConfigError(f"plugin {plugin.name!r} cannot be imported: there is no module of that name") from None
+        raise _unloadable(plugin.name, error) from error
+    except BaseException as error:
+        raise _unloadable(plugin.name, error) from error
+    finally:
+        del sys.path[: len(here)]
+    # A run's copy of it is the same plugin.
+    sys.modules[alias] = sys.modules[plugin.name]
+
+
+def _execute(plugin: Plugin, source: bytes, module_name: str) -> None:
+    module = ModuleType(module_name)
+    module.__file__ = str(plugin.path)
+    sys.modules[module_name] = module
+    try:
+        exec(compile(source, str(plugin.path), "exec"), module.__dict__)
+    except BaseException as error:
+        del sys.modules[module_name]
+        raise _unloadable(plugin.name, error) from error
+
+
+def keep_copies(plugins: Sequence[Plugin], folder: Path) -> list[str]:
+    """Copy plugins into the run folder `folder`; what its config calls them."""
+    for plugin in plugins:
+        place = folder / plugin.copy
+        if plugin.source is not None and not place.is_file():
+            place.parent.mkdir(exist_ok=True)
+            place.write_bytes(plugin.source)
+    return [plugin.copy for plugin in plugins]
+
+
+def _read(name: str, path: Path) -> Plugin:
+    try:
+        source = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{name!r} cannot be read: {error.strerror or error}") from None
+    return Plugin(name, path, source, sha256(source).hexdigest())
+
+
+def _spec(top: str, first: list[str]) -> ModuleSpec | None:
+    """The spec of a top-level module, found without importing anything."""
+    known = sys.modules.get(top)
+    if known is not None and known.__spec__ is not None:
+        return known.__spec__
+    if top in sys.builtin_module_names:
+        return ModuleSpec(top, None)
+    return PathFinder.find_spec(top, [*first, *sys.path])
+
+
+def _digest_of_package(spec: ModuleSpec) -> str:
+    """Of every source file of a package, or of a module's one."""
+    folders = sorted(spec.submodule_search_locations or [])
+    files = [file for folder in folders for file in sorted(Path(folder).rglob("*.py"))]
+    if not files and spec.origin is not None and Path(spec.origin).is_file():
+        files = [Path(spec.origin)]
+    digest = sha256(spec.name.encode())
+    for file in files:
+        digest.update(file.name.encode() + b"\0" + sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _unloadable(name: str, error: BaseException) -> BaseException:
+    """The error for a plugin whose code raised `error` while it was imported; Ctrl-C stays what it is."""
+    if isinstance(error, KeyboardInterrupt | MemoryError):
+        return error
+    if isinstance(error, SyntaxError) and error.filename:
+        return ConfigError(f"plugin {name!r} is not valid Python: {error.filename}:{error.lineno}: {error.msg}")
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if not f.filename.startswith("<") and not _is_library(Path(f.filename))]
+    place = f" at {own[-1].filename}:{own[-1].lineno}" if own else ""
+    if isinstance(error, ConfigError):
+        return ConfigError([f"plugin {name!r} cannot be loaded{place}: {problem}" for problem in error.problems])
+    return ConfigError(f"plugin {name!r} cannot be loaded: {type(error).__name__}{place}: {error}")
+
+
+def _is_library(file: Path) -> bool:
+    """Whether a file is MemFactory's or belongs to an installed package."""
+    places = [Path(__file__).parent, *(Path(sysconfig.get_path(kind)) for kind in ("stdlib", "purelib", "platlib"))]
+    return any(file.is_relative_to(place) for place in places)
