@@ -165,6 +165,9 @@ def test_a_published_model_is_the_agent_that_its_file_names(place, tmp_path, mon
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     found = load_config("org/reader", command="eval")
     assert found.config.agent == load_config("run").config.agent and found.config.model.path == "org/reader"
+    rest = "env: longcontext\ntrain: grpo\ndata: {train: facts}\n"
+    (tmp_path / "further.yaml").write_text("model: org/reader\n" + rest)
+    assert load_config(tmp_path / "further.yaml").config.agent == found.config.agent
     assert load_config("org/other", command="eval").config.agent.modules["memory"].options.chunk_tokens == 2500
 
 
@@ -197,3 +200,18 @@ def test_an_adapter_carries_its_agent_and_the_name_of_its_base(place, tmp_path):
     found = load_config(moved, command="eval")
     assert (found.config.model.path, found.config.model.adapter) == ("tiny", str(moved))
     assert found.config.agent.modules["memory"].options.chunk_tokens == 48
+
+
+def test_a_run_that_has_not_ended_says_which_checkpoint_is_taken(place, tmp_path):
+    shutil.copytree(place / "run", tmp_path / "run", ignore=shutil.ignore_patterns("final"))
+    found = load_config(tmp_path / "run", command="eval")
+    assert any("has no final/: its checkpoint step-1 is taken" in told for told in found.warnings)
+    assert not load_config("run", command="eval").warnings
+
+
+def test_scores_by_a_rule_that_has_changed_are_given_anew(place, tmp_path):
+    first, _ = results(place, "run", output=tmp_path)
+    second, _ = results(place, "run", "env.rewards={boxed_em: {last_characters: 1}}", output=tmp_path)
+    third, _ = results(place, "run", output=tmp_path)
+    assert scores(first)["run"]["boxed_em"]["mean"] > 0 == scores(second)["run"]["boxed_em"]["mean"]
+    assert scores(third) == scores(first)

@@ -1,6 +1,7 @@
 """Results and the history of a run's evaluations."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -88,3 +89,9 @@ def test_a_file_of_another_shape_is_a_data_error(tmp_path):
     path.write_text('{"evaluations": 3}')
     with pytest.raises(DataError, match="is not an evaluation history"):
         EvalHistory.load(path)
+
+
+def test_evaluations_of_other_questions_have_no_difference():
+    made = history()
+    made.add(20, {"eval_50": replace(AFTER, data_hash="other")})
+    assert made.differences() == {}

@@ -156,4 +156,4 @@ def _flat(value: Any, key: str) -> dict[str, object]:
 
 
 def _asks_a_model(reward: str) -> bool:
-    return reward in REWARDS.names() and "engine" in REWARDS.options(reward).model_fields
+    return reward in REWARDS.names() and bool(REWARDS.get(reward).asks_a_model)

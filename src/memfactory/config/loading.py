@@ -108,6 +108,7 @@ def load_config(
     check_addresses(config, problems)
     if command in (None, "train"):
         warnings += check_trained(config, problems)
+    warnings += [] if found.note is None else [found.note]
     if agent_file is not None:
         note_withheld(agent_file, tree, problems)
         if found.file is not None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from memfactory.config.agent_file import AgentFile, read_agent_file, unlike
+from memfactory.config.agent_file import AgentFile, published_agent_file, read_agent_file, unlike
 from memfactory.config.datasets import anchored
 from memfactory.config.interpolation import escape
 from memfactory.config.overrides import Override
@@ -15,7 +15,7 @@ from memfactory.config.parts import expand_sections, is_dir, merge
 from memfactory.config.problems import Problems, shown
 from memfactory.config.short_forms import said_by
 from memfactory.config.slots import named_in
-from memfactory.config.sources import Source
+from memfactory.config.sources import HUB_ID, Source
 from memfactory.config.tree import Origin, Tree
 
 DEFAULTS: Mapping[str, Any] = {"agent": "memory_agent", "env": "longcontext"}
@@ -70,9 +70,14 @@ def _likened(like: Like, has_model: bool) -> Tree:
 
 def fill_in_agent(tree: Tree, overrides: Sequence[Override], base_dir: Path) -> AgentFile | None:
     """Fill in the agent of a config that names none from the memfactory.yaml of the model it names; that file."""
+    named = "agent" in tree.values or any(override.path == ("agent",) for override in overrides)
     for place in _model_folders(tree, overrides):
         folder = Path(anchored(place, base_dir)).expanduser()
-        found = read_agent_file(folder) if is_dir(folder) else None
+        if is_dir(folder):
+            found = read_agent_file(folder)
+        else:
+            # The hub is asked only where there is need of an answer.
+            found = published_agent_file(place) if HUB_ID.fullmatch(place) and not named else None
         if found is not None:
             names = tuple(name for name in _THE_AGENTS if name not in tree.values)
             taken = found.tree(names)

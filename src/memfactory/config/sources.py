@@ -16,7 +16,8 @@ from memfactory.whole_folders import NOT_FOR_MODELS, newest_whole
 
 log = logging.getLogger("memfactory")
 RUN_CONFIG = "config.yaml"
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+"""What a model on the hub is called."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Source:
     """Where a config comes from. `values` are laid over the file's (or are all there is).
 
     `run` is the run folder that the file belongs to, `file` None where the source is a model by itself; `agent` is then
-    what its memfactory.yaml says, where it has one.
+    what its memfactory.yaml says, where it has one. `note` deserves a word.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Source:
     values: dict[str, Any]
     run: Path | None = None
     agent: AgentFile | None = None
+    note: str | None = None
 
 
 def find_source(source: str | Path, *, trained: bool) -> Source:
@@ -52,7 +54,7 @@ def find_source(source: str | Path, *, trained: bool) -> Source:
     known = runnable_configs(config_folders(None))
     if path.stem in known and (text == path.stem or (path.suffix in SUFFIXES and path.parent.name == "configs")):
         return find_source(known[path.stem], trained=trained)
-    if _HUB_ID.fullmatch(text) and path.suffix not in SUFFIXES and not is_dir(path.parent):
+    if HUB_ID.fullmatch(text) and path.suffix not in SUFFIXES and not is_dir(path.parent):
         agent = published_agent_file(text) if trained else None
         return replace(_model(text.replace("/", "-"), {"path": text}), agent=agent)
     raise ConfigError(
@@ -68,7 +70,11 @@ def _model(name: str, values: dict[str, Any]) -> Source:
 def _folder(folder: Path, trained: bool) -> Source:
     if _is_run(folder):
         source = Source(folder.resolve().name, show_path(folder / RUN_CONFIG), folder / RUN_CONFIG, folder, {}, folder)
-        return replace(source, values=_of_run(folder)) if trained else source
+        if not trained:
+            return source
+        newest, values = _of_run(folder)
+        note = None if newest.name == "final" else f"{folder} has no final/: its checkpoint {newest.name} is taken"
+        return replace(source, values=values, note=note)
     model, learnt = _weights(folder), _learnt(folder)
     run = _run_around(folder)
     if run is not None and learnt is not None:
@@ -112,17 +118,17 @@ def _is_run(folder: Path) -> bool:
     )
 
 
-def _of_run(run: Path) -> dict[str, Any]:
-    """What the newest weights of a run say: those of final/, else of its last whole checkpoint."""
+def _of_run(run: Path) -> tuple[Path, dict[str, Any]]:
+    """The newest weights of a run, those of final/ or else of its last whole checkpoint, and what they say."""
     learnt = _learnt(run / "final") if is_dir(run / "final") else None
     if learnt is not None:
-        return learnt
+        return run / "final", learnt
     newest, wrong = newest_whole(run / "checkpoints", besides=NOT_FOR_MODELS)
     for reason in wrong:
         log.warning("%s", reason)
     learnt = None if newest is None else _learnt(newest)
-    if learnt is not None:
-        return learnt
+    if newest is not None and learnt is not None:
+        return newest, learnt
     raise ConfigError(
         f"{run}: this run has neither final/ nor a checkpoint yet. Its untrained model is {run / RUN_CONFIG}"
     )

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
+from importlib import metadata
 
 from memfactory.boundary import made
 from memfactory.data.digest import data_hash
@@ -17,6 +18,7 @@ from memfactory.envs.base import Environment
 from memfactory.envs.rewards.base import RewardFunction
 from memfactory.errors import DataError, MemFactoryError
 from memfactory.evaluate.categories import by_category
+from memfactory.evaluate.fingerprint import digest
 from memfactory.evaluate.records import RecordFile, SampleRecord, record
 from memfactory.evaluate.results import DatasetResult, MetricResult, metric_result
 from memfactory.evaluate.statistics import question_means
@@ -141,6 +143,20 @@ def build_metrics(env: Environment, names: Sequence[str], engines: Mapping[str, 
     """
     own = {reward.name: reward for reward in env.rewards}
     return {name: own.get(name) or made(REWARDS, name, REWARDS.options(name)(), engines) for name in names}
+
+
+def rules_of(scorers: Mapping[str, RewardFunction]) -> dict[str, str]:
+    """What names the rule by which each scores: its options, and for rewards of this package its version.
+
+    A judge's is part of what the samples depend on.
+    """
+    return {name: _rule(scorer) for name, scorer in scorers.items() if not scorer.asks_a_model}
+
+
+def _rule(reward: RewardFunction) -> str:
+    own = type(reward).__module__.partition(".")[0] == "memfactory"
+    version = metadata.version("memfactory") if own else None
+    return digest([reward.options.model_dump(mode="json", exclude={"weight"}), version])
 
 
 class _Collected:

@@ -194,8 +194,8 @@ class RecordFile:
     """A dataset's records: what is there already, and where new ones go.
 
     The first line holds the fingerprint. A fingerprint entry that was None and now has a value (a judge joins in) is
-    written as a further such line; any other difference is a ConfigError that names both ways out. A record for a
-    sample that has one replaces it.
+    written as a further such line, and so is by which rule a metric is scored; any other difference is a ConfigError
+    that names both ways out. A record for a sample that has one replaces it.
     """
 
     def __init__(
@@ -211,9 +211,23 @@ class RecordFile:
             self._refuse_if_different(held, fingerprint or {})
         given = {name: value for name, value in (fingerprint or {}).items() if value is not None}
         merged = {**(held or {}), **given}
+        self._fingerprint: dict[str, str | None] = merged
         self._writer = JsonLinesWriter(path)
         if merged and merged != held:
             self._writer.append({"fingerprint": merged})
+
+    def score_by(self, rules: Mapping[str, str]) -> None:
+        """Forget the scores of metrics that were not given by these rules (a metric's name to what names its rule)."""
+        names = {f"rule of {metric}": rule for metric, rule in rules.items()}
+        stale = {metric for metric, rule in rules.items() if self._fingerprint.get(f"rule of {metric}") != rule}
+        if not stale:
+            return
+        self._records = {
+            place: replace(held, scores={name: score for name, score in held.scores.items() if name not in stale})
+            for place, held in self._records.items()
+        }
+        self._fingerprint = {**self._fingerprint, **names}
+        self._writer.append({"fingerprint": self._fingerprint})
 
     def get(self, task_id: str, sample: int) -> SampleRecord | None:
         return self._records.get((task_id, sample))

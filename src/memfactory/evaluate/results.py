@@ -162,11 +162,18 @@ class EvalHistory:
         }
 
     def differences(self) -> dict[str, dict[str, Estimate]]:
-        """Last minus first by dataset and metric, paired by question; empty until there are two evaluations."""
+        """Last minus first by dataset and metric, paired by question; empty until there are two evaluations.
+
+        A dataset whose questions have changed in between is left out.
+        """
         if len(self.evaluations) < 2:
             return {}
         first, *_, last = self.evaluations.values()
-        return {name: differences(result, last[name]) for name, result in first.items() if name in last}
+        return {
+            name: differences(result, last[name])
+            for name, result in first.items()
+            if name in last and result.data_hash == last[name].data_hash
+        }
 
     def save(self, path: Path) -> None:
         """Write eval.json, whole or not at all. `by_question` comes last, on one line."""

@@ -19,7 +19,7 @@ from memfactory.data.digest import data_hash
 from memfactory.environment import describe_environment
 from memfactory.envs.base import TaskSet
 from memfactory.errors import ConfigError, MemFactoryError
-from memfactory.evaluate.attempts import attempts_under_way, evaluate_tasks
+from memfactory.evaluate.attempts import attempts_under_way, build_metrics, evaluate_tasks, rules_of
 from memfactory.evaluate.likeness import differing, notes
 from memfactory.evaluate.progress import shown_progress
 from memfactory.evaluate.records import RecordFile
@@ -182,17 +182,18 @@ def _evaluate_dataset(
 ) -> DatasetResult:
     settings = target.resolved.config.eval
     tasks = every[: settings.limit]
-    metrics = target.metrics or stack.env.default_metrics(tasks)
+    metrics = tuple(dict.fromkeys((*(target.metrics or stack.env.default_metrics(tasks)), *target.judges)))
     with (
         _records(target, name, every, output, overwrite=False) as records,
         shown_progress(errors, f"{target.label} on {name}") as on_progress,
     ):
+        records.score_by(rules_of(build_metrics(stack.env, metrics, stack.engines)))
         found = evaluate_tasks(
             stack.agent,
             stack.env,
             tasks,
             stack.engines,
-            metrics=tuple(dict.fromkeys((*metrics, *target.judges))),
+            metrics=metrics,
             samples=settings.samples,
             decodings=stack.drawn_with(target.decoding),
             seed=settings.seed,
