@@ -8,7 +8,8 @@ import pytest
 from memfactory.errors import ConfigError
 from memfactory.transcripts import write_transcripts
 from memfactory.types import Group, Message, Reply, Reward, Task, Tokens, Trajectory, Turn
-from memfactory.view import spread, write_view
+from memfactory.view import write_view
+from memfactory.view.attempts import spread
 
 
 def write_run(folder, steps):
@@ -31,8 +32,8 @@ def test_the_page_holds_curves_transcripts_and_the_config(tmp_path):
     assert target == tmp_path / "view.html"
     data = data_of(target.read_text(encoding="utf-8"))
     assert set(data["figures"]) == {"reward"}
-    assert [step["step"] for step in data["steps"]] == [1, 2, 3]
-    assert data["steps"][0]["groups"][0][0]["turns"][0]["reply"] == "</script><b>ü</b>"
+    assert [section["title"] for section in data["sections"]] == ["1", "2", "3"]
+    assert data["sections"][0]["groups"][0]["attempts"][0]["turns"][0]["reply"] == "</script><b>ü</b>"
     assert data["config"] == "seed: 7\n"
 
 

@@ -5,6 +5,8 @@ matplotlib is imported only when something is drawn, and no window system is tou
 
 from __future__ import annotations
 
+import io
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,12 +16,15 @@ from typing import TYPE_CHECKING
 
 from memfactory.evaluate.results import EvalHistory, MetricResult
 from memfactory.evaluate.statistics import Estimate
-from memfactory.files import read_json_lines
+from memfactory.files import spread_json_lines, write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+log = logging.getLogger("memfactory")
+MOST_LINES = 2000
+"""Lines of metrics.jsonl that pictures are drawn from."""
 BLUE, GREY = "#1f5fa8", "#8a8f98"
 PARTS = ("#d1782b", "#2f8f5b", "#8b5fb5", "#b53a4b", "#4a9aa8", "#7a7a2f")
 WIDTH, HEIGHT, DOTS = 4.2, 2.8, 130
@@ -60,29 +65,45 @@ TRAINING = (
 def draw_run(folder: Path) -> list[Path]:
     """Draw figures/reward.png, evaluation.png and training.png of the run in `folder`; those that have data.
 
-    Returns what was drawn. Raises DataError where metrics.jsonl or eval.json is not what a run writes.
+    Returns what was drawn: nothing where `figures` is a link, which could lead out of the run. Raises DataError where
+    metrics.jsonl or eval.json is not what a run writes.
     """
-    metrics = read_series(folder / "metrics.jsonl")
-    history = EvalHistory.load(folder / "eval.json")
-    figures = {
-        "reward": reward_figure(metrics),
-        "evaluation": evaluation_figure(history),
-        "training": training_figure(metrics),
-    }
+    place = folder / "figures"
+    if place.is_symlink():
+        log.warning("%s is a link, so no figures are drawn into it; `memfactory view` shows them", place)
+        return []
     drawn = []
-    for name, figure in figures.items():
-        if figure is not None:
-            path = folder / "figures" / f"{name}.png"
-            path.parent.mkdir(exist_ok=True)
-            figure.savefig(path, dpi=DOTS)
-            drawn.append(path)
+    for name, picture in pictures(folder / "metrics.jsonl", EvalHistory.load(folder / "eval.json")).items():
+        path = place / f"{name}.png"
+        write_bytes(path, picture)
+        drawn.append(path)
     return drawn
 
 
+def pictures(metrics: Path, history: EvalHistory) -> dict[str, bytes]:
+    """The pictures of a run as PNG by name; those that have data. Raises DataError for other metrics than a run's."""
+    series = read_series(metrics)
+    figures = {
+        "reward": reward_figure(series),
+        "evaluation": evaluation_figure(history),
+        "training": training_figure(series),
+    }
+    return {name: _png(figure) for name, figure in figures.items() if figure is not None}
+
+
+def _png(figure: Figure) -> bytes:
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=DOTS)
+    return drawn.getvalue()
+
+
 def read_series(path: Path) -> dict[str, Series]:
-    """Each metric of metrics.jsonl over the steps that have it; a step written twice counts as last written."""
+    """Each metric of metrics.jsonl over the steps that have it; a step written twice counts as last written.
+
+    Of more than MOST_LINES lines so many are read, evenly spread: a picture is some hundred dots wide.
+    """
     found: dict[str, dict[int, float]] = {}
-    for row in read_json_lines(path) if path.exists() else ():
+    for row in spread_json_lines(path, MOST_LINES) if path.exists() else ():
         step = row.get("step")
         for name, value in row.items():
             if isinstance(step, int) and name != "step" and isinstance(value, int | float) and math.isfinite(value):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from importlib import resources
 from itertools import count
@@ -19,16 +19,17 @@ from memfactory.terminal import harmless_json
 
 def write_whole(path: Path, text: str) -> None:
     """`text` at `path`, whole or not at all, without the keys that were read; the folder is made."""
-    _put(path, redacted(text))
+    write_bytes(path, redacted(text).encode())
 
 
-def _put(path: Path, text: str) -> None:
+def write_bytes(path: Path, content: bytes) -> None:
+    """`content` at `path`, whole or not at all; the folder is made. What is a link there is replaced, not followed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     working = path.with_name(f".{path.name}.partial")
     try:
         with named_errors(path):
-            with open(working, "w", encoding="utf-8", newline="\n") as file:
-                file.write(text)
+            with open(working, "wb", opener=_no_link) as file:
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(working, path)
@@ -38,9 +39,13 @@ def _put(path: Path, text: str) -> None:
         raise
 
 
+def _no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
 def write_json(path: Path, value: object) -> None:
     """`value` as indented JSON at `path`, whole or not at all."""
-    _put(path, json_text(value, indent=2) + "\n")
+    write_bytes(path, (json_text(value, indent=2) + "\n").encode())
 
 
 def json_line(value: object) -> str:
@@ -61,18 +66,35 @@ def read_json_lines(path: Path) -> Iterator[dict[str, object]]:
 
     Raises DataError, with the line's number, for any other line that is not a JSON object.
     """
-    for value in tried_json_lines(path):
+    return _without_problems(tried_json_lines(path))
+
+
+def _without_problems(values: Iterator[dict[str, object] | str]) -> Iterator[dict[str, object]]:
+    for value in values:
         if isinstance(value, str):
             raise DataError(value)
         yield value
 
 
-def tried_json_lines(path: Path) -> Iterator[dict[str, object] | str]:
-    """As `read_json_lines`, but of a line that is not a JSON object it gives what is wrong with it, as text."""
+def spread_json_lines(path: Path, most: int) -> Iterator[dict[str, object]]:
+    """As `read_json_lines`; of more than `most` (2 or more) lines so many, evenly spread from the first to the last."""
+    with open(path, "rb") as file:
+        lines = sum(block.count(b"\n") for block in iter(lambda: file.read(2**20), b""))
+    spread = None if lines <= most else {1 + index * (lines - 1) // (most - 1) for index in range(most)}
+    return _without_problems(tried_json_lines(path, spread))
+
+
+def tried_json_lines(path: Path, wanted: Collection[int] | None = None) -> Iterator[dict[str, object] | str]:
+    """As `read_json_lines`, but of a line that is not a JSON object it gives what is wrong with it, as text.
+
+    Of the lines, numbered from 1, only those `wanted` are looked at (None: all).
+    """
     with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):
                 return
+            if wanted is not None and number not in wanted:
+                continue
             try:
                 value = json.loads(line)
             except (ValueError, RecursionError) as error:

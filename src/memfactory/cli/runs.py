@@ -235,10 +235,14 @@ def infer(
 
 
 def view(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
-    output: Annotated[Path | None, typer.Option(help="The HTML file to write; default: view.html in the run.")] = None,
+    run: Annotated[
+        Path, typer.Argument(metavar="PATH", help="A run folder, an output folder of eval, or a .jsonl file of infer.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option(help="The HTML file to write; default: view.html in the folder, or beside the file.")
+    ] = None,
 ) -> None:
-    """Write a run's curves, evaluations and transcripts into one HTML file."""
+    """Write curves, evaluations, transcripts and memory banks into one HTML file."""
     start_logging()
     from memfactory.view import write_view
 
