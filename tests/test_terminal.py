@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -15,6 +17,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from chat_server import ChatServer, config_text, write_tokenizer
 from memfactory.cli.app import run
 from memfactory.cli.output import echo, message, start_logging
 from memfactory.console import Console
@@ -161,3 +164,79 @@ def test_a_reader_that_has_gone_ends_nothing():
     os.close(reader)
     _, said = process.communicate("", timeout=60)
     assert (process.returncode, said) == (0, "0\n")
+
+
+class Gone(io.StringIO):
+    """A stream that nobody reads any more."""
+
+    def write(self, text):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+
+def test_a_closed_stdout_ends_no_tracker(monkeypatch, caplog, tmp_path):
+    from memfactory.trackers.base import RunInfo
+    from memfactory.trackers.console import ConsoleTracker
+
+    for terminal in (True, False):
+        tracker = ConsoleTracker(Console(file=Gone(), force_terminal=terminal))
+        tracker.start(RunInfo("run", tmp_path, {}, 3, 0))
+        tracker.log(1, {"loss": 1.0, "seconds": 1.0})
+        tracker.evaluation(1, {"a/b": 0.5})
+        tracker.finish("success", None)
+    assert caplog.text == ""
+
+
+@pytest.fixture
+def hostile(tmp_path, monkeypatch):
+    """A config of an endpoint whose texts are attacks."""
+    monkeypatch.chdir(tmp_path)
+    text = "".join(ATTACKS)
+    server = ChatServer(lambda request: f"**Answer:** \\boxed{{{text}}} {text}")
+    tokenizer = write_tokenizer(tmp_path / "words.json")
+    (tmp_path / "c.yaml").write_text(config_text(server.url, tokenizer))
+    row = {"context": f"A {text}", "input": f"Which {text}?", "answers": ["x"], "num_docs": 1, "index": 0}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    yield server
+    server.close()
+
+
+def test_texts_of_models_and_documents_are_printed_harmlessly(hostile, capfd):
+    question = ["--question", "Which \x1b]0;t\x07?", "--document", "rows.jsonl"]
+    assert run(["infer", "c.yaml", *question]) == 0
+    assert run(["infer", "c.yaml", *question, "--show-memory"]) == 0
+    assert run(["infer", "c.yaml", "--input", "rows.jsonl"]) == 0
+    rows = capfd.readouterr()
+    assert not harmful(rows.out + rows.err) and "\\u001b]0;title" in rows.out
+    hostile.reply = lambda request: 400
+    assert run(["eval", "c.yaml", "--data", "rows.jsonl", "--output", "out\u202e"]) == 1
+    assert run(["infer", "c.yaml", *question]) == 1
+    rows = capfd.readouterr()
+    assert not harmful(rows.out + rows.err)
+
+
+def test_a_terminal_gets_no_sequence_of_a_model(hostile):
+    """The same in a pseudo-terminal, where colours and bars are drawn."""
+    import pty
+
+    code = (
+        "import sys; from memfactory.cli.app import run\n"
+        "sys.exit(run(['infer', 'c.yaml', '--question', 'Which', '--document', 'rows.jsonl', '--show-memory']))"
+    )
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.environ["TERM"] = "xterm-256color"
+        os.execv(sys.executable, [sys.executable, "-c", code])
+    shown = b""
+    while piece := read(terminal):
+        shown += piece
+    os.waitpid(pid, 0)
+    text = shown.decode(errors="replace")
+    assert "\\u001b]0;title" in text
+    assert not harmful(re.sub(r"\x1b\[[0-9;]*m|\x1b\[\?25[hl]|\x1b\[[0-9]*[AK]|\r", "", text))
+
+
+def read(terminal):
+    try:
+        return os.read(terminal, 65536)
+    except OSError:
+        return b""

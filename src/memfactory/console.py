@@ -11,7 +11,7 @@ from rich.segment import Segment
 from rich.text import Text
 
 from memfactory.redaction import holds_secret, redacted
-from memfactory.terminal import harmless
+from memfactory.terminal import discard, harmless
 
 
 class Console(rich.console.Console):
@@ -28,6 +28,11 @@ class Console(rich.console.Console):
     def print(self, *objects: Any, **options: Any) -> None:
         # Before lines are broken: half a key on each of two lines would not be found.
         super().print(*map(_without_secrets, objects), **options)
+
+    def on_broken_pipe(self) -> None:
+        """Nobody reads any more (`| head`): what comes later is dropped, and no work is ended for it."""
+        self.quiet = True
+        discard(self.file)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):

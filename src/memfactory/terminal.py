@@ -15,7 +15,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, TextIO
+from typing import IO, Any, TextIO
 
 from memfactory.redaction import redacted
 
@@ -93,7 +93,7 @@ class GuardedStream(io.TextIOBase):
             if not _nobody_reads(error):
                 raise
             self.gone = True
-            _discard(self._stream)
+            discard(self._stream)
 
     def isatty(self) -> bool:
         return self._stream.isatty()
@@ -132,7 +132,7 @@ def _nobody_reads(error: OSError) -> bool:
     return error.errno in (errno.EPIPE, errno.ESHUTDOWN) or isinstance(error, BrokenPipeError)
 
 
-def _discard(stream: TextIO) -> None:
+def discard(stream: IO[str]) -> None:
     """Let what is still buffered for a reader that has gone go nowhere, so that the interpreter ends quietly."""
     with suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)

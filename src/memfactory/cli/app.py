@@ -70,11 +70,11 @@ def options(
 
 def main() -> None:
     """Run the command that `sys.argv` holds and exit with its code."""
-    sys.excepthook = _show_exception
+    sys.excepthook = show_exception
     sys.exit(run(sys.argv[1:]))
 
 
-def _show_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+def show_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """A traceback as Python shows it, without secrets and control sequences."""
     echo(message("".join(traceback.format_exception(kind, error, trace))), err=True, end="")
 

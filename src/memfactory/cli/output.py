@@ -63,13 +63,24 @@ def start_logging() -> None:
     logger = logging.getLogger("memfactory")
     if not logger.handlers:
         terminal = _is_terminal(sys.stderr)
-        handler: logging.Handler = logging.StreamHandler()
+        handler: logging.Handler = _StderrHandler()
         if terminal:
             handler = RichHandler(console=stderr(), show_time=False, show_path=False, markup=False)
         handler.setFormatter(_SafeFormatter("%(message)s" if terminal else "%(levelname)s: %(message)s"))
         logger.addHandler(handler)
         logger.setLevel(logging.INFO if is_main_process() else logging.ERROR)
         logger.propagate = False
+
+
+class _StderrHandler(logging.StreamHandler[TextIO]):
+    """Writes to what is stderr when a message comes, not to what was when the first command began."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]
+        return sys.stderr
 
 
 class _SafeFormatter(logging.Formatter):

@@ -19,6 +19,7 @@ from memfactory.config.interpolation import escape
 from memfactory.config.parts import is_file
 from memfactory.config.tree import KeyPath, Origin, Tree, dump, read_file
 from memfactory.errors import ConfigError
+from memfactory.redaction import redacted
 from memfactory.registry import REWARDS
 
 AGENT_FILE = "memfactory.yaml"
@@ -91,7 +92,7 @@ def write_agent_file(folder: Path, values: Mapping[str, Any], base_dir: Path) ->
         "eval": values["eval"],
         "plugins": list(values["plugins"]),
     }
-    (folder / AGENT_FILE).write_text(_HEADER + dump(noted), encoding="utf-8")
+    (folder / AGENT_FILE).write_text(redacted(_HEADER + dump(noted)), encoding="utf-8")
 
 
 def read_agent_file(folder: Path) -> AgentFile | None:

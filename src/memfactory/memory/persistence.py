@@ -27,6 +27,7 @@ from memfactory.errors import DataError, MemFactoryError
 from memfactory.locks import file_lock
 from memfactory.memory.contents import Event
 from memfactory.memory.embedders import Vectors
+from memfactory.redaction import holds_secret, redacted_tree
 from memfactory.types import MemoryItem
 
 log = logging.getLogger("memfactory")
@@ -209,7 +210,8 @@ def _are_texts(value: object) -> bool:
 
 def _lines(records: Iterable[dict[str, object]]) -> bytes:
     # In ASCII, so that half of a surrogate pair, which a model may say, survives as well.
-    return b"".join(json.dumps(record).encode() + b"\n" for record in records)
+    lines = (json.dumps(redacted_tree(record) if holds_secret(json.dumps(record)) else record) for record in records)
+    return b"".join(line.encode() + b"\n" for line in lines)
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from memfactory.redaction import redacted_message
 from memfactory.trackers.base import RunInfo, State, Tracker
 from memfactory.trackers.console import ConsoleTracker
 from memfactory.trackers.jsonl import JsonlTracker
@@ -55,8 +56,9 @@ class Trackers:
 
     def finish(self, state: State, error: str | None = None) -> None:
         """Close all of them; the first to open is the last to close."""
+        told = None if error is None else redacted_message(error)
         for tracker in reversed(self._trackers):
-            self._guard(tracker, partial(tracker.finish, state, error))
+            self._guard(tracker, partial(tracker.finish, state, told))
 
     def _guard(self, tracker: Tracker, act: Callable[[], None]) -> bool:
         """Whether `act` went well."""

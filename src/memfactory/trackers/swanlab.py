@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from typing import Any
 
+from memfactory.redaction import redacted_tree
 from memfactory.trackers.base import RunInfo, State, Tracker
 from memfactory.trackers.options import SwanlabConfig
 
@@ -54,7 +55,7 @@ class SwanlabTracker(Tracker):
                 project=self._config.project,
                 workspace=self._config.workspace,
                 name=run.name,
-                config=dict(run.values),
+                config=redacted_tree(run.values),
                 settings=swanlab.Settings(
                     interactive=False,
                     terminal={"proxy_type": "none"},

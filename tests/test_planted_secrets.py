@@ -1,0 +1,227 @@
+"""A planted key is in no byte that a command leaves or prints, whatever an endpoint does with it."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import quote
+
+import pytest
+
+from chat_server import write_tokenizer
+from memfactory.cli.app import run, show_exception
+from memfactory.errors import ConfigError
+
+KEY = "planted/Key+5e1f-0987"
+USERINFO = "plantedPw4711"
+PLANTED = re.compile(
+    "|".join(
+        re.escape(form)
+        for form in (
+            KEY,
+            quote(KEY, safe=""),
+            quote(KEY),
+            base64.b64encode(KEY.encode()).decode()[:-4],
+            base64.b64encode(f"Bearer {KEY}".encode()).decode()[12:-4],
+            KEY.encode().hex(),
+            USERINFO,
+            base64.b64encode(f"me:{USERINFO}".encode()).decode()[4:-4],
+        )
+    ).encode()
+)
+FORMS = f"{KEY} {quote(KEY, safe='')} {base64.b64encode(KEY.encode()).decode()} {KEY.encode().hex()}"
+
+
+def completion(content, **message):
+    return json.dumps({"choices": [{"message": {"content": content, **message}, "finish_reason": "stop"}]})
+
+
+# What the server does with a request of which `said` are all the words, headers included: (status, headers, body).
+MODES = {
+    "echo": lambda said: (200, {}, completion(f"{said} {FORMS}")),
+    "answer": lambda said: (200, {}, completion(f"**Answer:** \\boxed{{{KEY}}}")),
+    "verdict": lambda said: (200, {}, completion(f"Verdict: yes, {KEY}")),
+    "refusal": lambda said: (200, {}, completion(None, refusal=f"not with {FORMS}")),
+    "thinking": lambda said: (200, {}, completion("", reasoning_content=said)),
+    "no json": lambda said: (200, {}, said + FORMS),
+    "vectors": lambda said: (200, {}, json.dumps({"data": [{"index": said, "embedding": [said]}]})),
+    "401": lambda said: (401, {}, json.dumps({"error": {"message": f"bad key {FORMS}"}})),
+    "400 text": lambda said: (400, {}, said + FORMS),
+    "403 cut": lambda said: (403, {}, "x" * 490 + KEY),
+    "500": lambda said: (500, {}, json.dumps({"detail": [said, FORMS]})),
+    "redirect": lambda said: (307, {"Location": f"http://me:{USERINFO}@other.invalid/{quote(KEY)}?key={KEY}"}, ""),
+    "encoding": lambda said: (200, {"Content-Encoding": KEY}, "x"),
+    "dropped": lambda said: (0, {}, ""),
+    "status line": lambda said: (-1, {}, said),
+}
+
+
+class EchoServer:
+    """Does what `mode` says with each request."""
+
+    def __init__(self):
+        self.mode, self.asked = "echo", 0
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                server.asked += 1
+                body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+                said = json.dumps({**dict(self.headers), "body": body})
+                status, headers, sent = MODES[server.mode](said)
+                if status <= 0:
+                    self.wfile.write(self.headers["Authorization"].encode() + b"\r\n\r\n" if status else b"")
+                    return
+                self.send_response(status)
+                for name, value in headers.items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", str(len(sent.encode())))
+                self.end_headers()
+                self.wfile.write(sent.encode())
+
+            def log_message(self, *words):
+                pass
+
+        class Server(ThreadingHTTPServer):
+            request_queue_size = 64
+            daemon_threads = True
+
+        self._server = Server(("127.0.0.1", 0), Handler)
+        self.port = self._server.server_address[1]
+        self.url = f"http://127.0.0.1:{self.port}/v1"
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+
+    def close(self):
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture(scope="module")
+def server():
+    served = EchoServer()
+    yield served
+    served.close()
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch, server):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MY_KEY", KEY)
+    monkeypatch.setenv("OPENAI_BASE_URL", f"http://me:{USERINFO}@127.0.0.1:{server.port}/v1")
+    write_tokenizer(tmp_path / "words.json")
+    rows = [
+        {"context": "The code of Ann is nine.", "input": "Which code?", "answers": ["nine"], "num_docs": 1, "index": 0}
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "talk.json").write_text(json.dumps([{"speaker": "Ann", "text": "The code is nine."}]))
+    return tmp_path
+
+
+def endpoint(server, *, more="", address=True):
+    at = f"base_url: '{server.url}', " if address else ""
+    return f"kind: openai, model: m, {at}api_key_env: MY_KEY, retries: 0, backoff: 0.01, timeout: 2{more}"
+
+
+def config(place, server, *, agent="name: memory_agent, chunk_tokens: 14", more="", address=True):
+    engine = endpoint(server, more=f", tokenizer: '{place / 'words.json'}', send_seed: false", address=address)
+    env = "memory_bank, rewards: {em: 1.0}" if "rag" in agent else "longcontext, rewards: {boxed_em: 1.0}"
+    (place / "c.yaml").write_text(f"agent: {{{agent}}}\nenv: {{name: {env}}}\nengine: {{{engine}}}\n{more}\n")
+
+
+def nothing_leaks(place, capfd):
+    """Asserts that no file and nothing printed holds the key; what was printed."""
+    captured = capfd.readouterr()
+    printed = captured.out + captured.err
+    for path in (path for path in place.rglob("*") if path.is_file()):
+        found = PLANTED.search(path.read_bytes())
+        assert not found, f"{path.relative_to(place)}: {path.read_bytes()[max(0, found.start() - 80) : found.end()]!r}"
+    found = PLANTED.search(printed.encode())
+    assert not found, printed
+    return printed
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_target_that_is_asked_by_infer_and_eval_leaks_nothing(place, server, capfd, mode):
+    server.mode, before = mode, server.asked
+    config(place, server, address=mode != "echo")
+    question = ["--question", "Which code?", "--document", "rows.jsonl"]
+    codes = [run(["infer", "c.yaml", *question]), run(["infer", "c.yaml", *question, "--show-memory"])]
+    codes.append(run(["infer", "c.yaml", "--input", "rows.jsonl", "--output", "answers.jsonl"]))
+    codes.append(run(["eval", "c.yaml", "--data", "rows.jsonl", "--samples", "1", "--output", "out"]))
+    printed = nothing_leaks(place, capfd)
+    assert "This is a bug" not in printed and "Traceback" not in printed
+    assert set(codes) <= {0, 1} and server.asked > before
+    assert (place / "out/results.json").is_file()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_helper_an_embedder_and_a_judge_leak_nothing(place, server, capfd, mode):
+    server.mode = mode
+    module = "{name: recurrent_memory, interface: inference, engine: h}"
+    helper = f"name: memory_agent, chunk_tokens: 14, modules: {{memory: {module}}}"
+    judge = f"engines: {{h: {{{endpoint(server)}}}, judge: {{{endpoint(server)}}}}}"
+    config(place, server, agent=helper, more=judge)
+    run(["eval", "c.yaml", "--data", "rows.jsonl", "--samples", "1", "--judge", "--output", "out"])
+    embedder = f"memory: {{embedder: {{{endpoint(server)}}}, cache: vectors}}"
+    config(place, server, agent="name: naive_rag", more=embedder)
+    run(["infer", "c.yaml", "--question", "Which code?", "--conversation", "talk.json", "--output", "talked.jsonl"])
+    printed = nothing_leaks(place, capfd)
+    assert "This is a bug" not in printed and "Traceback" not in printed
+
+
+@pytest.mark.parametrize("mode", ["echo", "verdict", "401", "no json"])
+def test_a_run_with_a_judge_leaks_nothing(place, server, capfd, mode):
+    server.mode = mode
+    judge = endpoint(server)
+    (place / "t.yaml").write_text(
+        "model: {path: tiny, dtype: float32, cpu_threads: 1}\n"
+        "agent: {name: memory_agent, chunk_tokens: 64, memory_tokens: 8, answer_tokens: 4}\n"
+        "env: {name: longcontext, rewards: {judge: 1.0}}\n"
+        f"engines: {{judge: {{{judge}}}}}\n"
+        "data: {train: {name: facts, rows: 2}}\n"
+        "train: {name: grpo, steps: 1, prompts_per_step: 1, generations: 2, max_rollouts_per_step: 1, "
+        "eval_at_start: false, eval_at_end: false}\n"
+        "trackers: [console, swanlab]\n"
+    )
+    code = run(["train", "t.yaml", "output=run", "seed=1"])
+    printed = nothing_leaks(place, capfd)
+    assert code in (0, 1), printed
+    assert "This is a bug" not in printed
+
+
+def test_a_run_goes_on_from_its_written_config_with_the_key_of_the_environment(place, server, capfd, monkeypatch):
+    server.mode = "answer"
+    config(place, server)
+    run(["config", "show", "c.yaml"])
+    written = capfd.readouterr().out
+    (place / "written.yaml").write_text(written)
+    asked = server.asked
+    assert run(["infer", "written.yaml", "--question", "Which code?", "--document", "rows.jsonl"]) == 0
+    assert server.asked > asked
+    assert "MY_KEY" in written
+    nothing_leaks(place, capfd)
+    monkeypatch.delenv("MY_KEY")
+    assert run(["infer", "written.yaml", "--question", "Which code?"]) == 2
+    assert "environment variable MY_KEY, which is not set" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "key", [f"{KEY}\nsecond{KEY}", f"\u201c{KEY}\u201d", f"{KEY}\u200b", f"{KEY} {KEY}", f"{KEY}\x00x"[:-2] + "\x7f"]
+)
+@pytest.mark.parametrize("debug", ["0", "1"])
+def test_a_bad_key_is_told_without_it(place, server, capfd, monkeypatch, key, debug):
+    monkeypatch.setenv("MY_KEY", key)
+    monkeypatch.setenv("MEMFACTORY_DEBUG", debug)
+    config(place, server)
+    for words in (
+        ["infer", "c.yaml", "--question", "x"],
+        ["eval", "c.yaml", "--data", "rows.jsonl", "--output", "out"],
+    ):
+        try:
+            assert run(words) == 2
+        except ConfigError as error:
+            show_exception(type(error), error, error.__traceback__)
+    assert "MY_KEY" in nothing_leaks(place, capfd)
