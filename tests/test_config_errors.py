@@ -63,7 +63,7 @@ sede: 3
     assert "did you mean 'boxed_em'?" in problems[3]
     assert problems[4].endswith("given 0")
     assert "there is 'optimizer.learning_rate'." in problems[5]
-    assert problems[6].endswith("given 'pppo'; did you mean 'ppo'?")
+    assert "'pppo'; did you mean 'ppo'?" in problems[6]
     assert problems[7].endswith("did you mean 'vllm'? There are: 'hf', 'vllm', 'vllm_server', 'openai'")
     assert "did you mean 'seed'?" in problems[8]
 

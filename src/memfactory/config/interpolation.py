@@ -9,16 +9,25 @@ from omegaconf import OmegaConf
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
 from memfactory.config.problems import Problems
-from memfactory.config.tree import KeyPath
+from memfactory.config.tree import KeyPath, leaves
 from memfactory.redaction import redacted_message
 
 _MISSING = "???"
+_MOST_REFERENCES = 2_000
+_MOST_CHARACTERS = 1_000_000
+_RESOLVER = re.compile(r"\$\{\s*([^{}$]*?)\s*:")
+_REFERENCE = re.compile(r"\$\{\s*(\.*)([^{}:$]*)\}")
+_NESTED_NAME = re.compile(r"\$\{[^{}:]*\$\{")
 _OPENING = re.compile(r"(\\*)\$\{")
 
 
 def resolve(values: dict[str, Any], problems: Problems) -> dict[str, Any]:
-    """`values` with every interpolation filled in; what cannot be is noted in `problems` and becomes None."""
+    """`values` with every interpolation filled in; what cannot be is noted in `problems` and becomes None.
+
+    Raises ConfigError with all problems for references that multiply without bound.
+    """
     readable = _without_unreadable(values, (), problems)
+    _refuse_endless(readable, problems)
     config = OmegaConf.create(readable)
     return {key: _resolved(config, readable, (key,), value, problems) for key, value in readable.items()}
 
@@ -33,12 +42,79 @@ def _without_unreadable(value: Any, path: KeyPath, problems: Problems) -> Any:
         problems.add(path, "must be given: it is marked as missing (???)")
         return None
     if isinstance(value, str) and "${" in value:
+        refused = _refused(value)
+        if refused is not None:
+            problems.add(path, refused)
+            return None
         try:
             OmegaConf.create({"value": value})
         except GrammarParseError as error:
             problems.add(path, f"cannot read the ${{...}} in it ({_first_line(error)}); a literal ${{ is written \\${{")
             return None
     return value
+
+
+def _refused(text: str) -> str | None:
+    """Why an interpolation in `text` is none of those that a config may hold; None where all of them are."""
+    unescaped = re.sub(r"\\\\|\\\$\{", "", text)
+    if _NESTED_NAME.search(unescaped):
+        return "a ${...} inside the name of another is not supported; write the key out"
+    other = next((name for name in _RESOLVER.findall(unescaped) if name != "oc.env"), None)
+    if other is not None:
+        return (
+            f"${{{other}:...}} is not supported; ${{...}} refers to another key or, as ${{oc.env:NAME}}, to an "
+            "environment variable. A literal ${ is written \\${"
+        )
+    return None
+
+
+def _refuse_endless(values: dict[str, Any], problems: Problems) -> None:
+    """Raise ConfigError where the references of `values` lead to more than a config can need, such as a chain in which
+    each doubles the one before. To resolve them would take for ever."""
+    sizes: dict[KeyPath, tuple[int, int]] = {}
+    total = 0
+    for path, text in leaves(values):
+        if isinstance(text, str) and "${" in text:
+            count, characters = _expansion(values, path, sizes, ())
+            total += count
+            if total > _MOST_REFERENCES or characters > _MOST_CHARACTERS:
+                problems.add(path, "its ${...} lead to too many other values, directly and through each other")
+                problems.raise_any()
+
+
+def _expansion(
+    values: dict[str, Any], path: KeyPath, sizes: dict[KeyPath, tuple[int, int]], inside: tuple[KeyPath, ...]
+) -> tuple[int, int]:
+    """How many references the value at `path` leads to, and how many characters it comes to."""
+    if path in sizes:
+        return sizes[path]
+    if path in inside or len(inside) > 200:
+        return 0, 0
+    found, value = _at(values, path)
+    count = characters = 0
+    for below, leaf in leaves(value, path) if found else ():
+        if not isinstance(leaf, str):
+            continue
+        characters += len(leaf)
+        for dots, name in _REFERENCE.findall(leaf):
+            parts = tuple(part for part in re.split(r"[.\[\]]", name.strip()) if part)
+            target = (*below[: len(below) - len(dots)], *parts) if dots else parts
+            more, longer = _expansion(values, target, sizes, (*inside, path))
+            count, characters = count + 1 + more, characters + longer
+    sizes[path] = count, characters
+    return count, characters
+
+
+def _at(values: Any, path: KeyPath) -> tuple[bool, Any]:
+    """Whether there is something at `path`, and what."""
+    for part in path:
+        if isinstance(values, dict) and part in values:
+            values = values[part]
+        elif isinstance(values, list) and str(part).isdecimal() and int(part) < len(values):
+            values = values[int(part)]
+        else:
+            return False, None
+    return True, values
 
 
 def _resolved(config: Any, values: Any, path: KeyPath, value: Any, problems: Problems) -> Any:

@@ -14,7 +14,7 @@ from memfactory.config.parts import PART_FOLDERS, expand, merged, named_below
 from memfactory.config.problems import shown
 from memfactory.config.short_forms import DEFAULT_KINDS, said_by, short_key
 from memfactory.config.slots import named_in
-from memfactory.config.tree import KeyPath, Origin, Tree, dotted, moved, parse_scalar
+from memfactory.config.tree import DEEPEST, KeyPath, Origin, Tree, dotted, moved, parse_scalar
 from memfactory.errors import ConfigError
 from memfactory.redaction import is_secret, redacted_message
 
@@ -54,6 +54,8 @@ def parse_override(text: str) -> Override:
             "section.key=value"
         )
     path = tuple(name.split("."))
+    if len(path) > DEEPEST:
+        raise ConfigError(f"command line: {text:.60}...: nested too deeply: a config has at most {DEEPEST} levels")
     if not all(path) or any(part != part.strip() for part in path):
         raise ConfigError(f"command line: {text}: {key!r} is no key; write section.key=value")
     if not value.strip():

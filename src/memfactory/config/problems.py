@@ -24,6 +24,10 @@ def shown(value: object) -> str:
     return text if len(text) <= 80 else text[:60] + "..."
 
 
+MOST = 200
+"""Problems that are told; beyond them their number is."""
+
+
 class Problems:
     """Collects problems by path; `origins` says where each path was written.
 
@@ -35,6 +39,7 @@ class Problems:
         self._source = source
         self._found: list[tuple[KeyPath, str]] = []
         self._sources: dict[KeyPath, KeyPath] = {}
+        self._more = 0
 
     def __bool__(self) -> bool:
         return bool(self._found)
@@ -45,6 +50,9 @@ class Problems:
 
     def add(self, path: KeyPath, message: str) -> None:
         """Note `message` about `path`."""
+        if len(self._found) == MOST:
+            self._more += 1
+            return
         at = self._as_written(path)
         if not (at and self.touch(at)):
             self._found.append((at, message))
@@ -68,7 +76,8 @@ class Problems:
             origin = origin_of(self._origins, item[0])
             return (origin.source, origin.line or 0) if origin else ("", 0)
 
-        return [self._line(path, message) for path, message in sorted(self._found, key=order)]
+        lines = [self._line(path, message) for path, message in sorted(self._found, key=order)]
+        return [*lines, *([f"{self._source}: and {self._more} more problems"] if self._more else [])]
 
     def raise_any(self) -> None:
         """ConfigError with all problems, when there are any."""

@@ -158,7 +158,7 @@ def _weights(folder: Path) -> dict[str, Any] | None:
 def _base_of(folder: Path) -> str | None:
     try:
         described = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise ConfigError(f"{folder / 'adapter_config.json'}: cannot be read: {error}") from None
     base = described.get("base_model_name_or_path") if isinstance(described, dict) else None
     return base if isinstance(base, str) and base else None

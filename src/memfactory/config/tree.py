@@ -16,7 +16,10 @@ import yaml
 from memfactory.errors import ConfigError
 
 KeyPath = tuple[str | int, ...]
-_MOST_NODES = 100_000
+_MOST_NODES = 10_000
+DEEPEST = 32
+"""Levels of nesting that a config can have: far more than any needs, and few enough for everything that goes through
+them."""
 _CORE = "tag:yaml.org,2002:"
 _PLAIN_TAGS = {_CORE + tag for tag in ("map", "seq", "str", "int", "float", "bool", "null", "merge")}
 
@@ -227,8 +230,13 @@ class _Walk:
 
     def visit(self, node: yaml.Node, path: KeyPath, inside: tuple[int, ...]) -> None:
         self.nodes += 1
-        if self.nodes > _MOST_NODES or id(node) in inside:
-            raise ConfigError(f"{self.shown}:{node.start_mark.line + 1}: the aliases (*) of this file never end")
+        where = f"{self.shown}:{node.start_mark.line + 1}"
+        if id(node) in inside:
+            raise ConfigError(f"{where}: the aliases (*) of this file never end")
+        if self.nodes > _MOST_NODES:
+            raise ConfigError(f"{where}: more than {_MOST_NODES:,} values, those behind aliases (*) counted each time")
+        if len(path) > DEEPEST:
+            raise ConfigError(f"{where}: nested too deeply: a config has at most {DEEPEST} levels")
         line = node.start_mark.line + 1
         self.origins.setdefault(path, Origin(self.shown, line))
         if node.tag not in _PLAIN_TAGS:
