@@ -1,6 +1,7 @@
 """Errors in a run: whole steps are kept whatever fails, every rank's error is told, no rank outlives its launcher."""
 
 import json
+import logging
 import os
 import signal
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from memfactory.cli.app import run as command
+from memfactory.cli.output import start_logging
 from memfactory.envs.rewards.base import RewardFunction
 from memfactory.errors import EngineError, MemFactoryError, PluginError
 from memfactory.registry import REWARDS
@@ -162,3 +164,28 @@ def _wait_for(path: Path):
     while not path.exists():
         assert time.monotonic() < end, f"{path.name} never came"
         time.sleep(0.01)
+
+
+def test_a_warning_of_another_rank_is_told_with_its_rank_and_once(config, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("memfactory"), "handlers", [])
+
+    def warned(rank):
+        start_logging()
+        for text in ("what all of them see", f"what number {rank} sees"):
+            logging.getLogger("memfactory").warning(text)
+        return 0
+
+    assert in_processes(3, warned, config) == [0, 0, 0]
+    first, second = said(config)
+    third = (config / "rank-2.txt").read_text()
+    assert "WARNING: what all of them see WARNING: what number 0 sees" in first and "rank" not in first
+    assert "rank 1: WARNING: what number 1 sees" in second and "rank 2: WARNING: what number 2 sees" in third
+    assert (second + third).count("what all of them see") <= 1
+
+
+def test_a_plugin_that_ends_the_process_loses_no_step(make):  # noqa: F811
+    FAILING.update(calls=0, error=SystemExit(3))
+    trainer = make("test_failing", "train.save_every=0", "train.steps=5")
+    with pytest.raises(SystemExit):
+        trainer.train()
+    assert [path.name for path in (trainer.run.folder / "checkpoints").iterdir()] == ["step-2"]

@@ -95,13 +95,13 @@ def metrics(folder):
     return [{name: value for name, value in line.items() if "seconds" not in name} for line in lines]
 
 
-def test_recall_on_people_never_seen_rises_from_citations_alone(world, tmp_path):
+def test_recall_on_people_never_seen_rises_from_citations_alone(world, tmp_path, caplog):
     folder = trained()
     history = EvalHistory.load(folder / "eval.json")
     recall = {step: results["held"].metrics["evidence_recall"].mean for step, results in history.evaluations.items()}
     # A topic's word tells nothing at first: two of six memories are kept, so a third of the evidence is found, give
     # or take what the n-grams of the words happen to share. Twelve questions.
-    assert recall[0] <= 0.5
+    assert recall[0] <= 0.5 and "learnt nothing" not in caplog.text
     assert recall[30] == 1.0
     logged = [line for line in metrics(folder) if "retriever/useful" in line]
     assert [line["step"] for line in logged] == list(range(1, 31))
@@ -109,6 +109,13 @@ def test_recall_on_people_never_seen_rises_from_citations_alone(world, tmp_path)
     assert all(0 <= line["retriever/useful"] <= 0.5 for line in logged)
     assert {"reward", "reward/evidence_recall", "retriever/skipped", "retriever/update_query"} <= {*logged[0]}
     assert (folder / "figures" / "training.png").is_file() and (folder / "transcripts" / "step-000001.jsonl").is_file()
+
+
+def test_a_run_whose_answers_cite_nothing_is_told_that_it_learnt_nothing(world, caplog):
+    world.reply = lambda request: "I do not know."
+    trained("train.steps=2", "train.eval_at_start=false", "train.eval_at_end=false")
+    assert "at step 2: retriever learnt nothing in this run" in caplog.text
+    assert "retriever/..." in caplog.text
 
 
 def test_a_run_that_was_resumed_ends_bit_identical(world, tmp_path):

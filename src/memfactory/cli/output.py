@@ -67,8 +67,10 @@ def start_logging() -> None:
         if terminal:
             handler = RichHandler(console=stderr(), show_time=False, show_path=False, markup=False)
         handler.setFormatter(_SafeFormatter("%(message)s" if terminal else "%(levelname)s: %(message)s"))
+        if not is_main_process():
+            handler.addFilter(_said_by_no_other)
         logger.addHandler(handler)
-        logger.setLevel(logging.INFO if is_main_process() else logging.ERROR)
+        logger.setLevel(logging.INFO if is_main_process() else logging.WARNING)
         logger.propagate = False
 
 
@@ -83,11 +85,16 @@ class _StderrHandler(logging.StreamHandler[TextIO]):
         return sys.stderr
 
 
+def _said_by_no_other(record: logging.LogRecord) -> bool:
+    """Whether no other process has said the same."""
+    return first_to_say(record.getMessage())
+
+
 class _SafeFormatter(logging.Formatter):
-    """Messages, with their tracebacks, without secrets and control sequences."""
+    """Messages, with their tracebacks, without secrets and control sequences; after its rank, if not the first's."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return message(super().format(record))
+        return message(("" if is_main_process() else speaker()) + super().format(record))
 
 
 def message(text: str) -> str:

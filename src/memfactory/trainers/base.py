@@ -202,7 +202,7 @@ class Trainer(ABC):
             # A launcher ends all processes once the first has ended.
             self.trained.wait_for_everyone()
             raise
-        except Exception:
+        except (Exception, SystemExit):
             self._save_after_error()
             raise
         self.save_final()

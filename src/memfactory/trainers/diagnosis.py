@@ -63,8 +63,8 @@ class Settings:
     """The settings that a diagnosis can name. `limits` maps a module step to the key of its longest reply and the
     value."""
 
-    generations: int
-    temperature: float
+    generations: int = 1
+    temperature: float = 1.0
     mask_truncated: bool = False
     learning_rate: float = 1e-6
     sampler_correction: str = "none"
@@ -111,9 +111,9 @@ def facts_of_updates(updates: Sequence[Mapping[str, float]]) -> Facts:
 
 def diagnose(facts: Facts, settings: Settings) -> str | None:
     """Why nothing was learnt, with the keys to change; None: something was, or there was nothing to learn from yet."""
-    if facts.groups == 0:
+    if facts.groups == facts.steps == 0:
         return None
-    if facts.valid == 0:
+    if facts.groups and facts.valid == 0:
         reasons = _without_variance(facts, settings)
         return f"no group of {facts.groups} had rewards that differ, so nothing was learnt. {' '.join(reasons)}"
     if facts.updates and facts.skipped == facts.updates:

@@ -60,6 +60,13 @@ class Learners:
         self.updates += 1
         return {f"{slot}/{name}": value for slot, found in measured.items() for name, value in found.items()}
 
+    def states(self) -> dict[str, dict[str, numpy.ndarray]]:
+        """All that the modules have learnt, by slot: copies."""
+        return {
+            slot: {name: numpy.array(value) for name, value in module.state().items()}
+            for slot, module in self.modules.items()
+        }
+
     def wait_for_everyone(self) -> None:
         """There is one process."""
 

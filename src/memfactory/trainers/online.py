@@ -4,9 +4,12 @@ reflection does (arXiv 2503.08026). The language model speaks and stays as it is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
+
+import numpy
 
 from memfactory.boundary import scored
 from memfactory.build import Stack
@@ -25,6 +28,8 @@ from memfactory.trainers.overlong import OverlongTasks, fitting_tasks
 from memfactory.transcripts import write_transcripts
 from memfactory.types import Decoding, Episode, Group, Reward, Turn
 
+log = logging.getLogger("memfactory")
+
 
 @TRAINERS.register("online", options="memfactory.config.training:OnlineOptions")
 class OnlineTrainer(Trainer):
@@ -41,7 +46,29 @@ class OnlineTrainer(Trainer):
         self.tasks = fitting_tasks(stack.tasks(data, resolved.base_dir), stack, options.overlong)
         self.state = TrainState(data=data_hash(self.tasks))
         self.overlong = OverlongTasks()
+        # The modules that have learnt nothing since this process began.
+        self.unchanged, self.learnt_from = set(learners.modules), 0
         self.decodings = stack.drawn_with(Decoding(options.temperature, options.top_p, options.top_k))
+
+    def conclude(self) -> None:
+        """Say so where modules have learnt nothing."""
+        if self.unchanged and self.learnt_from:
+            log.warning(
+                "at step %d: %s learnt nothing in this run. The attempts gave nothing to learn from: see what "
+                "metrics.jsonl says as %s/..., and in transcripts/ whether answers have the form that the module reads",
+                self.state.step,
+                ", ".join(sorted(self.unchanged)),
+                min(self.unchanged),
+            )
+
+    def learn(self, episodes: Sequence[Episode]) -> dict[str, float]:
+        """The modules learn from the attempts."""
+        self.learnt_from += len(episodes)
+        before = self.learners.states() if self.unchanged else {}
+        measured = self.learners.learn(episodes)
+        after = self.learners.states() if self.unchanged else {}
+        self.unchanged = {slot for slot in self.unchanged if equal(before[slot], after[slot])}
+        return measured
 
     def finished(self) -> bool:
         return self.state.step >= self.options.steps
@@ -54,7 +81,7 @@ class OnlineTrainer(Trainer):
         self.keep_transcripts(step, episodes, rewards)
         texts = texts_read({episode.task.id: episode.reading for episode in episodes})
         self.warn_of_cut(step, texts)
-        metrics = {**measured(episodes, rewards), **self.learners.learn(episodes)}
+        metrics = {**measured(episodes, rewards), **self.learn(episodes)}
         metrics |= {"texts/dropped": texts.dropped_share} if texts.texts else {}
         return replace(self.state, step=step, cursor=cursor + len(episodes)), metrics
 
@@ -104,6 +131,11 @@ class OnlineTrainer(Trainer):
                 f"train.max_failed_share = {allowed:g} allows; the first: {failures[0]}. Nothing was learnt from them; "
                 "mend it and go on with --resume."
             )
+
+
+def equal(first: Mapping[str, numpy.ndarray], second: Mapping[str, numpy.ndarray]) -> bool:
+    """Whether two states of a module are the same."""
+    return first.keys() == second.keys() and all(numpy.array_equal(first[name], second[name]) for name in first)
 
 
 def measured(episodes: Sequence[Episode], rewards: Sequence[Reward]) -> dict[str, float]:

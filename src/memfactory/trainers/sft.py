@@ -18,8 +18,10 @@ from memfactory.registry import TRAINERS
 from memfactory.trainers.base import Run, Trainer
 from memfactory.trainers.checkpoint import TrainState, read_state
 from memfactory.trainers.conversations import Conversations, Part, read_conversations
+from memfactory.trainers.diagnosis import Facts, Settings
 from memfactory.trainers.order import epoch_order
 from memfactory.trainers.policy import Policy
+from memfactory.trainers.watch import Watch
 
 REPORTED = ("loss", "entropy", "tokens/trained", "grad_norm", "learning_rate", "skipped_steps")
 
@@ -39,12 +41,16 @@ class SftTrainer(Trainer):
         self.state = TrainState(data="-".join(rows_hash(part.rows) for part in self.parts))
         order = partial(epoch_order, seed=resolved.config.seed, shuffle=resolved.config.data.shuffle)
         self.order = lru_cache(maxsize=2)(order)
+        self.watch = Watch(Settings(learning_rate=options.optimizer.learning_rate), run)
         self._begin(self.parts[0])
 
     @staticmethod
     def read(resolved: Resolved, options: SftOptions, reader: TaskReader) -> Conversations:
         """The conversations of every stage, read and checked once in a run."""
         return reader.once(("conversations",), lambda: read_conversations(resolved, options))
+
+    def conclude(self) -> None:
+        self.watch.end()
 
     def finished(self) -> bool:
         return self.state.step >= self.parts[-1].last
@@ -64,6 +70,7 @@ class SftTrainer(Trainer):
         learnt = [part.turns(self.encoder, self._row(part, place), place) for place in places]
         self.run.status("training")
         measured = policy.update([turn for turns in learnt for turn in turns])
+        self.watch.step(step, Facts(), [measured])
         metrics = {name: measured[name] for name in REPORTED if name in measured}
         metrics |= {"stage": float(self.parts.index(part) + 1), "epoch": (begin + size) / len(part.rows)}
         left_out = sum(not turns for turns in learnt)

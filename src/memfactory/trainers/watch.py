@@ -1,4 +1,4 @@
-"""What a run of GRPO is told about while it goes on: that it learns nothing, and that sampling and training differ."""
+"""What is said of a run while it goes on: that it learns nothing, and that sampling and training differ."""
 
 from __future__ import annotations
 
