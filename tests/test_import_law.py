@@ -39,6 +39,7 @@ FLOORS = {
     "redaction": 1,
     "terminal": 1,
     "locks": 1,
+    "signals": 1,
     "plugins": 1,
     "trust": 1,
     "answers": 1,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import signal
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -29,6 +28,7 @@ from memfactory.plugins import keep_copies
 from memfactory.redaction import redacted_command
 from memfactory.registry import TRAINERS
 from memfactory.run_folder import RunFolder, open_run_folder, plugins_of
+from memfactory.signals import STOPPING, handled
 from memfactory.trackers.base import State
 from memfactory.trackers.fanout import Trackers
 from memfactory.trainers.base import Interrupted, Trained, Trainer, remove_partial
@@ -183,7 +183,7 @@ class LiveRun:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """The first Ctrl-C or SIGTERM asks for a clean stop, the second stops at once.
+        """The first Ctrl-C, SIGTERM or SIGHUP asks for a clean stop, the second stops at once.
 
         Not so with several processes, which stop together: their launcher passes on a signal that they already have.
         """
@@ -196,12 +196,8 @@ class LiveRun:
                 log.warning("stopping: the last whole step will be saved%s", again)
             self.interrupted = True
 
-        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
+        with handled(ask, STOPPING):
             yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def check(self) -> None:
         if self.main:

@@ -1,12 +1,14 @@
 """The `memfactory` command. Nothing heavy is imported before a command runs.
 
-Exit codes: 0 done, 1 failed, 2 a mistake in the command line, the configuration or the data, 130 stopped by Ctrl-C.
+Exit codes: 0 done, 1 failed, 2 a mistake in the command line, the configuration or the data, 130 stopped by Ctrl-C (or
+by another signal, in a training run that saved its last whole step), 129 and 143 stopped by SIGHUP and SIGTERM.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -24,6 +26,7 @@ from memfactory.cli.runs import evaluate, infer, train, view
 from memfactory.cli.words import is_override
 from memfactory.errors import MemFactoryError
 from memfactory.redaction import keep_environment_secrets
+from memfactory.signals import Terminated, handled, terminate
 from memfactory.terminal import guarded_streams
 
 INTERRUPTED = 130
@@ -82,7 +85,7 @@ def show_exception(kind: type[BaseException], error: BaseException, trace: Trace
 def run(arguments: Sequence[str]) -> int:
     """Run one command; its exit code."""
     keep_environment_secrets()
-    with guarded_streams():
+    with guarded_streams(), handled(terminate, (signal.SIGTERM, signal.SIGHUP)):
         return _run(arguments)
 
 
@@ -93,7 +96,10 @@ def _run(arguments: Sequence[str]) -> int:
         app(args=words, prog_name="memfactory")
     except SystemExit as stop:
         # Typer turns Ctrl-C into an exit; one that a command has spoken about itself has another cause.
-        if isinstance(getattr(stop.__context__, "__cause__", None), KeyboardInterrupt):
+        cause = getattr(stop.__context__, "__cause__", None)
+        if isinstance(cause, Terminated):
+            return _terminated(cause)
+        if isinstance(cause, KeyboardInterrupt):
             echo("Stopped.", err=True)
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except MemFactoryError as error:
@@ -101,6 +107,8 @@ def _run(arguments: Sequence[str]) -> int:
             raise
         complain(error)
         return error.exit_code
+    except Terminated as stopped:
+        return _terminated(stopped)
     except KeyboardInterrupt:
         return INTERRUPTED
     except OSError as error:
@@ -113,6 +121,12 @@ def _run(arguments: Sequence[str]) -> int:
         report_bug(error)
         return 1
     return 0
+
+
+def _terminated(stopped: Terminated) -> int:
+    """Say by what the command was stopped; the exit code that shells give for it."""
+    echo(f"Stopped by {signal.Signals(stopped.number).name}.", err=True)
+    return 128 + stopped.number
 
 
 def _with_values(words: Sequence[str]) -> list[str]:
