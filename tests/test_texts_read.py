@@ -14,6 +14,7 @@ from memfactory.memory.bank import BankSource
 from memfactory.modules.full_context_answer import FullContextAnswer, FullContextAnswerOptions
 from memfactory.modules.naive_extractor import NaiveExtractor, NaiveExtractorOptions
 from memfactory.modules.recurrent_memory import RecurrentMemoryModule, RecurrentMemoryOptions
+from memfactory.registry import AGENTS
 from memfactory.rollout import texts_read
 from memfactory.types import Episode, Reading, Task, Utterance
 from word_codec import WordCodec
@@ -104,6 +105,11 @@ def test_evaluation_counts_what_was_left_out_in_records_and_tables(place, capfd)
     assert told.count("1 of 2 texts are longer than what is read of one: 196 of 294 tokens are left out") == 1
 
 
+def test_models_with_the_same_agent_are_told_of_once(place, capfd):
+    assert run(["eval", "reader.yaml", "reader.yaml", "--data", "rows.json", "--output", "out"]) == 0
+    assert capfd.readouterr().err.count("196 of 294 tokens are left out") == 1
+
+
 def test_tables_have_no_such_column_where_all_is_read(place, capfd):
     texts, _, table = evaluated(place, "agent.max_chunks=null")
     assert texts["dropped"] == 0 and "left out" not in table + capfd.readouterr().err
@@ -144,12 +150,8 @@ def test_the_plan_counts_what_is_left_out(tmp_path, monkeypatch, capfd):
 def played(module, task, reply="**Answer:** x"):
     episode = Episode(task)
     engine = ScriptedEngine(lambda messages, sampling: reply)
-
-    class Alone:
-        def dialogue(self, episode):
-            yield from module.generate(episode)
-
-    list(play(Alone(), [episode], {"policy": engine}, frozen=True))
+    agent = AGENTS.get("memory_agent")(None, {"memory": module})
+    list(play(agent, [episode], {"policy": engine}, frozen=True))
     return episode.reading
 
 

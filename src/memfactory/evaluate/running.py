@@ -40,6 +40,13 @@ class Report:
     results: dict[str, dict[str, DatasetResult]] = field(default_factory=dict)
     failures: dict[str, dict[str, str]] = field(default_factory=dict)
     tasks: dict[str, dict[str, TaskSet]] = field(default_factory=dict)
+    told: set[tuple[str, str]] = field(default_factory=set)
+
+    def tell_of_cut(self, target: Target, dataset: str, cut: str | None) -> None:
+        """Say that an agent leaves out text; of models with the same agent it is said once."""
+        if cut is not None and (dataset, cut) not in self.told:
+            self.told.add((dataset, cut))
+            log.warning("%s on %s: %s", target.label, dataset, cut)
 
     def fail(self, target: Target, dataset: str, error: MemFactoryError) -> None:
         self.failures.setdefault(target.label, {})[dataset] = str(error)
@@ -159,7 +166,9 @@ def _evaluate(
                 own = stack.with_agent(target.resolved.config.agent)
                 try:
                     every = report.tasks[target.label][name].tasks
-                    report.results[target.label][name] = _evaluate_dataset(target, name, every, own, output, errors)
+                    found = _evaluate_dataset(target, name, every, own, output, errors)
+                    report.results[target.label][name] = found
+                    report.tell_of_cut(target, name, found.texts.warning(own.agent.options_by_slot))
                 except MemFactoryError as error:
                     report.fail(target, name, error)
             yield target
@@ -188,7 +197,7 @@ def _evaluate_dataset(
         shown_progress(errors, f"{target.label} on {name}") as on_progress,
     ):
         records.score_by(rules_of(build_metrics(stack.env, metrics, stack.engines)))
-        found = evaluate_tasks(
+        return evaluate_tasks(
             stack.agent,
             stack.env,
             tasks,
@@ -202,9 +211,6 @@ def _evaluate_dataset(
             window=attempts_under_way(target.resolved.config.engine),
             on_progress=on_progress,
         )
-    if (cut := found.texts.warning(stack.agent.options_by_slot)) is not None:
-        log.warning("%s on %s: %s", target.label, name, cut)
-    return found
 
 
 def _datasets(targets: Sequence[Target]) -> list[str]:
