@@ -67,7 +67,7 @@ def test_a_mistake_is_exit_code_2_on_stderr_without_a_traceback(folder):
         (["train"], "Missing argument"),
         (["train", "nowhere.yaml"], "there is no such config file, run folder or model folder"),
         (["train", "x.yaml", "--resme"], "no option is called '--resme'; did you mean '--resume'?"),
-        (["train", "x.yaml", "--steps", "3"], "An override is written steps=VALUE."),
+        (["train", "x.yaml", "--steps", "3"], "An override is written train.steps=VALUE."),
         (["list", "modles"], "no kind of component is called 'modles'; did you mean 'modules'?"),
         (["eval", "x.yaml", "--samples", "0"], "Invalid value for '--samples'"),
         (["config", "validate", "x.yaml", "--for", "training"], "'training' is none of train, eval, infer"),

@@ -147,9 +147,15 @@ def refuse_options(context: typer.Context, words: Sequence[str]) -> None:
     known = [name for parameter in context.command.params for name in parameter.opts if name.startswith("--")]
     wrong = [word for word in words if word.startswith("-") and len(word) > 1 and "=" not in word]
     if wrong:
-        raise ConfigError(
-            [unknown("option", word, known) + f" An override is written {word.lstrip('-')}=VALUE." for word in wrong]
-        )
+        from memfactory.config.key_places import keys_called
+
+        problems = []
+        for word in wrong:
+            name = word.lstrip("-").replace("-", "_")
+            key = name if "." in name else next(iter(keys_called(name)), None)
+            hint = "An override is written KEY=VALUE." if key is None else f"An override is written {key}=VALUE."
+            problems.append(f"{unknown('option', word, known)} {hint}")
+        raise ConfigError(problems)
 
 
 Trust = Annotated[

@@ -14,6 +14,7 @@ from memfactory.config.datasets import anchored
 from memfactory.config.endpoints import check_addresses
 from memfactory.config.ignored import POLICY_DECODING, refuse_policy_decoding, without_effect
 from memfactory.config.interpolation import escape, resolve
+from memfactory.config.key_places import keys_called
 from memfactory.config.messages import unknown_key
 from memfactory.config.model_sources import Like, fill_in_agent, note_withheld, of_another_agent, tree_of_model
 from memfactory.config.overrides import COMMAND_LINE, apply_overrides, parse_overrides
@@ -241,7 +242,7 @@ def _validated(tree: Tree, problems: Problems, checker: Checker) -> RunConfig:
     values = {key: value for key, value in tree.values.items() if key != "resolved"}
     for key in values:
         if key not in SECTIONS:
-            problems.add((key,), unknown_key(key, [*SECTIONS, "base"], RunConfig))
+            problems.add((key,), unknown_key(key, [*SECTIONS, "base"], RunConfig, keys_called))
     plain_values = {key: value for key, value in values.items() if key in PlainSections.model_fields}
     sections = checker.options(PlainSections, plain_values, ()) or PlainSections()
     return RunConfig(

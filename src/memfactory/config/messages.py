@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -112,11 +112,15 @@ def _literals(details: ErrorDetails) -> list[str]:
     return [choice.strip("' ") for choice in details["ctx"]["expected"].replace(" or ", ",").split(",")]
 
 
-def unknown_key(given: str, existing: list[str], model: type | None = None) -> str:
-    """The sentence for a key that does not exist, with the nearest, or where a key of that name does exist."""
+def unknown_key(
+    given: str, existing: list[str], model: type | None = None, places: Callable[[str], list[str]] | None = None
+) -> str:
+    """The sentence for a key that does not exist, with the nearest, or where (in `model`, or as `places` says) a key of
+    that name does exist."""
     near = nearest(given, existing)
-    elsewhere = next(places_of(given, model), None) if model is not None and near is None else None
-    hint = f"; did you mean {near!r}?" if near else f"; there is {dotted(elsewhere)!r}." if elsewhere else "."
+    elsewhere = [dotted(path) for path in places_of(given, model)] if model is not None and near is None else []
+    elsewhere = elsewhere or (places(given) if places is not None and near is None else [])
+    hint = f"; did you mean {near!r}?" if near else f"; there is {elsewhere[0]!r}." if elsewhere else "."
     return f"unknown key{hint} There are: {', '.join(sorted(existing)) or '(none)'}"
 
 

@@ -33,8 +33,8 @@ def write_view(place: Path, output: Path | None = None, *, steps: int = STEPS_SH
     try:
         write_whole(target, text)
     except OSError as error:
-        hint = "" if output else "; name another place with --output FILE"
-        raise ConfigError(f"{target} cannot be written: {error.strerror or error}{hint}") from None
+        what, hint = (f"--output {target}", "") if output else (str(target), "; name another place with --output FILE")
+        raise ConfigError(f"{what} cannot be written: {error.strerror or error}{hint}") from None
     return target
 
 
