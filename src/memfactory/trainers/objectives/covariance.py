@@ -18,6 +18,10 @@ from memfactory.registry import OBJECTIVES
 from memfactory.trainers.objectives.base import Objective, Parts, StepTokens, Terms, clipped, nowhere
 
 
+ROUNDING = 1e-5
+"""Log-ratios below this are the rounding of two passes over the same weights."""
+
+
 def covariances(tokens: StepTokens) -> Tensor:
     """Cov_i of every token, [tokens], in float64."""
     logprobs, advantages = tokens.logprobs.double(), tokens.advantages.double()
@@ -62,7 +66,8 @@ class ClipCov(Objective):
 class KlCov(Objective):
     """-r A without a clip, and a penalty on the tokens with the highest covariance.
 
-    The `share` N tokens (at least one) with the largest Cov_i have the loss -r A + `penalty` |d|.
+    The `share` N tokens (at least one) with the largest Cov_i have the loss -r A + `penalty` |d|, as the authors' code
+    estimates the KL. A d that is 0 but for rounding is left alone: the sign of |d|'s gradient would be chance.
     """
 
     Options = KlCovOptions
@@ -78,5 +83,6 @@ class KlCov(Objective):
         ratio = terms.log_ratio.exp()
         loss = -ratio * terms.advantages
         if terms.marked is not None:
-            loss = torch.where(terms.marked, loss + self.options.penalty * terms.log_ratio.abs(), loss)
+            held = terms.marked & (terms.log_ratio.abs() > ROUNDING)
+            loss = torch.where(held, loss + self.options.penalty * terms.log_ratio.abs(), loss)
         return Parts(loss, ratio, *nowhere(ratio))
