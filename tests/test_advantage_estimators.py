@@ -147,11 +147,11 @@ def warnings_of(tmp_path: Path, train: str) -> str:
 @pytest.mark.parametrize(
     ("train", "expected"),
     [
-        ("loss: {objective: sapo, dual_clip: 3}", "train.loss.dual_clip is ignored: the objective 'sapo'"),
-        ("loss: {sapo_positive: 2}", "train.loss.sapo_positive is ignored: the objective 'ppo'"),
+        ("loss: {objective: sapo, dual_clip: 3}", "train.loss.dual_clip: 3.0 has no effect: objective is sapo"),
+        ("loss: {sapo_positive: 2}", "train.loss.sapo_positive: 2.0 has no effect: objective is ppo"),
         ("loss: {objective: gspo}", "a range of 0.2 never takes effect; its paper clips at 0.0003 and 0.0004"),
         ("loss: {objective: kl_cov}", "raise train.minibatches or train.epochs"),
-        ("advantage: rloo, normalize: none", "train.normalize is ignored: the advantage estimator 'rloo'"),
+        ("advantage: rloo, normalize: none", "train.normalize: 'none' has no effect: advantage is rloo"),
     ],
 )
 def test_what_takes_no_effect_deserves_a_word(tmp_path: Path, train: str, expected: str) -> None:

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from memfactory.config.objectives import ObjectiveOptions
 from memfactory.config.problems import Problems
 from memfactory.config.schema import RunConfig
-from memfactory.config.training import GrpoOptions, LossOptions, TrainerOptions
+from memfactory.config.training import GrpoOptions, TrainerOptions
 from memfactory.config.tree import KeyPath
 from memfactory.dialogue import POLICY, ModuleOptions
 from memfactory.engines.options import EngineConfig, HfEngineConfig, ModelConfig, OpenAIEngineConfig
 from memfactory.errors import unknown
-from memfactory.registry import ADVANTAGES, MODULES, OBJECTIVES, REWARDS
+from memfactory.registry import MODULES, OBJECTIVES, REWARDS
 
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 
@@ -116,17 +116,10 @@ def _uncredited(config: RunConfig, problems: Problems) -> Iterator[str]:
             yield f"env.steps.{step} credits nothing: {unknown('step of this agent', step, existing)}"
 
 
-CONDITIONAL = ("clip_low", "clip_high", "dual_clip", "sapo_positive", "sapo_negative")
-
-
 def _objective(options: GrpoOptions) -> Iterator[str]:
-    """A word on what the objective or the advantage estimator does not read, and on clips that cannot take effect."""
+    """A word on clips and penalties that cannot take effect."""
     loss, (name, _) = options.loss, options.loss.named_objective
     own = OBJECTIVES.options(name)
-    reads = own.reads if issubclass(own, ObjectiveOptions) else None
-    for key in CONDITIONAL:
-        if reads is not None and key not in reads and getattr(loss, key) != LossOptions.model_fields[key].default:
-            yield f"train.loss.{key} is ignored: the objective {name!r} does not read it"
     if issubclass(own, ObjectiveOptions) and own.binds is not None and own.suggested is not None:
         widest = max(loss.clip_low, loss.clip_high)
         if widest > own.binds:
@@ -140,11 +133,6 @@ def _objective(options: GrpoOptions) -> Iterator[str]:
             "train.loss.objective: kl_cov penalizes the distance from the policy that sampled, which is 0 in the only "
             "update on a rollout; raise train.minibatches or train.epochs"
         )
-    estimator, _ = options.named_advantage
-    reads_normalize = getattr(ADVANTAGES.options(estimator), "reads_normalize", False)
-    for key in ("normalize", "advantage_epsilon"):
-        if not reads_normalize and getattr(options, key) != GrpoOptions.model_fields[key].default:
-            yield f"train.{key} is ignored: the advantage estimator {estimator!r} does not read it"
 
 
 def _grpo(options: GrpoOptions, problems: Problems) -> Iterator[str]:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from memfactory.config.objectives import EstimatorOptions, ObjectiveOptions
 from memfactory.errors import unknown
 from memfactory.registry import ADVANTAGES, OBJECTIVES, Options, Registry
 
@@ -73,6 +74,8 @@ Packing = Literal["padded", "packed", "shared"]
 
 
 Named = str | dict[str, Any]
+CONDITIONAL = ("clip_low", "clip_high", "dual_clip", "sapo_positive", "sapo_negative")
+"""The keys of `train.loss` that some objectives do not read."""
 
 
 def named(value: Named) -> tuple[str, dict[str, Any]]:
@@ -155,6 +158,10 @@ class LossOptions(Options):
             "correction_high": correction == "none" and "sampler_correction is none",
             "correction_turn": not correction.startswith("sequence") and f"sampler_correction is {correction}",
         }
+        name, _ = self.named_objective
+        own = OBJECTIVES.options(name)
+        reads = own.reads if issubclass(own, ObjectiveOptions) else None
+        idle |= {key: f"objective is {name}" for key in CONDITIONAL if reads is not None and key not in reads}
         return {key: why for key, why in idle.items() if isinstance(why, str)}
 
     @model_validator(mode="after")
@@ -345,7 +352,11 @@ class GrpoOptions(TrainerOptions):
         idle = dict(super().without_effect())
         if not self.require_variance:
             idle["max_rollouts_per_step"] = "require_variance is false"
-        if self.named_advantage[0] == "group" and self.normalize in ("none", "mean"):
+        estimator, _ = self.named_advantage
+        own = ADVANTAGES.options(estimator)
+        if not (issubclass(own, EstimatorOptions) and own.reads_normalize):
+            idle |= dict.fromkeys(("normalize", "advantage_epsilon"), f"advantage is {estimator}")
+        elif self.normalize in ("none", "mean"):
             idle["advantage_epsilon"] = f"normalize is {self.normalize}"
         return idle
 

@@ -17,7 +17,6 @@ from memfactory.config.objectives import ClipCovOptions, KlCovOptions
 from memfactory.registry import OBJECTIVES
 from memfactory.trainers.objectives.base import Objective, Parts, StepTokens, Terms, clipped, nowhere
 
-
 ROUNDING = 1e-5
 """Log-ratios below this are the rounding of two passes over the same weights."""
 
