@@ -8,7 +8,7 @@ from random import Random
 
 import pytest
 
-from memfactory.data.base import Row
+from memfactory.data.base import GeneratedRows, Row
 from memfactory.data.conversation_traces import DRILL_PROMPT, READERS, ConversationTracesDataset
 from memfactory.data.conversation_world import CHANGED, TOPICS, State, draw_state
 from memfactory.data.conversations import ConversationOptions, ConversationsDataset, draw_story
@@ -365,3 +365,14 @@ def test_a_part_of_a_mixture_must_name_a_dataset_with_options_it_has():
 def test_stories_are_drawn_from_the_given_randomness_alone():
     options = ConversationOptions(form="replay")
     assert draw_story(options, Random(3)) == draw_story(options, Random(3)) != draw_story(options, Random(4))
+
+
+def test_rows_that_are_generated_are_not_made_before_they_are_drawn():
+    made = []
+
+    class Lazy(MixtureDataset):
+        def rows(self):
+            return GeneratedRows(lambda index: made.append(index), 10**9)
+
+    options = MixtureDataset.Options(parts=[{"data": {"name": "facts"}}])
+    assert len(Lazy(options, Path()).checked_rows()) == 10**9 and made == []

@@ -84,6 +84,9 @@ class Dataset(ABC):
         with guarded(type(self), doing="in reading its rows"):
             given = self.rows()
             rows = given if isinstance(given, Sequence) else list(given)
+        if isinstance(rows, GeneratedRows):
+            # Each is made when it is looked at, and of some a run looks at a few only.
+            return rows
         strange = next((row for row in rows if not isinstance(row, Row)), None)
         if strange is not None:
             raise broken(type(self), "rows", f"gave a {type(strange).__name__}; write Row(values, source) for each row")
