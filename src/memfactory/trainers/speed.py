@@ -13,13 +13,14 @@ import torch
 from memfactory.config.training import GrpoOptions
 from memfactory.trainers.batch import TrainingTurn
 from memfactory.trainers.footprint import Architecture
+from memfactory.trainers.objectives.base import make_objective
 
 # Dense bfloat16 tensor-core peaks in FLOP/s, from the vendor's data sheets; the first name that occurs counts.
 PEAKS = (("H200", 989e12), ("H100", 989e12), ("H800", 989e12), ("A100", 312e12), ("A800", 312e12), ("L40S", 362e12))
 
 
 def training_flops(sizes: Architecture, turns: Sequence[TrainingTurn], options: GrpoOptions) -> float:
-    """Floating-point operations that training once on `turns` takes, reference and old log-probabilities included.
+    """Floating-point operations that training once on `turns` takes, with every log-probability scored beforehand.
 
     A forward pass costs 2 operations a weight and token, and 4 a layer, attention width and attended position; logits
     are scored at reply tokens only. The backward pass costs twice the forward, or once where the weights are frozen
@@ -30,8 +31,11 @@ def training_flops(sizes: Architecture, turns: Sequence[TrainingTurn], options: 
     attended = sum(turn.length**2 / 2 for turn in turns)
     forward = sizes.forward_flops(tokens, logits, attended)
     passes = options.epochs * (3 if options.lora is None else 2)
-    scored = (options.loss.kl_weight > 0) + (options.minibatches * options.epochs > 1)
-    return forward * (passes + scored)
+    loss = options.loss
+    scored = (loss.kl_weight > 0) + (loss.kl_in_reward or options.minibatches * options.epochs > 1)
+    # Objectives that choose tokens over a whole step score its turns before each update.
+    chosen = options.epochs if make_objective(loss).marks else 0
+    return forward * (passes + scored + chosen)
 
 
 def device_peak(device: torch.device) -> float | None:
