@@ -8,6 +8,8 @@ import pytest
 
 from memfactory.boundary import as_scalar
 from memfactory.cli.app import run
+from memfactory.errors import MemFactoryError, PluginError
+from memfactory.plugins import find_plugin, load_plugin
 from memfactory.registry import ALL
 
 PARTS = """\
@@ -219,6 +221,66 @@ def test_a_trainer_that_fails_in_a_step_is_named(folder, capsys):
     assert run(["train", "x.yaml", "--output", "out"]) == 1
     shown = capsys.readouterr().err
     assert "trainer 'my_trainer' failed in step 1 at mine.py:13: AttributeError" in shown and "Traceback" not in shown
+
+
+LEARNT = """\
+import torch
+from memfactory.trainers.advantages.base import AdvantageEstimator
+from memfactory.trainers.objectives.base import Objective, Parts
+"""
+OBJECTIVE = (
+    LEARNT + '@OBJECTIVES.register("my_loss")\nclass Mine(Objective):\n    """Mine."""\n    def parts(self, terms):\n'
+)
+ADVANTAGE = LEARNT + '@ADVANTAGES.register("my_advantage")\nclass Mine(AdvantageEstimator):\n    """Mine."""\n'
+ADVANTAGE += "    def advantages(self, given):\n"
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("        return terms.log_ratio\n", "`parts` returned Tensor, not Parts(loss, ratio, low, high)"),
+        ("        x = terms.log_ratio\n        return Parts(x, x, x, x)\n", "gave as `low` torch.float32 of [2, 3]"),
+        (
+            "        x = terms.log_ratio\n        return Parts(x.sum(), x, x > 0, x > 0)\n",
+            "gave as `loss` torch.float32 of []",
+        ),
+        ("        return terms.nothing\n", "failed in the loss at mine.py:14: AttributeError"),
+    ],
+)
+def test_what_an_objective_gives_is_checked(folder, body, words):
+    torch = pytest.importorskip("torch")
+    from memfactory.config.training import LossOptions
+    from memfactory.trainers.objective import token_losses
+
+    (folder / "mine.py").write_text(PARTS + OBJECTIVE + body, encoding="utf-8")
+    load_plugin(find_plugin("mine.py"))
+    numbers, on = torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.bool)
+    with pytest.raises(PluginError) as caught:
+        token_losses(numbers, numbers, torch.ones(2), on, LossOptions(objective="my_loss"))
+    assert "objective 'my_loss'" in str(caught.value) and words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("        return [1.0]\n", "gave 1 advantages for 2 trajectories"),
+        ("        return [float('inf'), 1.0]\n", "gave inf as an advantage: float inf is not finite"),
+        ("        return [torch.tensor(1.0), 'x']\n", "gave 'x' as an advantage: 'x' is no number"),
+        ("        return given.nothing\n", "at mine.py:14: AttributeError"),
+    ],
+)
+def test_what_an_advantage_estimator_gives_is_checked(folder, body, words):
+    from memfactory.config.training import GrpoOptions
+    from memfactory.trainers.advantages.base import StepRewards, checked_advantages, make_estimator
+    from memfactory.types import Group, Reward, Task, Trajectory
+
+    (folder / "mine.py").write_text(PARTS + ADVANTAGE + body, encoding="utf-8")
+    load_plugin(find_plugin("mine.py"))
+    group = Group(Task("t", "q", ()), tuple(Trajectory(n, (), None, Reward(1.0)) for n in range(2)))
+    with pytest.raises(MemFactoryError) as caught:
+        estimator = make_estimator(GrpoOptions(advantage="my_advantage"))
+        checked_advantages(estimator, StepRewards("update", (0.0, 1.0), (0.0, 1.0), group))
+    assert "advantage estimator 'my_advantage'" in str(caught.value) and words in str(caught.value)
 
 
 def test_any_real_scalar_is_a_reward():

@@ -10,6 +10,7 @@ from random import Random
 import torch
 from accelerate.utils import gather_object
 
+from memfactory.boundary import guarded
 from memfactory.trainers.batch import TrainingTurn
 from memfactory.trainers.objectives.base import Objective, StepTokens
 
@@ -33,7 +34,8 @@ def marked(
         now = torch.tensor([value for row in rows for value in row[0]], dtype=torch.float64)
         old = torch.tensor([value for row in rows for value in row[1]], dtype=torch.float64)
         credit = torch.tensor([row[2] for row in rows for _ in row[0]], dtype=torch.float64)
-        chosen = set(objective.mark(StepTokens(now, now - old, credit), draw))
+        with guarded(type(objective), doing="in marking tokens"):
+            chosen = set(objective.mark(StepTokens(now, now - old, credit), draw))
     first = sum(len(row[0]) for part in parts[:place] for row in part)
     found = []
     for turn in turns:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from memfactory.config.training import LossOptions, Normalize
-from memfactory.trainers.objectives.base import Terms, make_objective
+from memfactory.trainers.objectives.base import Terms, checked_parts, make_objective
 
 LOG_RATIO_LIMIT = 20.0
 
@@ -132,7 +132,8 @@ def token_losses(
     log_ratio = (current - old).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
     weighed_advantages = advantages.to(current.dtype)[:, None]
     objective = make_objective(options)
-    parts = objective.parts(Terms(current, log_ratio, weighed_advantages, mask, options, correction, extras.marked))
+    terms = Terms(current, log_ratio, weighed_advantages, mask, options, correction, extras.marked)
+    parts = checked_parts(objective, terms)
     weighed = parts.loss if correction is None or objective.takes_correction else parts.loss * correction
     policy = torch.where(mask, weighed, zero)
     kl = None

@@ -6,12 +6,12 @@ It is asked once for each group and trained module step, before any tensor exist
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from memfactory.boundary import as_scalar, guarded, made
 from memfactory.config.objectives import EstimatorOptions
 from memfactory.config.training import GrpoOptions
 from memfactory.errors import MemFactoryError
@@ -62,29 +62,31 @@ class AdvantageEstimator(ABC):
 def make_estimator(options: GrpoOptions) -> AdvantageEstimator:
     """The estimator that `options.advantage` names."""
     name, given = options.named_advantage
-    estimator: AdvantageEstimator = ADVANTAGES.get(name)(ADVANTAGES.options(name).model_validate(given), options)
+    estimator: AdvantageEstimator = made(ADVANTAGES, name, ADVANTAGES.options(name).model_validate(given), options)
     return estimator
 
 
 def checked_advantages(estimator: AdvantageEstimator, given: StepRewards) -> list[float | None]:
     """What `estimator` gives. Raises MemFactoryError where it is not one finite number or None for each reward."""
-    found = list(estimator.advantages(given))
+    with guarded(type(estimator), doing=f"on the task {given.group.task.id!r}"):
+        found = list(estimator.advantages(given))
     name = ADVANTAGES.name_of(type(estimator))
     if len(found) != len(given.rewards):
         raise MemFactoryError(
             f"the advantage estimator {name!r} gave {len(found)} advantages for {len(given.rewards)} trajectories "
             f"(step {given.step!r} of task {given.group.task.id!r})"
         )
+    known = []
     for value in found:
-        if value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
+        try:
+            known.append(as_scalar(value))
+        except ValueError as error:
             raise MemFactoryError(
-                f"the advantage estimator {name!r} gave {value!r} as an advantage (step {given.step!r} of task "
-                f"{given.group.task.id!r}); expected a finite number, or None where the reward is unknown"
-            )
-    return [
-        None if value is None or reward is None else float(value)
-        for value, reward in zip(found, given.rewards, strict=True)
-    ]
+                f"the advantage estimator {name!r} gave {value!r} as an advantage: {error} (step "
+                f"{given.step!r} of task {given.group.task.id!r}); expected a finite number, or None where the reward "
+                "is unknown"
+            ) from None
+    return [None if reward is None else value for value, reward in zip(known, given.rewards, strict=True)]
 
 
 def known_rewards(rewards: Sequence[float | None]) -> list[float]:

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from memfactory.boundary import broken, guarded, made
 from memfactory.config.objectives import ObjectiveOptions
 from memfactory.config.training import LossOptions
 from memfactory.registry import OBJECTIVES
@@ -103,8 +104,30 @@ class Objective(ABC):
 def make_objective(loss: LossOptions) -> Objective:
     """The objective that `loss` names."""
     name, given = loss.named_objective
-    objective: Objective = OBJECTIVES.get(name)(OBJECTIVES.options(name).model_validate(given), loss)
+    objective: Objective = made(OBJECTIVES, name, OBJECTIVES.options(name).model_validate(given), loss)
     return objective
+
+
+def checked_parts(objective: Objective, terms: Terms) -> Parts:
+    """What `objective` gives. Raises PluginError where a user's own gives something else, or fails; running out of
+    memory is for the training pass to mend."""
+    kind = type(objective)
+    with guarded(kind, doing="in the loss", letting=(torch.OutOfMemoryError,)):
+        parts = objective.parts(terms)
+    if not isinstance(parts, Parts):
+        raise broken(kind, "parts", f"returned {type(parts).__name__}, not Parts(loss, ratio, low, high)")
+    wanted = terms.log_ratio.shape
+    for name, given, boolean in (
+        ("loss", parts.loss, False),
+        ("ratio", parts.ratio, False),
+        ("low", parts.low, True),
+        ("high", parts.high, True),
+    ):
+        if not isinstance(given, Tensor) or given.shape != wanted or (given.dtype == torch.bool) != boolean:
+            shape = f"{given.dtype} of {[*given.shape]}" if isinstance(given, Tensor) else type(given).__name__
+            kinds = "bool" if boolean else "numbers"
+            raise broken(kind, "parts", f"gave as `{name}` {shape}; expected {kinds} of {[*wanted]} (rows, tokens)")
+    return parts
 
 
 def clipped(ratio: Tensor, terms: Terms) -> Parts:
