@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import shutil
@@ -11,6 +12,9 @@ from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
+log = logging.getLogger("memfactory")
+PATIENCE = 10.0
+"""Seconds that a tool has to describe the machine."""
 PACKAGES = (
     "memfactory",
     "torch",
@@ -58,27 +62,38 @@ def package_versions() -> dict[str, str | None]:
 
 def git_commit(folder: Path) -> str | None:
     """The commit of the checkout around `folder`, with "-dirty" for uncommitted changes; None outside of one."""
-    git = shutil.which("git")
-    if git is None:
-        return None
-
-    def ask(*words: str) -> str | None:
-        done = subprocess.run([git, "-C", str(folder), *words], capture_output=True, text=True, timeout=20)
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    commit = ask("rev-parse", "HEAD")
-    return f"{commit}-dirty" if commit and ask("status", "--porcelain", "-uno") else commit
+    commit = _said("git", "-C", str(folder), "rev-parse", "HEAD")
+    return f"{commit}-dirty" if commit and _said("git", "-C", str(folder), "status", "--porcelain", "-uno") else commit
 
 
 def gpus() -> list[dict[str, str]]:
     """Name, memory and driver of each NVIDIA GPU, as nvidia-smi says."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return []
-    query = ["--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
-    done = subprocess.run([tool, *query], capture_output=True, text=True, timeout=20)
-    rows = [line.split(", ") for line in done.stdout.splitlines()] if done.returncode == 0 else []
+    said = _said("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
+    rows = [line.split(", ") for line in (said or "").splitlines()]
     return [dict(zip(("name", "memory", "driver"), row, strict=False)) for row in rows]
+
+
+def _said(tool: str, *words: str) -> str | None:
+    """What a tool printed; None where it is not there, fails, or has not answered in time.
+
+    One that hangs in the kernel cannot even be killed, so nobody waits for its end.
+    """
+    path = shutil.which(tool)
+    if path is None:
+        return None
+    try:
+        process = subprocess.Popen(
+            [path, *words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+    except OSError:
+        return None
+    try:
+        out, _ = process.communicate(timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        log.warning("%s has not answered within %g seconds, so what it says is left out", tool, PATIENCE)
+        return None
+    return out.decode(errors="replace").strip() if process.returncode == 0 else None
 
 
 def memory_bytes() -> int | None:

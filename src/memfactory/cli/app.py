@@ -91,7 +91,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def _run(arguments: Sequence[str]) -> int:
     debug = "--debug" in arguments or os.environ.get("MEMFACTORY_DEBUG", "0") not in ("", "0")
-    words = _with_values([word for word in arguments if word != "--debug"])
+    words = _with_values([_at_home(word) for word in arguments if word != "--debug"])
     try:
         app(args=words, prog_name="memfactory")
     except SystemExit as stop:
@@ -121,6 +121,13 @@ def _run(arguments: Sequence[str]) -> int:
         report_bug(error)
         return 1
     return 0
+
+
+def _at_home(word: str) -> str:
+    """`--output=~/x` with the home folder: shells fill it in only where a word begins with it."""
+    name, equals, value = word.partition("=")
+    is_path = name.startswith("--") and name != "--question" and value.startswith("~")
+    return f"{name}{equals}{os.path.expanduser(value)}" if is_path else word
 
 
 def _terminated(stopped: Terminated) -> int:

@@ -207,7 +207,7 @@ class Readiness:
                 )
 
     def _output(self) -> None:
-        folder = Path(self.config.output or "runs").absolute()
+        folder = Path(self.config.output or "runs").expanduser().absolute()
         standing = next(place for place in (folder, *folder.parents) if os.path.exists(place))
         if not is_dir(standing):
             self.problems.add(("output",), f"{standing} is a file, no folder")

@@ -83,7 +83,7 @@ class PlainSections(Options):
     """How evaluation samples and scores."""
     plugins: tuple[str, ...] = ()
     """Your own components: .py files (relative to the config) or dotted module names, imported before anything else."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     """Seed of everything that is drawn at random."""
     output: str | None = None
     """The run folder; null: runs/<config name>-<date>-<time>."""

@@ -45,8 +45,11 @@ def find_source(source: str | Path, *, trained: bool) -> Source:
     """
     text, path = str(source), Path(source)
     if is_file(path):
-        run = path.parent if _is_run(path.parent) and path.name == RUN_CONFIG else None
-        return Source(path.stem if run is None else run.name, text, path, path.parent, {}, run)
+        # What stands beside the file that a link leads to belongs to it.
+        file = path.resolve() if path.is_symlink() else path
+        written = [place.parent for place in (path, file) if place.name == RUN_CONFIG and _is_run(place.parent)]
+        run = written[0] if written else None
+        return Source(path.stem if run is None else run.name, text, file, run or file.parent, {}, run)
     if is_dir(path):
         return _folder(path, trained)
     if text == "tiny":

@@ -15,9 +15,9 @@ class SwanlabConfig(Options):
     kind: Literal["swanlab"] = "swanlab"
     mode: Literal["offline", "local", "online", "disabled"] = "offline"
     """offline: files to `swanlab sync`; local: `swanlab watch` (extra dashboard); online: needs SWANLAB_API_KEY."""
-    project: str = "memfactory"
-    """The project's name."""
-    workspace: str | None = None
+    project: str = Field("memfactory", min_length=1, max_length=100, pattern=r"^[0-9a-zA-Z_\-+.]+$")
+    """The project's name: letters, digits and - _ + . only."""
+    workspace: str | None = Field(None, min_length=1, max_length=25, pattern=r"^[0-9a-zA-Z_\-]+$")
     """The workspace; null: your own."""
 
 

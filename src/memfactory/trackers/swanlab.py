@@ -6,17 +6,23 @@ import io
 import logging
 import math
 import os
+import re
+import secrets
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
+from pathlib import Path
 from typing import Any
 
+from memfactory.files import write_whole
 from memfactory.redaction import redacted_tree
 from memfactory.trackers.base import RunInfo, State, Tracker
 from memfactory.trackers.options import SwanlabConfig
 
 log = logging.getLogger("memfactory")
 FOLDER = "swanlab"
+ID_FILE = "run_id"
+LONGEST_NAME = 512
 
 
 class SwanlabTracker(Tracker):
@@ -54,7 +60,9 @@ class SwanlabTracker(Tracker):
                 log_dir=str(folder),
                 project=self._config.project,
                 workspace=self._config.workspace,
-                name=run.name,
+                name=run.name[:LONGEST_NAME],
+                id=_run_id(folder / ID_FILE),
+                resume="allow",
                 config=redacted_tree(run.values),
                 settings=swanlab.Settings(
                     interactive=False,
@@ -75,6 +83,19 @@ class SwanlabTracker(Tracker):
             run, self._run = self._run, None
             with _quiet(self._mode):
                 run.finish(state=state, error=error)
+
+
+def _run_id(path: Path) -> str:
+    """The id of the run's experiment, which stays the same when the run is resumed."""
+    try:
+        known = path.read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        known = ""
+    if re.fullmatch(r"[0-9a-z]{16}", known):
+        return known
+    new = secrets.token_hex(8)
+    write_whole(path, new + "\n")
+    return new
 
 
 def _quiet(mode: str) -> AbstractContextManager[object]:
