@@ -16,7 +16,7 @@ agent: {name: memory_agent, chunk_tokens: 64, memory_tokens: 24, answer_tokens: 
 env: {name: longcontext, rewards: {boxed_em: 1.0}}
 data:
   train: {name: facts, rows: 16}
-  eval: {held: {name: facts, rows: 6, split: heldout}}
+  eval: {held: {name: facts, rows: 4, split: heldout}}
 train: {name: grpo, steps: 1, prompts_per_step: 1, generations: 2, eval_at_start: false, eval_at_end: false}
 eval: {samples: 2, temperature: 0.7, metrics: [boxed_em]}
 trackers: [console]
@@ -71,7 +71,7 @@ def test_a_checkpoint_that_lies_in_another_run_stays_what_it_was(place, tmp_path
 
 
 def test_a_bare_model_is_evaluated_as_the_run_beside_it(place, tmp_path):
-    found, table = results(place, "tiny", "run", output=tmp_path)
+    found, table = results(place, "tiny", "run", "--limit", "1", output=tmp_path)
     tiny, trained_one = (found["models"][name]["config"] for name in ("tiny", "run"))
     assert tiny["agent"] == trained_one["agent"] and tiny["eval"] == trained_one["eval"]
     assert tiny["model"]["path"] == "tiny" and tiny["model"]["dtype"] == "float32"
@@ -81,7 +81,7 @@ def test_a_bare_model_is_evaluated_as_the_run_beside_it(place, tmp_path):
 
 def test_settings_that_differ_stand_above_the_numbers(place, tmp_path):
     (tmp_path / "other.yaml").write_text(CONFIG.replace("chunk_tokens: 64", "chunk_tokens: 32"))
-    found, table = results(place, "run", str(tmp_path / "other.yaml"), output=tmp_path / "out")
+    found, table = results(place, "run", str(tmp_path / "other.yaml"), "--limit", "1", output=tmp_path / "out")
     assert "Not only the models differ: agent.modules.memory.chunk_tokens: 64 (run), 32 (other)" in table
     assert found["differing_settings"] == {"agent.modules.memory.chunk_tokens": {"run": 64, "other": 32}}
 
@@ -142,6 +142,16 @@ def test_plugins_that_a_checkpoint_names_are_not_imported(place, tmp_path):
     assert not (tmp_path / "executed").exists()
 
 
+def test_infer_needs_no_plugin_that_only_rewards_came_from(place, tmp_path):
+    env = {"name": "longcontext", "rewards": {"politeness": 1.0}}
+    evaluation = {"metrics": ["politeness"], "baselines": ["my_agent"]}
+    agent = {"name": "memory_agent", "modules": {"memory": {"name": "recurrent_memory", "chunk_tokens": 9}}}
+    stranger = rewritten(place, tmp_path, agent=agent, env=env, eval=evaluation, plugins=["politeness.py"])
+    assert load_config(stranger, command="infer").config.agent.modules["memory"].options.chunk_tokens == 9
+    with pytest.raises(ConfigError, match=r"trained with plugins \(politeness\.py\)"):
+        load_config(stranger, command="eval")
+
+
 def test_a_strangers_file_reads_no_environment_and_picks_no_endpoint(place, tmp_path, monkeypatch):
     monkeypatch.setenv("MY_NAME", "Ada")
     prompts = {"answer": "${oc.env:MY_NAME} {question} {memory}"}
@@ -182,10 +192,12 @@ def test_learnt_modules_move_with_their_agent_and_ask_whom_you_say(tmp_path):
     (tmp_path / "maps.safetensors").write_bytes(b"maps")
     values = load_config("rmm_linear", [engine, "agent.read=turns"]).values
     values["agent"]["modules"]["retriever"]["weights"] = "maps.safetensors"
+    values["plugins"] = ["/home/ada/mine.py", "package.parts"]
     folder = tmp_path / "moved"
     folder.mkdir()
     write_agent_file(folder, values, tmp_path)
     assert (folder / "modules/retriever.safetensors").read_bytes() == b"maps"
+    assert read_agent_file(folder).plugins == ("mine.py", "package.parts")
     with pytest.raises(ConfigError, match=r"engine: the agent of .*memfactory\.yaml was spoken by an endpoint"):
         load_config(folder)
     found = load_config(folder, [engine]).config.agent

@@ -90,7 +90,8 @@ def write_agent_file(folder: Path, values: Mapping[str, Any], base_dir: Path) ->
         "env": env,
         "memory": {key: value for key, value in values["memory"].items() if key != "cache"},
         "eval": values["eval"],
-        "plugins": list(values["plugins"]),
+        # Where they lie on this machine is nobody's business.
+        "plugins": [Path(name).name if name.endswith(".py") else name for name in values["plugins"]],
     }
     (folder / AGENT_FILE).write_text(redacted(_HEADER + dump(noted)), encoding="utf-8")
 

@@ -19,7 +19,7 @@ from memfactory.config.messages import unknown_key
 from memfactory.config.model_sources import Like, fill_in_agent, note_withheld, of_another_agent, tree_of_model
 from memfactory.config.overrides import COMMAND_LINE, apply_overrides, parse_overrides
 from memfactory.config.parts import PART_FOLDERS, compose_file, config_folders, expand_sections, merge, part_names
-from memfactory.config.plugin_code import load_plugins, withhold_remote_code
+from memfactory.config.plugin_code import leave_out_training, load_plugins, withhold_remote_code
 from memfactory.config.problems import Problems
 from memfactory.config.readiness import Command, Readiness
 from memfactory.config.rules import check_rules
@@ -98,6 +98,8 @@ def load_config(
     refuse_policy_decoding(tree, problems, COMMAND_LINE)
     _anchor(tree.values, found.base_dir)
     withheld = withhold_remote_code(tree, found)
+    if command == "infer" and found.file is None and agent_file is not None and agent_file.plugins:
+        leave_out_training(tree)
     load_plugins(tree, found, problems, command=command, trusting=trust)
     parts = {section: part_names(section, folders) for section in PART_FOLDERS}
     config = _validated(tree, problems, Checker(problems, tree.origins, found.base_dir, parts, tree.named))

@@ -31,7 +31,7 @@ def load_plugins(tree: Tree, found: Source, problems: Problems, *, command: str 
         return
     foreign = found.run is not None and not _on_command_line(tree, ("plugins",))
     if foreign and command == "infer" and _answers_without(tree.values):
-        _leave_out(tree)
+        leave_out_training(tree)
         return
     plugins: list[Plugin] = []
     for index, name in enumerate(names):
@@ -87,7 +87,7 @@ def _answers_without(values: dict[str, Any]) -> bool:
     )
 
 
-def _leave_out(tree: Tree) -> None:
+def leave_out_training(tree: Tree) -> None:
     """Take out what only training and evaluation use, which may name components of plugins that are not imported."""
     for section in _NOT_FOR_ANSWERS:
         tree.values.pop(section, None)
