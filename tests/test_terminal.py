@@ -19,7 +19,7 @@ from rich.text import Text
 
 from chat_server import ChatServer, config_text, write_tokenizer
 from memfactory.cli.app import run
-from memfactory.cli.output import echo, message, start_logging
+from memfactory.cli.output import echo, message, start_logging, typed
 from memfactory.console import Console
 from memfactory.redaction import REDACTED, keep_secret
 from memfactory.terminal import GuardedStream, guarded_streams, harmless, harmless_json
@@ -240,3 +240,9 @@ def read(terminal):
         return os.read(terminal, 65536)
     except OSError:
         return b""
+
+
+def test_a_question_that_is_no_text_is_refused(hostile, capsys):
+    assert run(["infer", "c.yaml", "--question", "o\udcf9 ?"]) == 2
+    assert "--question is not text in UTF-8" in capsys.readouterr().err
+    assert typed("\u00e9 \udcc3\udca9", "--question") == "\u00e9 \u00e9"

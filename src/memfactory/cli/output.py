@@ -142,6 +142,14 @@ def report_bug(error: Exception) -> None:
     )
 
 
+def typed(text: str, option: str) -> str:
+    """What was typed behind `option`, read as UTF-8 whatever the locale is. ConfigError where it is none."""
+    try:
+        return os.fsencode(text).decode()
+    except UnicodeError:
+        raise ConfigError(f"{option} is not text in UTF-8") from None
+
+
 def refuse_options(context: typer.Context, words: Sequence[str]) -> None:
     """Raise ConfigError for words that look like options: overrides are taken as they come, and a typo is neither."""
     known = [name for parameter in context.command.params for name in parameter.opts if name.startswith("--")]

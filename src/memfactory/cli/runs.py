@@ -18,6 +18,7 @@ from memfactory.cli.output import (
     start_logging,
     stderr,
     stdout,
+    typed,
 )
 from memfactory.cli.ranks import first_to_say
 from memfactory.cli.words import sources_and_overrides
@@ -220,7 +221,7 @@ def infer(
     with nullcontext() if output is None else file_lock(output, called=f"--output {output}"):
         code = run_inference(
             resolved,
-            question=question,
+            question=None if question is None else typed(question, "--question"),
             documents=document or [],
             conversation=conversation,
             input=input,
