@@ -246,3 +246,15 @@ def test_a_question_that_is_no_text_is_refused(hostile, capsys):
     assert run(["infer", "c.yaml", "--question", "o\udcf9 ?"]) == 2
     assert "--question is not text in UTF-8" in capsys.readouterr().err
     assert typed("\u00e9 \udcc3\udca9", "--question") == "\u00e9 \u00e9"
+
+
+@pytest.mark.parametrize("option", ["--document", "--conversation"])
+def test_a_text_on_stdin_is_utf_8_or_refused(hostile, capsys, monkeypatch, option):
+    hostile.reply = lambda request: "fine"
+    for sent, code in (("Zürich".encode("latin-1"), 2), (b"\xef\xbb\xbf" + "Zürich".encode(), 0)):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(sent), encoding="ascii"))
+        if option == "--document" or code == 2:
+            assert run(["infer", "c.yaml", "--question", "Where?", option, "-"]) == code
+    assert f"{option} - is not text in UTF-8" in capsys.readouterr().err
+    read = [request["messages"][-1]["content"] for request in hostile.requests]
+    assert (option == "--document") == any("Zürich" in prompt and "\ufeff" not in prompt for prompt in read)

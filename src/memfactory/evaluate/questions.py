@@ -54,10 +54,11 @@ def asked_about_conversation(resolved: Resolved, question: str, path: Path) -> T
 
 
 def _read(path: Path, option: str = "--document") -> str:
-    if str(path) == "-":
-        return sys.stdin.read()
     try:
-        return path.read_text(encoding="utf-8")
+        # As UTF-8, whatever the locale is; a byte order mark is no part of the text.
+        if str(path) == "-":
+            return sys.stdin.buffer.read().decode("utf-8-sig")
+        return path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise DataError(f"{option} {path} cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
