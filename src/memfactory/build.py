@@ -87,6 +87,8 @@ class Stack:
         if found.skipped:
             told = "\n  ".join(found.skipped[:3])
             log.warning("%d rows of %s were left out; the first:\n  %s", len(found.skipped), found.source, told)
+        for note in found.notes:
+            log.warning("%s: %s", found.source, note)
         return found.tasks
 
     def drawn_with(self, policy: Decoding) -> dict[str, Decoding]:

@@ -7,7 +7,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import pairwise
 from operator import itemgetter
-from unicodedata import category
+from unicodedata import category, normalize
 
 Spans = list[tuple[int, int]]
 """Half-open character spans of consecutive tokens."""
@@ -200,6 +200,11 @@ def listed_numbers(entries: str, allowed: range) -> tuple[tuple[int, ...], int]:
     given = [entry.strip() for entry in entries.split(",")] if entries.strip() else []
     numbers = [int(entry) for entry in given if re.fullmatch(r"[0-9]{1,9}", entry)]
     return tuple(dict.fromkeys(number for number in numbers if number in allowed)), len(given)
+
+
+def composed(text: str) -> str:
+    """`text` in one of its equal spellings (NFC): an accent that stands apart joins its letter."""
+    return text if text.isascii() else normalize("NFC", text)
 
 
 def writable(text: str) -> str:

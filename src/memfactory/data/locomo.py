@@ -77,10 +77,16 @@ class LocomoDataset(Dataset):
         return f"{self.options.path} ({split if isinstance(split, str) else ', '.join(split)})"
 
     def rows(self) -> Sequence[Row]:
-        """Every question's row. Rows of one conversation share one list of turns, which is large."""
-        conversations = in_split(read_conversations(self.options.path, self.base_dir), self.options.split)
+        """Every question's row. Rows of one conversation share one list of turns, which is large.
+
+        With `skip_bad_rows` what does not fit is a row with a problem, whichever split it would be of.
+        """
+        path, problems = self.options.path, list[str]()
+        kept = problems if self.options.skip_bad_rows else None
+        conversations = in_split(read_conversations(path, self.base_dir, kept), self.options.split)
         rows = [row for conversation in conversations for row in rows_of(conversation, self.options)]
-        return [Row(values, f"{self.options.path} {values['id']}") for values in rows[: self.options.limit]]
+        found = [Row(values, f"{self.options.path} {values['id']}") for values in rows[: self.options.limit]]
+        return [*(Row({}, path, problem.removeprefix(f"{path} ")) for problem in problems), *found]
 
 
 def in_split(conversations: Sequence[Conversation], split: str | Sequence[str]) -> list[Conversation]:

@@ -6,10 +6,13 @@ the file writes them ("1:56 pm on 8 May, 2023").
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from memfactory.data.base import Row
 from memfactory.data.rows import described, find_file, read_rows
@@ -28,6 +31,7 @@ UNANSWERABLE = "Not mentioned in the conversation"
 """The gold answer of adversarial questions: that the conversation does not say."""
 WHERE = "LoCoMo is data/locomo10.json of https://github.com/snap-research/locomo (CC BY-NC 4.0)"
 
+T = TypeVar("T")
 SESSION = re.compile(r"session_(\d+)")
 SESSION_DATE = re.compile(r"session_(\d+)_date_time")
 TURN_ID = re.compile(r"D:?(\d+):(\d+)")
@@ -70,10 +74,11 @@ class Conversation:
     notes: tuple[str, ...]
 
 
-def read_conversations(given: str, base_dir: Path = Path()) -> list[Conversation]:
+def read_conversations(given: str, base_dir: Path = Path(), problems: list[str] | None = None) -> list[Conversation]:
     """The conversations of the file that `given` names, from the working directory first, then from `base_dir`.
 
-    Raises DataError that says where to get the file, or which conversation and field do not fit.
+    Raises DataError that says where to get the file, or which conversation and field do not fit. With `problems` a
+    conversation or question that does not fit is left out, and what is wrong with it is added there.
     """
     try:
         path = find_file(given, base_dir)
@@ -82,7 +87,7 @@ def read_conversations(given: str, base_dir: Path = Path()) -> list[Conversation
     rows = read_rows(path, given)
     if not rows:
         raise DataError(f"{given} has no conversations. {WHERE}")
-    found = [_conversation(row) for row in rows]
+    found = [one for row in rows if (one := _tried(partial(_conversation, row, problems), problems)) is not None]
     ids = [conversation.id for conversation in found]
     twice = next((id for id in ids if ids.count(id) > 1), None)
     if twice is not None:
@@ -90,7 +95,18 @@ def read_conversations(given: str, base_dir: Path = Path()) -> list[Conversation
     return found
 
 
-def _conversation(row: Row) -> Conversation:
+def _tried(read: Callable[[], T], problems: list[str] | None) -> T | None:
+    """What `read` gives; None where it does not fit and `problems` are collected."""
+    try:
+        return read()
+    except DataError as error:
+        if problems is None:
+            raise
+        problems.append(str(error))
+        return None
+
+
+def _conversation(row: Row, problems: list[str] | None) -> Conversation:
     if row.problem is not None:
         raise DataError(f"{row.source}: {row.problem}")
     name = row.values.get("sample_id")
@@ -105,10 +121,11 @@ def _conversation(row: Row) -> Conversation:
     notes: list[str] = []
     turns = _turns(told, where, name, notes)
     ids = {turn.id for turn in turns}
-    questions = tuple(
-        _question(value, index, ids, f"{name}/{index}", where, notes) for index, value in enumerate(asked)
-    )
-    return Conversation(name, turns, questions, tuple(notes))
+    questions: list[Question] = []
+    for index, value in enumerate(asked):
+        question = _tried(partial(_question, value, index, ids, f"{name}/{index}", where, notes), problems)
+        questions += [] if question is None else [question]
+    return Conversation(name, turns, tuple(questions), tuple(notes))
 
 
 def _turns(told: Mapping[str, object], where: str, name: str, notes: list[str]) -> tuple[Turn, ...]:
@@ -150,6 +167,8 @@ def _question(value: object, index: int, ids: set[str], name: str, where: str, n
     place = f"{where}: question {index}"
     fields = value if isinstance(value, Mapping) else {}
     text, category = fields.get("question"), fields.get("category")
+    if isinstance(category, str) and category.strip().isdecimal():
+        category = int(category)
     if not isinstance(text, str) or not text.strip():
         raise DataError(f"{place}: field 'question' should be a text, got {described(text)}")
     if not isinstance(category, int) or isinstance(category, bool) or category not in CATEGORIES:
@@ -160,7 +179,8 @@ def _question(value: object, index: int, ids: set[str], name: str, where: str, n
 
 def _answers(value: object, category: int, place: str) -> tuple[str, ...]:
     """The gold answer as text: some are numbers, and nearly all adversarial questions have none."""
-    written = str(value).strip() if isinstance(value, (str, int, float)) and not isinstance(value, bool) else ""
+    is_written = isinstance(value, str) or (isinstance(value, (int, float)) and math.isfinite(value))
+    written = str(value).strip() if is_written and not isinstance(value, bool) else ""
     if category == ADVERSARIAL:
         return (UNANSWERABLE, written) if written else (UNANSWERABLE,)
     if not written:

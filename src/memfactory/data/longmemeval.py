@@ -6,6 +6,7 @@ oracle file has them in no order), each turn named "<session>:<number>". Times s
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -127,7 +128,8 @@ def _values(given: Mapping[str, object], form: LongMemEvalForm) -> Values:
     """A row of the memory environments. Raises DataError that names the field and what was expected."""
     name, kind = _text(given, "question_id"), _text(given, "question_type")
     answer = given.get("answer")
-    if isinstance(answer, bool) or not isinstance(answer, (str, int, float)) or not str(answer).strip():
+    is_written = isinstance(answer, str) or (isinstance(answer, (int, float)) and math.isfinite(answer))
+    if isinstance(answer, bool) or not is_written or not str(answer).strip():
         raise DataError(f"field 'answer' should be a text or a number, got {described(answer)}")
     abstains = name.endswith(ABSTENTION)
     answering = _texts(given, "answer_session_ids")

@@ -12,6 +12,8 @@ from typing import Any
 from memfactory.data.base import Row
 from memfactory.errors import DataError, nearest
 
+DEEPEST = 64
+"""How many lists and objects may stand in one another: Python's own tools give up not far beyond."""
 PARQUET_MAGIC = b"PAR1"
 PARQUET_BATCH = 64
 """Rows that are decoded at one time: rows of long contexts are large."""
@@ -60,6 +62,61 @@ def read_rows(path: Path, name: str, limit: int | None = None) -> list[Row]:
         raise DataError(f"{name} cannot be read: {error.strerror or error}") from None
     except UnicodeError as error:
         raise DataError(f"{name} is not text in UTF-8: {error}. Expected JSON, JSON lines or parquet") from None
+
+
+def read_text(path: Path, name: str) -> str:
+    """The text of the file at `path`, which messages call `name`. Raises DataError where it cannot be read."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{name} cannot be read: {error.strerror or error}") from None
+    except MemoryError:
+        raise DataError(f"{name} is too large for this machine's memory") from None
+    return decoded(content, name)
+
+
+def decoded(content: bytes, name: str) -> str:
+    """`content` as text, in UTF-8 whatever the locale is, or by its byte order mark, which is no part of the text.
+
+    Raises DataError, which calls it `name`, where it is none.
+    """
+    encoding = next((found for mark, found in BYTE_ORDER_MARKS if content.startswith(mark)), "utf-8")
+    try:
+        return content.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeError as error:
+        raise DataError(f"{name} is not text in UTF-8: {error}") from None
+
+
+def parse_json(text: str, name: str) -> Any:
+    """The JSON value that `text` is. Raises DataError, which calls it `name`, for anything else, and for a value nested
+    deeper than DEEPEST."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{name} is not JSON: {error.msg} (line {error.lineno}, column {error.colno})") from None
+    except ValueError:
+        raise DataError(f"{name} holds a number of more digits than can be read") from None
+    except RecursionError:
+        raise DataError(f"{name} is nested too deeply: more than {DEEPEST} levels") from None
+    if is_deep(value):
+        raise DataError(f"{name} is nested too deeply: more than {DEEPEST} levels")
+    return value
+
+
+def is_deep(value: object) -> bool:
+    """Whether lists and objects stand in one another in more than DEEPEST levels."""
+    level = [value]
+    for _ in range(DEEPEST + 1):
+        inner: list[object] = []
+        for one in level:
+            if isinstance(one, dict):
+                inner += one.values()
+            elif isinstance(one, (list, tuple)):
+                inner += one
+        if not inner:
+            return False
+        level = inner
+    return True
 
 
 def _first_character(path: Path, encoding: str) -> str:
@@ -116,6 +173,8 @@ def _is_one_value(path: Path, encoding: str) -> bool:
 def _row(value: object, source: str) -> Row:
     if not isinstance(value, dict):
         return Row({}, source, f"a row should be an object with fields, got {described(value)}")
+    if is_deep(value):
+        return Row({}, source, f"nested too deeply to be a row: more than {DEEPEST} levels")
     return Row(value, source)
 
 

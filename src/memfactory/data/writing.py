@@ -73,6 +73,8 @@ def write_rows(
         os.replace(working, path)
     except OSError as error:
         raise DataError(f"{path} cannot be written: {error.strerror or error}") from error
+    except UnicodeEncodeError as error:
+        raise DataError(f"{path} cannot be written: a text holds half of a surrogate pair ({error.reason})") from error
     finally:
         with suppress(OSError):
             working.unlink()
@@ -124,7 +126,13 @@ WRITERS: Mapping[str, Callable[[IO[bytes], Iterable[GeneratedRow]], None]] = {
 
 
 def _encoded(row: GeneratedRow) -> bytes:
-    return json.dumps(row, ensure_ascii=False).encode()
+    text = json.dumps(row, ensure_ascii=False)
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        place = text[max(0, error.start - 40) : error.start]
+        name = next((row[field] for field in ("id", "index") if field in row), "?")
+        raise DataError(f"row {name} holds half of a surrogate pair behind {place!r}, which no file can") from None
 
 
 def _digest(path: Path) -> str:

@@ -30,12 +30,13 @@ SHOWN_PROBLEMS = 5
 class TaskSet:
     """The tasks of a dataset, each with an id of its own, and a message for every row that was left out.
 
-    `source` is what messages call the dataset.
+    `source` is what messages call the dataset, `notes` what else is to be told of it.
     """
 
     tasks: tuple[Task, ...]
     skipped: tuple[str, ...] = ()
     source: str = "the dataset"
+    notes: tuple[str, ...] = ()
 
 
 class EnvironmentOptions(Options):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 from pydantic import Field
 
-from memfactory.data.base import Row
-from memfactory.envs.base import Environment, EnvironmentOptions
-from memfactory.envs.memory_rows import MemoryRowReader
+from memfactory.data.base import Dataset, Row
+from memfactory.envs.base import Environment, EnvironmentOptions, TaskSet
+from memfactory.envs.memory_rows import LOST_EVIDENCE, MemoryRowReader
 from memfactory.registry import ENVS
 from memfactory.types import Task
 
@@ -47,6 +48,18 @@ class MemoryBankEnv(Environment):
 
     def task(self, row: Row) -> Task:
         return self.reader()(row)
+
+    def tasks(self, dataset: Dataset) -> TaskSet:
+        found = super().tasks(dataset)
+        lost = [task for task in found.tasks if task.meta.get(LOST_EVIDENCE)]
+        if not lost:
+            return found
+        note = (
+            f"{len(lost)} of {len(found.tasks)} tasks name evidence that is no turn of their conversation and no "
+            f"source of their memory (the first: {lost[0].id}); it is left out, and scores of evidence are unknown "
+            "where none is left"
+        )
+        return replace(found, notes=(*found.notes, note))
 
     def default_metrics(self, tasks: Sequence[Task]) -> tuple[str, ...]:
         """LoCoMo's by its own names where all tasks have LoCoMo's categories, else those of question answering."""

@@ -7,7 +7,7 @@
 | question | `query`, `q`, `question` | text |
 | gold answers | `answers`, `answer`, `a` | text, number, or a list of these |
 | what an updater is shown | `context_memory` | list of items, each of them in the memory |
-| gold evidence | `evidence` | list of the ids of utterances |
+| gold evidence | `evidence` | list of the ids of utterances; what names none of the row's is left out |
 | id | `id`, `index` | text or number |
 
 An utterance has `role` or `speaker` and `content` or `text`; it may have `timestamp` or `time`, `dia_id` or `id`, and
@@ -34,6 +34,8 @@ CONVERSATIONS = ("conversation", "fact", "f")
 QUESTIONS = ("query", "q", "question")
 ANSWERS = ("answers", "answer", "a")
 IDS = ("id", "index")
+LOST_EVIDENCE = "lost_evidence"
+"""Where a task's `meta` counts the evidence that names no turn of its conversation and no source of its memory."""
 KEPT = {
     "kind": ("kind",),
     "category": ("category",),
@@ -59,15 +61,19 @@ class MemoryRowReader:
         """The task of `row`. Raises DataError naming the row, the field, what was given and what was expected."""
         question = text_of(row, *find_field(row, None, QUESTIONS, "question"))
         memory = self._once(row, MEMORIES, _items)
+        conversation = self._once(row, CONVERSATIONS, _utterances)
+        there = {turn.id for turn in conversation}.union(*(item.sources for item in memory))
+        named = _evidence(row)
+        evidence = tuple(id for id in named if id in there) if conversation or memory else named
         return Task(
             id=id_of(row, IDS, question),
             question=question,
             answers=self._answers(row),
             memory=memory,
             related=_related(row, {item.id for item in memory}),
-            conversation=self._once(row, CONVERSATIONS, _utterances),
-            evidence=_evidence(row),
-            meta=_meta(row),
+            conversation=conversation,
+            evidence=evidence,
+            meta=_meta(row, len(named) - len(evidence)),
         )
 
     def _once(
@@ -172,10 +178,10 @@ def _evidence(row: Row) -> tuple[str, ...]:
     return tuple(dict.fromkeys(text_of(row, f"evidence[{number}]", value) for number, value in places))
 
 
-def _meta(row: Row) -> Mapping[str, Scalar]:
-    meta: dict[str, Scalar] = {}
+def _meta(row: Row, lost: int) -> Mapping[str, Scalar]:
+    meta: dict[str, Scalar] = {LOST_EVIDENCE: lost} if lost else {}
     for name, fields in KEPT.items():
         value = next((found for field in fields if (found := value_at(row.values, field)) is not None), None)
-        if isinstance(value, (str, int, float)):
+        if isinstance(value, (str, bool)) or is_number(value):
             meta[name] = value
     return frozen(meta)

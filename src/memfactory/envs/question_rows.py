@@ -15,7 +15,7 @@ from typing import Literal
 
 from memfactory.data.base import Row
 from memfactory.data.rows import described
-from memfactory.envs.row_fields import answers_of, find_field, id_of, text_of, value_at
+from memfactory.envs.row_fields import answers_of, find_field, id_of, is_number, text_of, value_at
 from memfactory.errors import DataError
 from memfactory.registry import Options
 from memfactory.types import Scalar, Task, frozen
@@ -54,7 +54,7 @@ def read_task(row: Row, names: FieldNames) -> Task:
     meta: dict[str, Scalar] = {"kind": _kind(answers_field, value_at(row.values, "answer_prefix"), context)}
     for field in KEPT:
         value = value_at(row.values, field)
-        if isinstance(value, (str, int, float)):
+        if isinstance(value, (str, bool)) or is_number(value):
             meta.setdefault(field.rpartition(".")[2], value)
     return Task(_id(row, names.id, question), question, golds, context, meta=frozen(meta))
 
@@ -97,6 +97,6 @@ def _id(row: Row, own: str | None, question: str) -> str:
     if own is None:
         return id_of(row, IDS, question)
     value = value_at(row.values, own)
-    if not isinstance(value, (str, int, float)) or not str(value).strip():
+    if not is_number(value) and not (isinstance(value, str) and value.strip()):
         raise DataError(f"{row.source}: field {own!r} should be a text or a number, got {described(value)}")
     return id_of(row, (own,), question)

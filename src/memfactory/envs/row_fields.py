@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
+from typing import TypeGuard
 
 from memfactory.data.base import Row
 from memfactory.data.rows import described
 from memfactory.errors import DataError
+
+QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", re.DOTALL)
+LISTED = re.compile(rf"\[\s*(?:{QUOTED.pattern})(?:[\s,]+(?:{QUOTED.pattern}))*[\s,]*\]", re.DOTALL)
+"""A list of quoted texts, with commas between them or, as numpy prints it, without."""
 
 
 def value_at(values: Mapping[str, object], field: str) -> object:
@@ -49,8 +57,14 @@ def text_of(row: Row, field: str, value: object, *, blank: bool = False) -> str:
 
 
 def answers_of(row: Row, field: str, value: object) -> tuple[str, ...]:
-    """The gold answers that `value` is: a text, a number, or a list of these."""
-    given = list(value) if isinstance(value, (list, tuple)) else [value]
+    """The gold answers that `value` is: a text, a number, or a list of these.
+
+    A list of texts that was stored as text, in JSON or as Python or numpy print it, is that list.
+    """
+    held = list(value) if isinstance(value, (list, tuple)) else [value]
+    given: list[object] = []
+    for answer in held:
+        given += listed_texts(answer) or [answer]
     if not given:
         raise DataError(f"{row.source}: field {field!r} should hold at least one gold answer, got an empty list")
     answers = []
@@ -62,7 +76,31 @@ def answers_of(row: Row, field: str, value: object) -> tuple[str, ...]:
     return tuple(answers)
 
 
-def is_number(value: object) -> bool:
+def listed_texts(value: object) -> list[str] | None:
+    """The texts of a list that `value` is the text of, such as `["a", "b"]` or `['a' 'b']`; None for anything else.
+
+    A list of numbers stays a text: it may be an answer by itself.
+    """
+    text = value.strip() if isinstance(value, str) else ""
+    if not LISTED.fullmatch(text):
+        return None
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = [_unquoted(quoted.group()) for quoted in QUOTED.finditer(text)]
+    whole = isinstance(found, list) and all(isinstance(one, str) and one.strip() for one in found)
+    return found if whole else None
+
+
+def _unquoted(quoted: str) -> str | None:
+    """The text that Python prints as `quoted`."""
+    try:
+        return str(ast.literal_eval(quoted))
+    except (ValueError, SyntaxError):
+        return None
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
     """Whether `value` is a number that can be written down: neither a truth value nor infinite nor NaN."""
     return (isinstance(value, int) and not isinstance(value, bool)) or (
         isinstance(value, float) and math.isfinite(value)
@@ -75,6 +113,6 @@ def id_of(row: Row, fields: Sequence[str], question: str) -> str:
         value = value_at(row.values, field)
         if isinstance(value, float) and value.is_integer():
             value = int(value)
-        if isinstance(value, (str, int, float)) and str(value).strip():
-            return str(value)
+        if (isinstance(value, str) and value.strip()) or is_number(value):
+            return text_of(row, field, str(value))
     return blake2b(question.encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()

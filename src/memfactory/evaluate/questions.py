@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,7 +10,7 @@ from pathlib import Path
 from memfactory.build import reading_env
 from memfactory.config import Resolved
 from memfactory.data.base import Dataset, DatasetOptions, Row
-from memfactory.data.rows import find_file, read_rows
+from memfactory.data.rows import decoded, find_file, parse_json, read_rows, read_text
 from memfactory.envs.base import Environment
 from memfactory.errors import ConfigError, DataError
 from memfactory.evaluate.fingerprint import digest
@@ -30,11 +29,7 @@ def asked_about_documents(question: str, documents: Sequence[Path]) -> tuple[Tas
 
 def asked_about_conversation(resolved: Resolved, question: str, path: Path) -> Task:
     """The question about the conversation in a file: a list of utterances, or a row of the environment's own form."""
-    text = _read(path, "--conversation")
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise DataError(f"--conversation {path} is not JSON: {error}") from None
+    value = parse_json(_read(path, "--conversation"), f"--conversation {path}")
     row = {"conversation": value} if isinstance(value, list) else value
     if not isinstance(row, dict):
         raise DataError(f"--conversation {path} should be a list of utterances or a row, not {type(value).__name__}")
@@ -54,15 +49,8 @@ def asked_about_conversation(resolved: Resolved, question: str, path: Path) -> T
 
 
 def _read(path: Path, option: str = "--document") -> str:
-    try:
-        # As UTF-8, whatever the locale is; a byte order mark is no part of the text.
-        if str(path) == "-":
-            return sys.stdin.buffer.read().decode("utf-8-sig")
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise DataError(f"{option} {path} cannot be read: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{option} {path} is not text in UTF-8: {error}") from None
+    name = f"{option} {path}"
+    return decoded(sys.stdin.buffer.read(), name) if str(path) == "-" else read_text(path, name)
 
 
 class _InputRows(Dataset):

@@ -102,11 +102,10 @@ def _run(prepared: Sequence[Target], output: Path, overwrite: bool, console: Con
 
 def _tell(report: Report, errors: Console) -> None:
     """Say what was left out and what failed."""
-    for name, rows in {
-        name: found.skipped for by_name in report.tasks.values() for name, found in by_name.items()
-    }.items():
-        if rows:
-            errors.print(f"{name}: {len(rows)} bad rows left out; the first: {rows[0]}", markup=False, soft_wrap=True)
+    for name, read in {name: read for by_name in report.tasks.values() for name, read in by_name.items()}.items():
+        left_out = f"{len(read.skipped)} bad rows left out; the first: {read.skipped[0]}" if read.skipped else None
+        for told in ([left_out] if left_out else []) + list(read.notes):
+            errors.print(f"{name}: {told}", markup=False, soft_wrap=True)
     for label, failures in report.failures.items():
         for name, reason in failures.items():
             errors.print(f"{name} failed on {label}: {reason}", style="red", markup=False, soft_wrap=True)

@@ -14,7 +14,7 @@ from memfactory.memory.embedders import Vectors, identity_of
 from memfactory.memory.options import LexicalEmbedderConfig
 from memfactory.memory.words import terms
 
-VERSION = 1
+VERSION = 2
 """Counts up when equal options come to give other vectors."""
 REMEMBERED_TERMS = 200_000
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from memfactory.text import composed
+
 IDEOGRAPHS = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
 WORD = re.compile(rf"[{IDEOGRAPHS}]|[^\W_{IDEOGRAPHS}]+")
 ENDINGS = ("ing", "ed", "es", "s")
@@ -22,8 +24,9 @@ STOP_WORDS = frozenset(
 
 
 def words(text: str) -> list[str]:
-    """The words and numbers of `text` in lower case; Chinese and Japanese characters one by one."""
-    return WORD.findall(text.lower())
+    """The words and numbers of `text` in lower case, however its accents are spelt; Chinese and Japanese characters one
+    by one."""
+    return WORD.findall(composed(text).lower())
 
 
 def stem(word: str) -> str:

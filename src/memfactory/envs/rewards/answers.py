@@ -25,6 +25,7 @@ from typing import ClassVar, Literal
 
 from memfactory.answers import after_the_answer_is, boxed_answer
 from memfactory.envs.rewards.base import RewardFunction, RewardOptions
+from memfactory.text import composed
 from memfactory.types import AnswerForm, Episode
 
 Extract = Literal["answer", "auto", "all", "boxed", "the_answer_is"]
@@ -61,7 +62,7 @@ class AnswerReward(RewardFunction):
         if not golds:
             return None
         answer = answer_of(episode, self.options.extract)
-        return 0.0 if answer is None else self.worth(answer, golds)
+        return 0.0 if answer is None else self.worth(composed(answer), [composed(gold) for gold in golds])
 
     def worth(self, answer: str, golds: Sequence[str]) -> float:
         """What `answer` is worth, in [0, 1]: its worth against the best of `golds`, of which there is at least one."""

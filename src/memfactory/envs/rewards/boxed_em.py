@@ -10,7 +10,7 @@ from pydantic import Field
 from memfactory.envs.rewards.answers import answer_text
 from memfactory.envs.rewards.base import RewardFunction, RewardOptions
 from memfactory.registry import REWARDS
-from memfactory.text import closing_braces
+from memfactory.text import closing_braces, composed
 from memfactory.types import Episode
 
 DELETED = ("\n", "\\!")
@@ -48,7 +48,8 @@ class BoxedExactMatch(RewardFunction):
             content = None if episode.answer is None else episode.answer.lower()
         if content is None:
             return 0.0
-        return float(any(stripped(content) == stripped(gold.lower()) for gold in episode.task.answers))
+        said = stripped(composed(content))
+        return float(any(said == stripped(composed(gold).lower()) for gold in episode.task.answers))
 
 
 def final_boxed(text: str) -> str | None:

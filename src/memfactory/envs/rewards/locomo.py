@@ -16,6 +16,7 @@ from typing import ClassVar
 
 from memfactory.envs.rewards.answers import PUNCTUATION, AnswerOptions, AnswerReward, Extract, answer_of
 from memfactory.registry import REWARDS
+from memfactory.text import composed
 from memfactory.types import Episode, Scalar
 
 MULTI_HOP, OPEN_DOMAIN, ADVERSARIAL = 1, 3, 5
@@ -87,7 +88,7 @@ def stemmed_f1(answer: str, gold: str) -> float:
 
 def words(text: str) -> list[str]:
     """The words of LoCoMo's normal form of `text`."""
-    return DROPPED.sub(" ", text.replace(",", "").lower().translate(PUNCTUATION)).split()
+    return DROPPED.sub(" ", composed(text).replace(",", "").lower().translate(PUNCTUATION)).split()
 
 
 def category_of(value: Scalar) -> int | None:
