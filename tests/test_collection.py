@@ -12,13 +12,15 @@ from memfactory.config import load_config
 from memfactory.config.training import GrpoOptions
 from memfactory.envs.rewards.base import RewardFunction
 from memfactory.errors import ConfigError, MemFactoryError
+from memfactory.memory.contents import Event
+from memfactory.memory.trace import BankTrace
 from memfactory.registry import REWARDS
 from memfactory.trainers.batch import count, token_weights, training_turns
 from memfactory.trainers.carried import group_from_json, group_json
 from memfactory.trainers.checkpoint import checkpoints
 from memfactory.trainers.grpo import GrpoTrainer
 from memfactory.trainers.policy import Policy
-from memfactory.types import Group, Message, Reading, Reply, Reward, Task, Tokens, Trajectory, Turn
+from memfactory.types import Group, MemoryItem, Message, Reading, Reply, Reward, Task, Tokens, Trajectory, Turn
 from processes import in_processes
 from test_grpo import SilentRun, weights_of
 
@@ -199,8 +201,11 @@ def test_a_run_that_is_resumed_goes_on_with_the_groups_that_waited(make):
 
 def test_a_group_that_waits_is_read_back_as_it_was():
     reward = Reward(0.1, {"em": 0.1, "judge": None}, {"answer": None})
-    frozen = Turn("read", (), Reply("y", "length"), trainable=False, lengths=(3, 1))
-    whole = Trajectory(1, (turn(), frozen), "x", reward, "a failure", overlong=True, reading=Reading(5, 2))
+    frozen = Turn("read", (), Reply("y", "length"), trainable=False, lengths=(3, 1), engine="reader")
+    item = MemoryItem("m1", "k", "v", tags=("a", "b"), created_at="noon", version=2)
+    trace = BankTrace((item,), ((None, Event(None, item)), (1, Event(item, None))), ("m1",), None)
+    failed = {"failure": "a failure", "overlong": True}
+    whole = Trajectory(1, (turn(), frozen), "x", reward, **failed, reading=Reading(5, 2), bank=trace)
     first = Group(Task("t", "q", ("a",)), (whole, group([0.5]).trajectories[0]), 7)
     read = group_from_json(json.loads(json.dumps(group_json(first))), lambda place: first.task)
     assert read == first

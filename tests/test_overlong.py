@@ -29,6 +29,7 @@ from memfactory.run_folder import RunFolder
 from memfactory.train import LiveRun
 from memfactory.trainers.grpo import GrpoTrainer
 from memfactory.trainers.policy import Policy
+from memfactory.transcripts import read_transcripts
 from memfactory.types import Decoding, Episode, Message, Sampling, Task
 from test_grpo import SilentRun, weights_of
 
@@ -168,6 +169,9 @@ def test_one_task_that_does_not_fit_trains_nothing_and_ends_no_run(make, caplog)
     told = [record.getMessage() for record in caplog.records if "do not fit the context" in record.getMessage()]
     long = next(task.id for task in trainer.tasks if task.context == LONG)
     assert len(told) == 1 and f"{long!r} (a prompt of " in told[0] and "the context is 2048 tokens" in told[0]
+    kept = [row for path in (trainer.run.folder / "transcripts").iterdir() for row in read_transcripts(path)]
+    assert {row.task_id for row in kept if row.failure is not None} == {long}
+    assert all("the context is 2048 tokens" in row.failure for row in kept if row.task_id == long)
 
 
 def test_tasks_that_do_not_fit_are_dropped_or_refused_when_asked_for(make, caplog):

@@ -9,11 +9,11 @@ import pytest
 
 from memfactory.build import build_stack
 from memfactory.config import load_config
-from memfactory.engines.base import WeightHolder, sample
+from memfactory.engines.base import WeightHolder, sample, sample_or_errors
 from memfactory.engines.loading import load_chat
 from memfactory.engines.options import ModelConfig, VllmServerConfig
 from memfactory.engines.vllm_server import VllmServerEngine
-from memfactory.errors import ConfigError, EngineError
+from memfactory.errors import ConfigError, EngineError, PromptTooLong
 from memfactory.types import Decoding, Message, Sampling
 from small_policy import small_policy
 from vllm_server_double import VllmServerDouble
@@ -155,6 +155,19 @@ def test_a_busy_server_is_asked_again_and_one_that_stays_so_is_an_error(server, 
     server.faults["/v1/completions"] = [400]
     with pytest.raises(EngineError, match="refuses the request with HTTP 400: no"):
         sample(engine, [ASK])
+
+
+def test_a_prompt_that_does_not_fit_and_a_request_that_is_refused_are_of_one_conversation_alone(server, connect):
+    engine = connect()
+    long = ([Message("user", "seven " * 99)], Sampling(3))
+    with pytest.raises(PromptTooLong, match="the context is 64 tokens"):
+        engine.check(long[0])
+    engine.check(SAID)
+    first, refused, last = sample_or_errors(engine, [ASK, long, ASK])
+    assert isinstance(refused, PromptTooLong) and first.tokens.reply_ids == last.tokens.reply_ids == (5, 6)
+    server.faults["/v1/completions"] = [400]
+    outcomes = sample_or_errors(engine, [ASK, ASK])
+    assert sorted(type(outcome).__name__ for outcome in outcomes) == ["Reply", "RequestRefused"]
 
 
 def test_a_server_that_goes_away_is_an_error(server, connect):

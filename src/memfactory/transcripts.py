@@ -55,6 +55,7 @@ class Transcript:
     `tokens_read` and `tokens_dropped` say how much of its text it was shown; None: its modules do not say.
     `step_rewards` are those of module steps that have their own, and `bank` is what became of the memory bank, as
     `BankTrace.to_json` has it: of a bank that an attempt before it in the group has too, only the number of that one.
+    `failure` says why it was not played to its end.
     """
 
     step: int
@@ -71,6 +72,7 @@ class Transcript:
     tokens_dropped: int | None = None
     step_rewards: Mapping[str, float | None] = field(default_factory=lambda: MappingProxyType({}))
     bank: Mapping[str, object] | None = None
+    failure: str | None = None
 
     def to_json(self) -> dict[str, object]:
         read = {"tokens_read": self.tokens_read, "tokens_dropped": self.tokens_dropped} if self.is_read else {}
@@ -87,6 +89,7 @@ class Transcript:
             "turns": [turn.to_json() for turn in self.turns],
             **read,
             **({} if self.bank is None else {"bank": dict(self.bank)}),
+            **({} if self.failure is None else {"failure": self.failure}),
         }
 
     @property
@@ -107,6 +110,7 @@ class Transcript:
             turns=tuple(map(TranscriptTurn.from_json, value["turns"])),
             step_rewards=reward.get("steps", {}),
             bank=value.get("bank"),
+            failure=value.get("failure"),
         )
 
 
@@ -176,6 +180,7 @@ def _transcript(
         answer=trajectory.answer,
         turns=turns,
         step_rewards=dict(trajectory.reward.steps),
+        failure=trajectory.failure,
         tokens_read=None if trajectory.reading is None else trajectory.reading.read,
         tokens_dropped=None if trajectory.reading is None else trajectory.reading.dropped,
     )

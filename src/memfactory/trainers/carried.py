@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import fields, is_dataclass, replace
+from functools import cache
+from itertools import repeat
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
+from types import MappingProxyType, NoneType, UnionType
+from typing import Any, Union, cast, get_args, get_origin, get_type_hints
 
 from memfactory.files import write_json
+from memfactory.memory.trace import BankTrace
 from memfactory.trainers.batch import TrainingTurn
-from memfactory.types import Group, Message, Reading, Reply, Reward, Task, Tokens, Trajectory, Turn
+from memfactory.types import Group, Task, Trajectory
 
 FILE = "carried.json"
 TaskAt = Callable[[int], Task]
@@ -24,13 +27,13 @@ TaskAt = Callable[[int], Task]
 def group_json(group: Group) -> dict[str, Any]:
     """`group`, which has a place, without its task."""
     assert group.place is not None
-    return {"place": group.place, "trajectories": [_trajectory_json(one) for one in group.trajectories]}
+    return {"place": group.place, "trajectories": _plain(group.trajectories)}
 
 
 def group_from_json(value: Mapping[str, Any], task_at: TaskAt) -> Group:
     """What `group_json` wrote, bit for bit."""
     place = value["place"]
-    return Group(task_at(place), tuple(map(_trajectory, value["trajectories"])), place)
+    return Group(task_at(place), _restored(tuple[Trajectory, ...], value["trajectories"]), place)
 
 
 def save_carried(folder: Path, groups: Iterable[Group]) -> None:
@@ -56,39 +59,34 @@ def with_sampled_logprobs(turns: Sequence[TrainingTurn], places: frozenset[int])
     return [replace(turn, old_logprobs=turn.sampler_logprobs) if turn.prompt in places else turn for turn in turns]
 
 
-def _trajectory_json(trajectory: Trajectory) -> dict[str, Any]:
-    reward = trajectory.reward
-    return {
-        "member": trajectory.member,
-        "answer": trajectory.answer,
-        "reward": {"total": reward.total, "parts": dict(reward.parts), "steps": dict(reward.steps)},
-        "failure": trajectory.failure,
-        "overlong": trajectory.overlong,
-        "reading": None if trajectory.reading is None else asdict(trajectory.reading),
-        "turns": [asdict(turn) for turn in trajectory.turns],
-    }
+def _plain(value: Any) -> Any:
+    """A value of frozen dataclasses, tuples and mappings as JSON has it."""
+    if is_dataclass(value):
+        return {each.name: _plain(getattr(value, each.name)) for each in fields(value)}
+    if isinstance(value, Mapping):
+        return {name: _plain(each) for name, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, tuple) else value
 
 
-def _trajectory(value: Mapping[str, Any]) -> Trajectory:
-    reward = value["reward"]
-    given = Reward(reward["total"], MappingProxyType(reward["parts"]), MappingProxyType(reward["steps"]))
-    return Trajectory(
-        **{name: value[name] for name in ("member", "answer", "failure", "overlong")},
-        turns=tuple(map(_turn, value["turns"])),
-        reward=given,
-        reading=None if value.get("reading") is None else Reading(**value["reading"]),
-    )
+def _restored(kind: Any, value: Any) -> Any:
+    """The value of type `kind` that `_plain` made this of."""
+    if value is None:
+        return None
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        (kind,) = (each for each in arguments if each is not NoneType)
+        return _restored(kind, value)
+    if origin is tuple:
+        kinds = repeat(arguments[0]) if arguments[-1] is Ellipsis else arguments
+        return tuple(_restored(each, given) for each, given in zip(kinds, value, strict=False))
+    if origin is Mapping:
+        return MappingProxyType({name: _restored(arguments[1], given) for name, given in value.items()})
+    if isinstance(kind, type) and is_dataclass(kind):
+        types, make = _types(kind), cast(Callable[..., Any], kind)
+        return make(**{name: _restored(types[name], given) for name, given in value.items()})
+    return value
 
 
-def _turn(value: Mapping[str, Any]) -> Turn:
-    reply = value["reply"]
-    tokens = reply["tokens"]
-    if tokens is not None:
-        tokens = Tokens(**{name: tuple(numbers) for name, numbers in tokens.items()})
-    return Turn(
-        step=value["step"],
-        messages=tuple(Message(**message) for message in value["messages"]),
-        reply=Reply(reply["text"], reply["stop"], tokens),
-        trainable=value["trainable"],
-        lengths=None if value["lengths"] is None else tuple(value["lengths"]),
-    )
+@cache
+def _types(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind, localns={"BankTrace": BankTrace})

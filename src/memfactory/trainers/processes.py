@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_object_list
 from torch.nn import Parameter
 
-from memfactory.environment import process_count, process_rank
+from memfactory.environment import process_count
 from memfactory.errors import ConfigError, LostProcess
 from memfactory.trainers.batch import Totals
 
@@ -79,7 +79,7 @@ def watched_launcher() -> Iterator[None]:
     def watch() -> None:
         while not done.wait(POLL):
             if os.getppid() != launcher:
-                log.error("rank %d: the launcher of this run is gone, so it stops", process_rank())
+                log.error("the launcher of this run is gone, so it stops")
                 os.kill(os.getpid(), signal.SIGTERM)
                 if not done.wait(GRACE):
                     os._exit(1)
