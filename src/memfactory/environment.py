@@ -29,7 +29,6 @@ PACKAGES = (
     "torchao",
     "liger-kernel",
     "faiss-cpu",
-    "openai",
     "swanlab",
     "omegaconf",
     "pydantic",
