@@ -231,13 +231,23 @@ def test_a_replay_ends_with_the_session_of_the_last_evidence(tmp_path):
     assert first["conversation"] is third["conversation"]
 
 
-@pytest.mark.parametrize("form", ["tuples", "replay"])
+def test_a_window_ends_with_the_turn_of_the_last_evidence(tmp_path):
+    (row,) = one(tmp_path, asked(evidence=["D1:1", "D2:1"]), form="window", window=2)
+    assert [utterance["dia_id"] for utterance in row["conversation"]] == ["D1:2", "D1:3", "D2:1"]
+    assert "memory" not in row
+    assert LocomoForm(form="window", fact_turns=2).without_effect() == {
+        "fact_turns": "form is window",
+        "namespaces": "form is window",
+    }
+
+
+@pytest.mark.parametrize("form", ["tuples", "replay", "window"])
 def test_a_question_without_evidence_has_no_turn_to_train_at(tmp_path, form):
     assert [row["id"] for row in one(tmp_path, asked(evidence=[]), asked(), form=form)] == ["conv-1/1"]
     assert len(one(tmp_path, asked(evidence=[]), asked())) == 2
 
 
-@pytest.mark.parametrize("form", ["questions", "tuples", "replay"])
+@pytest.mark.parametrize("form", ["questions", "tuples", "replay", "window"])
 @pytest.mark.parametrize("env", ["memory_bank", "rerank"])
 def test_the_memory_environments_read_every_form(tmp_path, form, env):
     path = write(tmp_path / "l.json", sample(questions=[asked(2, ["D2:1"], 7), asked(2, ["D2:1"], 7)]))
@@ -248,7 +258,9 @@ def test_the_memory_environments_read_every_form(tmp_path, form, env):
     meta = {"kind": "locomo", "category": 2, "category_name": CATEGORY, "conversation": "conv-1"}
     assert dict(first.meta) == meta
     assert [item.sources for item in first.memory] == ([("D1:1",), ("D1:2",), ("D1:3",)] if form == "tuples" else [])
-    assert [utterance.id for utterance in first.conversation][-1] == ("D2:1" if form == "tuples" else "D2:2")
+    assert [utterance.id for utterance in first.conversation][-1] == (
+        "D2:1" if form in ("tuples", "window") else "D2:2"
+    )
     assert first.conversation[-1].time == "9:00 am on 3 May, 2023"
     assert first.conversation is second.conversation and first.memory is second.memory
 
@@ -328,7 +340,10 @@ def test_the_command_writes_tuples_to_train_on_and_questions_to_evaluate_with(tm
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--form", "rows"], "--form rows: expected tuples, replay or questions"), ([], "no conversation is called")],
+    [
+        (["--form", "rows"], "--form rows: expected tuples, window, replay or questions"),
+        ([], "no conversation is called"),
+    ],
 )
 def test_the_command_refuses_what_it_cannot_do(tmp_path, arguments, message):
     path = write(tmp_path / "l.json", sample("conv-30"))

@@ -143,11 +143,19 @@ def test_a_moving_reference_and_its_weight_are_in_checkpoints(
 def test_the_plan_counts_what_a_moving_reference_holds() -> None:
     sizes = Architecture(1000, 200, 2, 10, 20, 20, 10, 10, 64)
 
-    def planned(lora: LoraOptions | None = None, dtype: str = "bfloat16", **loss: object) -> int:
+    def planned(lora: LoraOptions | None = None, continued: bool = False, **loss: object) -> int:
         options: TrainerOptions = GrpoOptions(lora=lora, loss={"kl_weight": 0.1, **loss})
-        return memory_by_component(sizes, options, dtype=dtype, kv_tokens=1, micro_tokens=8, reference=True, cuda=True)[
-            "reference"
-        ]
+        found = memory_by_component(
+            sizes,
+            options,
+            dtype="bfloat16",
+            kv_tokens=1,
+            micro_tokens=8,
+            reference=True,
+            cuda=True,
+            continued=continued,
+        )
+        return found["reference"]
 
     # 800 weights of two bytes and an embedding of 200 in float32; a moving average: 1,000 of four bytes.
     assert planned() == planned(reference_every=5) == 2400
@@ -155,3 +163,5 @@ def test_the_plan_counts_what_a_moving_reference_holds() -> None:
     # Adapters of rank 1: 2 layers of (10 + 10) + (10 + 10) + (10 + 10) + (10 + 10) + 3 x 30 weights.
     assert planned(LoraOptions(rank=1)) == 0
     assert planned(LoraOptions(rank=1), reference_every=5) == 4 * 2 * 170
+    # So do the first values of adapters that go on.
+    assert planned(LoraOptions(rank=1), continued=True) == 4 * 2 * 170

@@ -115,8 +115,8 @@ def hotpotqa(
 def locomo(
     file: Annotated[Path, typer.Argument(help="LoCoMo's locomo10.json.")],
     output: Output = Path("data"),
-    form: Annotated[str, typer.Option(help="Training rows: tuples, replay or questions.")] = "tuples",
-    window: Annotated[int, typer.Option(min=0, help="Turns in the bank of a tuple.")] = 50,
+    form: Annotated[str, typer.Option(help="Training rows: tuples, window, replay or questions.")] = "tuples",
+    window: Annotated[int, typer.Option(min=0, help="Turns in a tuple's bank, or before a window's last.")] = 50,
     fact_turns: Annotated[int, typer.Option(min=1, help="The most new turns of a tuple.")] = 4,
     speakers: Annotated[bool, typer.Option("--speakers", help="A namespace for each speaker in the banks.")] = False,
     captions: Annotated[bool, typer.Option(help="What shared images show, behind the text.")] = True,
@@ -127,8 +127,8 @@ def locomo(
     from memfactory.data.locomo import LocomoForm, build_locomo
     from memfactory.data.locomo_source import ADVERSARIAL, CATEGORIES
 
-    if form not in ("tuples", "replay", "questions"):
-        raise ConfigError(f"--form {form}: expected tuples, replay or questions")
+    if form not in ("tuples", "window", "replay", "questions"):
+        raise ConfigError(f"--form {form}: expected tuples, window, replay or questions")
     options = LocomoForm(
         form=form,
         categories=[category for category in CATEGORIES if adversarial or category != ADVERSARIAL],

@@ -1,17 +1,18 @@
 """The dataset `locomo`, and `memfactory data locomo`: LoCoMo's questions in Memory-R1's split (arXiv 2508.19828).
 
 Memory-R1's 152 / 81 / 1307 questions are whole conversations: it trains on one, validates on another, and tests on the
-rest. A row has one of three forms:
+rest. A row has one of four forms:
 
 - `questions`: the whole conversation, to be read into an empty bank, and the question;
 - `replay`: the conversation up to the end of the session in which the question can be answered;
+- `window`: the turns before the last turn t of the question's evidence and t itself, to be read into an empty bank;
 - `tuples`: at the last turn t of the question's evidence, the bank as it may be then (`memory`) and the turns that are
   new (`fact`). Memory-R1's bank is built by a language model; this one holds the raw turns before, one an item.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -24,7 +25,7 @@ from memfactory.data.writing import OnProgress, Report, write_rows
 from memfactory.errors import DataError, unknown
 from memfactory.registry import DATASETS, Options
 
-Form = Literal["questions", "replay", "tuples"]
+Form = Literal["questions", "replay", "window", "tuples"]
 Values = dict[str, object]
 TRAIN, VALIDATION = "conv-26", "conv-30"
 SPLITS = ("train", "val", "test", "all")
@@ -34,17 +35,24 @@ class LocomoForm(Options):
     """What a row of LoCoMo is like."""
 
     form: Form = "questions"
-    """What a row holds: questions (the whole conversation), replay (until the answer is known) or tuples (one turn)."""
+    """What a row holds: questions (the whole conversation), replay (until the answer is known), window (the last turns
+    until then) or tuples (one turn)."""
     categories: list[int] = Field([1, 2, 3, 4], min_length=1)
     """Which categories of questions; 5 are adversarial ones, which the conversation does not answer."""
     captions: bool = True
     """Whether what a shared image shows stands behind the text of its turn."""
     window: int = Field(50, ge=0)
-    """Turns in the bank of a tuple (Memory-R1's algorithm says 50, its text 24)."""
+    """Turns in the bank of a tuple, or before the last turn of a window (Memory-R1's algorithm says 50, its text
+    24)."""
     fact_turns: int = Field(4, ge=1)
     """The most turns that are new in a tuple, all of one session."""
     namespaces: Literal["joint", "speaker"] = "joint"
     """Whose memory the items of a tuple's bank are: one for all, or that of the speaker."""
+
+    def without_effect(self) -> Mapping[str, str]:
+        idle: tuple[str, ...] = () if self.form == "tuples" else ("fact_turns", "namespaces")
+        idle += () if self.form in ("tuples", "window") else ("window",)
+        return dict.fromkeys(idle, f"form is {self.form}")
 
     @field_validator("categories")
     @classmethod
@@ -123,6 +131,9 @@ def rows_of(conversation: Conversation, form: LocomoForm) -> list[Values]:
                 utterance for turn, utterance in zip(conversation.turns, told, strict=True) if turn.session <= session
             ]
             rows.append({**_asked(conversation, question), "conversation": until.setdefault(session, read)})
+        elif form.form == "window":
+            read = told[max(trigger - form.window, 0) : trigger + 1]
+            rows.append({**_asked(conversation, question), "conversation": read})
         else:
             rows.append({**_asked(conversation, question), **_tuple(conversation.turns, told, trigger, form)})
     return rows

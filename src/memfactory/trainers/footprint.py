@@ -143,6 +143,7 @@ def memory_by_component(
     micro_tokens: int,
     reference: bool,
     cuda: bool,
+    continued: bool = False,
     prefixes_shared: bool = True,
     fused_layers: bool = True,
     packed_limit: int = 0,
@@ -183,7 +184,7 @@ def memory_by_component(
     return {
         "weights": precision.masters * n if lora is None else width * n + 4 * trained,
         "optimizer": 0 if offloads(options, cuda=cuda) else moment_bytes(trained, options, cuda=cuda),
-        "reference": reference_bytes(sizes, options, width, trained) if reference else 0,
+        "reference": reference_bytes(sizes, options, width, trained, continued) if reference else 0,
         "gradients": 4 * trained,
         "stored activations": stored,
         "weights as computed with": copies,
@@ -211,14 +212,17 @@ def moment_bytes(trained: int, options: TrainerOptions, *, cuda: bool) -> int:
     return round(MOMENTS[options.optimizer.kind_on(cuda=cuda, stochastic=options.stochastic)] * trained)
 
 
-def reference_bytes(sizes: Architecture, options: TrainerOptions, width: int, trained: int) -> int:
+def reference_bytes(
+    sizes: Architecture, options: TrainerOptions, width: int, trained: int, continued: bool = False
+) -> int:
     """A frozen copy in the compute type, but for embeddings (and tied heads), which autocast leaves as they are.
 
-    A moving average keeps all of it in float32. Under adapters there is only a copy of them, where it moves.
+    A moving average keeps all of it in float32. Under adapters there is only a copy of them, where the reference moves
+    or they were there before (`continued`).
     """
     loss = options.loss if isinstance(options, GrpoOptions) else LossOptions()
     if options.lora is not None:
-        return 4 * trained if loss.moving_reference else 0
+        return 4 * trained if loss.moving_reference or continued else 0
     if loss.moving_reference and loss.reference_mixup < 1:
         return 4 * sizes.parameters
     embeddings = sizes.vocabulary * sizes.hidden

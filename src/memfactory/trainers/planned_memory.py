@@ -8,7 +8,7 @@ import torch
 
 from memfactory.config import Resolved
 from memfactory.config.training import GrpoOptions, TrainerOptions
-from memfactory.engines.loading import compute_dtype, load_architecture
+from memfactory.engines.loading import compute_dtype, load_architecture, places
 from memfactory.engines.options import HfEngineConfig, ModelConfig, VllmEngineConfig, speak_alike
 from memfactory.errors import ConfigError
 from memfactory.trainers.footprint import BYTES, Architecture, architecture, memory_by_component, packed_bytes
@@ -42,6 +42,7 @@ def planned_memory(
         kv_tokens=_kv_tokens(resolved, lengths),
         micro_tokens=max(options.micro_batch_tokens, lengths.longest) if lengths else options.micro_batch_tokens,
         reference=isinstance(options, GrpoOptions) and options.loss.kl_weight > 0,
+        continued=places(config.model)[1] is not None,
         cuda=device.cuda,
         prefixes_shared=own is None or own.share_prefixes,
         fused_layers=config.model.fused_layers and sizes.fuses,
