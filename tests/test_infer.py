@@ -5,8 +5,11 @@ import json
 import re
 import subprocess
 import sys
+import time
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 
 from chat_server import ChatServer, config_text, rows, write_tokenizer
@@ -135,6 +138,26 @@ def test_a_word_difference_marks_what_came_and_what_went():
     assert text.plain == "Ana lives in Oslo. Rome now."
     marked = {text.plain[span.start : span.end]: str(span.style) for span in text.spans if span.style}
     assert marked == {"Oslo.": "red strike", "Rome now.": "green"}
+
+
+@given(*[st.lists(st.sampled_from("abcd"), max_size=12).map(" ".join)] * 2)
+def test_a_word_difference_holds_both_texts(before, after):
+    text = word_difference(before, after)
+    styles = [""] * len(text.plain)
+    for span in text.spans:
+        styles[span.start : span.end] = [str(span.style)] * (span.end - span.start)
+    held = {
+        name: "".join(c for c, style in zip(text.plain, styles) if style != name) for name in ("red strike", "green")
+    }
+    assert held["red strike"].split() == after.split() and held["green"].split() == before.split()
+
+
+def test_a_memory_that_repeats_itself_is_compared_at_once():
+    begun = time.perf_counter()
+    word_difference("a b " * 500, "b a c " * 333)
+    word_difference("a b " * 200, "b a c " * 133)
+    # 25 s before, in which nothing else was played.
+    assert time.perf_counter() - begun < 3
 
 
 @pytest.mark.parametrize(

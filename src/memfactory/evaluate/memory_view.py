@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from rich.text import Text
 
@@ -14,6 +13,8 @@ from memfactory.types import Episode, MemoryItem, Turn
 
 Items = Mapping[str, MemoryItem]
 """The items of a memory bank by id."""
+MOST_CELLS = 250_000
+"""Words that went times words that came, up to which they are compared word by word: some tenths of a second."""
 
 
 class MemoryView:
@@ -72,11 +73,50 @@ def word_difference(before: str, after: str) -> Text:
     """`after` with its new words in green and the words of `before` that went struck out in red."""
     old, new = re.findall(r"\S+\s*", before), re.findall(r"\S+\s*", after)
     text = Text()
-    matcher = difflib.SequenceMatcher(None, [word.strip() for word in old], [word.strip() for word in new], False)
-    for kind, old_from, old_to, new_from, new_to in matcher.get_opcodes():
-        if kind in ("delete", "replace"):
-            text.append("".join(old[old_from:old_to]).rstrip(), style="red strike")
-            text.append(" ")
-        if kind != "delete":
-            text.append("".join(new[new_from:new_to]), style="" if kind == "equal" else "green")
+    for kept, gone, come in _differences([word.strip() for word in old], [word.strip() for word in new]):
+        for words, style in ((new[kept], ""), (old[gone], "red strike"), (new[come], "green")):
+            if words:
+                text.append("" if text.plain[-1:].strip() == "" else " ")
+                text.append("".join(words).rstrip() if style == "red strike" else "".join(words), style=style)
     return text
+
+
+def _differences(old: Sequence[str], new: Sequence[str]) -> Iterator[tuple[slice, slice, slice]]:
+    """`new` in parts: what was there already, what is gone from `old` behind it, what has come in its place.
+
+    By the longest common subsequence. Where what differs is too long for that, all of it has gone and come.
+    """
+    shorter = min(len(old), len(new))
+    head = next((n for n in range(shorter) if old[n] != new[n]), shorter)
+    tail = next((n for n in range(shorter - head) if old[-1 - n] != new[-1 - n]), shorter - head)
+    common = _common(old[head : len(old) - tail], new[head : len(new) - tail])
+    pairs = [*((n, n) for n in range(head)), *((i + head, j + head) for i, j in common)]
+    pairs += [(len(old) - n, len(new) - n) for n in range(tail, -1, -1)]
+    begin, i, j = 0, 0, 0
+    for at_old, at_new in pairs:
+        if (at_old, at_new) != (i, j):
+            yield slice(begin, j), slice(i, at_old), slice(j, at_new)
+            begin = at_new
+        i, j = at_old + 1, at_new + 1
+    yield slice(begin, len(new)), slice(0, 0), slice(0, 0)
+
+
+def _common(old: Sequence[str], new: Sequence[str]) -> list[tuple[int, int]]:
+    """The places of a longest common subsequence; none where the table for it would be too large."""
+    if len(old) * len(new) > MOST_CELLS:
+        return []
+    lengths = [[0] * (len(new) + 1) for _ in range(len(old) + 1)]
+    for i in reversed(range(len(old))):
+        row, below = lengths[i], lengths[i + 1]
+        for j in reversed(range(len(new))):
+            row[j] = below[j + 1] + 1 if old[i] == new[j] else max(below[j], row[j + 1])
+    pairs, i, j = [], 0, 0
+    while i < len(old) and j < len(new):
+        if old[i] == new[j]:
+            pairs.append((i, j))
+            i, j = i + 1, j + 1
+        elif lengths[i + 1][j] >= lengths[i][j + 1]:
+            i += 1
+        else:
+            j += 1
+    return pairs
