@@ -248,6 +248,17 @@ def test_a_refusal_keeps_the_servers_words(serve, body, told):
         assert isinstance(outcome, EngineError) and f"HTTP 400: {told}" in str(outcome)
 
 
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        (b'{"error": "Use \'max_completion_tokens\' instead."}', "(write max_tokens_field: max_completion_tokens)"),
+        (b'{"detail": [{"loc": ["body", "seed"], "msg": "extra"}]}', "(write send_seed: false)"),
+    ],
+)
+def test_a_field_that_an_endpoint_does_not_know_has_a_way_out(serve, body, told):
+    assert str(chat(serve(answering(body, "422 No")))).endswith(told)
+
+
 def test_a_code_is_found_wherever_it_stands():
     assert server_words(b'{"error": {"code": "insufficient_quota", "message": "x"}}')[1] == "insufficient_quota"
     assert server_words(b'[{"error": {"type": "a"}}]')[1] == "a"

@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -17,6 +18,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+import memfactory
 from chat_server import ChatServer, config_text, write_tokenizer
 from memfactory.cli.app import run
 from memfactory.cli.output import echo, message, start_logging, typed
@@ -258,3 +260,18 @@ def test_a_text_on_stdin_is_utf_8_or_refused(hostile, capsys, monkeypatch, optio
     assert f"{option} - is not text in UTF-8" in capsys.readouterr().err
     read = [request["messages"][-1]["content"] for request in hostile.requests]
     assert (option == "--document") == any("Zürich" in prompt and "\ufeff" not in prompt for prompt in read)
+
+
+def test_nothing_is_printed_past_the_guards():
+    """Rich's own console, `print` and typer's echo would print what is not ours as it is."""
+    own = r"from rich.console import .*\bConsole\b|import rich.console"
+    past = re.compile(own + r"|(?<![\w.])print\(|typer\.s?echo\(|click\.")
+    root = Path(memfactory.__file__).parent
+    found = [
+        f"{path.relative_to(root)}:{number}: {line.strip()}"
+        for path in sorted(root.rglob("*.py"))
+        if path.name != "console.py" or path.parent != root
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+        if past.search(line) and not line.lstrip().startswith(("#", ">>>", '"'))
+    ]
+    assert found == []

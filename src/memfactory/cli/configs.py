@@ -103,4 +103,7 @@ def schema(
     from memfactory.config.describe import json_schema
 
     text = json.dumps(json_schema(), indent=2, ensure_ascii=False)
-    typer.echo(text, file=output)
+    if output is None:
+        echo(text)
+    else:
+        output.write(text + "\n")

@@ -5,6 +5,7 @@ Its replies carry no token ids, so nothing that it says can be trained on.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -71,7 +72,7 @@ class OpenAIEngine:
         try:
             answer = self._endpoint.post("/chat/completions", fields)
         except Refused as refusal:
-            raise _kind(refusal)(str(refusal)) from refusal
+            raise _kind(refusal)(f"{refusal}{_hint(str(refusal))}") from refusal
         return read_reply(answer.body, self._where, max_tokens)
 
     def _fields(self, messages: Sequence[Message], sampling: Sampling) -> dict[str, Any]:
@@ -100,3 +101,10 @@ def _kind(refusal: Refused) -> type[EngineError]:
     if refusal.code == "context_length_exceeded" or (about_request and "maximum context length" in str(refusal)):
         return PromptTooLong
     return RequestRefused if about_request else EngineError
+
+
+def _hint(words: str) -> str:
+    """What to write for an endpoint that does not know a field that it was sent."""
+    if "max_completion_tokens" in words:
+        return " (write max_tokens_field: max_completion_tokens)"
+    return " (write send_seed: false)" if re.search(r"\bseed\b", words) else ""
