@@ -26,7 +26,6 @@ RESUMABLE = (
     "engine.top_p",
     "trackers",
     "train.steps",
-    "train.epochs",
     "train.valid_groups",
     "train.save_every",
     "train.save_seconds",
@@ -40,12 +39,37 @@ RESUMABLE = (
     "eval.max_unknown_share",
     "train.micro_batch_tokens",
     "train.packing",
+    "train.gradient_checkpointing",
+    "train.logprob_chunk_tokens",
     "train.trim_last_layer",
     # Never read from the run's folder, so it differs where the run is its own config.
     "model.trust_remote_code",
     # Compared by themselves: their names depend on where they lie, and a mistake in one may have to be mended.
     "plugins",
 )
+RESUMABLE_ENGINE = (
+    "max_batch",
+    "max_batch_tokens",
+    "prefill_tokens",
+    "packed_weights_gib",
+    "gpu_memory_utilization",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "enforce_eager",
+    "sleep",
+    "url",
+    "base_url",
+    "api_key_env",
+    "weights_folder",
+    "concurrency",
+    "timeout",
+    "retries",
+    "backoff",
+    "longest_wait",
+    "startup_timeout",
+    "update_timeout",
+)
+"""Of engines: what they fit into and where they are reached, which errors ask to be changed before a run goes on."""
 
 
 @dataclass(frozen=True)
@@ -198,8 +222,18 @@ def _differences(folder: Path, values: Mapping[str, object]) -> list[str]:
     return [
         f"{key}: {before.get(key)!r} in {folder}, now {now.get(key)!r}"
         for key in sorted({*before, *now})
-        if before.get(key) != now.get(key) and not any(key == k or key.startswith(k + ".") for k in RESUMABLE)
+        if before.get(key) != now.get(key) and not _may_differ(key, str(now.get("train.name")))
     ]
+
+
+def _may_differ(key: str, trainer: str) -> bool:
+    """Whether a run of `trainer` may go on with another value of `key`."""
+    if key == "train.epochs":
+        # For GRPO it says how often the groups of one rollout are gone through, not how long the run is.
+        return trainer == "sft"
+    if key.startswith(("engine.", "engines.")) and key.rpartition(".")[2] in RESUMABLE_ENGINE:
+        return True
+    return any(key == k or key.startswith(k + ".") for k in RESUMABLE)
 
 
 def _leaves(value: object, path: str = "") -> dict[str, object]:

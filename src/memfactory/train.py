@@ -77,8 +77,9 @@ def _run_in(own: RunFolder | None, resolved: Resolved, options: LoopOptions) -> 
     replies = ReplyStore()
     stack = build_stack(resolved, training=isinstance(options, TrainerOptions), reader=reader, replies=replies)
     try:
-        trained = _trained(resolved, options, stack)
-        place = of_first_process(own) if trained.process_count > 1 else own
+        with naming_lost_process():
+            trained = _trained(resolved, options, stack)
+            place = of_first_process(own) if trained.process_count > 1 else own
         assert place is not None
         run = LiveRun(resolved, place, stack, main=trained.process_index == 0, alone=trained.process_count == 1)
         trainer = made(TRAINERS, resolved.config.train.name, resolved, options, stack, trained, run)

@@ -27,7 +27,8 @@ SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULT
 # Longer than any evaluation takes; a process that has died is told of at once by its launcher.
 PATIENCE = timedelta(days=2)
 # What gloo and NCCL say where the other side is gone.
-BROKEN = re.compile(r"gloo|NCCL|[Cc]onnection (closed|reset) by peer|[Ss]ocket [Tt]imeout")
+CLOSED = re.compile(r"[Cc]onnection (closed|reset) by peer")
+BROKEN = re.compile(rf"gloo|NCCL|{CLOSED.pattern}|[Ss]ocket [Tt]imeout")
 POLL, GRACE = 1.0, 120.0
 
 
@@ -60,8 +61,10 @@ def naming_lost_process() -> Iterator[None]:
     except RuntimeError as error:
         if process_count() == 1 or not (isinstance(error, torch.distributed.DistError) or BROKEN.search(str(error))):
             raise
+        # Where it is not plain that the other side is gone, the library's own words may say more.
+        words = "" if CLOSED.search(str(error)) else f" ({str(error).strip().partition(chr(10))[0]})"
         raise LostProcess(
-            "another process of this run has ended, so the others cannot go on; the cause is its own error"
+            f"another process of this run has ended, so the others cannot go on; the cause is its own error{words}"
         ) from error
 
 
