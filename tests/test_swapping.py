@@ -6,6 +6,7 @@ from typing import ClassVar
 import pytest
 
 from memfactory.config import load_config
+from memfactory.config.agent_file import write_agent_file
 from memfactory.config.slots import fits
 from memfactory.dialogue import Agent, Module
 from memfactory.errors import ConfigError
@@ -138,6 +139,22 @@ def test_a_written_run_swaps_its_module_too(folder):
     (folder / "again.yaml").write_text(resolved.to_yaml(), encoding="utf-8")
     again = load_config("again.yaml", ["agent.modules.memory=full_context_answer"])
     assert again.config.agent.modules["memory"].options == MODULES.options("full_context_answer")()
+
+
+@pytest.mark.parametrize("like", [False, True])
+def test_a_model_that_carries_its_agent_swaps_its_module_too(folder, like):
+    resolved = load_config(written(folder, "{name: memory_agent, chunk_tokens: 7, answer_tokens: 9}"))
+    model = folder / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}", encoding="utf-8")
+    write_agent_file(model, resolved.values, folder)
+    assert load_config(model).config.agent.modules["memory"].options.chunk_tokens == 7
+    for word in ("agent.modules.memory=full_context_answer", "agent.modules.memory.name=full_context_answer"):
+        found = load_config(model, [word], like=resolved if like else None).config.agent.modules["memory"]
+        assert (found.name, found.options) == ("full_context_answer", MODULES.options("full_context_answer")())
+    kept = load_config(model, ["agent.modules.memory=recurrent_memory", "agent.max_chunks=3"]).config.agent
+    options = kept.modules["memory"].options
+    assert (options.chunk_tokens, options.answer_tokens, options.max_chunks) == (7, 9, 3)
 
 
 @pytest.mark.parametrize("name", BUILT_IN)

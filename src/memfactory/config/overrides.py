@@ -142,7 +142,8 @@ def _apply(tree: Tree, override: Override, folders: list[Path], defaults: Mappin
     below = here[last] if isinstance(here, list) else here.get(last)
     if path == ("agent",):
         tree.named = named_below(tree, {"agent": value}, ())
-    stood = tree.origins.get(path)
+    # What stays of a mapping was written where it was, also where only something around it is known to be.
+    stood = next((tree.origins[path[:n]] for n in range(len(path), 0, -1) if path[:n] in tree.origins), None)
     here[path[-1]] = merged(below, value, path, (), tree.origins)
     tree.origins.update({p: replace(o, layer=min(o.layer, COMMAND_LINE)) for p, o in above.origins.items()})
     if stood is not None and isinstance(below, dict) and here[path[-1]] is not value:
