@@ -251,11 +251,17 @@ def test_a_model_that_cannot_is_padded_with_one_warning(
 ) -> None:
     config = ModelConfig(path=str(small_model_path), dtype="float32", device="cpu")
     with caplog.at_level(logging.WARNING, "memfactory"):
-        policy = Policy(UNABLE[reason].eval(), load_chat(config), config, GrpoOptions())
+        policy = Policy(UNABLE[reason].eval(), load_chat(config), config, GrpoOptions(model_dropout=True))
     assert policy.passes.packing == "padded"
     (record,) = caplog.records
     assert "train.packing: shared" in record.message and reason in record.message
     assert policy.backward(turns())["tokens/trained"] == sum(len(turn.reply_ids) for turn in turns())
+
+
+def test_a_model_whose_dropout_is_off_shares_like_any_other(small_model_path: Path) -> None:
+    config = ModelConfig(path=str(small_model_path), dtype="float32", device="cpu")
+    model = LlamaForCausalLM(LlamaConfig(**SIZES, attention_dropout=0.1)).eval()
+    assert Policy(model, load_chat(config), config, GrpoOptions()).passes.packing == "shared"
 
 
 def test_a_window_shorter_than_the_check_is_found_by_what_comes_out(caplog: pytest.LogCaptureFixture) -> None:

@@ -253,7 +253,7 @@ class Policy:
                         self.loss,
                         batch.reference_logprobs,
                         batch.sampler_logprobs,
-                        Extras(self.kl.value, entropies, batch.marked),
+                        Extras(self.kl.value if self.kl.adapts else None, entropies, batch.marked),
                     )
                     measures.add(batch, logprobs, losses, entropies)
                     self.accelerator.backward((batch.weights[:, None] * losses.loss).sum())
