@@ -35,6 +35,7 @@ OF_OTHER_THINGS = {
     "evidence_ndcg",
     "evidence_kept",
     "m_fail",
+    "overlong",
 }
 """Rewards that do not compare an answer with gold answers."""
 
