@@ -275,3 +275,20 @@ def test_nothing_is_printed_past_the_guards():
         if past.search(line) and not line.lstrip().startswith(("#", ">>>", '"'))
     ]
     assert found == []
+
+
+def test_square_brackets_of_others_are_no_markup(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.yaml").write_text(
+        "model: {path: '[/bold]x', random_weights: true}\nagent: memory_agent\nenv: longcontext\n"
+        "data: {train: facts, eval: {'[/x] [red]y': facts}}\ntrain: {name: grpo, steps: 1}\n"
+    )
+    assert run(["train", "c.yaml", "--dry-run"]) == 2
+    assert run(["list", "modules"]) == 0
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err and "[/bold]x" in captured.out + captured.err
+    file = io.StringIO()
+    table = Table("[red]a", title="[/b]")
+    table.add_row("[/x] [bold]b")
+    Console(file=file, width=60).print("[red]c", table)
+    assert all(text in file.getvalue() for text in ("[red]a", "[/b]", "[/x] [bold]b", "[red]c"))

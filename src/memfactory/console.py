@@ -22,8 +22,8 @@ class Console(rich.console.Console):
     """
 
     def __init__(self, *, stderr: bool = False, width: int | None = None, **options: Any) -> None:
-        # `:name:` in a model's text is no emoji.
-        super().__init__(stderr=stderr, width=width, emoji=False, **options)
+        # `:name:` in a model's text is no emoji, `[bold]` no style.
+        super().__init__(stderr=stderr, width=width, emoji=False, markup=False, **options)
 
     def print(self, *objects: Any, **options: Any) -> None:
         # Before lines are broken: half a key on each of two lines would not be found.

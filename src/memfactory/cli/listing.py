@@ -36,7 +36,7 @@ def list_components(
         load_config(config, trust=trust)
     console = stdout()
     for name in KINDS if kind is None else (kind,):
-        console.print(f"[bold]{name}[/bold]")
+        console.print(name, style="bold")
         if name == "configs":
             _show_configs(console)
         elif name in CHOSEN:
@@ -47,6 +47,7 @@ def list_components(
 
 def _show_kind(console: Console, kind: str, verbose: bool) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     from memfactory.registry import ADVANTAGES, AGENTS, DATASETS, ENVS, MODULES, OBJECTIVES, REWARDS, TRAINERS, Registry
 
@@ -63,7 +64,7 @@ def _show_kind(console: Console, kind: str, verbose: bool) -> None:
     registry = registries[kind]
     table = Table.grid(padding=(0, 2))
     for name in registry.names():
-        table.add_row(f"  {name}", registry.entry(name).summary)
+        table.add_row(Text(f"  {name}"), Text(registry.entry(name).summary))
         if verbose:
             _add_options(table, registry.options(name))
     console.print(table)
@@ -72,12 +73,13 @@ def _show_kind(console: Console, kind: str, verbose: bool) -> None:
 def _show_choices(console: Console, kind: str, verbose: bool) -> None:
     """What is chosen by `kind`, with the options of each."""
     from rich.table import Table
+    from rich.text import Text
 
     from memfactory.config.describe import choices
 
     table = Table.grid(padding=(0, 2))
     for choice in choices(kind):
-        table.add_row(f"  {choice.name}", choice.summary)
+        table.add_row(Text(f"  {choice.name}"), Text(choice.summary))
         if verbose and choice.options is not None:
             _add_options(table, choice.options)
     console.print(table)

@@ -58,17 +58,21 @@ class Plan:
         from rich.table import Table
         from rich.text import Text
 
-        work = Table(title=self.title, title_justify="left", show_header=False, box=None, padding=(0, 2))
+        work = Table(
+            title=Text(self.title, style="italic"), title_justify="left", show_header=False, box=None, padding=(0, 2)
+        )
         for name, value in self.work:
-            work.add_row(name, value)
+            work.add_row(Text(name), Text(value))
         parts: list[RenderableType] = [work]
         if self.memory:
-            memory = Table("component", "GiB", title=f"\nMemory against {self.device}", title_justify="left", box=None)
+            against = Text(f"\nMemory against {self.device}", style="italic")
+            memory = Table("component", "GiB", title=against, title_justify="left", box=None)
             for name, size in self.memory.items():
                 if size:
-                    memory.add_row(name, f"{size / GIB:,.2f}")
+                    memory.add_row(Text(name), f"{size / GIB:,.2f}")
             for phase, size in phase_bytes(self.memory).items():
-                memory.add_row(f"[bold]peak of the {phase}", f"[bold]{size / GIB:,.2f} of {self.capacity / GIB:,.2f}")
+                held = f"{size / GIB:,.2f} of {self.capacity / GIB:,.2f}"
+                memory.add_row(Text(f"peak of the {phase}"), Text(held), style="bold")
             parts += [memory, Text(f"What takes most: {self.most()}")]
         parts += [Text(f"warning: {text}", style="yellow") for text in self.warnings]
         parts += [Text(f"impossible: {text}", style="bold red") for text in self.problems]
