@@ -19,6 +19,7 @@ from memfactory.types import Candidate
 
 E = TypeVar("E")
 KINDS = ("LongTermMemory", "UserMemory")
+MOST_UNREADABLE = 1000
 BARE = {("", ""), ("```", "```"), ("```json", "```")}
 
 
@@ -57,15 +58,19 @@ class Topics:
 def find_object(text: str, key: str) -> FoundObject | None:
     """The last complete JSON object after thinking that has `key` and lies in no other object; None without one.
 
-    What cannot be read (cut off, nested too deep, a number of thousands of digits) is passed over.
+    What cannot be read (cut off, nested too deep, a number of thousands of digits) is passed over, and the search ends
+    after MOST_UNREADABLE braces that begin nothing readable: each may cost a look at all that follows.
     """
     said = after_thinking(text)
     found: FoundObject | None = None
     start = -1 if said is None else said.find("{")
-    while said is not None and start >= 0:
+    unreadable = 0
+    while said is not None and start >= 0 and unreadable < MOST_UNREADABLE:
         end = start + 1
         read = _object_at(said, start)
-        if read is not None:
+        if read is None:
+            unreadable += 1
+        else:
             values, end = read
             if key in values:
                 found = FoundObject(values, (said[:start].strip(), said[end:].strip()) in BARE)
