@@ -17,6 +17,7 @@ from memfactory.redaction import (
     REDACTED,
     is_secret,
     is_secret_variable,
+    keep_environment_secrets,
     keep_secret,
     names_a_variable,
     read_key,
@@ -177,3 +178,12 @@ def test_a_key_in_place_of_its_variable_is_not_shown(key):
     with pytest.raises(ConfigError) as caught:
         read_key(key, "the endpoint")
     assert key not in str(caught.value) and "may be the key itself" in str(caught.value)
+
+
+def test_keys_that_libraries_read_are_redacted_too():
+    keep_environment_secrets(
+        {"HF_TOKEN": "plain-words-token\n", "MY_TOKEN": "0123456789abcdefXYZ", "PLAIN": "plainvalue1"}
+    )
+    keep_environment_secrets({"DB_PASSWORD": "postgres"})
+    said = redacted("plain-words-token 0123456789abcdefXYZ plainvalue1 postgres")
+    assert said == f"{REDACTED} {REDACTED} plainvalue1 postgres"

@@ -23,6 +23,8 @@ SHORTEST = 8
 """Characters of the shortest value that is looked for: a key such as `EMPTY` stands in ordinary texts."""
 SHORTEST_NUMBER = 12
 """The same for values of digits alone, which are looked for among numbers too."""
+LIBRARIES_READ = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "SWANLAB_API_KEY", "OPENAI_API_KEY")
+"""Variables of keys that are read without our doing."""
 
 # Names of secrets, in snake case.
 _SECRET_NAME = re.compile(
@@ -84,9 +86,13 @@ def keep_secret(value: str) -> None:
 
 
 def keep_environment_secrets(environment: Mapping[str, str] = os.environ) -> None:
-    """Have the values of variables redacted whose names say that they are secrets, where they look random too."""
+    """Have the keys redacted that libraries read by themselves.
+
+    Of other variables whose names say that they are secrets, those that look random too: `DB_PASSWORD=postgres` is a
+    word of ordinary texts.
+    """
     for name, value in environment.items():
-        if is_secret_variable(name) and is_random(value):
+        if name in LIBRARIES_READ or (is_secret_variable(name) and is_random(value)):
             keep_secret(value)
 
 
