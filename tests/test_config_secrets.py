@@ -94,6 +94,7 @@ def test_an_override_is_no_way_either(tmp_path, capsys, way):
         "{path: models/sk-learned-7b, url: 'https://host/v1?version=2', home: '${oc.env:HOME}'}",
         "{api_key_env: MY_API_KEY, other_env: my_key, token_env: ''}",
         "{sha: 0123456789abcdef0123456789abcdef01234567}",
+        "{auth: true, password: false, token: null}",
     ],
 )
 def test_what_is_no_secret_passes(tmp_path, way):
@@ -101,6 +102,14 @@ def test_what_is_no_secret_passes(tmp_path, way):
     resolved = load_config(tmp_path / "c.yaml")
     (tmp_path / "again.yaml").write_text(resolved.to_yaml())
     assert load_config(tmp_path / "again.yaml").values == resolved.values
+
+
+def test_names_that_users_choose_are_no_names_of_secrets(tmp_path):
+    text = BASE.replace("boxed_em: 1.0", "boxed_em: 1.0, pass: 0.5") + "data: {eval: {token: facts}}\n"
+    (tmp_path / "c.yaml").write_text(text + "engines: {auth: {kind: openai, model: m, api_key_env: null}}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(tmp_path / "c.yaml")
+    assert len(caught.value.problems) == 1 and "no reward is called 'pass'" in str(caught.value)
 
 
 def test_a_config_whose_secret_was_redacted_says_so(tmp_path):

@@ -53,7 +53,7 @@ def _in(value: object, path: KeyPath) -> Found:
             here = (*path, key)
             if isinstance(key, str) and key.endswith("_env") and is_secret(key.removesuffix("_env")):
                 yield from _variable(inner, here)
-            elif is_secret(key) and inner is not None and not (isinstance(inner, dict) and path in _NAMED):
+            elif is_secret(key) and not isinstance(inner, bool | None) and path not in _NAMED:
                 if _is_mapping_of_names(inner):
                     yield from _in(inner, here)
                 else:
