@@ -166,7 +166,7 @@ def evaluation_figure(history: EvalHistory) -> Figure | None:
         gain = gains.get(name, {}).get(metric)
         if gain is not None:
             lines.append(_gain(found, gain))
-        axes.set_title("\n".join(lines))
+        axes.set_title(_plain("\n".join(lines)))
     return figure
 
 
@@ -194,6 +194,11 @@ def _evaluations(axes: Axes, found: Mapping[int, MetricResult]) -> None:
         )
     axes.margins(x=0.06, y=0.18)
     axes.legend(frameon=False, loc="lower right")
+
+
+def _plain(text: str) -> str:
+    """`text` as matplotlib shows it as it stands: a dollar sign begins no formula."""
+    return text.replace("$", "\\$")
 
 
 def _gain(found: Mapping[int, MetricResult], gain: Estimate) -> str:
@@ -234,7 +239,7 @@ def _line(
     if curve != values:
         axes.plot(steps, values, color=colour, alpha=0.15 if faint else 0.25, linewidth=0.9)
     marker = "o" if len(steps) == 1 else None
-    axes.plot(steps, curve, color=colour, linewidth=width * (0.7 if faint else 1), label=label, marker=marker)
+    axes.plot(steps, curve, color=colour, linewidth=width * (0.7 if faint else 1), label=_plain(label), marker=marker)
 
 
 def _as_share(axes: Axes) -> None:

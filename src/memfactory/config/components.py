@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from memfactory.config.datasets import dataset_title, dataset_values
+from memfactory.config.datasets import dataset_title, dataset_values, file_stem
 from memfactory.config.messages import fields_at, holds, sentences, unknown_key
 from memfactory.config.problems import Problems, shown
 from memfactory.config.schema import AgentSpec, Component, DataConfig
@@ -222,7 +222,10 @@ class Checker:
             return None
         if isinstance(spec, str) and path in self.origins:
             self.origins |= {(*path, key): self.origins[path] for key in values}
-        return self.component(DATASETS, values, path)
+        found = self.component(DATASETS, values, path)
+        for place, inner in getattr(found.options, "inner", tuple)() if found else ():
+            self.dataset(inner, (*path, *place))
+        return found
 
     def data(self, value: object) -> DataConfig | None:
         """The datasets: `eval` is a mapping of names, or a list named by its files."""
@@ -254,8 +257,12 @@ class Checker:
             if dataset is None:
                 continue
             title = name or dataset_title({"name": dataset.name, **dataset.options.model_dump()})
+            same = next((other for other in found if file_stem(other) == file_stem(title)), None)
             if title in found:
                 self.problems.add(place, f"two evaluation sets are called {title!r}; write a mapping of names to sets")
+            elif same is not None:
+                told = f"{title!r} and {same!r} differ in signs alone, and their results would lie in one file"
+                self.problems.add(place, f"{told}; rename one of the two")
             found[title] = dataset
             self._move(place, (*path, title))
         return found

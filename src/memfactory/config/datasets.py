@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,11 @@ def _from_text(text: str, base_dir: Path) -> dict[str, Any]:
         f"{', '.join(DATASETS.names())}. There is no file data/{text}.json (.jsonl, .parquet) either; another file is "
         "named by its path, a dataset on the hub as org/name"
     )
+
+
+def file_stem(title: str) -> str:
+    """The name of a file for what is called `title`: letters, digits and . + - _, and a - for other signs."""
+    return re.sub(r"[^\w.+-]+", "-", title)
 
 
 def dataset_title(values: Mapping[str, Any]) -> str:

@@ -64,6 +64,10 @@ class DatasetOptions(Options):
     skip_bad_rows: bool = False
     """Leave out rows that cannot be used, and report them, instead of stopping."""
 
+    def inner(self) -> Sequence[tuple[tuple[str | int, ...], object]]:
+        """The datasets that these options name in turn: where each stands in them, and what is written there."""
+        return ()
+
 
 class Dataset(ABC):
     """Rows from somewhere. Relative paths are tried from the working directory first, then from `base_dir`."""

@@ -33,6 +33,9 @@ class MixtureOptions(DatasetOptions):
     rows: int = Field(100_000, ge=1)
     """How many rows there are."""
 
+    def inner(self) -> Sequence[tuple[tuple[str | int, ...], object]]:
+        return [(("parts", index, "data"), part.data) for index, part in enumerate(self.parts)]
+
 
 @DATASETS.register("mixture")
 class MixtureDataset(Dataset):

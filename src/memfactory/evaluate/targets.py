@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from pydantic import ValidationError
 
 from memfactory.config import Resolved, agent_name, dataset_component, with_agent
 from memfactory.config.answer_forms import reward_options, unearned
-from memfactory.config.datasets import dataset_title, locate
+from memfactory.config.datasets import dataset_title, file_stem, locate
 from memfactory.config.schema import Component, EvalConfig, RunConfig
 from memfactory.dialogue import ModuleOptions
 from memfactory.envs.rewards.base import RewardOptions
@@ -45,8 +44,7 @@ class Target:
 
     def records_path(self, output: Path, dataset: str) -> Path:
         """Where the samples of `dataset` lie."""
-        folder, name = (re.sub(r"[^\w.+-]+", "-", given) for given in (self.label, dataset))
-        return output / "samples" / folder / f"{name}.jsonl"
+        return output / "samples" / file_stem(self.label) / f"{file_stem(dataset)}.jsonl"
 
 
 @dataclass(frozen=True)
@@ -104,8 +102,10 @@ def _target(resolved: Resolved, data: Sequence[str], settings: Settings, label: 
     for spec in data or resolved.config.data.eval:
         try:
             title, component = _dataset(resolved, spec)
-            if title in datasets:
-                problems.append(f"two datasets are called {title!r}; name them apart under data.eval in the config")
+            same = next((other for other in datasets if file_stem(other) == file_stem(title)), None)
+            if same is not None:
+                called = repr(title) if same == title else f"{same!r} and {title!r}, which differ in signs alone"
+                problems.append(f"two datasets are called {called}; name them apart under data.eval in the config")
             datasets[title] = component
         except ConfigError as error:
             problems += error.problems
@@ -171,7 +171,7 @@ def _dataset(resolved: Resolved, spec: str) -> tuple[str, Component]:
 
 def _label(name: str, taken: Sequence[str]) -> str:
     label, number = name, 1
-    while label in taken:
+    while file_stem(label) in map(file_stem, taken):
         number += 1
         label = f"{name}-{number}"
     return label

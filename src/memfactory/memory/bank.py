@@ -266,9 +266,14 @@ class BankSource:
         return MemoryBank(self, Contents(searcher.base), searcher)
 
     def known(self, items: Sequence[MemoryItem]) -> Vectors | None:
-        """The vectors of `items`, if none need be embedded for it; else None."""
+        """The vectors of `items` as far as they were embedded already; None where some never were.
+
+        Those that were let go, since only so many are held, are computed again.
+        """
         texts = [shown(item) for item in items]
-        return self.embed(texts) if texts and self._texts.has(texts) else None
+        if not texts or not (self._texts.has(texts) or self._texts.forgetful):
+            return None
+        return self.embed(texts)
 
     def searcher(self, base: Base) -> Searcher:
         return Searcher(base, self.embed, self.config.index)

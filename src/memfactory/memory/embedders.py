@@ -64,6 +64,7 @@ class VectorStore:
         self._embed = embed
         self._kept: OrderedDict[str, Vectors] = OrderedDict()
         self._bytes = 0
+        self._let_go = False
         self._dimensions: int | None = None
 
     def vectors(self, texts: Sequence[str]) -> Vectors:
@@ -90,6 +91,11 @@ class VectorStore:
         """Whether all of `texts` can be told without embedding any."""
         return all(text in self._kept or not text.strip() for text in texts)
 
+    @property
+    def forgetful(self) -> bool:
+        """Whether vectors were let go because no more are held."""
+        return self._let_go
+
     def _embedded(self, texts: Sequence[str]) -> Vectors:
         vectors = self._embed(texts)
         expected = len(texts), self._dimensions or (vectors.shape[-1] if vectors.ndim else 0)
@@ -112,6 +118,7 @@ class VectorStore:
         self._kept.move_to_end(text)
         while self._bytes > KEPT_BYTES:
             self._bytes -= self._kept.popitem(last=False)[1].nbytes
+            self._let_go = True
 
 
 def unit(vectors: Vectors) -> Vectors:
