@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import socket
+import threading
 import time
 import tracemalloc
 import zlib
@@ -91,6 +93,16 @@ def test_an_answer_that_drips_ends_with_the_timeout(serve, ask, act):
     outcome = ask(serve(act))
     assert isinstance(outcome, EngineError)
     assert time.monotonic() - began < 1.0
+
+
+@pytest.mark.parametrize("ask", ASKING)
+def test_a_name_that_is_looked_up_for_ever_ends_with_the_timeout(serve, ask, monkeypatch):
+    over = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *place, **options: over.wait(5) and [])
+    began = time.monotonic()
+    assert "no answer within 0.3 seconds" in str(ask(serve(answering(b""))))
+    assert time.monotonic() - began < 1.0
+    over.set()
 
 
 @pytest.mark.parametrize("ask", ASKING)

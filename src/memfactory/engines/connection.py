@@ -6,6 +6,7 @@ import base64
 import io
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -114,7 +115,7 @@ def connect(parts: SplitResult, proxy: str | None, deadline: float) -> Connectio
 def _dialled(host: str, port: int, deadline: float) -> socket.socket:
     """A socket that is connected, to the first of the host's addresses that answers."""
     failure: OSError = OSError(f"the host {host!r} has no address")
-    for family, kind, protocol, _, place in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+    for family, kind, protocol, place in _looked_up(host, port, deadline):
         raw = socket.socket(family, kind, protocol)
         try:
             TimedSocket(raw, deadline).arm()
@@ -126,6 +127,28 @@ def _dialled(host: str, port: int, deadline: float) -> socket.socket:
         else:
             return raw
     raise failure
+
+
+def _looked_up(host: str, port: int, deadline: float) -> list[tuple[int, int, int, Any]]:
+    """The addresses of `host`. The system's look-up knows no deadline, so a thread waits for it."""
+    found: list[tuple[int, int, int, Any]] = []
+    failures: list[OSError | UnicodeError] = []
+
+    def look_up() -> None:
+        try:
+            for family, kind, protocol, _, place in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+                found.append((family, kind, protocol, place))
+        except (OSError, UnicodeError) as failure:
+            failures.append(failure)
+
+    thread = threading.Thread(target=look_up, name="look-up", daemon=True)
+    thread.start()
+    thread.join(max(0.0, deadline - time.monotonic()))
+    if thread.is_alive():
+        raise TimeoutError
+    if failures:
+        raise failures[0]
+    return found
 
 
 def _tunnel(timed: TimedSocket, host: str, port: int, headers: Mapping[str, str]) -> None:
