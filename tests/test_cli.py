@@ -94,7 +94,7 @@ def test_debug_shows_where_an_error_comes_from(folder):
 
 
 def test_a_bug_is_exit_code_1_with_a_traceback_and_where_to_report_it(folder, capsys, monkeypatch):
-    def fail(source, overrides, command):
+    def fail(*given, **named):
         return 1 / 0
 
     monkeypatch.setattr("memfactory.cli.configs.load", fail)

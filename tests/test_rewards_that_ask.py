@@ -32,8 +32,9 @@ class Asks(Drives):
 '''
 
 
-@pytest.fixture
-def load(tmp_path):
+@pytest.fixture(scope="module")
+def load(tmp_path_factory):
+    tmp_path = tmp_path_factory.mktemp("cars")
     (tmp_path / "cars.py").write_text(PLUGIN.replace("{suffix}", "one"))
     (tmp_path / "run.yaml").write_text(
         "plugins: [cars.py]\nmodel: tiny\nagent: no_memory\nenv: {name: longcontext, rewards: {drives: 1.0}}\n"
