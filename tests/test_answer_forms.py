@@ -27,7 +27,6 @@ AGENTS = ("memory_agent_section_first", "full_context", "no_memory", "naive_rag"
 OF_OTHER_THINGS = {
     "format",
     "memory_format",
-    "overlong",
     "compression",
     "citations",
     "evidence_recall",

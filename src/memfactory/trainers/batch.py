@@ -89,6 +89,11 @@ def has_variance(group: Group) -> bool:
     return any(min(known) != max(known) for known in rewards.values() if known)
 
 
+def teaches(group: Group, options: GrpoOptions, batch_rewards: Mapping[str, Sequence[float]] | None = None) -> bool:
+    """Whether some trajectory of the group has an advantage that is not 0."""
+    return any(any(given) for given in step_advantages(group, options, batch_rewards).values())
+
+
 def training_turns(
     groups: Sequence[Group],
     options: GrpoOptions,

@@ -20,7 +20,7 @@ from memfactory.errors import ConfigError, MemFactoryError
 from memfactory.registry import TRAINERS
 from memfactory.rollout import rollout
 from memfactory.trainers.base import Interrupted, Run, Trainer
-from memfactory.trainers.batch import TrainingTurn, has_variance, step_advantages, training_turns
+from memfactory.trainers.batch import TrainingTurn, has_variance, step_advantages, teaches, training_turns
 from memfactory.trainers.carried import (
     group_from_json,
     group_json,
@@ -107,7 +107,8 @@ class GrpoTrainer(Trainer):
         }
         metrics["tokens_per_second"] = metrics["tokens/sampled"] / max(rolled_out - begun, 1e-9)
         metrics |= self.adapted(step, metrics)
-        self.watch.step(step, gathered_facts(sampled), updates)
+        # An estimator of the user's own may tell attempts apart that have equal rewards.
+        self.watch.step(step, gathered_facts(credited, lambda group: teaches(group, options, batch_rewards)), updates)
         valid = int(metrics["groups/valid"])
         state = replace(self.state, step=step, cursor=cursor, valid_groups=self.state.valid_groups + valid)
         self.carried = self._surplus

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -30,9 +30,9 @@ def gathered_texts(groups: Sequence[Group]) -> TextsRead:
     return texts_read({task: reading for each in gather_object([own]) for task, reading in each.items()})
 
 
-def gathered_facts(groups: Sequence[Group]) -> Facts:
-    """What the groups say about why nothing is learnt, if so."""
-    own = facts_of(groups, sum(map(has_variance, groups)))
+def gathered_facts(groups: Sequence[Group], teaches: Callable[[Group], bool] = has_variance) -> Facts:
+    """What the groups say about why nothing is learnt, if so; `teaches` says of a group whether it could."""
+    own = facts_of(groups, sum(map(teaches, groups)))
     return sum(gather_object([own]), Facts())
 
 
