@@ -90,3 +90,8 @@ def test_a_mapping_is_merged_as_a_file_would_be(folder):
     text = BASE + "train: {name: grpo, optimizer: {learning_rate: 2e-5, weight_decay: 0.1}}\n"
     options = config_of(folder, "train.optimizer={learning_rate: 1e-4}", text=text).train.options.optimizer
     assert (options.learning_rate, options.weight_decay) == (1e-4, 0.1)
+
+
+@pytest.mark.parametrize("word", ["base=quickstart", "resolved=true"])
+def test_what_counts_in_files_only_is_no_override(folder, word):
+    assert "counts in files only" in problems_of(folder, word)[0]

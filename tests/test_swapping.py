@@ -200,3 +200,14 @@ def test_a_plugin_declares_what_its_slots_need_and_its_modules_are(folder):
     assert fits(Judge, Court, "judge") and fits(Judge, Court, "clerk")
     assert not fits(Plain, Court, "judge") and not fits(Plain, Court, "clerk")
     assert not fits(MODULES.get("recurrent_memory"), Court, "judge")
+
+
+@pytest.mark.parametrize("key", ["name", "base"])
+def test_modules_of_baselines_are_checked_with_the_config(folder, key):
+    agent = "{KEY: memory_rmm, modules: {retriever: MODULE}}".replace("KEY", key)
+    config = written(folder, "memory_agent", f"eval: {{baselines: [{agent.replace('MODULE', 'naive_updater')}]}}\n")
+    with pytest.raises(ConfigError, match=r"x\.yaml:4: eval\.baselines\.0: .*'naive_updater' has the role 'updater'"):
+        load_config(config)
+    load_config(
+        written(folder, "memory_agent", f"eval: {{baselines: [{agent.replace('MODULE', 'naive_retriever')}]}}\n")
+    )

@@ -31,7 +31,7 @@ from memfactory.config.trained import check_trained
 from memfactory.config.tree import Origin, Tree, dotted, dump, leaves
 from memfactory.config.unused import with_unused
 from memfactory.dialogue import ModuleOptions
-from memfactory.errors import unknown
+from memfactory.errors import ConfigError, unknown
 from memfactory.registry import AGENTS, Options
 
 C = TypeVar("C", bound=Component)
@@ -122,7 +122,7 @@ def load_config(
         warnings += Readiness(config, found.base_dir, problems, cast("Command", command)).check()
     problems.raise_any()
     values = plain(config)
-    return Resolved(
+    resolved = Resolved(
         config=config,
         values=values,
         source=found.file,
@@ -132,6 +132,19 @@ def load_config(
         warnings=tuple(warnings),
         origins={dotted(path): str(tree.origins[path]) for path, _ in leaves(values) if path in tree.origins},
     )
+    if command in (None, "eval"):
+        _check_baselines(resolved, problems)
+    return resolved
+
+
+def _check_baselines(resolved: Resolved, problems: Problems) -> None:
+    """Raise ConfigError where an agent of `eval.baselines` cannot stand in the place of the configured one."""
+    for index, baseline in enumerate(resolved.config.eval.baselines):
+        try:
+            with_agent(resolved, baseline)
+        except ConfigError as error:
+            problems.add(("eval", "baselines", index), "; ".join(error.problems))
+    problems.raise_any()
 
 
 def load_side_by_side(
@@ -162,7 +175,7 @@ def load_side_by_side(
 
 def agent_name(agent: str | Mapping[str, object]) -> str:
     """The name in what may stand under `agent:`."""
-    return agent if isinstance(agent, str) else str(agent.get("name"))
+    return agent if isinstance(agent, str) else str(agent.get("name", agent.get("base")))
 
 
 def with_agent(resolved: Resolved, agent: str | Mapping[str, object]) -> Resolved:

@@ -54,6 +54,10 @@ def parse_override(text: str) -> Override:
             "section.key=value"
         )
     path = tuple(name.split("."))
+    if path[0] in ("base", "resolved"):
+        raise ConfigError(
+            f"command line: {text}: {path[0]!r} counts in files only; name the config that is meant instead"
+        )
     if len(path) > DEEPEST:
         raise ConfigError(f"command line: {text:.60}...: nested too deeply: a config has at most {DEEPEST} levels")
     if not all(path) or any(part != part.strip() for part in path):
