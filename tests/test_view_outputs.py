@@ -235,3 +235,46 @@ def test_long_files_are_thinned_out_and_said_so(tmp_path):
     found = data(write_view(tmp_path / "rows.jsonl"))
     assert len(found["sections"][0]["groups"]) == 400 and "at most 400 rows" in found["notes"][0]
     assert not re.findall(r"https?://", (tmp_path / "rows.html").read_text())
+
+
+WHOLE = {
+    "step": 1,
+    "task_id": "t",
+    "question": "q",
+    "answers": ["a"],
+    "member": 0,
+    "reward": {"total": 1.0, "parts": {}},
+    "advantage": {},
+    "answer": "x",
+    "turns": [],
+}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"turns": None},
+        {"turns": [{}]},
+        {"reward": 3},
+        {"reward": {"total": "much", "parts": {}}},
+        {"bank": [1]},
+        {"bank": {"items": [1], "retrieved": [{}]}},
+        {"answers": [1]},
+    ],
+)
+def test_transcripts_that_no_run_writes_are_told(tmp_path, damage):
+    (tmp_path / "transcripts").mkdir()
+    (tmp_path / "transcripts/step-000001.jsonl").write_text(json.dumps({**WHOLE, **damage}) + "\n")
+    with pytest.raises(DataError, match=r"step-000001\.jsonl holds a"):
+        write_view(tmp_path)
+
+
+def test_odd_numbers_and_texts_are_shown_as_far_as_they_can_be(tmp_path):
+    (tmp_path / "transcripts").mkdir()
+    odd = json.dumps({**WHOLE, "answer": "half \ud800", "reward": {"total": float("nan"), "parts": {"em": None}}})
+    (tmp_path / "transcripts/step-000001.jsonl").write_text(odd + "\n")
+    (tmp_path / "config.yaml").write_bytes(b"name: \xff\n")
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "reward": 1' + "0" * 400 + '}\n{"step": 2, "reward": 0.5}\n')
+    page = write_view(tmp_path)
+    assert "half \ufffd" in page.read_text(encoding="utf-8") and set(data(page)["figures"]) == {"reward"}
+    shown_text(page)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 log = logging.getLogger("memfactory")
+LARGEST = 1e300
 MOST_LINES = 2000
 """Lines of metrics.jsonl that pictures are drawn from."""
 BLUE, GREY = "#1f5fa8", "#8a8f98"
@@ -106,7 +107,7 @@ def read_series(path: Path) -> dict[str, Series]:
     for row in spread_json_lines(path, MOST_LINES) if path.exists() else ():
         step = row.get("step")
         for name, value in row.items():
-            if isinstance(step, int) and name != "step" and isinstance(value, int | float) and math.isfinite(value):
+            if isinstance(step, int) and name != "step" and isinstance(value, int | float) and abs(value) < LARGEST:
                 found.setdefault(name, {})[step] = float(value)
     return {name: (sorted(values), [values[step] for step in sorted(values)]) for name, values in found.items()}
 

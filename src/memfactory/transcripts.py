@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from memfactory.dialogue import POLICY
+from memfactory.errors import DataError
 from memfactory.files import json_line, read_json_lines, write_whole
 from memfactory.memory.trace import BankTrace
 from memfactory.types import Group, Message, Role, Stop, Tokens, Trajectory, Turn
@@ -147,8 +148,12 @@ def write_transcripts(
 
 
 def read_transcripts(path: Path) -> Iterator[Transcript]:
-    """The trajectories of one file, in the order they were written."""
-    return (Transcript.from_json(value) for value in read_json_lines(path))
+    """The trajectories of one file, in the order they were written. Raises DataError for what no run writes."""
+    for value in read_json_lines(path):
+        try:
+            yield Transcript.from_json(value)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{path} holds a line that is no transcript ({error!r}): {value!r:.80}") from None
 
 
 def _bank(trajectory: Trajectory, banks: list[tuple[int, BankTrace]]) -> Mapping[str, object]:

@@ -72,7 +72,7 @@ def _attempts(path: Path, rows: list[dict[str, Any]]) -> Iterator[tuple[str, str
         try:
             task = str(row["task_id"] if "task_id" in row else row["id"])
             yield task, str(row["question"]), _attempt(row)
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise DataError(f"{path} holds a row that neither infer nor eval writes ({error!r}): {row!r:.80}") from None
 
 

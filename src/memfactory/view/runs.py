@@ -6,6 +6,7 @@ import base64
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from memfactory.errors import DataError
 from memfactory.evaluate.results import EvalHistory
 from memfactory.figures import MOST_LINES, pictures
 from memfactory.transcripts import Transcript, read_transcripts
@@ -30,11 +31,13 @@ def run_page(run: Path, steps: int) -> Page:
     return Page(
         name=run.resolve().name,
         sections_are="Step",
-        sections=[_section(list(read_transcripts(path))) for path in shown],
+        sections=[_section(path) for path in shown],
         notes=notes,
         figures={name: "data:image/png;base64," + base64.b64encode(held).decode() for name, held in drawn.items()},
         evaluations=list(_evaluations(history)),
-        config="" if inside["config.yaml"] is None else inside["config.yaml"].read_text(encoding="utf-8"),
+        config=""
+        if inside["config.yaml"] is None
+        else inside["config.yaml"].read_text(encoding="utf-8", errors="replace"),
     )
 
 
@@ -69,8 +72,16 @@ def _evaluations(history: EvalHistory) -> Iterator[Mapping[str, object]]:
                 }
 
 
-def _section(rows: Sequence[Transcript]) -> tuple[str, list[Group]]:
-    """The trajectories of one optimizer step, grouped by task."""
+def _section(path: Path) -> tuple[str, list[Group]]:
+    """The trajectories of one optimizer step, grouped by task. Raises DataError for what no run writes."""
+    rows = list(read_transcripts(path))
+    try:
+        return _told(rows)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise DataError(f"{path} holds a transcript that no run writes: {error!r}") from None
+
+
+def _told(rows: Sequence[Transcript]) -> tuple[str, list[Group]]:
     banks = {(row.task_id, row.member): row.bank for row in rows}
     groups = grouped((row.task_id, row.question, _attempt(row, banks)) for row in rows)
     return str(rows[0].step) if rows else "", groups
