@@ -6,6 +6,7 @@ A file is executed as it was read and hashed, never from compiled files beside i
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import sysconfig
 import traceback
@@ -17,6 +18,7 @@ from pathlib import Path
 from types import ModuleType
 
 from memfactory.errors import ConfigError
+from memfactory.files import named_errors
 
 FOLDER = "plugins"
 """Where a run keeps copies of the plugins that it was started with."""
@@ -123,8 +125,11 @@ def keep_copies(plugins: Sequence[Plugin], folder: Path) -> list[str]:
     for plugin in plugins:
         place = folder / plugin.copy
         if plugin.source is not None and not place.is_file():
-            place.parent.mkdir(exist_ok=True)
-            place.write_bytes(plugin.source)
+            working = place.with_name(f".{place.name}.partial")
+            with named_errors(place):
+                place.parent.mkdir(exist_ok=True)
+                working.write_bytes(plugin.source)
+                os.replace(working, place)
     return [plugin.copy for plugin in plugins]
 
 

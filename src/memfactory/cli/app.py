@@ -30,8 +30,23 @@ from memfactory.signals import Terminated, handled, terminate
 from memfactory.terminal import guarded_streams
 
 INTERRUPTED = 130
-REFUSED_BY_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
-"""Errors of files that say something about the machine and nothing about our code: a disk that is full, for one."""
+REFUSED_BY_THE_MACHINE = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.ESTALE,
+    errno.EMFILE,
+)
+"""Errors of files that say something about the machine or its folders and nothing about our code: a disk that is full,
+a folder in the place of a file."""
 
 app = typer.Typer(
     name="memfactory",
