@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import resource
 import socket
 import threading
 import time
@@ -29,6 +30,7 @@ from memfactory.memory.options import OpenAIEmbedderConfig
 from memfactory.redaction import REDACTED
 from memfactory.types import Decoding, Message, Reply, Sampling
 
+HARD = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 OK = b"HTTP/1.1 200 OK\r\n"
 
 
@@ -221,6 +223,42 @@ def test_a_redirect_to_another_host_is_not_followed(serve, ask, status):
     assert other.requests == []
 
 
+@pytest.mark.parametrize("location", ["http://[::1", "", "http://:x/", "//", "/\x7f ü", "ftp://127.0.0.1/x"])
+@pytest.mark.parametrize("ask", ASKING)
+def test_a_redirect_to_nowhere_is_an_error(serve, ask, location):
+    outcome = ask(serve(answering(b"", "307 Temporary", Location=location)))
+    assert isinstance(outcome, EngineError)
+
+
+def test_many_open_files_do_not_disturb_connections(serve):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, HARD), HARD))
+    files = [open("/dev/null") for _ in range(1100)]
+    try:
+        server = serve(keeping(completion(content="fine")))
+        config = OpenAIEngineConfig(
+            model="m", base_url=server.url, api_key_env=None, concurrency=1, retries=0, timeout=2
+        )
+        engine = OpenAIEngine(config)
+        asked = [((Message("user", str(number)),), Sampling(5)) for number in range(3)]
+        assert sample_or_errors(engine, asked) == [Reply("fine", "stop")] * 3
+        assert len(server.requests) == 1
+        engine.close()
+    finally:
+        for file in files:
+            file.close()
+
+
+def keeping(body):
+    """An act that answers each request on a connection."""
+
+    def act(server, connection, request):
+        while request:
+            connection.sendall(OK + f"Content-Length: {len(body)}\r\n\r\n{body}".encode())
+            request = read_request(connection)
+
+    return act
+
+
 def test_a_redirect_on_the_same_server_is_followed_and_ends(serve):
     def act(server, connection, request):
         following = {b"/v1/chat/completions": "/a", b"/a": "/b"}.get(request.split()[1])
@@ -351,6 +389,7 @@ def test_an_error_under_status_200_is_tried_again(serve):
         ("http://host/v1 \n", "white space"),
         ("http://" + "a" * 70 + "/v1", "looked up"),
         ("http://host/v1?x=1", "without"),
+        ("http://host/ü/v1", "'/%C3%BC/v1'"),
     ],
 )
 def test_an_address_that_is_none_is_told(address, told):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, quote, urlsplit
 
 from memfactory.errors import ConfigError
 from memfactory.redaction import redacted_message
@@ -32,6 +32,8 @@ def address_problem(address: str) -> str | None:
         parts.hostname.encode("idna")
     except UnicodeError:
         return f"{shown} is no address: its host is no name that can be looked up"
+    if not parts.path.isascii():
+        return f"{shown} is no address: write its path in percent signs, as {quote(parts.path)!r}"
     if parts.query or parts.fragment:
         return f"{shown} is no address of an endpoint: requests are sent to paths below it, so it ends without ? and #"
     return None

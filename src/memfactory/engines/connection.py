@@ -59,7 +59,7 @@ class Connection:
 
     def __init__(self, timed: TimedSocket, parts: SplitResult, headers: Mapping[str, str], through_proxy: bool) -> None:
         self._timed, self._through_proxy, self._headers = timed, through_proxy, headers
-        host = parts.hostname or ""
+        host = (parts.hostname or "").encode("idna").decode()
         self._http = HTTPConnection(host, parts.port or 80)
         self._host = (f"[{host}]" if ":" in host else host) + (f":{parts.port}" if parts.port else "")
         self._user = _basic(parts)

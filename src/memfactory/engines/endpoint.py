@@ -6,7 +6,7 @@ Every answer is bytes, an error with the server's words, or TryAgain: whatever a
 from __future__ import annotations
 
 import json
-import select
+import selectors
 import threading
 import time
 import urllib.request
@@ -126,7 +126,10 @@ class Endpoint:
 
     def _redirected(self, status: int, asked: str, location: str) -> str:
         """Where an answer points, on the same server; Refused for what would hand prompts and key to another."""
-        target = urljoin(asked, location) if location else ""
+        try:
+            target = urljoin(asked, location) if location else ""
+        except ValueError:
+            target = ""
         if status not in REDIRECTS or origin(target) != origin(asked):
             where = f"to {shown_address(target)}" if target else "without an address"
             raise Refused(
@@ -178,7 +181,7 @@ class Endpoint:
         kept: Connection | None = getattr(self._kept, "connection", None)
         # A connection that has something to read before anything was asked was closed by the server.
         self._kept.connection = None
-        if kept is not None and not select.select([kept.fileno()], [], [], 0)[0]:
+        if kept is not None and not _has_something(kept):
             return kept
         if kept is not None:
             kept.close()
@@ -223,6 +226,13 @@ class Endpoint:
 
     def _too_large(self) -> EngineError:
         return Refused(f"{self.name} sends an answer of more than {self.largest / MIB:g} MiB, which is not read", 200)
+
+
+def _has_something(connection: Connection) -> bool:
+    """Whether something came in that was not read: bytes, or the end."""
+    with selectors.DefaultSelector() as selector:
+        selector.register(connection.fileno(), selectors.EVENT_READ)
+        return bool(selector.select(0))
 
 
 def parsed_json(body: bytes) -> Any:
