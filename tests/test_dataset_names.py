@@ -88,3 +88,8 @@ def test_a_bank_with_more_vectors_than_are_held_is_saved_with_all_of_them(tmp_pa
     bank.save(tmp_path / "bank")
     (path,) = (tmp_path / "bank").glob("vectors-*.npy")
     assert len(numpy.load(path)) == 100
+
+
+def test_bad_rows_are_left_out_of_a_whole_mixture_or_not_at_all(load):
+    with pytest.raises(ConfigError, match="skip_bad_rows has no effect in a part; write it beside `parts`"):
+        load(train="{name: mixture, parts: [{data: {name: facts, skip_bad_rows: true}}]}")

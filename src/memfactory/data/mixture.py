@@ -7,7 +7,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, ClassVar
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from memfactory.data.base import Dataset, DatasetOptions, GeneratedRows, Row
 from memfactory.errors import ConfigError
@@ -21,6 +21,13 @@ class PartOptions(Options):
     """How many of the rows are of this dataset, against the shares of the others."""
     data: dict[str, object]
     """The dataset: its name and its options."""
+
+    @field_validator("data")
+    @classmethod
+    def _rows_are_left_out_of_the_whole(cls, data: dict[str, object]) -> dict[str, object]:
+        if data.get("skip_bad_rows"):
+            raise ValueError("skip_bad_rows has no effect in a part; write it beside `parts`")
+        return data
 
 
 class MixtureOptions(DatasetOptions):
