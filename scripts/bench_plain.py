@@ -18,7 +18,8 @@ from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria
 
 from memfactory.build import build_stack
 from memfactory.config import Resolved
-from memfactory.config.training import GrpoOptions, LossOptions
+from memfactory.config.losses import LossOptions
+from memfactory.config.training import GrpoOptions
 from memfactory.dialogue import POLICY, stream_seed
 from memfactory.engines.adapters import base_model
 from memfactory.engines.chat import ChatFormat

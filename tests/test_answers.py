@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memfactory.dialogue import Agent, Dialogue, play
+from memfactory.dialogue import Agent, Dialogue
 from memfactory.engines.scripted import ScriptedEngine
 from memfactory.modules.answer import ANSWER_PROMPT, DIRECT_PROMPT, AnswerModule, AnswerOptions, memory_of_each
 from memfactory.modules.citing_answer import Cited, CitingAnswer, CitingAnswerOptions, parse_cited
+from memfactory.play import play
 from memfactory.registry import Options
 from memfactory.text import after_marker
 from memfactory.types import Episode, MemoryItem, Task, Utterance

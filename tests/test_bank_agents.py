@@ -13,11 +13,12 @@ from memfactory.agents.bank_agent import BankAgentOptions
 from memfactory.agents.memory_r1 import MemoryR1
 from memfactory.build import build_agent
 from memfactory.config import load_config
-from memfactory.dialogue import Agent, play, stream_seed
+from memfactory.dialogue import Agent, stream_seed
 from memfactory.engines.scripted import ScriptedEngine
 from memfactory.errors import EngineError
 from memfactory.memory.bank import BankSource
 from memfactory.memory.wording import shown
+from memfactory.play import play
 from memfactory.types import Episode, MemoryItem, Message, Reward, Sampling, Task, Utterance
 from word_codec import WordCodec
 

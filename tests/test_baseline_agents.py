@@ -8,8 +8,8 @@ import pytest
 
 from memfactory.build import build_agent
 from memfactory.config import load_config
-from memfactory.dialogue import play
 from memfactory.engines.scripted import ScriptedEngine
+from memfactory.play import play
 from memfactory.types import Episode, MemoryItem, Task, Utterance
 
 CONFIGS = Path(__file__).parents[1] / "configs"

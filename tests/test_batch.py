@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from memfactory.config.training import GrpoOptions, LossOptions
+from memfactory.config.losses import LossOptions
+from memfactory.config.training import GrpoOptions
 from memfactory.trainers.batch import (
     Totals,
     TrainingTurn,

@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memfactory.agents.memory_agent import MemoryAgent
-from memfactory.dialogue import Agent, Ask, Asking, Module, ModuleOptions, Shared, play, stream_seed
+from memfactory.dialogue import Agent, Ask, Asking, Module, ModuleOptions, Shared, stream_seed
 from memfactory.engines.scripted import END, ScriptedEngine
 from memfactory.errors import ConfigError, DataError, EngineError
 from memfactory.modules.recurrent_memory import Prompts, RecurrentMemoryModule, RecurrentMemoryOptions
+from memfactory.play import play
 from memfactory.registry import Options
 from memfactory.text import after_thinking, chunk_cuts, fill, keep_ends, last_boxed, placeholders
 from memfactory.types import Decoding, Episode, Message, Reply, Reward, Sampling, Task, Turn

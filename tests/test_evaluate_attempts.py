@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from memfactory.data.digest import data_hash
-from memfactory.dialogue import Agent, Ask, Module, ModuleOptions, Shared, play
+from memfactory.dialogue import Agent, Ask, Module, ModuleOptions, Shared
 from memfactory.engines.scripted import ScriptedEngine
 from memfactory.envs.base import Environment, EnvironmentOptions
 from memfactory.envs.rewards.base import RewardFunction, RewardOptions
@@ -20,6 +20,7 @@ from memfactory.errors import ConfigError, DataError, EngineError, MemFactoryErr
 from memfactory.evaluate.attempts import attempt, evaluate_tasks
 from memfactory.evaluate.records import WHOLE_ITEMS, BankRecord, RecordFile, SampleRecord, read_records, record
 from memfactory.memory.bank import BankSource
+from memfactory.play import play
 from memfactory.registry import REWARDS
 from memfactory.types import Decoding, Episode, MemoryItem, Message, Reply, Task, Utterance
 

@@ -27,6 +27,7 @@ FLOORS = {
     "agents": 4,
     "modules": 3,
     "envs": 3,
+    "play": 3,
     "dialogue": 3,
     "config": 3,
     "data": 3,

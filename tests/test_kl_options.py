@@ -9,7 +9,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from memfactory.config.training import GrpoOptions, LoraOptions, LossOptions, TrainerOptions
+from memfactory.config.losses import LossOptions
+from memfactory.config.training import GrpoOptions, LoraOptions, TrainerOptions
 from memfactory.errors import MemFactoryError
 from memfactory.trainers.batch import TrainingTurn
 from memfactory.trainers.footprint import Architecture, memory_by_component

@@ -8,7 +8,7 @@ import numpy
 import pytest
 from safetensors.numpy import save_file
 
-from memfactory.dialogue import Agent, Dialogue, play, stream_seed
+from memfactory.dialogue import Agent, Dialogue, stream_seed
 from memfactory.engines.scripted import ScriptedEngine
 from memfactory.errors import ConfigError, MemFactoryError
 from memfactory.memory.bank import BankSource
@@ -22,6 +22,7 @@ from memfactory.memory.linear import (
     softmax,
 )
 from memfactory.modules.linear_reranker import LinearReranker, LinearRerankerOptions
+from memfactory.play import play
 from memfactory.registry import Options
 from memfactory.types import Episode, MemoryItem, Task
 

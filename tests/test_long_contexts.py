@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from memfactory.agents.memory_agent import MemoryAgent
-from memfactory.dialogue import play
 from memfactory.engines.codec import FileCodec
 from memfactory.engines.scripted import ScriptedEngine
 from memfactory.evaluate.records import turn_record
 from memfactory.memory.wording import whole
 from memfactory.modules.recurrent_memory import RecurrentMemoryModule, RecurrentMemoryOptions
+from memfactory.play import play
 from memfactory.registry import Options
 from memfactory.text import Offsets, chunk_cuts, token_spans
 from memfactory.types import Episode, Message, Reply, Sampling, Task, Turn, Utterance

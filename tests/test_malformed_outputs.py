@@ -12,13 +12,14 @@ import pytest
 
 from memfactory.build import build_rewards
 from memfactory.config.training import GrpoOptions
-from memfactory.dialogue import Agent, LearningModule, play
+from memfactory.dialogue import Agent, LearningModule
 from memfactory.engines.scripted import ScriptedEngine
 from memfactory.envs.base import Environment
 from memfactory.errors import EngineError
 from memfactory.evaluate.records import SampleRecord, record
 from memfactory.memory.bank import BankSource
 from memfactory.memory.options import LexicalEmbedderConfig, MemoryConfig
+from memfactory.play import play
 from memfactory.registry import AGENTS, ENVS, MODULES
 from memfactory.trainers.batch import step_advantages
 from memfactory.types import (

@@ -12,7 +12,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from memfactory.config.training import LossOptions
+from memfactory.config.losses import LossOptions
 from memfactory.trainers.batch import TrainingTurn, token_weights
 from memfactory.trainers.objective import TokenLosses, advantages, deviation, kl_estimate, token_losses
 

@@ -13,7 +13,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from memfactory.config.training import GrpoOptions, LossOptions
+from memfactory.config.losses import LossOptions
+from memfactory.config.training import GrpoOptions
 from memfactory.registry import OBJECTIVES
 from memfactory.trainers.logprobs import Distribution, chunked_logprobs
 from memfactory.trainers.objective import Extras, TokenLosses, token_losses

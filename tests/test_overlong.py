@@ -11,7 +11,7 @@ from chat_server import ChatServer, config_text, reading, rows, write_tokenizer
 from memfactory.build import build_stack
 from memfactory.config import load_config
 from memfactory.config.schema import EvalConfig
-from memfactory.dialogue import Agent, Ask, Shared, play
+from memfactory.dialogue import Agent, Ask, Shared
 from memfactory.engines.base import sample_or_errors
 from memfactory.engines.cached import CachedEngine
 from memfactory.engines.hf import HfEngine
@@ -24,6 +24,7 @@ from memfactory.errors import DataError, EngineError, MemFactoryError, PromptToo
 from memfactory.evaluate.attempts import UnknownScores, evaluate_tasks
 from memfactory.evaluate.records import RecordFile, read_records
 from memfactory.infer import run_inference
+from memfactory.play import play
 from memfactory.registry import REWARDS
 from memfactory.run_folder import RunFolder
 from memfactory.train import LiveRun

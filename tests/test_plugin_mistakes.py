@@ -249,7 +249,7 @@ ADVANTAGE += "    def advantages(self, given):\n"
 )
 def test_what_an_objective_gives_is_checked(folder, body, words):
     torch = pytest.importorskip("torch")
-    from memfactory.config.training import LossOptions
+    from memfactory.config.losses import LossOptions
     from memfactory.trainers.objective import token_losses
 
     (folder / "mine.py").write_text(PARTS + OBJECTIVE + body, encoding="utf-8")

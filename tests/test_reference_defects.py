@@ -8,9 +8,9 @@ import json
 import pytest
 
 from memfactory.build import build_rewards
-from memfactory.dialogue import play
 from memfactory.engines.scripted import ScriptedEngine
 from memfactory.memory.bank import BankSource
+from memfactory.play import play
 from memfactory.registry import AGENTS, ENVS, MODULES
 from memfactory.types import Episode, MemoryItem, Task, Utterance
 from word_codec import WordCodec

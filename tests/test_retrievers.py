@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memfactory.dialogue import Agent, Dialogue, play
+from memfactory.dialogue import Agent, Dialogue
 from memfactory.engines.scripted import ScriptedEngine
 from memfactory.memory.bank import BankSource
 from memfactory.modules.naive_retriever import NaiveRetriever, NaiveRetrieverOptions
 from memfactory.modules.rerank_retriever import Choice, RerankRetriever, RerankRetrieverOptions, parse_choice
+from memfactory.play import play
 from memfactory.registry import Options
 from memfactory.types import Episode, MemoryItem, Task
 

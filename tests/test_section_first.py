@@ -12,7 +12,6 @@ from memfactory.agents.memory_agent import MemoryAgent
 from memfactory.cli.app import run
 from memfactory.config import load_config
 from memfactory.data.fact_traces import FactTracesDataset, FactTracesOptions
-from memfactory.dialogue import play
 from memfactory.engines.codec import FileCodec
 from memfactory.engines.loading import load_chat
 from memfactory.engines.options import ModelConfig
@@ -24,6 +23,7 @@ from memfactory.modules.recurrent_memory import (
     RecurrentMemoryModule,
     RecurrentMemoryOptions,
 )
+from memfactory.play import play
 from memfactory.registry import Options
 from memfactory.types import Episode, Message, Task
 

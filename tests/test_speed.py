@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from memfactory.config.training import GrpoOptions, LoraOptions, LossOptions
+from memfactory.config.losses import LossOptions
+from memfactory.config.training import GrpoOptions, LoraOptions
 from memfactory.trainers.batch import TrainingTurn
 from memfactory.trainers.footprint import Architecture
 from memfactory.trainers.speed import device_metrics, device_peak, training_flops

@@ -7,13 +7,13 @@ import pytest
 
 from chat_server import ChatServer, config_text, reading, write_tokenizer
 from memfactory.cli.app import run
-from memfactory.dialogue import play
 from memfactory.engines.codec import FileCodec
 from memfactory.engines.scripted import ScriptedEngine
 from memfactory.memory.bank import BankSource
 from memfactory.modules.full_context_answer import FullContextAnswer, FullContextAnswerOptions
 from memfactory.modules.naive_extractor import NaiveExtractor, NaiveExtractorOptions
 from memfactory.modules.recurrent_memory import RecurrentMemoryModule, RecurrentMemoryOptions
+from memfactory.play import play
 from memfactory.registry import AGENTS
 from memfactory.rollout import texts_read
 from memfactory.types import Episode, Reading, Task, Utterance

@@ -7,8 +7,9 @@ from typing import ClassVar
 import pytest
 
 from memfactory.config import load_config
-from memfactory.dialogue import Agent, Ask, Module, ModuleOptions, Shared, play
+from memfactory.dialogue import Agent, Ask, Module, ModuleOptions, Shared
 from memfactory.engines.scripted import ScriptedEngine
+from memfactory.play import play
 from memfactory.rollout import trajectory_of
 from memfactory.train import run_training
 from memfactory.transcripts import read_transcripts, write_transcripts

@@ -9,9 +9,10 @@ from types import MappingProxyType
 from typing import Protocol
 
 from memfactory.boundary import scored
-from memfactory.dialogue import Agent, ModuleOptions, play
+from memfactory.dialogue import Agent, ModuleOptions
 from memfactory.engines.base import Engine
 from memfactory.memory.trace import bank_trace
+from memfactory.play import play
 from memfactory.registry import Options
 from memfactory.types import Decoding, Episode, Group, Reading, Reward, Task, Trajectory, Turn
 

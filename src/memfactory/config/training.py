@@ -7,9 +7,9 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from memfactory.config.objectives import EstimatorOptions, ObjectiveOptions
-from memfactory.errors import unknown
-from memfactory.registry import ADVANTAGES, OBJECTIVES, Options, Registry
+from memfactory.config.losses import LossOptions, Named, Normalize, existing, named
+from memfactory.config.objectives import EstimatorOptions
+from memfactory.registry import ADVANTAGES, Options
 
 
 class LoraOptions(Options):
@@ -67,153 +67,8 @@ class OptimizerOptions(Options):
         return {"final_share": "schedule is constant"} if self.schedule == "constant" else {}
 
 
-Normalize = Literal["std", "population_std", "batch_std", "mean", "none"]
-Weighting = Literal["token", "turn", "trajectory", "prompt", "constant"]
 Overlong = Literal["unknown", "drop", "error"]
 Packing = Literal["padded", "packed", "shared"]
-
-
-Named = str | dict[str, Any]
-CONDITIONAL = ("clip_low", "clip_high", "dual_clip", "sapo_positive", "sapo_negative")
-"""The keys of `train.loss` that some objectives do not read."""
-
-
-def named(value: Named) -> tuple[str, dict[str, Any]]:
-    """The name and the options in what names a component: a name, or a mapping of `name` and options."""
-    if isinstance(value, str):
-        return value, {}
-    return str(value.get("name")), {key: given for key, given in value.items() if key != "name"}
-
-
-def existing(value: Named, registry: Registry[Any]) -> Named:
-    """`value`, whose name must be one of `registry`. Raises ValueError with the nearest name."""
-    name, _ = named(value)
-    if name not in registry.names():
-        raise ValueError(unknown(registry.kind, name, registry.names()))
-    return value
-
-
-class LossOptions(Options):
-    """The per-token objective and how tokens are weighed; formulas in `trainers/objective.py`."""
-
-    objective: Named = "ppo"
-    """The per-token loss: the name of an objective (`memfactory list objectives`), or a mapping of `name` and options
-    of its own."""
-    clip_low: float = Field(0.2, ge=0)
-    """The ratio is clipped below at 1 - clip_low."""
-    clip_high: float = Field(0.2, ge=0)
-    """The ratio is clipped above at 1 + clip_high (cispo: the upper bound itself is clip_high)."""
-    dual_clip: float | None = Field(None, gt=1)
-    """The loss of a token with a negative advantage is at most this many times its size (arXiv 1912.09729); null:
-    off."""
-    entropy_weight: float = Field(0.0, ge=0)
-    """Weight of the entropy bonus: the loss of a token is lowered by this times the entropy of its distribution."""
-    sapo_positive: float = Field(1.0, gt=0)
-    """SAPO's temperature for positive advantages (arXiv 2511.20347)."""
-    sapo_negative: float = Field(1.05, gt=0)
-    """SAPO's temperature for negative advantages."""
-    weighting: Weighting = "token"
-    """Each trained token weighs the same (token), or each turn, trajectory or prompt does; constant: Dr. GRPO."""
-    constant_length: int | None = Field(None, ge=1)
-    """The length L that `weighting: constant` divides by: each token weighs 1 / (turns x L)."""
-    kl_weight: float = Field(0.0, ge=0)
-    """Weight of the KL term against the reference; 0: no reference is kept at all."""
-    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
-    """The per-token KL estimator."""
-    kl_unbiased: bool = False
-    """Multiply the KL estimate by the token's ratio, which makes its gradient that of the KL (arXiv 2512.02556)."""
-    kl_in_reward: bool = False
-    """Subtract kl_weight times the KL estimate of a trajectory's tokens from its reward, in place of a term in the
-    loss."""
-    kl_target: float | None = Field(None, gt=0)
-    """Adapt the KL weight so that the mean KL of a trained token comes to this (arXiv 1909.08593); null: constant."""
-    kl_horizon: int = Field(10_000, ge=1)
-    """With kl_target: after this many trajectories the KL weight has changed by a fifth at most, twice that for twice
-    as many."""
-    reference_every: int = Field(0, ge=0)
-    """Move the reference towards the policy after every so many steps; 0: it stays the policy as it was before
-    training."""
-    reference_mixup: float = Field(1.0, gt=0, le=1)
-    """How far the reference moves: 1 makes it the policy (reset), 0.05 a moving average (arXiv 2404.09656)."""
-    sampler_correction: Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = "none"
-    """Importance weight policy / sampler for engines whose log-probabilities differ from the trainer's."""
-    correction_low: float = Field(0.5, ge=0)
-    """Masks: weights below this drop the token or turn."""
-    correction_high: float = Field(2.0, gt=0)
-    """Truncation: weights are cut here. Masks: weights above this drop the token or turn."""
-    correction_turn: Literal["geometric", "product"] = "geometric"
-    """Sequence corrections: a turn's weight is the geometric mean of its tokens' weights, or their product."""
-    mask_truncated: bool = False
-    """Turns that were cut by length train nothing (the rest of their trajectory does)."""
-
-    def without_effect(self) -> Mapping[str, str]:
-        correction = self.sampler_correction
-        idle = {
-            "constant_length": self.weighting != "constant" and f"weighting is {self.weighting}",
-            "kl_estimator": self.kl_weight == 0 and "kl_weight is 0",
-            "kl_unbiased": self.kl_weight == 0 and "kl_weight is 0",
-            "kl_horizon": self.kl_target is None and "kl_target is null",
-            "reference_mixup": self.reference_every == 0 and "reference_every is 0",
-            "correction_low": not correction.endswith("mask") and f"sampler_correction is {correction}",
-            "correction_high": correction == "none" and "sampler_correction is none",
-            "correction_turn": not correction.startswith("sequence") and f"sampler_correction is {correction}",
-        }
-        name, _ = self.named_objective
-        own = OBJECTIVES.options(name)
-        reads = own.reads if issubclass(own, ObjectiveOptions) else None
-        idle |= {key: f"objective is {name}" for key in CONDITIONAL if reads is not None and key not in reads}
-        return {key: why for key, why in idle.items() if isinstance(why, str)}
-
-    @model_validator(mode="after")
-    def _constant_needs_length(self) -> LossOptions:
-        if self.weighting == "constant" and self.constant_length is None:
-            raise ValueError("weighting 'constant' needs constant_length (the longest reply, in tokens)")
-        return self
-
-    @property
-    def named_objective(self) -> tuple[str, dict[str, Any]]:
-        """The objective's name and its own options."""
-        return named(self.objective)
-
-    @property
-    def kl_in_loss(self) -> bool:
-        """Whether the loss has a KL term."""
-        return self.kl_weight > 0 and not self.kl_in_reward
-
-    @property
-    def moving_reference(self) -> bool:
-        """Whether the reference follows the policy."""
-        return self.kl_weight > 0 and self.reference_every > 0
-
-    @field_validator("objective")
-    @classmethod
-    def _objective_exists(cls, value: Named) -> Named:
-        return existing(value, OBJECTIVES)
-
-    @model_validator(mode="after")
-    def _kl_options_have_a_kl(self) -> LossOptions:
-        wanted = [
-            name
-            for name, on in (
-                ("kl_in_reward", self.kl_in_reward),
-                ("kl_target", self.kl_target is not None),
-                ("reference_every", self.reference_every > 0),
-            )
-            if on
-        ]
-        if wanted and self.kl_weight == 0:
-            raise ValueError(f"{wanted[0]} needs a kl_weight above 0: without one there is no KL and no reference")
-        if self.kl_in_reward and self.kl_unbiased:
-            raise ValueError("kl_unbiased corrects the gradient of a KL term in the loss, but kl_in_reward has none")
-        return self
-
-    @model_validator(mode="after")
-    def _cispo_bound(self) -> LossOptions:
-        if self.named_objective[0] == "cispo" and self.clip_high < 1:
-            raise ValueError(
-                f"objective 'cispo' takes clip_high as the largest ratio itself (5 is usual), got {self.clip_high}"
-            )
-        return self
 
 
 class LoopOptions(Options):

@@ -11,7 +11,7 @@ from importlib import metadata
 
 from memfactory.boundary import made
 from memfactory.data.digest import data_hash
-from memfactory.dialogue import Agent, play, stream_seed
+from memfactory.dialogue import Agent, stream_seed
 from memfactory.engines.base import Engine
 from memfactory.engines.options import EngineConfig, HfEngineConfig, OpenAIEngineConfig
 from memfactory.envs.base import Environment
@@ -22,6 +22,7 @@ from memfactory.evaluate.fingerprint import digest
 from memfactory.evaluate.records import RecordFile, SampleRecord, record
 from memfactory.evaluate.results import DatasetResult, MetricResult, metric_result
 from memfactory.evaluate.statistics import question_means
+from memfactory.play import play
 from memfactory.registry import REWARDS
 from memfactory.rollout import texts_read, warn_of_failures
 from memfactory.types import Decoding, Episode, Task, Turn

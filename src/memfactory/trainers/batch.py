@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from memfactory.config.training import GrpoOptions, LossOptions, Packing
+from memfactory.config.losses import LossOptions
+from memfactory.config.training import GrpoOptions, Packing
 from memfactory.trainers.advantages.base import StepRewards, checked_advantages, make_estimator
 from memfactory.trainers.layout import Layout, lay_out
 from memfactory.types import Group

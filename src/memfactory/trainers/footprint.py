@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from memfactory.config.training import GrpoOptions, LossOptions, TrainerOptions
+from memfactory.config.losses import LossOptions
+from memfactory.config.training import GrpoOptions, TrainerOptions
 from memfactory.engines.hf_layers import fusible
 from memfactory.trainers.sliced_adamw import SLICE
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from memfactory.config.training import LossOptions
+from memfactory.config.losses import LossOptions
 
 LARGEST_ERROR = 0.2
 

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from accelerate.utils import gather_object
 
-from memfactory.config.training import LossOptions
+from memfactory.config.losses import LossOptions
 from memfactory.trainers.batch import TrainingTurn
 from memfactory.trainers.kl_control import KlCoefficient
 from memfactory.trainers.objective import kl_estimate

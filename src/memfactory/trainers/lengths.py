@@ -10,12 +10,13 @@ from statistics import fmean
 
 from memfactory.build import build_agent, build_env, build_tasks
 from memfactory.config import Resolved
-from memfactory.dialogue import POLICY, play
+from memfactory.dialogue import POLICY
 from memfactory.engines.loading import load_chat
 from memfactory.engines.options import ModelConfig
 from memfactory.engines.scripted import ScriptedEngine
 from memfactory.errors import ConfigError, MemFactoryError
 from memfactory.memory.wording import whole
+from memfactory.play import play
 from memfactory.rollout import TextsRead, texts_read
 from memfactory.types import Codec, Episode, Message, Sampling, Task
 

@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from memfactory.config.training import LossOptions, Normalize
+from memfactory.config.losses import LossOptions, Normalize
 from memfactory.trainers.objectives.base import Terms, checked_parts, make_objective
 
 LOG_RATIO_LIMIT = 20.0

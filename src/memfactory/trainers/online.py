@@ -16,8 +16,9 @@ from memfactory.build import Stack
 from memfactory.config import Resolved
 from memfactory.config.training import OnlineOptions
 from memfactory.data.digest import data_hash
-from memfactory.dialogue import play, stream_seed
+from memfactory.dialogue import stream_seed
 from memfactory.errors import ConfigError, MemFactoryError
+from memfactory.play import play
 from memfactory.registry import TRAINERS
 from memfactory.rollout import texts_read, trajectory_of
 from memfactory.trainers.base import Run, Trainer

@@ -22,7 +22,8 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from memfactory.config.training import GrpoOptions, LossOptions, OptimizerOptions, TrainerOptions
+from memfactory.config.losses import LossOptions
+from memfactory.config.training import GrpoOptions, OptimizerOptions, TrainerOptions
 from memfactory.dialogue import stream_seed
 from memfactory.engines.adapters import Network, base_model
 from memfactory.engines.chat import ChatFormat

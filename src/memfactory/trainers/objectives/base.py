@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from memfactory.boundary import broken, guarded, made
+from memfactory.config.losses import LossOptions
 from memfactory.config.objectives import ObjectiveOptions
-from memfactory.config.training import LossOptions
 from memfactory.registry import OBJECTIVES
 
 
