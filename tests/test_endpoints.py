@@ -11,7 +11,6 @@ import threading
 import time
 import tracemalloc
 import zlib
-from email.utils import formatdate
 
 import numpy
 import pytest
@@ -195,7 +194,7 @@ def test_vectors_of_whole_numbers_are_vectors(serve):
     assert numpy.array_equal(embed(serve(answering(vectors(b"1, 2.5e0, -3")))), [[1, 2.5, -3]])
 
 
-@pytest.mark.parametrize("asked", ["9999", "inf", "Infinity", "1e400", formatdate(time.time() + 10**9, usegmt=True)])
+@pytest.mark.parametrize("asked", ["9999", "inf", "Infinity", "1e400", "Fri, 31 Dec 9998 23:59:59 GMT"])
 @pytest.mark.parametrize("ask", ASKING)
 def test_no_server_is_waited_for_longer_than_configured(serve, ask, asked):
     server = serve(answering(b'{"error": "slow down"}', "429 Too Many Requests", Retry_After=asked))
