@@ -16,6 +16,7 @@ from types import FrameType
 from memfactory.boundary import made
 from memfactory.build import Stack, TaskReader, build_stack, reading_env
 from memfactory.config import Resolved
+from memfactory.config.strange_endpoints import endpoint_marks
 from memfactory.config.training import LoopOptions, TrainerOptions
 from memfactory.engines.replies import ReplyStore
 from memfactory.environment import describe_environment, process_rank
@@ -160,8 +161,9 @@ class LiveRun:
         self.folder.mkdir(parents=True, exist_ok=True)
         remove_partial(self.folder)
         plugins = plugins_of(self.resolved)
-        # That this user started a run with them is what makes them trusted.
-        trust({plugin.digest: str(plugin.path or plugin.name) for plugin in plugins})
+        # That this user started a run with them is what makes plugins and endpoints trusted.
+        named = {plugin.digest: str(plugin.path or plugin.name) for plugin in plugins}
+        trust({**named, **endpoint_marks(self.resolved.config)})
         values = {**self.resolved.values, "plugins": keep_copies(plugins, self.folder)}
         write_whole(self.folder / "config.yaml", replace(self.resolved, values=values).to_yaml())
         start = {

@@ -1,4 +1,4 @@
-"""Which code this user trusts: the SHA-256 of each plugin that he started a run with, or said --trust to.
+"""What this user trusts: the SHA-256 of each plugin and endpoint that he started a run with, or said --trust to.
 
 They stand in a file of his own: $MEMFACTORY_TRUSTED, else trusted.json in memfactory/ under $XDG_STATE_HOME
 (~/.local/state).
@@ -32,12 +32,12 @@ def trust_file() -> Path:
 
 
 def trusted() -> frozenset[str]:
-    """The digests of all code that this user trusts; none where the file is not there or is not what was written."""
+    """The digests of all that this user trusts; none where the file is not there or is not what was written."""
     return frozenset(_read(trust_file()))
 
 
 def trust(names: Mapping[str, str]) -> None:
-    """Trust code from now on: its name (to be read by people) by its digest.
+    """Trust what is named from now on: its name (to be read by people) by its digest.
 
     Where the file cannot be written, a warning says so and nothing is remembered.
     """

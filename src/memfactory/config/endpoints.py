@@ -26,12 +26,16 @@ def endpoints(config: RunConfig) -> Iterator[tuple[KeyPath, Asked]]:
             yield path, described
 
 
+def address_key(endpoint: Asked) -> str:
+    """The key that an endpoint's address is written under."""
+    return "url" if isinstance(endpoint, VllmServerConfig) else "base_url"
+
+
 def check_addresses(config: RunConfig, problems: Problems) -> None:
     """Note every address that is none."""
     for path, endpoint in endpoints(config):
-        key, address = (
-            ("url", endpoint.url) if isinstance(endpoint, VllmServerConfig) else ("base_url", endpoint.base_url)
-        )
+        key = address_key(endpoint)
+        address = getattr(endpoint, key)
         problem = address_problem(address) if address else None
         if problem:
             problems.add((*path, key), problem)

@@ -27,6 +27,7 @@ from memfactory.config.schema import SECTIONS, AgentSpec, Component, DataConfig,
 from memfactory.config.secrets import resolved_secrets, written_secrets
 from memfactory.config.short_forms import said_by, write_out
 from memfactory.config.sources import Source, find_source
+from memfactory.config.strange_endpoints import refuse_strange_endpoints
 from memfactory.config.trained import check_trained
 from memfactory.config.tree import Origin, Tree, dotted, dump, leaves
 from memfactory.config.unused import with_unused
@@ -121,6 +122,10 @@ def load_config(
     if command is not None:
         warnings += Readiness(config, found.base_dir, problems, cast("Command", command)).check()
     problems.raise_any()
+    # What a model by itself takes from a run beside it comes from that run's folder too.
+    brought_by = found.run if found.file is not None or reference is None else reference.run
+    if command is not None and brought_by is not None:
+        refuse_strange_endpoints(config, tree, brought_by, trusting=trust)
     values = plain(config)
     resolved = Resolved(
         config=config,

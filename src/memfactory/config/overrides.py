@@ -14,7 +14,7 @@ from memfactory.config.parts import PART_FOLDERS, expand, merged, named_below
 from memfactory.config.problems import shown
 from memfactory.config.short_forms import DEFAULT_KINDS, said_by, short_key
 from memfactory.config.slots import named_in
-from memfactory.config.tree import DEEPEST, KeyPath, Origin, Tree, dotted, moved, parse_scalar
+from memfactory.config.tree import DEEPEST, KeyPath, Origin, Tree, dotted, moved, origin_of, parse_scalar
 from memfactory.errors import ConfigError
 from memfactory.redaction import is_secret, redacted_message
 
@@ -196,3 +196,9 @@ def _written_out(value: object, path: KeyPath, override: Override) -> dict[str, 
     if isinstance(value, str) and key is not None:
         return {key: value}
     raise ConfigError(f"{override.origin}: {dotted(path)} is {shown(value)}, not a mapping")
+
+
+def on_command_line(tree: Tree, key: KeyPath) -> bool:
+    """Whether the value at `key` was given on the command line."""
+    origin = origin_of(tree.origins, key)
+    return origin is not None and origin.layer == COMMAND_LINE

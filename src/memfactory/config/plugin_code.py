@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from memfactory.config.overrides import COMMAND_LINE
+from memfactory.config.overrides import on_command_line
 from memfactory.config.problems import Problems
 from memfactory.config.sources import Source
-from memfactory.config.tree import KeyPath, Tree, dotted, origin_of
+from memfactory.config.tree import KeyPath, Tree, dotted
 from memfactory.errors import ConfigError
 from memfactory.plugins import Plugin, find_plugin, is_file_name, load_plugin
 from memfactory.registry import AGENTS, ENVS, MODULES
@@ -29,7 +29,7 @@ def load_plugins(tree: Tree, found: Source, problems: Problems, *, command: str 
     names = tree.values.get("plugins")
     if not isinstance(names, list):
         return
-    foreign = found.run is not None and not _on_command_line(tree, ("plugins",))
+    foreign = found.run is not None and not on_command_line(tree, ("plugins",))
     if foreign and command == "infer" and _answers_without(tree.values):
         leave_out_training(tree)
         return
@@ -105,7 +105,7 @@ def withhold_remote_code(tree: Tree, found: Source) -> list[str]:
     warnings = []
     for place, model in _models(tree.values):
         key = (*place, "trust_remote_code")
-        if model.get("trust_remote_code") not in (None, False) and not _on_command_line(tree, key):
+        if model.get("trust_remote_code") not in (None, False) and not on_command_line(tree, key):
             model["trust_remote_code"] = False
             warnings.append(
                 f"{dotted(key)}: {found.shown} switches it on, which no folder may. Where you trust the code of that "
@@ -123,8 +123,3 @@ def _models(values: dict[str, Any]) -> Iterator[tuple[KeyPath, dict[str, Any]]]:
     for place, model in given:
         if isinstance(model, dict):
             yield place, model
-
-
-def _on_command_line(tree: Tree, key: KeyPath) -> bool:
-    origin = origin_of(tree.origins, key)
-    return origin is not None and origin.layer == COMMAND_LINE

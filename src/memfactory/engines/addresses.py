@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from ipaddress import ip_address
 from urllib.parse import SplitResult, quote, urlsplit
 
 from memfactory.errors import ConfigError
@@ -71,3 +72,15 @@ def origin(address: str) -> tuple[str, str | None, int | None]:
         return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
     except ValueError:
         return "", None, None
+
+
+def is_on_this_machine(address: str) -> bool:
+    """Whether `address` names this machine: `localhost` or a loopback address."""
+    try:
+        host = urlsplit(address).hostname or ""
+    except ValueError:
+        return False
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False

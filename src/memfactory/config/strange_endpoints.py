@@ -1,0 +1,58 @@
+"""Endpoints that a run's folder names: texts and keys are sent there only once its user trusts it, as code is run."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from pathlib import Path
+
+from memfactory.config.endpoints import Asked, address_key, endpoints
+from memfactory.config.overrides import on_command_line
+from memfactory.config.schema import RunConfig
+from memfactory.config.tree import Tree, dotted
+from memfactory.engines.addresses import is_on_this_machine, shown_address
+from memfactory.errors import ConfigError
+from memfactory.redaction import shown_variable
+from memfactory.trust import trust, trusted
+
+
+def endpoint_marks(config: RunConfig) -> dict[str, str]:
+    """What is trusted with an endpoint that a run names: a digest of its address and its key's variable, by name."""
+    return {_mark(one): _described(one) for _, one in endpoints(config) if _goes_out(one)}
+
+
+def refuse_strange_endpoints(config: RunConfig, tree: Tree, run: Path, *, trusting: bool) -> None:
+    """Raise ConfigError that lists the endpoints which `run` names and this user has not trusted.
+
+    Not those on this machine, nor those that the command line names.
+    """
+    known = trusted()
+    strange = {
+        path: one
+        for path, one in endpoints(config)
+        if _goes_out(one) and _mark(one) not in known and not on_command_line(tree, (*path, address_key(one)))
+    }
+    if strange and not trusting:
+        listed = "".join(f"\n  {dotted(path)}: {_described(one)}" for path, one in strange.items())
+        path, one = next(iter(strange.items()))
+        raise ConfigError(
+            f"{run}: this run sends texts and keys to endpoints that you have not used before:{listed}\nAdd --trust "
+            f"where you trust whoever made this folder, or name your own, such as "
+            f"{dotted((*path, address_key(one)))}=ADDRESS"
+        )
+    if strange:
+        trust({_mark(one): _described(one) for one in strange.values()})
+
+
+def _goes_out(one: Asked) -> bool:
+    """Whether the address is written down and not on this machine; without one the user's environment names it."""
+    address = getattr(one, address_key(one))
+    return address is not None and not is_on_this_machine(address)
+
+
+def _mark(one: Asked) -> str:
+    return sha256(f"{getattr(one, address_key(one))}\n{one.api_key_env or ''}".encode()).hexdigest()
+
+
+def _described(one: Asked) -> str:
+    key = f", with the key in {shown_variable(one.api_key_env)}" if one.api_key_env else ", without a key"
+    return f"{shown_address(getattr(one, address_key(one)))}{key}"
