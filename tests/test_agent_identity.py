@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import pytest
 
@@ -9,6 +10,7 @@ from memfactory.cli.app import run
 from memfactory.config import load_config, load_side_by_side
 from memfactory.config.agent_file import read_agent_file, write_agent_file
 from memfactory.errors import ConfigError
+from memfactory.registry import MODULES, REWARDS
 
 CONFIG = """
 model: {path: tiny, dtype: float32, cpu_threads: 1}
@@ -227,3 +229,44 @@ def test_scores_by_a_rule_that_has_changed_are_given_anew(place, tmp_path):
     third, _ = results(place, "run", output=tmp_path)
     assert scores(first)["run"]["boxed_em"]["mean"] > 0 == scores(second)["run"]["boxed_em"]["mean"]
     assert scores(third) == scores(first)
+
+
+REWARD = """
+from memfactory.envs.rewards.base import RewardFunction
+from memfactory.registry import REWARDS
+
+@REWARDS.register("brevity")
+class Brevity(RewardFunction):
+    def score(self, episodes):
+        return [VALUE for _ in episodes]
+"""
+MODULE = """
+from memfactory.modules.recurrent_memory import RecurrentMemoryModule
+from memfactory.registry import MODULES
+
+@MODULES.register("my_memory")
+class MyMemory(RecurrentMemoryModule):
+    number = VALUE
+"""
+
+
+def test_scores_by_own_code_that_has_changed_are_given_anew(place, tmp_path, monkeypatch):
+    words = ["plugins=[mine.py]", "env.rewards={brevity: 1.0}", "eval.metrics=[brevity]"]
+    for value in ("0.25", "0.75"):
+        monkeypatch.setattr(REWARDS, "_registered", {**REWARDS._registered})
+        REWARDS._registered.pop("brevity", None)  # Each command is a process of its own.
+        (place / "mine.py").write_text(REWARD.replace("VALUE", value))
+        found, _ = results(place, "run", *words, output=tmp_path)
+        assert scores(found)["run"]["brevity"]["mean"] == float(value)
+
+
+def test_samples_of_own_code_that_has_changed_are_refused(place, tmp_path, monkeypatch, capsys):
+    words = ["eval", "run", "plugins=[mine.py]", "agent.modules.memory.name=my_memory", "--output", str(tmp_path)]
+    for value, code in (("1", 0), ("1", 0), ("2", 2)):
+        monkeypatch.setattr(MODULES, "_registered", {**MODULES._registered})
+        MODULES._registered.pop("my_memory", None)
+        for name in [name for name in sys.modules if name.startswith("memfactory_plugin_")]:
+            monkeypatch.delitem(sys.modules, name)
+        (place / "mine.py").write_text(MODULE.replace("VALUE", value))
+        assert run(words) == code
+    assert "holds samples of another evaluation (agent was" in capsys.readouterr().err

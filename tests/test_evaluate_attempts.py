@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from math import sqrt
 from types import SimpleNamespace
 
@@ -267,6 +268,22 @@ def test_a_metric_asked_for_later_is_scored_from_the_records(tmp_path):
     assert all(set(record.scores) == {"exact", "verdict"} for record in read_records(path))
     with pytest.raises(ConfigError, match="judge was j, now other"):
         RecordFile(path, "quiz", {"model": "tiny", "judge": "other"})
+
+
+def test_scores_by_an_old_rule_never_come_back(tmp_path):
+    path = tmp_path / "quiz.jsonl"
+    evaluate_into(path, coins())
+    with RecordFile(path, "quiz", {"model": "tiny"}) as first:
+        first.score_by({"exact": "the rule"})
+        held = first.get("a", 0)
+        assert held.scores == {}
+        # Ended here, by a kill or since a limit asked for no more: the others still bear scores of no known rule.
+        first.add(replace(held, scores={"exact": 0.25}))
+    with RecordFile(path, "quiz", {"model": "tiny"}) as again:
+        again.score_by({"exact": "the rule"})
+        assert again.get("a", 0).scores == {"exact": 0.25}
+        assert [again.get("a", 1).scores, again.get("b", 0).scores] == [{}, {}]
+    assert [record.scores for record in read_records(path) if record.scores] == [{"exact": 0.25}]
 
 
 def test_scores_that_were_unknown_are_asked_for_again(tmp_path):

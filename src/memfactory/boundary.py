@@ -8,9 +8,11 @@ from __future__ import annotations
 import inspect
 import math
 import os
+import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from hashlib import sha256
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,18 @@ from memfactory.types import Episode, Reward
 def is_users(component: type) -> bool:
     """Whether a class is a registered component of a user's own."""
     return component.__module__.partition(".")[0] != "memfactory" and _registered_as(component) is not None
+
+
+def code_digest(component: type) -> str | None:
+    """The SHA-256 of the file of a user's own component, which says what it does; None for one of this package."""
+    if not is_users(component):
+        return None
+    file = getattr(sys.modules.get(component.__module__), "__file__", None)
+    try:
+        return None if file is None else sha256(Path(file).read_bytes()).hexdigest()
+    except OSError:
+        # A file is executed under a name that says what it held.
+        return component.__module__
 
 
 def titled(component: type) -> str:

@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import replace
 from importlib import metadata
 
-from memfactory.boundary import made
+from memfactory.boundary import code_digest, made
 from memfactory.data.digest import data_hash
 from memfactory.dialogue import Agent, stream_seed
 from memfactory.engines.base import Engine
@@ -147,7 +147,7 @@ def build_metrics(env: Environment, names: Sequence[str], engines: Mapping[str, 
 
 
 def rules_of(scorers: Mapping[str, RewardFunction]) -> dict[str, str]:
-    """What names the rule by which each scores: its options, and for rewards of this package its version.
+    """What names the rule by which each scores: its options, and the version of this package or a user's own code.
 
     A judge's is part of what the samples depend on.
     """
@@ -155,9 +155,8 @@ def rules_of(scorers: Mapping[str, RewardFunction]) -> dict[str, str]:
 
 
 def _rule(reward: RewardFunction) -> str:
-    own = type(reward).__module__.partition(".")[0] == "memfactory"
-    version = metadata.version("memfactory") if own else None
-    return digest([reward.options.model_dump(mode="json", exclude={"weight"}), version])
+    code = code_digest(type(reward)) or metadata.version("memfactory")
+    return digest([reward.options.model_dump(mode="json", exclude={"weight"}), code])
 
 
 class _Collected:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
+from memfactory.boundary import code_digest
 from memfactory.config import Resolved
 from memfactory.config.datasets import locate
 from memfactory.dialogue import ModuleOptions
@@ -15,6 +16,7 @@ from memfactory.engines.options import HfEngineConfig, ModelConfig, OpenAIEngine
 from memfactory.envs.rewards.base import RewardOptions
 from memfactory.files import asset
 from memfactory.memory.options import MemoryConfig
+from memfactory.registry import AGENTS, MODULES
 from memfactory.types import Decoding
 
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model")
@@ -41,6 +43,8 @@ def sampling_fingerprint(resolved: Resolved, decoding: Decoding, seed: int) -> d
         agent["memory"] = resolved.values["memory"]
     if learnt := _learnt(resolved):
         agent["learnt"] = learnt
+    if code := _code_of_users(resolved):
+        agent["code"] = code
     return {**_policy(resolved), "agent": digest(agent), "decoding": _decoding(decoding, seed)}
 
 
@@ -50,6 +54,13 @@ def _learnt(resolved: Resolved) -> dict[str, str]:
     paths = {slot: getattr(module.options, "weights", None) for slot, module in modules.items()}
     found = {slot: locate(path, resolved.base_dir) for slot, path in paths.items() if isinstance(path, str)}
     return {slot: _file_digest(path) for slot, path in found.items() if path is not None}
+
+
+def _code_of_users(resolved: Resolved) -> dict[str, str]:
+    """A digest of the code of the agent and of each module that is a user's own."""
+    spec = resolved.config.agent
+    parts = {"agent": AGENTS.get(spec.name)} | {slot: MODULES.get(module.name) for slot, module in spec.modules.items()}
+    return {name: code for name, part in parts.items() if (code := code_digest(part)) is not None}
 
 
 def judge_fingerprint(resolved: Resolved, options: RewardOptions, engine: str) -> str:

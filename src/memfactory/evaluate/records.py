@@ -20,6 +20,10 @@ from memfactory.types import AnswerForm, Episode, MemoryItem, Reading, Reply, St
 
 Fingerprint = Mapping[str, str | None]
 """What a file's samples depend on, by name; None: does not apply (no judge was used)."""
+Place = tuple[str, int]
+"""A task's id and the number of the attempt at it."""
+RULE = "rule of "
+"""What begins a fingerprint's entry on the rule by which a metric is scored; its name follows."""
 WHOLE_ITEMS = 100
 """Retrieved items that are recorded with their texts; of any further ones (a whole conversation) only the sources."""
 
@@ -203,10 +207,12 @@ class RecordFile:
     ) -> None:
         self.path = path
         self.dataset = dataset
-        self._records: dict[tuple[str, int], SampleRecord] = {}
+        self._records: dict[Place, SampleRecord] = {}
         if overwrite:
             path.unlink(missing_ok=True)
-        held = self._read() if path.exists() else None
+        held: dict[str, str | None] | None = None
+        if path.exists():
+            self._records, held = _read(path)
         if held is not None:
             self._refuse_if_different(held, fingerprint or {})
         given = {name: value for name, value in (fingerprint or {}).items() if value is not None}
@@ -217,17 +223,17 @@ class RecordFile:
             self._writer.append({"fingerprint": merged})
 
     def score_by(self, rules: Mapping[str, str]) -> None:
-        """Forget the scores of metrics that were not given by these rules (a metric's name to what names its rule)."""
-        names = {f"rule of {metric}": rule for metric, rule in rules.items()}
-        stale = {metric for metric, rule in rules.items() if self._fingerprint.get(f"rule of {metric}") != rule}
-        if not stale:
-            return
-        self._records = {
-            place: replace(held, scores={name: score for name, score in held.scores.items() if name not in stale})
-            for place, held in self._records.items()
-        }
-        self._fingerprint = {**self._fingerprint, **names}
-        self._writer.append({"fingerprint": self._fingerprint})
+        """Forget the scores of metrics that were not given by these rules (a metric's name to what names its rule).
+
+        The line that says so forgets those before it whenever the file is read again: not all of them need be given
+        anew now.
+        """
+        merged = {**self._fingerprint, **{f"{RULE}{metric}": rule for metric, rule in rules.items()}}
+        stale = _rescored(self._fingerprint, merged)
+        if stale:
+            self._records = _without_scores(self._records, stale)
+            self._fingerprint = merged
+            self._writer.append({"fingerprint": merged})
 
     def get(self, task_id: str, sample: int) -> SampleRecord | None:
         return self._records.get((task_id, sample))
@@ -247,16 +253,6 @@ class RecordFile:
     ) -> None:
         self.close()
 
-    def _read(self) -> dict[str, str | None] | None:
-        held: dict[str, str | None] | None = None
-        for value in read_json_lines(self.path):
-            if "fingerprint" in value:
-                held = dict(value["fingerprint"])  # type: ignore[call-overload]
-            else:
-                found = SampleRecord.from_json(value)
-                self._records[found.task_id, found.sample] = found
-        return held
-
     def _refuse_if_different(self, held: Fingerprint, given: Fingerprint) -> None:
         differing = [
             f"{name} was {held[name]}, now {value}"
@@ -272,9 +268,33 @@ class RecordFile:
 
 def read_records(path: Path) -> Sequence[SampleRecord]:
     """The records of a samples file, the newest of each sample, in the order they were first written."""
-    found: dict[tuple[str, int], SampleRecord] = {}
+    return list(_read(path)[0].values())
+
+
+def _read(path: Path) -> tuple[dict[Place, SampleRecord], dict[str, str | None] | None]:
+    """The newest record of each sample, with the scores of the rules that count, and the fingerprint if any."""
+    records: dict[Place, SampleRecord] = {}
+    held: dict[str, str | None] | None = None
     for value in read_json_lines(path):
-        if "fingerprint" not in value:
+        if "fingerprint" in value:
+            before, held = held or {}, dict(value["fingerprint"])  # type: ignore[call-overload]
+            records = _without_scores(records, _rescored(before, held))
+        else:
             new = SampleRecord.from_json(value)
-            found[new.task_id, new.sample] = new
-    return list(found.values())
+            records[new.task_id, new.sample] = new
+    return records, held
+
+
+def _rescored(before: Fingerprint, after: Fingerprint) -> set[str]:
+    """The metrics that are scored by another rule under `after` than under `before`, or by an unknown one there."""
+    return {name.removeprefix(RULE) for name in after if name.startswith(RULE) and before.get(name) != after[name]}
+
+
+def _without_scores(records: Mapping[Place, SampleRecord], metrics: set[str]) -> dict[Place, SampleRecord]:
+    """`records` without their scores by `metrics`."""
+    if not metrics:
+        return dict(records)
+    return {
+        place: replace(held, scores={name: score for name, score in held.scores.items() if name not in metrics})
+        for place, held in records.items()
+    }
