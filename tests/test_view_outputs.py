@@ -229,6 +229,15 @@ def test_files_of_something_else_are_told(tmp_path, content, told):
         write_view(tmp_path)
 
 
+def test_a_record_that_was_scored_anew_is_shown_once(tmp_path):
+    row = {"task_id": "t", "sample": 0, "question": "q", "answer": "x", "memory": "", "turns": []}
+    other = {**row, "task_id": "u", "scores": {"em": 1.0}}
+    lines = [{"fingerprint": {}}, {**row, "scores": {"em": 0.0}}, other, {**row, "scores": {"em": 0.5}}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    shown = attempts(data(write_view(tmp_path / "rows.jsonl"))["sections"][0])
+    assert [attempt["score"] for attempt in shown] == [1.0, 0.5]
+
+
 def test_long_files_are_thinned_out_and_said_so(tmp_path):
     row = {"question": "q", "answer": "x", "memory": "m", "turns": []}
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"id": str(n), **row}) + "\n" for n in range(900)))

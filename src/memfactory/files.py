@@ -61,12 +61,13 @@ def json_text(value: object, indent: int | None = None) -> str:
     return harmless_json(text)
 
 
-def read_json_lines(path: Path) -> Iterator[dict[str, object]]:
+def read_json_lines(path: Path, wanted: Collection[int] | None = None) -> Iterator[dict[str, object]]:
     """The objects of a JSON-lines file; a last line without its newline was cut short by a kill and is left out.
 
-    Raises DataError, with the line's number, for any other line that is not a JSON object.
+    Of the lines, numbered from 1, only those `wanted` are read (None: all). Raises DataError, with the line's number,
+    for any other line that is not a JSON object.
     """
-    return _without_problems(tried_json_lines(path))
+    return _without_problems(tried_json_lines(path, wanted))
 
 
 def _without_problems(values: Iterator[dict[str, object] | str]) -> Iterator[dict[str, object]]:
@@ -78,10 +79,15 @@ def _without_problems(values: Iterator[dict[str, object] | str]) -> Iterator[dic
 
 def spread_json_lines(path: Path, most: int) -> Iterator[dict[str, object]]:
     """As `read_json_lines`; of more than `most` (2 or more) lines so many, evenly spread from the first to the last."""
-    with open(path, "rb") as file:
-        lines = sum(block.count(b"\n") for block in iter(lambda: file.read(2**20), b""))
+    lines = count_lines(path)
     spread = None if lines <= most else {1 + index * (lines - 1) // (most - 1) for index in range(most)}
-    return _without_problems(tried_json_lines(path, spread))
+    return read_json_lines(path, spread)
+
+
+def count_lines(path: Path) -> int:
+    """How many lines of the file are whole."""
+    with open(path, "rb") as file:
+        return sum(block.count(b"\n") for block in iter(lambda: file.read(2**20), b""))
 
 
 def tried_json_lines(path: Path, wanted: Collection[int] | None = None) -> Iterator[dict[str, object] | str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from memfactory.errors import ConfigError, DataError
 from memfactory.evaluate.statistics import Estimate
-from memfactory.files import spread_json_lines
+from memfactory.files import read_json_lines, tried_json_lines
 from memfactory.view.attempts import ROWS_SHOWN, Attempt, Bank, Group, Page, grouped, scores_told, spread, within
 
 
@@ -60,14 +60,25 @@ def _results(output: Path) -> tuple[list[Mapping[str, object]], str]:
 
 def _groups(path: Path, notes: list[str]) -> list[Group]:
     """The attempts in a file, grouped by task. Raises DataError for rows that neither infer nor eval writes."""
-    rows = [row for row in spread_json_lines(path, ROWS_SHOWN + 2) if "fingerprint" not in row]
-    if len(rows) > ROWS_SHOWN:
-        rows = spread(rows, ROWS_SHOWN)
+    lines = _newest(path)
+    if len(lines) > ROWS_SHOWN:
+        lines = spread(lines, ROWS_SHOWN)
         notes.append(f"{path.name}: at most {ROWS_SHOWN} rows are shown, evenly spread from the first to the last.")
-    return grouped(_attempts(path, rows))
+    return grouped(_attempts(path, read_json_lines(path, set(lines))))
 
 
-def _attempts(path: Path, rows: list[dict[str, Any]]) -> Iterator[tuple[str, str, Attempt]]:
+def _newest(path: Path) -> list[int]:
+    """The numbers of the lines that count: a record of an attempt replaces those before it, as where it is rescored."""
+    newest: dict[object, int] = {}
+    for number, row in enumerate(tried_json_lines(path), start=1):
+        if isinstance(row, str):
+            newest[number] = number
+        elif "fingerprint" not in row:
+            newest[str(row.get("task_id", row.get("id"))), str(row.get("sample"))] = number
+    return sorted(newest.values())
+
+
+def _attempts(path: Path, rows: Iterator[dict[str, Any]]) -> Iterator[tuple[str, str, Attempt]]:
     for row in rows:
         try:
             task = str(row["task_id"] if "task_id" in row else row["id"])

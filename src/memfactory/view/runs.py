@@ -9,6 +9,7 @@ from pathlib import Path
 from memfactory.errors import DataError
 from memfactory.evaluate.results import EvalHistory
 from memfactory.figures import MOST_LINES, pictures
+from memfactory.files import count_lines
 from memfactory.transcripts import Transcript, read_transcripts
 from memfactory.view.attempts import Attempt, Bank, Group, Page, grouped, scores_told, spread, within
 
@@ -25,7 +26,7 @@ def run_page(run: Path, steps: int) -> Page:
     shown = spread(transcripts, steps)
     if len(shown) < len(transcripts):
         notes.append(f"Transcripts of {len(shown)} of {len(transcripts)} steps are shown, evenly spread.")
-    if metrics is not None and (lines := _lines(metrics)) > MOST_LINES:
+    if metrics is not None and (lines := count_lines(metrics)) > MOST_LINES:
         notes.append(f"Curves are drawn from {MOST_LINES:,} of {lines:,} lines of metrics, evenly spread.")
     drawn = pictures(metrics or nothing, history)
     return Page(
@@ -49,11 +50,6 @@ def _inside(run: Path, name: str, notes: list[str]) -> Path | None:
     if path.is_symlink():
         notes.append(f"{name} is a link out of the folder and is not shown.")
     return None
-
-
-def _lines(path: Path) -> int:
-    with open(path, "rb") as file:
-        return sum(block.count(b"\n") for block in iter(lambda: file.read(2**20), b""))
 
 
 def _evaluations(history: EvalHistory) -> Iterator[Mapping[str, object]]:
