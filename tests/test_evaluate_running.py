@@ -10,9 +10,9 @@ from rich.console import Console
 from chat_server import CODES, NAMES, ChatServer, config_text, reading, rows, write_tokenizer
 from memfactory.build import build_stack
 from memfactory.config import load_config
+from memfactory.engines.model_files import weights_fingerprint
 from memfactory.engines.options import ModelConfig
 from memfactory.errors import ConfigError
-from memfactory.evaluate.fingerprint import weights_fingerprint
 from memfactory.evaluate.records import read_records
 from memfactory.evaluate.running import run_evaluation
 
@@ -436,3 +436,14 @@ def test_a_helpers_outage_in_an_evaluation_is_mended_by_a_later_run(place, banks
     code, printed = evaluate([target], ["talk.json"], output=place / "out", metrics=("em",))
     helper.close()
     assert code == 0 and "0.7500" in printed and len(helper.requests) == before + 1
+
+
+def test_samples_of_another_endpoint_behind_a_variable_are_refused(place, server, monkeypatch):
+    text = (place / "reader.yaml").read_text()
+    (place / "reader.yaml").write_text(text.replace(f'base_url: "{server.url}"', "base_url: null"))
+    assert "base_url: null" in (place / "reader.yaml").read_text()
+    monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+    evaluate([load_config(place / "reader.yaml")], ["few.json"], output=place / "out")
+    monkeypatch.setenv("OPENAI_BASE_URL", server.url.replace("/v1", "/v2"))
+    with pytest.raises(ConfigError, match=r"holds samples of another evaluation \(model was"):
+        evaluate([load_config(place / "reader.yaml")], ["few.json"], output=place / "out")

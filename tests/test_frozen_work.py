@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -11,10 +12,13 @@ import pytest
 from safetensors.numpy import load_file
 
 from chat_server import ChatServer, write_tokenizer
+from memfactory.build import engine_name
 from memfactory.config import load_config
 from memfactory.engines.cached import CachedEngine
+from memfactory.engines.options import HfEngineConfig, ModelConfig
 from memfactory.engines.replies import ReplyStore, name_of
 from memfactory.engines.scripted import ScriptedEngine
+from memfactory.files import asset
 from memfactory.redaction import keep_secret
 from memfactory.train import run_training
 from memfactory.types import Decoding, Message, Reply, Sampling, Tokens
@@ -81,6 +85,28 @@ def test_a_resumed_run_asks_for_nothing_that_it_knows(server):
     assert set(asked(server).values()) == {1}
     maps = [load_file(folder / "final/modules/retriever.safetensors") for folder in (whole, Path("run"))]
     assert all((maps[0][name] == maps[1][name]).all() for name in maps[0])
+
+
+def test_another_endpoint_behind_a_variable_is_asked_anew(server, monkeypatch):
+    Path("run.yaml").write_text(Path("run.yaml").read_text().replace(f'base_url: "{server.url}"', "base_url: null"))
+    monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+    trained("output=run", "train.steps=2")
+    other = ChatServer(reader)
+    monkeypatch.setenv("OPENAI_BASE_URL", other.url)
+    trained("output=run", resume="run")
+    repeated = set(asked(server)) & set(asked(other))
+    other.close()
+    assert repeated
+
+
+def test_replies_are_named_by_the_weights_that_gave_them(server, tmp_path):
+    shutil.copytree(asset("tiny"), tmp_path / "helper")
+    config = load_config("run.yaml", command="train").config
+    settings = HfEngineConfig(model=ModelConfig(path=str(tmp_path / "helper")))
+    before = engine_name(settings, config)
+    assert engine_name(settings, config) == before
+    (tmp_path / "helper/config.json").write_text("{}")
+    assert engine_name(settings, config) != before
 
 
 def test_a_damaged_line_of_the_kept_replies_is_asked_for_again(server, caplog):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,8 +14,10 @@ from memfactory.config import Resolved
 from memfactory.config.schema import AgentSpec, Component, RunConfig
 from memfactory.config.training import TrainerOptions
 from memfactory.dialogue import POLICY, Agent, Module
+from memfactory.engines.addresses import named_address
 from memfactory.engines.base import Engine
 from memfactory.engines.cached import CachedEngine
+from memfactory.engines.model_files import weights_fingerprint
 from memfactory.engines.options import (
     EngineConfig,
     HfEngineConfig,
@@ -218,7 +221,7 @@ def build_engines(
     """
     store = ReplyStore() if replies is None else replies
     policy = _engine(config.engine, config, model, chat)
-    policy = CachedEngine(policy, store, _engine_name(config.engine, config)) if policy_stays else policy
+    policy = CachedEngine(policy, store, engine_name(config.engine, config)) if policy_stays else policy
     made: list[tuple[EngineConfig, Engine]] = [(config.engine, policy)]
     engines = {POLICY: policy}
     for name, settings in config.engines.items():
@@ -226,16 +229,22 @@ def build_engines(
         if engine is None:
             engine = _engine(settings, config, model, chat)
             constant = policy_stays or _is_constant(settings)
-            engine = CachedEngine(engine, store, _engine_name(settings, config)) if constant else engine
+            engine = CachedEngine(engine, store, engine_name(settings, config)) if constant else engine
             made.append((settings, engine))
         engines[name] = engine
     return engines
 
 
-def _engine_name(settings: EngineConfig, config: RunConfig) -> str:
-    """What tells an engine's replies from those of others: its settings, and the policy's model where that speaks."""
-    own = isinstance(settings, OpenAIEngineConfig) or getattr(settings, "model", None) is not None
-    return settings.model_dump_json() + ("" if own else config.model.model_dump_json())
+def engine_name(settings: EngineConfig, config: RunConfig) -> str:
+    """What tells an engine's replies from those of others: its settings, and the address or the weights that answer.
+
+    A run may be resumed after the files of a model, or the address in the environment, have changed.
+    """
+    if isinstance(settings, OpenAIEngineConfig):
+        return f"{settings.model_dump_json()} {named_address(settings.base_url)}"
+    own = settings.model if isinstance(settings, HfEngineConfig) else None
+    model = own or config.model
+    return f"{settings.model_dump_json()} {model.model_dump_json()} {json.dumps(weights_fingerprint(model))}"
 
 
 def _is_constant(settings: EngineConfig) -> bool:

@@ -54,6 +54,12 @@ def checked_address(given: str | None, key: str) -> str:
     return OPENAI
 
 
+def named_address(given: str | None) -> str | None:
+    """The address that is asked, as records name it; None for OpenAI's own where nothing says another."""
+    address = given or os.environ.get("OPENAI_BASE_URL")
+    return None if not address else public_address(address)
+
+
 def shown_address(address: str) -> str:
     """`address` without what would be a secret in it."""
     return redacted_message(address)[:300]

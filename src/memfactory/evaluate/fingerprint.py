@@ -6,22 +6,18 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 
 from memfactory.boundary import code_digest
 from memfactory.config import Resolved
 from memfactory.config.datasets import locate
 from memfactory.dialogue import ModuleOptions
+from memfactory.engines.addresses import named_address
+from memfactory.engines.model_files import file_digest, weights_fingerprint
 from memfactory.engines.options import HfEngineConfig, ModelConfig, OpenAIEngineConfig
 from memfactory.envs.rewards.base import RewardOptions
-from memfactory.files import asset
 from memfactory.memory.options import MemoryConfig
 from memfactory.registry import AGENTS, MODULES
 from memfactory.types import Decoding
-
-WEIGHT_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model")
-READ_WHOLE = 256 * 2**20
-"""Files up to this many bytes count by their contents, larger ones by size and time of change."""
 
 
 def digest(value: object) -> str:
@@ -53,7 +49,7 @@ def _learnt(resolved: Resolved) -> dict[str, str]:
     modules = resolved.config.agent.modules
     paths = {slot: getattr(module.options, "weights", None) for slot, module in modules.items()}
     found = {slot: locate(path, resolved.base_dir) for slot, path in paths.items() if isinstance(path, str)}
-    return {slot: _file_digest(path) for slot, path in found.items() if path is not None}
+    return {slot: file_digest(path) for slot, path in found.items() if path is not None}
 
 
 def _code_of_users(resolved: Resolved) -> dict[str, str]:
@@ -72,7 +68,7 @@ def _policy(resolved: Resolved) -> dict[str, str | None]:
     config = resolved.config
     if isinstance(config.engine, OpenAIEngineConfig):
         return {
-            "model": f"{config.engine.model} at {config.engine.base_url or 'the default endpoint'}",
+            "model": f"{config.engine.model} at {named_address(config.engine.base_url) or 'the default endpoint'}",
             "weights": None,
         }
     return _model(config.model)
@@ -84,35 +80,11 @@ def _model(model: ModelConfig) -> dict[str, str | None]:
     return {"model": name, "weights": digest([weights_fingerprint(model), settings])}
 
 
-def weights_fingerprint(model: ModelConfig) -> dict[str, str]:
-    """Each file of a local model and its adapter with a digest; empty for a model on the hub."""
-    found: dict[str, str] = {}
-    for place in (model.path, model.adapter):
-        folder = None if place is None else _folder(place)
-        if folder is not None:
-            for path in sorted({path for pattern in WEIGHT_FILES for path in folder.glob(pattern)}):
-                found[f"{place}/{path.name}"] = _file_digest(path)
-    return found
-
-
-def _folder(place: str) -> Path | None:
-    if place == "tiny":
-        return asset("tiny")
-    folder = Path(place).expanduser()
-    return folder if folder.is_dir() else None
-
-
-def _file_digest(path: Path) -> str:
-    facts = path.stat()
-    if facts.st_size > READ_WHOLE:
-        return f"{facts.st_size} bytes, changed {facts.st_mtime_ns}"
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def _speaker(engine: object) -> Mapping[str, object]:
     """What an engine's replies depend on."""
     if isinstance(engine, OpenAIEngineConfig):
-        return engine.model_dump(include={"kind", "model", "base_url", "temperature", "top_p"})
+        said = engine.model_dump(include={"kind", "model", "temperature", "top_p"})
+        return {**said, "base_url": named_address(engine.base_url)}
     if isinstance(engine, HfEngineConfig):
         drawn = engine.model_dump(include={"temperature", "top_p"})
         return {"model": "the policy's" if engine.model is None else _model(engine.model), **drawn}
