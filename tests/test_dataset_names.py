@@ -8,7 +8,8 @@ import numpy
 import pytest
 
 from memfactory.config import load_config
-from memfactory.errors import ConfigError
+from memfactory.data.mixture import MixtureDataset, MixtureOptions
+from memfactory.errors import ConfigError, DataError
 from memfactory.evaluate.results import DatasetResult, EvalHistory, metric_result
 from memfactory.evaluate.targets import Settings, prepare
 from memfactory.figures import evaluation_figure
@@ -93,3 +94,10 @@ def test_a_bank_with_more_vectors_than_are_held_is_saved_with_all_of_them(tmp_pa
 def test_bad_rows_are_left_out_of_a_whole_mixture_or_not_at_all(load):
     with pytest.raises(ConfigError, match="skip_bad_rows has no effect in a part; write it beside `parts`"):
         load(train="{name: mixture, parts: [{data: {name: facts, skip_bad_rows: true}}]}")
+
+
+def test_a_part_of_a_mixture_without_rows_is_told(tmp_path):
+    (tmp_path / "none.jsonl").write_text("")
+    options = MixtureOptions.model_validate({"parts": [{"data": {"name": "file", "path": "none.jsonl"}}]})
+    with pytest.raises(DataError, match=r"mixture: none.jsonl has no rows"):
+        MixtureDataset(options, tmp_path)

@@ -179,7 +179,7 @@ def _question(value: object, index: int, ids: set[str], name: str, where: str, n
 
 def _answers(value: object, category: int, place: str) -> tuple[str, ...]:
     """The gold answer as text: some are numbers, and nearly all adversarial questions have none."""
-    is_written = isinstance(value, str) or (isinstance(value, (int, float)) and math.isfinite(value))
+    is_written = isinstance(value, (str, int)) or (isinstance(value, float) and math.isfinite(value))
     written = str(value).strip() if is_written and not isinstance(value, bool) else ""
     if category == ADVERSARIAL:
         return (UNANSWERABLE, written) if written else (UNANSWERABLE,)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from pydantic import Field, ValidationError, field_validator
 
 from memfactory.data.base import Dataset, DatasetOptions, GeneratedRows, Row
-from memfactory.errors import ConfigError
+from memfactory.errors import ConfigError, DataError
 from memfactory.registry import DATASETS, Options
 
 
@@ -77,5 +77,8 @@ def _rows(spec: dict[str, object], base_dir: Path) -> Sequence[Row]:
         options = DATASETS.options(name).model_validate(values)
     except ValidationError as error:
         raise ConfigError(f"mixture: the options of {name} are wrong: {error}") from None
-    rows: Sequence[Row] = DATASETS.get(name)(options, base_dir).checked_rows()
+    part: Dataset = DATASETS.get(name)(options, base_dir)
+    rows = part.checked_rows()
+    if not rows:
+        raise DataError(f"mixture: {part.source} has no rows, so it can have no share")
     return rows
