@@ -6,6 +6,11 @@ import difflib
 from collections.abc import Iterable
 
 
+def in_one_line(error: BaseException) -> str:
+    """The words of an error of somebody else's code, as far as a message quotes them; its kind where it has none."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
 class MemFactoryError(Exception):
     """Something a user can mend. Exit code 1."""
 

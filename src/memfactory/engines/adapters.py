@@ -18,7 +18,7 @@ from peft.utils import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from memfactory.errors import ConfigError
+from memfactory.errors import ConfigError, in_one_line
 
 Network: TypeAlias = "PreTrainedModel | PeftModel"
 WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
@@ -47,7 +47,9 @@ def load_adapter(model: PreTrainedModel, adapter: str, *, training: bool) -> Net
     except torch.OutOfMemoryError as error:
         raise ConfigError(f"model.adapter: {adapter!r} does not fit into the memory of {model.device}") from error
     except Exception as error:
-        raise ConfigError(f"model.adapter: {adapter!r} cannot be loaded as a PEFT adapter: {_words(error)}") from error
+        raise ConfigError(
+            f"model.adapter: {adapter!r} cannot be loaded as a PEFT adapter: {in_one_line(error)}"
+        ) from error
     strange = [*found.missing_keys, *found.unexpected_keys]
     if strange:
         lacking = f"lacks {len(found.missing_keys)} tensors that this model needs" if found.missing_keys else ""
@@ -68,7 +70,7 @@ def _check_folder(folder: Path) -> None:
     try:
         description = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise refuse(f"its adapter_config.json cannot be read ({_words(error)})") from error
+        raise refuse(f"its adapter_config.json cannot be read ({in_one_line(error)})") from error
     kind = description.get("peft_type") if isinstance(description, dict) else None
     if kind not in set(PeftType) or kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
         raise refuse(f"its adapter_config.json names the peft_type {kind!r}, which this version of peft does not know")
@@ -201,8 +203,3 @@ def without_peft_warnings() -> Iterator[None]:
         warnings.filterwarnings("ignore", module="peft")
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
         yield
-
-
-def _words(error: Exception) -> str:
-    """The error in one line."""
-    return " ".join(str(error).split())[:300] or type(error).__name__

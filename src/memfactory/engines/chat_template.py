@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from memfactory.errors import ConfigError
+from memfactory.errors import ConfigError, in_one_line
 from memfactory.types import Message, Scalar
 
 if TYPE_CHECKING:
@@ -42,8 +42,8 @@ class ChatTemplate:
         except Exception as error:
             # A template is a program of somebody else's: it can fail in any way.
             roles = ", ".join(message.role for message in messages)
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
-            raise ConfigError(f"the chat template refuses a conversation with the roles {roles}: {reason}") from error
+            refusal = f"the chat template refuses a conversation with the roles {roles}: {in_one_line(error)}"
+            raise ConfigError(refusal) from error
         for message in messages:
             # Templates shorten what a model thought in earlier turns, and that is meant so.
             if message.role != "assistant" and message.content.strip() not in text:

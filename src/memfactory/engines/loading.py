@@ -27,7 +27,7 @@ from memfactory.engines.adapters import is_pointer, load_adapter
 from memfactory.engines.chat import ChatFormat
 from memfactory.engines.hf_layers import fuse_layers
 from memfactory.engines.options import ModelConfig
-from memfactory.errors import ConfigError
+from memfactory.errors import ConfigError, in_one_line
 from memfactory.files import asset
 
 log = logging.getLogger("memfactory")
@@ -281,7 +281,7 @@ def _missing(kind: str, path: str, error: Exception) -> ConfigError:
 
     The libraries raise whatever their code runs into, so there is no list of types.
     """
-    reason = " ".join(str(error).split())[:300] or type(error).__name__
+    reason = in_one_line(error)
     if isinstance(error, KeyError | TypeError | AttributeError | IndexError):
         # Their texts are names inside the libraries and say nothing alone.
         reason = f"{type(error).__name__}: {reason}"
