@@ -73,7 +73,7 @@ def find_plugin(name: str, base_dir: Path | None = None, *, beside: bool = True)
         return _read(name, path.resolve())
     if not all(part.isidentifier() for part in name.split(".")):
         raise ConfigError(f"{name!r} is neither a .py file nor a dotted module name")
-    if beside and "." not in name and name not in sys.modules:
+    if beside and "." not in name:
         path = next((place for folder in reversed(folders) if (place := folder / f"{name}.py").is_file()), None)
         if path is not None:
             return _read(name, path.resolve())
@@ -85,15 +85,21 @@ def find_plugin(name: str, base_dir: Path | None = None, *, beside: bool = True)
 
 
 def load_plugin(plugin: Plugin, base_dir: Path | None = None) -> None:
-    """Import a plugin; the same content twice does nothing. Raises ConfigError for one whose own code
-    cannot be loaded, with file and line."""
+    """Import a plugin; the same content twice does nothing. Raises ConfigError for one whose own code cannot be
+    loaded, with file and line, and where another module of its name is loaded already."""
     alias = f"memfactory_plugin_{plugin.digest[:16]}"
-    if alias in sys.modules or plugin.name in sys.modules:
+    if alias in sys.modules:
         return
     if plugin.source is not None and is_file_name(plugin.name):
         _execute(plugin, plugin.source, alias)
         return
-    here = [] if base_dir is None else [str(base_dir)]
+    if plugin.name in sys.modules:
+        _refuse_another(plugin, sys.modules[plugin.name])
+        sys.modules[alias] = sys.modules[plugin.name]
+        return
+    # A file was found beside the config or in the working directory, which need not be where Python looks.
+    folder = base_dir if plugin.source is None or plugin.path is None else plugin.path.parent
+    here = [] if folder is None else [str(folder)]
     sys.path[:0] = here
     try:
         importlib.import_module(plugin.name)
@@ -107,6 +113,16 @@ def load_plugin(plugin: Plugin, base_dir: Path | None = None) -> None:
         del sys.path[: len(here)]
     # A run's copy of it is the same plugin.
     sys.modules[alias] = sys.modules[plugin.name]
+
+
+def _refuse_another(plugin: Plugin, loaded: ModuleType) -> None:
+    """Raise ConfigError where `loaded`, which has the plugin's name, is not what was found."""
+    file = getattr(loaded, "__file__", None)
+    if plugin.source is not None and plugin.path is not None and (file is None or not plugin.path.samefile(file)):
+        raise ConfigError(
+            f"plugin {plugin.name!r} ({plugin.path}): another module of that name is loaded already, from "
+            f"{file or 'Python itself'}; name the file instead ({plugin.path.name})"
+        )
 
 
 def _execute(plugin: Plugin, source: bytes, module_name: str) -> None:

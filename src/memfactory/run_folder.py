@@ -14,7 +14,6 @@ from pathlib import Path
 from memfactory.config import Resolved, load_values
 from memfactory.errors import ConfigError, MemFactoryError
 from memfactory.locks import LOCK, folder_lock, new_folder
-from memfactory.plugins import Plugin, find_plugin
 from memfactory.whole_folders import checkpoints, damage, newest_whole
 
 log = logging.getLogger("memfactory")
@@ -190,24 +189,19 @@ def refuse_another_config(folder: Path, values: Mapping[str, object]) -> None:
         raise ConfigError([f"{folder} cannot be resumed with a different configuration:", *different])
 
 
-def plugins_of(resolved: Resolved) -> list[Plugin]:
-    """The plugins of a config, as they are now."""
-    return [find_plugin(name, resolved.base_dir) for name in resolved.config.plugins]
-
-
 def _tell_of_other_plugins(folder: Path, resolved: Resolved) -> None:
     """Warn where a run goes on with other code than it was started with."""
     path = folder / "config.yaml"
     if not path.is_file():
         return
     before = load_values(path).get("plugins") or []
-    now = plugins_of(resolved)
-    if [plugin.copy for plugin in now] != before:
+    now = [plugin.copy for plugin in resolved.plugins]
+    if now != before:
         log.warning(
             "%s was started with the plugins %s; it goes on with %s",
             folder,
             before or "(none)",
-            [plugin.copy for plugin in now] or "(none)",
+            now or "(none)",
         )
 
 

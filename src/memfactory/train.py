@@ -28,7 +28,7 @@ from memfactory.files import set_aside, write_json, write_whole
 from memfactory.plugins import keep_copies
 from memfactory.redaction import redacted_command
 from memfactory.registry import TRAINERS
-from memfactory.run_folder import RunFolder, open_run_folder, plugins_of
+from memfactory.run_folder import RunFolder, open_run_folder
 from memfactory.signals import STOPPING, handled
 from memfactory.trackers.base import State
 from memfactory.trackers.fanout import Trackers
@@ -160,7 +160,7 @@ class LiveRun:
     def _prepare_folder(self, step: int, resumed: bool) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         remove_partial(self.folder)
-        plugins = plugins_of(self.resolved)
+        plugins = self.resolved.plugins
         # That this user started a run with them is what makes plugins and endpoints trusted.
         named = {plugin.digest: str(plugin.path or plugin.name) for plugin in plugins}
         trust({**named, **endpoint_marks(self.resolved.config)})

@@ -33,6 +33,7 @@ from memfactory.config.tree import Origin, Tree, dotted, dump, leaves
 from memfactory.config.unused import with_unused
 from memfactory.dialogue import ModuleOptions
 from memfactory.errors import ConfigError, unknown
+from memfactory.plugins import Plugin
 from memfactory.registry import AGENTS, Options
 
 C = TypeVar("C", bound=Component)
@@ -46,8 +47,8 @@ class Resolved:
 
     `values` is the whole of it as plain values, defaults written out; it holds no secrets. `source` is the file it
     came from. Relative paths in it are looked for in the working directory first, then in `base_dir`. `run` is the
-    run folder it was read from, if it was. `origins` says where each dotted key was written; a key that is not in it
-    has its default.
+    run folder it was read from, if it was. `plugins` are those that were imported, as they were read. `origins` says
+    where each dotted key was written; a key that is not in it has its default.
     """
 
     config: RunConfig
@@ -57,6 +58,7 @@ class Resolved:
     name: str = "run"
     run: Path | None = None
     warnings: tuple[str, ...] = ()
+    plugins: tuple[Plugin, ...] = ()
     origins: Mapping[str, str] = field(default_factory=dict)
 
     def to_yaml(self) -> str:
@@ -101,7 +103,7 @@ def load_config(
     withheld = withhold_remote_code(tree, found)
     if command == "infer" and found.file is None and agent_file is not None and agent_file.plugins:
         leave_out_training(tree)
-    load_plugins(tree, found, problems, command=command, trusting=trust)
+    plugins = load_plugins(tree, found, problems, command=command, trusting=trust)
     parts = {section: part_names(section, folders) for section in PART_FOLDERS}
     config = _validated(tree, problems, Checker(problems, tree.origins, found.base_dir, parts, tree.named))
     for index, baseline in enumerate(config.eval.baselines):
@@ -135,6 +137,7 @@ def load_config(
         name=found.name,
         run=found.run,
         warnings=tuple(warnings),
+        plugins=plugins,
         origins={dotted(path): str(tree.origins[path]) for path, _ in leaves(values) if path in tree.origins},
     )
     if command in (None, "eval"):

@@ -20,19 +20,22 @@ _NOT_FOR_ANSWERS = ("plugins", "train", "data")
 """Sections of a run that `infer` has no use for."""
 
 
-def load_plugins(tree: Tree, found: Source, problems: Problems, *, command: str | None, trusting: bool) -> None:
-    """Import the plugins that `tree` names; what is wrong with their names is noted in `problems`.
+def load_plugins(
+    tree: Tree, found: Source, problems: Problems, *, command: str | None, trusting: bool
+) -> tuple[Plugin, ...]:
+    """Import the plugins that `tree` names, and give them as they were read; what is wrong with their names is noted in
+    `problems`.
 
     Of a run folder only those are imported that this user has trusted before, or trusts now (`trusting`), and none by
     `infer` where the run's agent and environment do without. Raises ConfigError that lists what is not trusted.
     """
     names = tree.values.get("plugins")
     if not isinstance(names, list):
-        return
+        return ()
     foreign = found.run is not None and not on_command_line(tree, ("plugins",))
     if foreign and command == "infer" and _answers_without(tree.values):
         leave_out_training(tree)
-        return
+        return ()
     plugins: list[Plugin] = []
     for index, name in enumerate(names):
         if isinstance(name, str):
@@ -47,6 +50,7 @@ def load_plugins(tree: Tree, found: Source, problems: Problems, *, command: str 
             load_plugin(plugin, None if foreign else found.base_dir)
         except ConfigError as error:
             problems.add(("plugins", names.index(plugin.name)), str(error))
+    return tuple(plugins)
 
 
 def _refuse_untrusted(plugins: Sequence[Plugin], run: Path, trusting: bool) -> None:
