@@ -72,6 +72,7 @@ def test_a_mistake_is_exit_code_2_on_stderr_without_a_traceback(folder):
         (["eval", "x.yaml", "--samples", "0"], "Invalid value for '--samples'"),
         (["config", "validate", "x.yaml", "--for", "training"], "'training' is none of train, eval, infer"),
         (["data", "export", "fact", "--output", "a.json"], "no dataset is called 'fact'; did you mean 'facts'?"),
+        (["data", "export", "facts", "rows.x=2", "--output", "a.json"], "rows.x=2: write the whole of 'rows'"),
         (["data", "export", "facts", "--output", "a.txt"], "expected a file that ends in .json, .jsonl, .parquet"),
         (["data", "hotpotqa", "a.json", "--train-docs", "few"], "expected a number or a range such as 50-80"),
         (["infer", "x.yaml"], "nothing to answer: give --question"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +13,7 @@ from memfactory.cli.output import start_logging, stderr, stdout
 from memfactory.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from memfactory.config.overrides import Override
     from memfactory.data.writing import OnProgress, Report
 
 app = typer.Typer(help="Make training and evaluation sets, seeded and reproducible.", no_args_is_help=True)
@@ -230,7 +231,7 @@ def export(
 
     if output.suffix not in WRITERS:
         raise ConfigError(f"--output {output}: expected a file that ends in {', '.join(WRITERS)}")
-    given = {override.path[0]: override.value for override in parse_overrides(options or [])}
+    given = _options(parse_overrides(options or []))
     component = dataset_component({"name": dataset, **given}, Path())
     found = DATASETS.get(component.name)(component.options, Path()).rows()
     problems = [f"{row.source}: {row.problem}" for row in found if row.problem is not None]
@@ -239,3 +240,12 @@ def export(
     with progress() as on_progress:
         written = write_rows(output, (dict(row.values) for row in found), len(found), on_progress=on_progress)
     tell(Report((written,)))
+
+
+def _options(overrides: Sequence[Override]) -> dict[str, object]:
+    """A dataset's options by name. Raises ConfigError for what leads into one."""
+    for override in overrides:
+        if len(override.path) > 1:
+            name = override.path[0]
+            raise ConfigError(f"{override.text}: write the whole of {name!r}, such as {name}='{{key: value}}'")
+    return {override.path[0]: override.value for override in overrides}
