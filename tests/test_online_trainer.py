@@ -22,6 +22,7 @@ from memfactory.errors import ConfigError, MemFactoryError
 from memfactory.evaluate.attempts import evaluate_tasks
 from memfactory.evaluate.fingerprint import sampling_fingerprint
 from memfactory.evaluate.results import EvalHistory
+from memfactory.modules.linear_reranker import LinearReranker
 from memfactory.train import run_training
 from memfactory.trainers.base import Interrupted
 from memfactory.trainers.learners import Learners
@@ -86,7 +87,7 @@ def world(tmp_path, monkeypatch):
 
 
 def trained(*overrides, resume=None):
-    return run_training(load_config("run.yaml", [*overrides, "output=run"], command="train"), resume=resume)
+    return run_training(load_config("run.yaml", ["output=run", *overrides], command="train"), resume=resume)
 
 
 def metrics(folder):
@@ -235,6 +236,26 @@ def test_attempts_that_a_helper_failed_stop_the_run_when_they_are_many(world, tm
     with pytest.raises(MemFactoryError, match=r"8 of 8 attempts failed, more than train\.max_failed_share = 0\.2"):
         trained(helper, answerer, "train.eval_at_start=false")
     down.close()
+
+
+def test_a_module_that_fails_in_learning_leaves_a_whole_step(world, tmp_path, monkeypatch):
+    whole = load_file(trained("train.steps=3") / "final/modules/retriever.safetensors")
+    learn = LinearReranker.learn
+
+    def fails_after_the_third(module, episodes):
+        found = learn(module, episodes)
+        if not fails_after_the_third.left:
+            raise RuntimeError("broken halfway")
+        fails_after_the_third.left -= 1
+        return found
+
+    fails_after_the_third.left = 2
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="broken halfway"):
+        patch.setattr(LinearReranker, "learn", fails_after_the_third)
+        trained("train.steps=3", "output=other")
+    assert [path.name for path in (tmp_path / "other/checkpoints").iterdir()] == ["step-2"]
+    again = load_file(trained("train.steps=3", "output=other", resume="auto") / "final/modules/retriever.safetensors")
+    assert {name for name in whole if not numpy.array_equal(whole[name], again[name])} == set()
 
 
 def test_the_plan_says_what_is_trained_and_how_much_is_asked(world):

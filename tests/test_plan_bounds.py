@@ -79,6 +79,23 @@ def test_a_plan_for_another_machine_says_nothing_of_this_one(config, capfd):
     assert "on a CPU is slow" not in told.out + told.err and "Memory against a GPU of 24 GiB" in told.out
 
 
+@pytest.mark.parametrize(
+    ("description", "problem"),
+    [('{"peft_type": "IA3"}', None), ("[]", None), ("{", "adapter_config.json cannot be read")],
+)
+def test_an_adapter_of_another_kind_can_be_planned_for(tmp_path, config, description, problem):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text(description)
+    problems = make_plan(load_config(config, [f"model.adapter={tmp_path / 'adapter'}"])).problems
+    assert any(problem in told for told in problems) if problem else problems == ()
+
+
+def test_warm_up_is_counted_in_optimizer_steps(config):
+    spread = ["train.steps=2", "train.optimizer.schedule=cosine", "train.optimizer.warmup_steps=3"]
+    assert any("3 of 2 optimizer steps are warm-up" in told for told in load_config(config, spread).warnings)
+    assert not any("warm-up" in told for told in load_config(config, [*spread, "train.minibatches=2"]).warnings)
+
+
 def test_a_plan_without_its_model_still_has_its_name(tmp_path, config):
     found = make_plan(load_config(config, [f"model.path={tmp_path / 'missing'}"]))
     assert found.title == "Plan of run" and found.problems

@@ -23,7 +23,7 @@ from memfactory.errors import ConfigError, MemFactoryError
 from memfactory.trainers.batch import TrainingTurn, collate
 from memfactory.trainers.measures import summarized
 from memfactory.trainers.optimizer import Schedule, learning_rate_share, make_optimizer
-from memfactory.trainers.policy import Policy, planned_updates
+from memfactory.trainers.policy import Policy
 from memfactory.types import Decoding, Message, Sampling
 from small_policy import gradients, largest_difference, small_policy, some_turns
 
@@ -403,10 +403,10 @@ def test_schedules_warm_up_and_fall_as_worked_out_by_hand(schedule: str, shares:
 
 
 def test_a_schedule_is_spread_over_all_updates_of_a_run() -> None:
-    assert planned_updates(GrpoOptions(steps=10, minibatches=2, epochs=3)) == 60
+    assert GrpoOptions(steps=10, minibatches=2, epochs=3).planned_updates == 60
     # 250 groups of which 24 make a step: ten whole steps and a last one of ten groups.
-    assert planned_updates(GrpoOptions(steps=50, valid_groups=250, prompts_per_step=24, require_variance=True)) == 11
-    assert planned_updates(SftOptions(steps=7)) == 7
+    assert GrpoOptions(steps=50, valid_groups=250, prompts_per_step=24, require_variance=True).planned_updates == 11
+    assert SftOptions(steps=7).planned_updates == 7
 
 
 def test_a_schedule_goes_on_from_its_state() -> None:

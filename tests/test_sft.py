@@ -13,9 +13,10 @@ from memfactory.data.chat_rows import conversation
 from memfactory.engines.chat import ChatFormat
 from memfactory.engines.loading import load_tokenizer
 from memfactory.engines.options import ModelConfig
-from memfactory.errors import DataError
+from memfactory.errors import DataError, MemFactoryError
 from memfactory.train import run_training
 from memfactory.trainers.conversations import read_conversations
+from memfactory.trainers.policy import Policy
 from memfactory.trainers.supervised import Encoder
 
 CONFIG = """
@@ -108,6 +109,32 @@ def test_a_run_resumed_in_either_stage_or_between_them_ends_with_the_same_weight
         run_training(resolved("output=run"), resume=str(folder / f"checkpoints/step-{step}"))
         again = load_file(folder / "final/model.safetensors")
         assert [name for name in whole if not whole[name].equal(again[name])] == []
+
+
+def test_a_stage_that_fails_at_once_loses_nothing_of_the_one_before(resolved, monkeypatch):
+    whole = load_file(run_training(resolved("output=whole")) / "final/model.safetensors")
+    backward = Policy.backward
+
+    def fails_in_the_second_stage(policy, turns):
+        if policy.schedule.options.learning_rate == 2e-3:
+            raise MemFactoryError("the longer conversations do not fit")
+        return backward(policy, turns)
+
+    with monkeypatch.context() as patch, pytest.raises(MemFactoryError, match="do not fit"):
+        patch.setattr(Policy, "backward", fails_in_the_second_stage)
+        run_training(resolved("output=run", "train.save_every=3"))
+    assert sorted(path.name for path in Path("run/checkpoints").iterdir()) == ["step-3", "step-4"]
+    again = load_file(
+        run_training(resolved("output=run", "train.save_every=3"), resume="auto") / "final/model.safetensors"
+    )
+    assert [name for name in whole if not whole[name].equal(again[name])] == []
+
+
+def test_a_run_resumed_with_fewer_steps_than_it_took_is_done(resolved, caplog):
+    stages = "train.stages=[]", "data.train=talks.jsonl", "output=run"
+    run_training(resolved(*stages, "train.steps=3"))
+    run_training(resolved(*stages, "train.steps=2"), resume="auto")
+    assert "nothing is left to do after step 3" in caplog.text
 
 
 def test_without_stages_the_rows_of_data_train_are_learnt(resolved):

@@ -281,6 +281,14 @@ def test_steps_and_epochs_exclude_each_other(values, words):
         SftOptions.model_validate(values)
 
 
+def test_a_schedule_over_epochs_is_not_said_to_be_all_warm_up(files):
+    falling = ["train.epochs=2", "train.optimizer.schedule=cosine"]
+    assert not any("warm" in told for told in files(talk("a", "b"), overrides=falling).warnings)
+    counted = ["train.steps=3", "train.optimizer.schedule=cosine", "train.optimizer.warmup_steps=3"]
+    (told,) = [told for told in files(talk("a", "b"), overrides=counted).warnings if "warm" in told]
+    assert "3 of 3 optimizer steps are warm-up, so the cosine schedule never falls" in told
+
+
 def test_the_plan_of_sft_counts_conversations_and_steps(files):
     plan = make_plan(files(*[talk("Hi", "Yo")] * 10, overrides=["train.epochs=2"]))
     work = dict(plan.work)

@@ -22,7 +22,7 @@ from memfactory.trainers.base import Interrupted
 from memfactory.trainers.checkpoint import TrainState, save_checkpoint
 from memfactory.trainers.grpo import GrpoTrainer
 from memfactory.trainers.plan import make_plan
-from memfactory.trainers.policy import Policy, planned_updates
+from memfactory.trainers.policy import Policy
 from memfactory.whole_folders import checkpoints
 from small_policy import small_policy, some_turns
 
@@ -271,11 +271,11 @@ def test_the_plan_of_an_adapter_that_goes_on_training_is_one_of_adapters(work, s
 
 def test_the_schedule_ends_with_the_run_however_it_ends():
     groups = {"prompts_per_step": 24, "require_variance": True}
-    assert planned_updates(GrpoOptions(steps=50, valid_groups=250, **groups)) == 11
+    assert GrpoOptions(steps=50, valid_groups=250, **groups).planned_updates == 11
     # The steps run out first.
-    assert planned_updates(GrpoOptions(steps=10, valid_groups=250, **groups)) == 10
+    assert GrpoOptions(steps=10, valid_groups=250, **groups).planned_updates == 10
     # Groups without variance count towards a step, so nobody knows when 250 others have come.
-    assert planned_updates(GrpoOptions(steps=50, valid_groups=250, prompts_per_step=24)) == 50
+    assert GrpoOptions(steps=50, valid_groups=250, prompts_per_step=24).planned_updates == 50
 
 
 def torchrun(work, *words):

@@ -96,10 +96,10 @@ def _model(model: ModelConfig, path: KeyPath, problems: Problems) -> None:
 
 def _training(options: TrainerOptions, problems: Problems) -> list[str]:
     warnings = []
-    optimizer = options.optimizer
-    if optimizer.schedule != "constant" and optimizer.warmup_steps >= options.steps:
+    optimizer, updates = options.optimizer, options.planned_updates
+    if optimizer.schedule != "constant" and 0 < updates <= optimizer.warmup_steps:
         warnings.append(
-            f"train.optimizer.warmup_steps: {optimizer.warmup_steps} of {options.steps} steps are warm-up, so the "
+            f"train.optimizer.warmup_steps: {optimizer.warmup_steps} of {updates} optimizer steps are warm-up, so the "
             f"{optimizer.schedule} schedule never falls"
         )
     return [*warnings, *_grpo(options, problems)] if isinstance(options, GrpoOptions) else warnings

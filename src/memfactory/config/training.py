@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
@@ -122,6 +123,12 @@ class TrainerOptions(LoopOptions):
         return {} if self.lora is None else {"master_weights": "adapters are float32"}
 
     @property
+    def planned_updates(self) -> int:
+        """How many optimizer updates a run takes at most, which is what a falling schedule is spread over; 0: that is
+        known once the data has been read."""
+        return self.steps
+
+    @property
     def stochastic(self) -> bool:
         """Whether the trained weights are bfloat16 and rounded at random."""
         return self.master_weights == "bfloat16_stochastic" and self.lora is None
@@ -192,6 +199,14 @@ class GrpoOptions(TrainerOptions):
     max_unknown_share: float = Field(0.2, ge=0, le=1)
     """The run stops when a larger share of a step's rewards is unknown (the judge failed). Attempts that do not fit the
     context do not count."""
+
+    @property
+    def planned_updates(self) -> int:
+        """As of every trainer. `valid_groups` says how many only where every group of a step is valid."""
+        steps = self.steps
+        if self.valid_groups is not None and self.require_variance:
+            steps = min(steps, math.ceil(self.valid_groups / self.prompts_per_step))
+        return steps * self.minibatches * self.epochs
 
     @property
     def named_advantage(self) -> tuple[str, dict[str, Any]]:

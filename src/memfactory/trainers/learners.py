@@ -52,12 +52,19 @@ class Learners:
                 module.learning = False
 
     def learn(self, episodes: Sequence[Episode]) -> dict[str, float]:
-        """Every module learns from these attempts; what was measured, as slot/name."""
+        """Every module learns from these attempts; what was measured, as slot/name. An error undoes it."""
         measured: dict[str, dict[str, float]] = {}
-        for slot, module in self.modules.items():
-            with guarded(type(module), doing="in learning"):
-                measured[slot] = module.learn(episodes)
+        before = self.states()
         self.updates += 1
+        try:
+            for slot, module in self.modules.items():
+                with guarded(type(module), doing="in learning"):
+                    measured[slot] = module.learn(episodes)
+        except Exception:
+            for slot, module in self.modules.items():
+                module.load_state(before[slot])
+            self.updates -= 1
+            raise
         return {f"{slot}/{name}": value for slot, found in measured.items() for name, value in found.items()}
 
     def states(self) -> dict[str, dict[str, numpy.ndarray]]:

@@ -122,7 +122,7 @@ def make_plan(resolved: Resolved, device: Device | None = None) -> Plan:
             problems.append("no module is trained: every one has interface: inference")
     if sizes is None:
         return Plan(_title(resolved), tuple(work), problems=tuple(problems), warnings=tuple(warnings))
-    options = _as_trained(config.model, options)
+    options = _as_trained(config.model, options, problems)
     # What this machine's memory and disk lack is no problem of a run that is planned for another.
     lacking = problems if device is None else warnings
     device = device or device_of(config.model)
@@ -196,14 +196,22 @@ def _title(resolved: Resolved) -> str:
     return f"Plan of {resolved.name}"
 
 
-def _as_trained(model: ModelConfig, options: TrainerOptions) -> TrainerOptions:
-    """The options with the adapter that `model` already carries, where it does: then that is what goes on training."""
+def _as_trained(model: ModelConfig, options: TrainerOptions, problems: list[str]) -> TrainerOptions:
+    """The options with the adapter that `model` already carries, where it does: then that is what goes on training.
+
+    Kinds of adapters without a rank are planned for as LoRA of the usual one.
+    """
     _, adapter = places(model)
     if adapter is None:
         return options
     description = Path(adapter) / "adapter_config.json"
-    rank = json.loads(description.read_text(encoding="utf-8"))["r"] if description.is_file() else LoraOptions().rank
-    return options.model_copy(update={"lora": LoraOptions(rank=rank)})
+    try:
+        described = json.loads(description.read_text(encoding="utf-8")) if description.is_file() else {}
+    except (OSError, ValueError, RecursionError) as error:
+        problems.append(f"model.adapter: {description} cannot be read: {error}")
+        described = {}
+    rank = described.get("r") if isinstance(described, dict) else None
+    return options.model_copy(update={"lora": LoraOptions(rank=rank) if isinstance(rank, int) else LoraOptions()})
 
 
 def _grpo_work(options: GrpoOptions, lengths: Lengths) -> list[tuple[str, str]]:

@@ -88,6 +88,8 @@ class Policy:
         self.temperature = options.temperature if isinstance(options, GrpoOptions) else 1.0
         self.skipped_steps = 0
         self.changes = 0
+        # Optimizer steps taken or skipped by this process, whatever optimizer took them.
+        self.updates = 0
 
         continued = isinstance(model, PeftModel)
         self.seed = seed
@@ -112,7 +114,7 @@ class Policy:
         kept = self.loss.kl_weight > 0
         with _fitting("the reference model", "train without one (train.loss.kl_weight: 0)"):
             self.reference = self._reference(continued=continued) if kept else None
-        self.set_optimizer(options.optimizer, planned_updates(options))
+        self.set_optimizer(options.optimizer, options.planned_updates)
 
     def _reference(self, *, continued: bool) -> Reference:
         moves = self.loss.moving_reference
@@ -135,11 +137,6 @@ class Policy:
     @property
     def process_count(self) -> int:
         return self.accelerator.num_processes
-
-    @property
-    def updates(self) -> int:
-        """Optimizer steps taken or skipped."""
-        return int(self.schedule.steps)
 
     def wait_for_everyone(self) -> None:
         self.accelerator.wait_for_everyone()
@@ -204,6 +201,8 @@ class Policy:
         if self.objective.marks:
             turns = self.with_marks(turns)
         measured = self.backward(turns)
+        # From here on what is trained, or its schedule, changes.
+        self.updates += 1
         if measured:
             norm = float(self.accelerator.clip_grad_norm_(self.trained, self.max_grad_norm))
             if math.isfinite(norm):
@@ -221,7 +220,7 @@ class Policy:
     def with_marks(self, turns: Sequence[TrainingTurn]) -> list[TrainingTurn]:
         """The turns with the tokens that the objective chooses among those of all processes. All must call it."""
         scored = self.passes.scores(self.model, turns, self.temperature) if turns else []
-        draw = Random(stream_seed(self.seed, "marks", self.updates))
+        draw = Random(stream_seed(self.seed, "marks", self.schedule.steps))
         return marked(self.objective, turns, scored, draw, self.process_index)
 
     def backward(self, turns: Sequence[TrainingTurn]) -> dict[str, float]:
@@ -315,17 +314,3 @@ def _fitting(what: str, remedy: str) -> Iterator[None]:
         raise MemFactoryError(
             f"{what} does not fit into memory ({reason}). Train adapters (train.lora), or {remedy}"
         ) from error
-
-
-def planned_updates(options: TrainerOptions) -> int:
-    """How many optimizer updates a run takes at most, which is what a falling schedule is spread over.
-
-    `valid_groups` says how many only where every group of a step is valid. SFT that is told epochs says 0, and how many
-    it takes once it has read its conversations.
-    """
-    if not isinstance(options, GrpoOptions):
-        return options.steps
-    steps = options.steps
-    if options.valid_groups is not None and options.require_variance:
-        steps = min(steps, math.ceil(options.valid_groups / options.prompts_per_step))
-    return steps * options.minibatches * options.epochs

@@ -78,7 +78,8 @@ class SftTrainer(Trainer):
         return replace(self.state, step=step, cursor=self.state.cursor + size), metrics
 
     def _part(self, step: int) -> Part:
-        return next(part for part in self.parts if step <= part.last)
+        """The part of a step; a run that goes on with fewer steps than it has taken is at its last one."""
+        return next((part for part in self.parts if step <= part.last), self.parts[-1])
 
     def _begin(self, part: Part) -> None:
         """A fresh optimizer and schedule for `part`."""
