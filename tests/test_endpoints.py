@@ -23,7 +23,7 @@ from memfactory.engines.openai import OpenAIEngine
 from memfactory.engines.options import OpenAIEngineConfig
 from memfactory.engines.pool import TryAgain
 from memfactory.engines.server_words import asked_wait, server_words
-from memfactory.errors import ConfigError, EngineError, RequestRefused
+from memfactory.errors import ConfigError, EngineError, PromptTooLong, RequestRefused
 from memfactory.memory.embedders import build_embedder
 from memfactory.memory.options import OpenAIEmbedderConfig
 from memfactory.redaction import REDACTED
@@ -440,3 +440,19 @@ def test_a_proxy_is_used_where_the_environment_names_one(serve, monkeypatch):
     head = proxy.requests[0].partition(b"\r\n\r\n")[0]
     assert head.startswith(b"POST http://far.invalid/v1/chat/completions HTTP/1.1")
     assert b"Host: far.invalid\r\n" in head + b"\r\n" and b"Proxy-Authorization: Basic" in head
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        (400, {"message": "This model's maximum context length is 8 tokens. However, you requested 9."}),
+        (400, {"message": "Too many tokens.", "code": "context_length_exceeded"}),
+        (400, {"message": "The input (9 tokens) is longer than the model's context length (8 tokens)."}),
+        (400, {"message": "request (9 tokens) exceeds the available context size (8 tokens), try increasing it"}),
+        (500, {"message": "too large", "code": 500, "type": "exceed_context_size_error"}),
+        (400, {"message": "prompt is too long: 9 tokens > 8 maximum"}),
+    ],
+)
+def test_a_prompt_beyond_the_context_is_known_by_any_servers_words(serve, status, error):
+    server = serve(answering(json.dumps({"error": error}), status=f"{status} No"))
+    assert isinstance(chat(server), PromptTooLong)

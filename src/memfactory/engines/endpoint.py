@@ -25,6 +25,10 @@ from memfactory.errors import EngineError
 from memfactory.redaction import redacted_message
 
 RETRIED_STATUS = (408, 409, 425, 429)
+TOO_LONG_CODES = ("context_length_exceeded", "exceed_context_size_error")
+"""What servers call a prompt that does not fit their context."""
+FINAL_CODES = ("insufficient_quota", *TOO_LONG_CODES)
+"""Reasons that are the same at the next try, whatever the status says."""
 REDIRECTS = (307, 308)
 """Redirects that keep method and body; they are followed on the same server, so many times at most."""
 MOST_REDIRECTS = 3
@@ -119,8 +123,7 @@ class Endpoint:
     def _failure(self, status: int, headers: Mapping[str, str], body: bytes) -> Exception:
         said, code = server_words(body, status)
         words = f"HTTP {status}: {said}"
-        exhausted = code == "insufficient_quota"
-        if not exhausted and (status >= 500 or status in RETRIED_STATUS):
+        if code not in FINAL_CODES and (status >= 500 or status in RETRIED_STATUS):
             return TryAgain(words, asked_wait(headers))
         return Refused(f"{self.name} refuses the request with {words}", status, code)
 

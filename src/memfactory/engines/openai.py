@@ -12,12 +12,15 @@ from typing import Any
 from memfactory.engines.addresses import checked_address, shown_address
 from memfactory.engines.base import Key, Outcome
 from memfactory.engines.chat_replies import read_reply
-from memfactory.engines.endpoint import MIB, Endpoint, Refused
+from memfactory.engines.endpoint import MIB, TOO_LONG_CODES, Endpoint, Refused
 from memfactory.engines.options import OpenAIEngineConfig
 from memfactory.engines.pool import REFUSING_STATUS, Patience, RequestPool, Work
 from memfactory.errors import EngineError, PromptTooLong, RequestRefused
 from memfactory.redaction import read_key
 from memfactory.types import Message, Reply, Sampling
+
+TOO_LONG = re.compile(r"context (?:length|size|window)|prompt is too long", re.IGNORECASE)
+"""What servers say of a prompt beyond the context: OpenAI and vLLM, SGLang, llama.cpp, Anthropic."""
 
 
 class OpenAIEngine:
@@ -98,7 +101,7 @@ class OpenAIEngine:
 def _kind(refusal: Refused) -> type[EngineError]:
     """What a refusal is about: a prompt beyond the context, this one request, or the engine as a whole."""
     about_request = refusal.status in REFUSING_STATUS or refusal.status == 200
-    if refusal.code == "context_length_exceeded" or (about_request and "maximum context length" in str(refusal)):
+    if refusal.code in TOO_LONG_CODES or (about_request and TOO_LONG.search(str(refusal))):
         return PromptTooLong
     return RequestRefused if about_request else EngineError
 
