@@ -148,6 +148,14 @@ def test_a_category_of_locomo_may_be_written_as_text(here):
     assert task.meta["category"] == 4 and task.answers == ("Oslo",)
 
 
+def test_a_gold_answer_of_locomo_may_be_a_number_of_any_size(here):
+    Path("locomo.json").write_text(json.dumps([locomo(asked(answer=10**400), asked(answer=2.5))]))
+    assert [task.answers for task in tasks({"name": "locomo", "path": "locomo.json"}).tasks] == [
+        (str(10**400),),
+        ("2.5",),
+    ]
+
+
 def test_bad_questions_and_conversations_of_locomo_can_be_left_out(here):
     bad = [asked(category=9), asked(answer=float("nan")), asked(), asked(question="")]
     second = locomo(asked(), sample_id="conv-2", conversation=7)

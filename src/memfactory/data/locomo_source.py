@@ -6,7 +6,6 @@ the file writes them ("1:56 pm on 8 May, 2023").
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from memfactory.data.base import Row
-from memfactory.data.rows import described, find_file, read_rows
+from memfactory.data.rows import described, find_file, read_rows, text_or_number
 from memfactory.errors import DataError
 
 ADVERSARIAL = 5
@@ -179,13 +178,12 @@ def _question(value: object, index: int, ids: set[str], name: str, where: str, n
 
 def _answers(value: object, category: int, place: str) -> tuple[str, ...]:
     """The gold answer as text: some are numbers, and nearly all adversarial questions have none."""
-    is_written = isinstance(value, (str, int)) or (isinstance(value, float) and math.isfinite(value))
-    written = str(value).strip() if is_written and not isinstance(value, bool) else ""
+    gold = (text_or_number(value) or "").strip()
     if category == ADVERSARIAL:
-        return (UNANSWERABLE, written) if written else (UNANSWERABLE,)
-    if not written:
+        return (UNANSWERABLE, gold) if gold else (UNANSWERABLE,)
+    if not gold:
         raise DataError(f"{place}: field 'answer' should be a text or a number, got {described(value)}")
-    return (written,)
+    return (gold,)
 
 
 def _evidence(value: object, ids: set[str], name: str, notes: list[str]) -> tuple[str, ...]:
@@ -194,14 +192,14 @@ def _evidence(value: object, ids: set[str], name: str, notes: list[str]) -> tupl
     if not given:
         notes.append(f"{name}: no evidence")
     found: list[str] = []
-    for written in given:
-        text = written if isinstance(written, str) else ""
+    for entry in given:
+        text = entry if isinstance(entry, str) else ""
         named = [text] if text in ids else [f"D{int(match[1])}:{int(match[2])}" for match in TURN_ID.finditer(text)]
         there = [id for id in named if id in ids]
         if not there:
             reason = "names no turn" if named else "is no id of a turn"
-            notes.append(f"{name}: evidence {written!r} {reason} and is left out")
+            notes.append(f"{name}: evidence {entry!r} {reason} and is left out")
         elif there != [text]:
-            notes.append(f"{name}: evidence {written!r} is read as {', '.join(there)}")
+            notes.append(f"{name}: evidence {entry!r} is read as {', '.join(there)}")
         found += there
     return tuple(dict.fromkeys(found))

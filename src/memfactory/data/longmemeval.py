@@ -6,7 +6,6 @@ oracle file has them in no order), each turn named "<session>:<number>". Times s
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from memfactory.data.base import Dataset, DatasetOptions, GeneratedRows, Row
-from memfactory.data.rows import described, find_file, read_rows
+from memfactory.data.rows import described, find_file, read_rows, text_or_number
 from memfactory.data.writing import OnProgress, Report, write_rows
 from memfactory.errors import ConfigError, DataError
 from memfactory.registry import DATASETS, Options
@@ -94,8 +93,8 @@ def build_longmemeval(
     rows = rows_of(_read(str(file), Path()), form)
     if not rows:
         raise DataError(f"{file} has no questions of the types {', '.join(form.question_types or ())}")
-    written = write_rows(path, (_usable(row) for row in rows), len(rows), on_progress=on_progress)
-    return Report((written,))
+    files = (write_rows(path, (_usable(row) for row in rows), len(rows), on_progress=on_progress),)
+    return Report(files)
 
 
 def _read(given: str, base_dir: Path) -> list[Row]:
@@ -128,8 +127,7 @@ def _values(given: Mapping[str, object], form: LongMemEvalForm) -> Values:
     """A row of the memory environments. Raises DataError that names the field and what was expected."""
     name, kind = _text(given, "question_id"), _text(given, "question_type")
     answer = given.get("answer")
-    is_written = isinstance(answer, str) or (isinstance(answer, (int, float)) and math.isfinite(answer))
-    if isinstance(answer, bool) or not is_written or not str(answer).strip():
+    if text_or_number(answer) is None:
         raise DataError(f"field 'answer' should be a text or a number, got {described(answer)}")
     abstains = name.endswith(ABSTENTION)
     answering = _texts(given, "answer_session_ids")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import codecs
 import json
+import math
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from memfactory.data.base import Row
 from memfactory.errors import DataError, nearest
@@ -191,6 +192,19 @@ def _parquet(path: Path, name: str) -> Iterator[Row]:
                     yield Row(values, f"{name} row {number}")
     except pyarrow.ArrowException as error:
         raise DataError(f"{name} is not readable parquet: {error}") from None
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Whether `value` is a number that can be written down: neither a truth value nor infinite nor NaN."""
+    return (isinstance(value, int) and not isinstance(value, bool)) or (
+        isinstance(value, float) and math.isfinite(value)
+    )
+
+
+def text_or_number(value: object) -> str | None:
+    """A text or a number as text; None for anything else and for what is blank."""
+    text = value if isinstance(value, str) else str(value) if is_number(value) else ""
+    return text if text.strip() else None
 
 
 def described(value: Any) -> str:

@@ -21,8 +21,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from memfactory.data.base import Row
-from memfactory.data.rows import described
-from memfactory.envs.row_fields import answers_of, find_field, id_of, is_number, text_of, value_at
+from memfactory.data.rows import described, is_number
+from memfactory.envs.row_fields import answers_of, find_field, id_of, text_of, value_at
 from memfactory.errors import DataError
 from memfactory.memory.item import item_from
 from memfactory.types import MemoryItem, Scalar, Task, Utterance, frozen

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import ast
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
-from typing import TypeGuard
 
 from memfactory.data.base import Row
-from memfactory.data.rows import described
+from memfactory.data.rows import described, is_number
 from memfactory.errors import DataError
 
 QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", re.DOTALL)
@@ -98,13 +96,6 @@ def _unquoted(quoted: str) -> str | None:
         return str(ast.literal_eval(quoted))
     except (ValueError, SyntaxError):
         return None
-
-
-def is_number(value: object) -> TypeGuard[int | float]:
-    """Whether `value` is a number that can be written down: neither a truth value nor infinite nor NaN."""
-    return (isinstance(value, int) and not isinstance(value, bool)) or (
-        isinstance(value, float) and math.isfinite(value)
-    )
 
 
 def id_of(row: Row, fields: Sequence[str], question: str) -> str:
