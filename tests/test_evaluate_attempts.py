@@ -270,6 +270,14 @@ def test_a_metric_asked_for_later_is_scored_from_the_records(tmp_path):
         RecordFile(path, "quiz", {"model": "tiny", "judge": "other"})
 
 
+def test_scores_that_stay_unknown_are_not_written_again(tmp_path):
+    path = tmp_path / "quiz.jsonl"
+    evaluate_into(path, coins(), metrics=("verdict",), judge=Judge())
+    before = path.read_text()
+    again = evaluate_into(path, coins(), metrics=("verdict",), judge=Judge())
+    assert again.metrics["verdict"].unknown > 0 and path.read_text() == before
+
+
 def test_scores_by_an_old_rule_never_come_back(tmp_path):
     path = tmp_path / "quiz.jsonl"
     evaluate_into(path, coins())

@@ -184,7 +184,8 @@ class _Collected:
             part = unscored[start : start + JUDGED_TOGETHER]
             for (held, _), scores in zip(part, self._score([old.episode(task) for old, task in part]), strict=True):
                 known = {name: score for name, score in held.scores.items() if score is not None}
-                self._keep(replace(held, scores={**scores, **known}))
+                if (merged := {**scores, **known}) != {**dict.fromkeys(scores), **held.scores}:
+                    self._keep(replace(held, scores=merged))
         return missing
 
     def add(self, episodes: Sequence[Episode]) -> None:
@@ -215,7 +216,9 @@ class _Collected:
         """The dataset's result; MemFactoryError where too many scores are unknown."""
         self._warn_of_failures()
         scores = {
-            name: {task.id: [self.found[task.id, number].scores[name] for number in range(samples)] for task in tasks}
+            name: {
+                task.id: [self.found[task.id, number].scores.get(name) for number in range(samples)] for task in tasks
+            }
             for name in self.scorers
         }
         metrics: dict[str, MetricResult] = {}
