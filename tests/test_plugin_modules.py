@@ -16,8 +16,7 @@ from test_trust import CONFIG, REWARD, place  # noqa: F401 - `place` is a fixtur
 
 @pytest.fixture
 def user(place, small_model_path, monkeypatch):  # noqa: F811
-    """Writes a module with a reward of its own name, and a config that names it; no module stays loaded."""
-    before = set(sys.modules)
+    """Writes a module with a reward of its own name, and a config that names it."""
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
 
     def write(module, folder="."):
@@ -27,9 +26,7 @@ def user(place, small_model_path, monkeypatch):  # noqa: F811
         config.write_text(CONFIG.format(plugin=module, model=small_model_path, reward=module))
         return str(config)
 
-    yield write
-    for name in set(sys.modules) - before:
-        del sys.modules[name]
+    return write
 
 
 def test_a_module_in_the_working_directory_is_found_for_any_config(user):

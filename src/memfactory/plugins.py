@@ -6,7 +6,6 @@ A file is executed as it was read and hashed, never from compiled files beside i
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 import sysconfig
 import traceback
@@ -18,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 
 from memfactory.errors import ConfigError
-from memfactory.files import named_errors
+from memfactory.files import write_bytes
 
 FOLDER = "plugins"
 """Where a run keeps copies of the plugins that it was started with."""
@@ -141,11 +140,7 @@ def keep_copies(plugins: Sequence[Plugin], folder: Path) -> list[str]:
     for plugin in plugins:
         place = folder / plugin.copy
         if plugin.source is not None and not place.is_file():
-            working = place.with_name(f".{place.name}.partial")
-            with named_errors(place):
-                place.parent.mkdir(exist_ok=True)
-                working.write_bytes(plugin.source)
-                os.replace(working, place)
+            write_bytes(place, plugin.source)
     return [plugin.copy for plugin in plugins]
 
 

@@ -8,7 +8,7 @@ endpoint that it names is asked.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,17 +143,18 @@ def unlike(agent: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tupl
     """
     if agent.get("name") != other.get("name"):
         return {"agent.name": (agent.get("name"), other.get("name"))}
-    one, two = _flat(agent, "agent"), _flat(other, "agent")
+    one, two = (flattened(values, "agent", without=_NOT_THE_AGENT) for values in (agent, other))
     return {key: (one[key], two[key]) for key in one if key in two and one[key] != two[key]}
 
 
-def _flat(value: Any, key: str) -> dict[str, object]:
+def flattened(value: object, key: str, *, without: Collection[str] = ()) -> dict[str, object]:
+    """Every value inside `value`, which stands at `key`, by its dotted key, but for keys called as in `without`."""
     if not isinstance(value, Mapping):
         return {key: value}
     found: dict[str, object] = {}
     for name, inner in value.items():
-        if name not in _NOT_THE_AGENT:
-            found |= _flat(inner, f"{key}.{name}")
+        if name not in without:
+            found |= flattened(inner, f"{key}.{name}", without=without)
     return found
 
 

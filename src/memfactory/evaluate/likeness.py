@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 
+from memfactory.config.agent_file import flattened
 from memfactory.evaluate.targets import Target
 
 SHOWN = 6
@@ -69,7 +70,10 @@ def _settings(target: Target) -> dict[str, object]:
         "model": {key: values["model"][key] for key in _OF_THE_MODEL},
         "engine": {"kind": values["engine"]["kind"]},
     }
-    return {key: value for name, section in sections.items() for key, value in _flat(section, name).items()}
+    found: dict[str, object] = {}
+    for name, section in sections.items():
+        found |= flattened(section, name, without=_SILENT)
+    return found
 
 
 def _scoring(rewards: object) -> dict[str, object]:
@@ -80,13 +84,3 @@ def _scoring(rewards: object) -> dict[str, object]:
         for name, entry in given
         if isinstance(entry, Mapping)
     }
-
-
-def _flat(value: object, key: str) -> dict[str, object]:
-    if not isinstance(value, Mapping):
-        return {key: value}
-    found: dict[str, object] = {}
-    for name, inner in value.items():
-        if name not in _SILENT:
-            found |= _flat(inner, f"{key}.{name}")
-    return found
