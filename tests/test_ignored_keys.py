@@ -68,7 +68,7 @@ def test_a_written_run_holds_no_decoding_of_the_policy_and_old_ones_load(folder)
     ("text", "override", "word"),
     [
         (BASE, "train.loss.kl_estimator=k1", "train.loss.kl_estimator: 'k1' has no effect: kl_weight is 0"),
-        (BASE, "train.loss.sapo_positive=2", "train.loss.sapo_positive is ignored: the objective 'ppo'"),
+        (BASE, "train.loss.sapo_positive=2", "train.loss.sapo_positive: 2.0 has no effect: objective is ppo"),
         (BASE, "train.loss.kl_horizon=5", "train.loss.kl_horizon: 5 has no effect: kl_target is null"),
         (BASE, "train.loss.correction_high=3", "sampler_correction is none"),
         (BASE, "train.loss.constant_length=3", "weighting is token"),
