@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from pathlib import Path
 
 import pytest
+
+# Whoever runs the tests in the background has them ignore these; the runs in them, and their children, must not.
+for number in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 # Before torch is imported anywhere: one thread, so that tests running side by side do not fight over the cores.
 os.environ["OMP_NUM_THREADS"] = "1"
