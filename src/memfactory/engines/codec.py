@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
+
+import numpy
 
 from memfactory.errors import ConfigError
 from memfactory.files import asset
@@ -28,7 +31,14 @@ class FileCodec:
         # A file may say that its model cuts or pads what it is given; texts are measured whole.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        # Many questions are asked about one text.
+        self._remembered = lru_cache(maxsize=16)(self._offsets)
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
         """The half-open character span of every token of `text`, in order."""
-        return list(self._tokenizer.encode(text, add_special_tokens=False).offsets)
+        return [(start, end) for start, end in self._remembered(text).tolist()]
+
+    def _offsets(self, text: str) -> numpy.ndarray:
+        """The spans, [tokens, 2]: an array takes a 16th of the memory of tuples."""
+        spans = self._tokenizer.encode(text, add_special_tokens=False).offsets
+        return numpy.array(spans, numpy.int32).reshape(-1, 2)

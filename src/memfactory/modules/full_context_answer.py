@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from types import MappingProxyType
 from typing import ClassVar, Literal
 
@@ -13,7 +14,7 @@ from memfactory.dialogue import AnswerModuleOptions, Ask, Asking, Module
 from memfactory.memory.wording import whole
 from memfactory.registry import MODULES
 from memfactory.text import fill, keep_ends, token_spans
-from memfactory.types import Episode, Message, Reading
+from memfactory.types import Codec, Episode, Message, Reading
 
 FULL_CONTEXT_PROMPT = """\
 Answer the question from the conversation: write **Answer:** and the answer in as few words as possible. Where what is
@@ -62,6 +63,14 @@ class FullContextAnswer(Module):
     roles = ("reader",)
     steps = ("answer",)
 
+    def __init__(self, options: FullContextAnswerOptions, codec: Codec) -> None:
+        super().__init__(options, codec)
+        # Many questions are asked about one conversation.
+        self._length = lru_cache(maxsize=16)(self._counted)
+
+    def _counted(self, text: str) -> int:
+        return sum(len(part) for part in token_spans(text, self.codec.offsets))
+
     def dialogue(self, episode: Episode) -> Asking:
         text, reading = self.shortened(whole(episode.task))
         episode.note_reading(reading.read, reading.dropped)
@@ -76,7 +85,7 @@ class FullContextAnswer(Module):
         """`text`, or the declared part of it where it has more than `context_tokens` tokens; and how much that is."""
         limit = self.options.context_tokens
         if limit is None:
-            return text, Reading(sum(len(part) for part in token_spans(text, self.codec.offsets)))
+            return text, Reading(self._length(text))
         offsets = self.codec.offsets(text)
         if len(offsets) <= limit:
             return text, Reading(len(offsets))
