@@ -12,7 +12,7 @@ from typing import Any
 
 from memfactory.config.parts import PART_FOLDERS, expand, merged, named_below
 from memfactory.config.problems import shown
-from memfactory.config.short_forms import DEFAULT_KINDS, said_by, short_key
+from memfactory.config.short_forms import DEFAULT_KINDS, chooses_kind, is_slot, said_by, short_key
 from memfactory.config.slots import named_in
 from memfactory.config.tree import DEEPEST, KeyPath, Origin, Tree, dotted, moved, origin_of, parse_scalar
 from memfactory.errors import ConfigError
@@ -134,6 +134,10 @@ def _apply(tree: Tree, override: Override, folders: list[Path], defaults: Mappin
             return
         value, path = {path[-1]: value}, path[:-1]
         here, _ = _place(tree.values, replace(override, path=tuple(map(str, path))), defaults)
+    bare = short_key(path) if is_slot(path) or chooses_kind(path) else None
+    if isinstance(value, str) and bare is not None:
+        # Written out here, so that the name is known to stand on the command line: options around it may not.
+        value = {bare: value}
     origins = {(*path, *inner): origin for inner, origin in said_by(value, override.origin).items()}
     above = Tree({}, origins)
     if len(path) == 1 and path[0] in PART_FOLDERS:
