@@ -206,10 +206,12 @@ def is_random(text: str) -> bool:
 def _without_value(match: re.Match[str]) -> str:
     name, between, value = match.groups()
     last = name.rpartition(".")[2]
-    if not is_secret(last) or value.strip("\"'") in ("", "null", "None", REDACTED, "***"):
+    if not is_secret(last) or value.rstrip(":").strip("\"'") in ("", "null", "None", REDACTED, "***"):
         return match.group()
     mark = value[0] if value[0] in "\"'" else ""
-    return f"{name}{between}{mark}{REDACTED}{mark}"
+    # A message goes on after a colon: `api_key=x: no such key`.
+    colon = ":" if value.endswith(":") else ""
+    return f"{name}{between}{mark}{REDACTED}{mark}{colon}"
 
 
 def _is_worth_hiding(value: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import types
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -36,6 +37,7 @@ _RANGES = {
     "less_than": ("lt", "less than"),
     "less_than_equal": ("le", "at most"),
 }
+_SIGNS = re.compile(r"\^\[0-9a-zA-Z((?:\\.|[^\]\\-])+)\]\+\$")
 
 
 def sentences(error: ValidationError, model: object, data: object) -> Iterator[tuple[KeyPath, str]]:
@@ -97,9 +99,23 @@ def _expected(details: ErrorDetails) -> str:
         return f"{words} {details['ctx'][key]:g}"
     if kind == "literal_error":
         return f"one of {details['ctx']['expected']}"
+    if kind == "string_pattern_mismatch":
+        return _of_signs(str(details["ctx"]["pattern"]))
+    if kind in ("string_too_long", "string_too_short"):
+        most = kind == "string_too_long"
+        number = details["ctx"]["max_length" if most else "min_length"]
+        return f"text of at {'most' if most else 'least'} {number} character{'s' if number != 1 else ''}"
     return (
         _EXPECTED.get(kind) or _EXPECTED.get(kind.partition("_")[0]) or details["msg"].removeprefix("Input should be ")
     )
+
+
+def _of_signs(pattern: str) -> str:
+    """What fits `pattern`, in words where it is a list of signs beside letters and digits."""
+    found = _SIGNS.fullmatch(pattern)
+    if found is None:
+        return f"text that matches {pattern}"
+    return f"text of letters, digits and {' '.join(found[1].replace(chr(92), ''))} only"
 
 
 def _choices(details: ErrorDetails) -> str:

@@ -115,7 +115,8 @@ def diagnose(facts: Facts, settings: Settings) -> str | None:
         return None
     if facts.groups and facts.valid == 0:
         reasons = _without_variance(facts, settings)
-        return f"no group of {facts.groups} had rewards that differ, so nothing was learnt. {' '.join(reasons)}"
+        which = f"none of the {facts.groups} groups had" if facts.groups > 1 else "the one group did not have"
+        return f"{which} rewards that differ, so nothing was learnt. {' '.join(reasons)}"
     if facts.updates and facts.skipped == facts.updates:
         return (
             f"the gradient of all {facts.updates} optimizer steps was not finite, so nothing was learnt. Lower "
