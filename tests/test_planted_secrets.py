@@ -27,12 +27,20 @@ PLANTED = re.compile(
             base64.b64encode(KEY.encode()).decode()[:-4],
             base64.b64encode(f"Bearer {KEY}".encode()).decode()[12:-4],
             KEY.encode().hex(),
+            KEY.encode().hex().upper(),
+            "".join(f"%{byte:02X}" for byte in KEY.encode()),
+            "".join(f"\\u{ord(sign):04x}" for sign in KEY),
+            "\u200b".join(KEY),
+            # The beginning of a key says too much as well.
+            KEY[:12],
             USERINFO,
             base64.b64encode(f"me:{USERINFO}".encode()).decode()[4:-4],
         )
     ).encode()
 )
 FORMS = f"{KEY} {quote(KEY, safe='')} {base64.b64encode(KEY.encode()).decode()} {KEY.encode().hex()}"
+FORMS += f" {KEY.encode().hex().upper()} {''.join(f'%{byte:02X}' for byte in KEY.encode())}"
+FORMS += " " + "".join(f"\\u{ord(sign):04x}" for sign in KEY) + " " + "\u200b".join(KEY)
 
 
 def completion(content, **message):
@@ -54,6 +62,7 @@ MODES = {
     "500": lambda said: (500, {}, json.dumps({"detail": [said, FORMS]})),
     "redirect": lambda said: (307, {"Location": f"http://me:{USERINFO}@other.invalid/{quote(KEY)}?key={KEY}"}, ""),
     "encoding": lambda said: (200, {"Content-Encoding": KEY}, "x"),
+    "long encoding": lambda said: (200, {"Content-Encoding": f"br, {KEY}"}, "x"),
     "dropped": lambda said: (0, {}, ""),
     "status line": lambda said: (-1, {}, said),
 }

@@ -40,6 +40,18 @@ KEY = 'planted/Key+with"signs&7'
         html.escape(KEY),
         repr(KEY),
         KEY.encode().hex(),
+        KEY.encode().hex().upper(),
+        quote(KEY, safe="").replace("%2F", "%2f").replace("%2B", "%2b"),
+        "".join(f"%{byte:02x}" for byte in KEY.encode()),
+        "".join(f"%{byte:02X}" for byte in KEY.encode()),
+        "".join(f"\\u{ord(sign):04x}" for sign in KEY),
+        "".join(f"\\u{ord(sign):04X}" for sign in KEY),
+        "".join(f"\\\\u{ord(sign):04x}" for sign in KEY),
+        "".join(f"\\x{byte:02x}" for byte in KEY.encode()),
+        "\u200b".join(KEY),
+        "\xad".join(KEY),
+        "\x1b[31m".join(KEY),
+        "\0".join(KEY),
         base64.b64encode(KEY.encode()).decode(),
         base64.b64encode(f"user:{KEY}".encode()).decode(),
         base64.urlsafe_b64encode(f"a:{KEY} and more".encode()).decode(),
@@ -51,6 +63,12 @@ def test_a_key_is_found_however_it_is_encoded(written):
     assert REDACTED in said and said.startswith("before ") and said.endswith(" after")
     # Of base64, a sign at each end may stay that depends on what stands beside the key.
     assert len(said) <= len(f"before {REDACTED} after") + 20
+
+
+def test_other_texts_keep_their_unseen_characters():
+    keep_secret(KEY)
+    text = "\x1b[31mred\x1b[0m\r\n\u200bzero\xad"
+    assert redacted(text) == text
 
 
 def test_each_line_of_a_key_with_a_line_break_is_found():

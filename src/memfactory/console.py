@@ -41,7 +41,7 @@ class Console(rich.console.Console):
 
 def _without_secrets(value: object) -> object:
     if isinstance(value, str):
-        return redacted(harmless(value))
+        return harmless(redacted(value))
     if isinstance(value, Text) and holds_secret(value.plain):
         return Text(redacted(value.plain), style=value.style)
     return value

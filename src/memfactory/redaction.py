@@ -67,6 +67,10 @@ _ASSIGNED = re.compile(
     r"""(?<![\w.$-])([A-Za-z][\w.-]*)(\s*=\s*|["']\s*:\s*(?=["']))("[^"\n]*"|'[^'\n]*'|[^\s,;&}"']+)"""
 )
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+# What nobody sees between the signs of a key: colours, control characters and format characters of no width.
+_UNSEEN = re.compile(
+    "\x1b\\[[0-9;:?]*[A-Za-z]|[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\xad\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]"
+)
 
 _values: frozenset[str] = frozenset()
 _forms: tuple[str, ...] = ()
@@ -135,14 +139,24 @@ def names_a_variable(text: str) -> bool:
 
 
 def redacted(text: str) -> str:
-    """`text` without the values of the keys that were read, as they are and as they are usually encoded."""
-    if _pattern is None or not holds_secret(text):
+    """`text` without the values of the keys that were read, as they are and as they are usually encoded.
+
+    Where a key shows only without what nobody sees, such as characters of no width, all of that is left out.
+    """
+    if _pattern is None:
         return text
-    return _pattern.sub(REDACTED, text)
+    if _holds_form(text):
+        text = _pattern.sub(REDACTED, text)
+    seen = _UNSEEN.sub("", text) if _UNSEEN.search(text) else text
+    return _pattern.sub(REDACTED, seen) if seen is not text and _pattern.search(seen) else text
 
 
 def holds_secret(text: str) -> bool:
     """Whether `text` holds the value of a key that was read."""
+    return bool(_forms) and (_holds_form(text) or _holds_form(_UNSEEN.sub("", text)))
+
+
+def _holds_form(text: str) -> bool:
     return any(form in text for form in _forms)
 
 
@@ -220,10 +234,21 @@ def _is_worth_hiding(value: str) -> bool:
 
 
 def _encoded(value: str) -> Iterable[str]:
-    """What `value` looks like in addresses, JSON, HTML, Python's own notation, base64 and hexadecimal."""
+    """What `value` looks like in addresses, JSON, HTML, Python's own notation, base64 and hexadecimal.
+
+    Where a sign is written by its number, in both cases, and also where every sign is.
+    """
     raw = value.encode("utf-8", "surrogatepass")
     quoted = {quote(raw), quote(raw, safe=""), quote_plus(raw)}
-    yield from (value, *quoted, html.escape(value), raw.hex(), repr(value)[1:-1], repr(raw)[2:-1])
+    yield from (value, *quoted, html.escape(value), repr(value)[1:-1], repr(raw)[2:-1])
+    units = value.encode("utf-16-be", "surrogatepass")
+    escaped = [units[at : at + 2].hex() for at in range(0, len(units), 2)]
+    yield from (re.sub("%..", lambda sign: sign.group().lower(), form) for form in quoted)
+    for write in (str.lower, str.upper):
+        digits = [write(f"{byte:02x}") for byte in raw]
+        yield "".join(digits)
+        yield from ("".join(before + byte for byte in digits) for before in ("%", "\\x", "\\\\x"))
+        yield from ("".join(before + write(unit) for unit in escaped) for before in ("\\u", "\\\\u"))
     yield from (json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1])
     yield json.dumps(json.dumps(value))[3:-3]
     for before in range(3):

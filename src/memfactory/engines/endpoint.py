@@ -208,13 +208,15 @@ class Endpoint:
                 raise TimeoutError
         if response.length:
             raise HTTPException(f"{response.length} bytes of the answer are missing")
-        encoding = headers.get("content-encoding", "identity").strip().lower()
-        return bytes(body) if encoding in ("", "identity") else self._unpacked(bytes(body), encoding)
+        encoding = headers.get("content-encoding", "identity").strip()
+        return bytes(body) if encoding.lower() in ("", "identity") else self._unpacked(bytes(body), encoding)
 
     def _unpacked(self, body: bytes, encoding: str) -> bytes:
         """Some servers compress what was asked for as it is."""
-        if encoding not in ("gzip", "x-gzip", "deflate"):
-            raise TryAgain(f"the answer is packed in a way ({encoding[:20]!r}) that was not asked for")
+        if encoding.lower() not in ("gzip", "x-gzip", "deflate"):
+            # A key is known as it was read: never cut or in lower case.
+            shown = repr(redacted_message(encoding)[:20])
+            raise TryAgain(f"the answer is packed in a way ({shown}) that was not asked for")
         for window in (47, -15):  # With the header of gzip or zlib; without any, as some servers deflate.
             unpacker = zlib.decompressobj(window)
             try:
