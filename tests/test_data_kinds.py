@@ -16,6 +16,7 @@ from memfactory.config.components import dataset_component
 from memfactory.data.base import Row
 from memfactory.data.longmemeval import LongMemEvalForm, build_longmemeval
 from memfactory.data.rows import parse_json, read_rows
+from memfactory.envs.longcontext import LongcontextEnv, LongcontextOptions
 from memfactory.envs.memory_bank import MemoryBankEnv, MemoryBankOptions
 from memfactory.envs.question_rows import FieldNames, read_task
 from memfactory.envs.row_fields import listed_texts
@@ -91,7 +92,20 @@ def test_a_row_that_is_nested_too_deeply_is_a_bad_row(here):
         (["['Oslo' 'Bergen']", "Paris"], ["Oslo", "Bergen", "Paris"]),
         ("[1, 2]", ["[1, 2]"]),
         ("[0, 1)", ["[0, 1)"]),
-        ("[]", ["[]"]),
+        ("array(['Lisbon', 'Porto'], dtype=object)", ["Lisbon", "Porto"]),
+        ("array(['Lisbon',\n       'Porto'], dtype='<U6')", ["Lisbon", "Porto"]),
+        ("np.array(['Lisbon'])", ["Lisbon"]),
+        ("('Lisbon', 'Porto')", ["Lisbon", "Porto"]),
+        ("('Lisbon',)", ["Lisbon"]),
+        ("('Lisbon')", ["('Lisbon')"]),
+        ("(Lisbon, Porto)", ["(Lisbon, Porto)"]),
+        ("{'Lisbon'}", ["Lisbon"]),
+        ("frozenset({'Lisbon'})", ["Lisbon"]),
+        ('["Lisbon", 3]', ["Lisbon", "3"]),
+        ("[[1, 2], [3, 4]]", ["[[1, 2], [3, 4]]"]),
+        ("array([1, 2])", ["array([1, 2])"]),
+        ("{'a': 1}", ["{'a': 1}"]),
+        ("set(['a'] is a set)", ["set(['a'] is a set)"]),
         ("the list ['a']", ["the list ['a']"]),
         ("[Oslo]", ["[Oslo]"]),
         (3, ["3"]),
@@ -100,6 +114,42 @@ def test_a_row_that_is_nested_too_deeply_is_a_bad_row(here):
 def test_a_list_that_was_stored_as_text_is_that_list(given, found):
     row = Row({"input": "Where?", "context": "c", "answers": given}, "row 1")
     assert list(read_task(row, FieldNames()).answers) == found
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ('["Lisbon", null]', "a list that holds null"),
+        ("['Lisbon', None]", "a list that holds null"),
+        ("[null]", "a list that holds null"),
+        ('[["Lisbon"]]', "a list that holds a list of 1"),
+        ('["Lisbon", ""]', "a list that holds an empty text"),
+        ("array(['Lisbon', nan], dtype=object)", "an array of which not all can be read"),
+        ("[]", "an empty list"),
+        (["Porto", "[]"], "an empty list"),
+        ("array([], dtype=object)", "an empty list"),
+    ],
+)
+def test_a_stored_list_without_gold_answers_is_a_bad_row(here, given, told):
+    row = {"input": "Where?", "context": "c", "answers": given}
+    with pytest.raises(DataError, match=f"^row 1: field 'answers' should hold gold answers: it is the text .*{told}$"):
+        read_task(Row(row, "row 1"), FieldNames())
+    Path("rows.json").write_text(json.dumps([row, {**row, "answers": ["Porto"]}]))
+    found = tasks(
+        {"name": "file", "path": "rows.json", "skip_bad_rows": True}, LongcontextEnv(LongcontextOptions(), ())
+    )
+    assert [task.answers for task in found.tasks] == [("Porto",)] and told in found.skipped[0]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text("[](){}'\",ab1 \\\n", max_size=12))
+def test_a_text_that_may_be_a_list_is_read_or_told(text):
+    for one in (text, f"array([{text}])"):
+        try:
+            found = listed_texts(one)
+        except DataError:
+            continue
+        assert found is None or (found and all(str(value).strip() for value in found))
 
 
 @settings(max_examples=100, deadline=None)

@@ -10,12 +10,19 @@ from memfactory.answers import bare_answer
 from memfactory.envs.judge import read_verdict
 from memfactory.envs.rewards.locomo import stemmed_f1
 from memfactory.envs.row_fields import listed_texts
+from memfactory.errors import DataError
 from memfactory.memory.replies import parse_extraction, parse_topics
 from memfactory.memory.words import terms
 from memfactory.modules.citing_answer import parse_cited
 from memfactory.modules.rerank_retriever import parse_choice
 from memfactory.registry import REWARDS
 from memfactory.types import Episode, Task
+
+
+def unread_array(text):
+    with pytest.raises(DataError):
+        listed_texts(text)
+
 
 READERS = {
     "extraction": parse_extraction,
@@ -27,6 +34,7 @@ READERS = {
     "stems": lambda text: stemmed_f1(text, "a b"),
     "terms": terms,
     "listed": listed_texts,
+    "array": lambda text: unread_array(f"array([None, 'a', {text}])"),
 }
 HOSTILE = (
     '{"facts": ["a", ',

@@ -13,8 +13,13 @@ from memfactory.data.rows import described, is_number
 from memfactory.errors import DataError
 
 QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", re.DOTALL)
-LISTED = re.compile(rf"\[\s*(?:{QUOTED.pattern})(?:[\s,]+(?:{QUOTED.pattern}))*[\s,]*\]", re.DOTALL)
-"""A list of quoted texts, with commas between them or, as numpy prints it, without."""
+_TEXTS = rf"\s*(?:{QUOTED.pattern})(?:[\s,]+(?:{QUOTED.pattern}))*[\s,]*"
+LISTED = re.compile(rf"\[{_TEXTS}\]|\({_TEXTS}\)|\{{{_TEXTS}\}}", re.DOTALL)
+"""Quoted texts in brackets, with commas between them or, as numpy prints a list, without."""
+WRAPPED = re.compile(
+    r"(?:(?:np\.|numpy\.)?array|frozenset|set)\(\s*([\[{].*[\]}])\s*(?:,\s*dtype=[^()\[\]{}]*)?\)", re.DOTALL
+)
+"""What Python prints around a list: `array([...], dtype=object)`."""
 
 
 def value_at(values: Mapping[str, object], field: str) -> object:
@@ -57,12 +62,16 @@ def text_of(row: Row, field: str, value: object, *, blank: bool = False) -> str:
 def answers_of(row: Row, field: str, value: object) -> tuple[str, ...]:
     """The gold answers that `value` is: a text, a number, or a list of these.
 
-    A list of texts that was stored as text, in JSON or as Python or numpy print it, is that list.
+    A list of texts that was stored as text, in JSON or as Python or numpy print it, is that list; one that holds
+    no gold answers (empty, nested, with nulls) is an error.
     """
     held = list(value) if isinstance(value, (list, tuple)) else [value]
     given: list[object] = []
     for answer in held:
-        given += listed_texts(answer) or [answer]
+        try:
+            given += listed_texts(answer) or [answer]
+        except DataError as error:
+            raise DataError(f"{row.source}: field {field!r} should hold gold answers: it {error}") from None
     if not given:
         raise DataError(f"{row.source}: field {field!r} should hold at least one gold answer, got an empty list")
     answers = []
@@ -74,20 +83,63 @@ def answers_of(row: Row, field: str, value: object) -> tuple[str, ...]:
     return tuple(answers)
 
 
-def listed_texts(value: object) -> list[str] | None:
-    """The texts of a list that `value` is the text of, such as `["a", "b"]` or `['a' 'b']`; None for anything else.
+def listed_texts(value: object) -> list[object] | None:
+    """The texts of a list that `value` is the text of: JSON, or what Python or numpy print (a list, tuple, set, array).
 
-    A list of numbers stays a text: it may be an answer by itself.
+    None for anything else, and for a list of numbers: it may be an answer by itself. A list with texts may hold
+    numbers too. Raises DataError for a list that cannot be gold answers, with what is wrong about it.
     """
     text = value.strip() if isinstance(value, str) else ""
-    if not LISTED.fullmatch(text):
+    wrapped = WRAPPED.fullmatch(text)
+    inner = wrapped[1] if wrapped else text
+    if LISTED.fullmatch(inner) and (inner[0] != "(" or "," in QUOTED.sub("", inner)):
+        found: object = _quoted_texts(inner)
+    else:
+        found = _collection(inner)
+        if found is None and wrapped and QUOTED.search(inner):
+            raise DataError(f"is {described(value)}, an array of which not all can be read")
+    if not isinstance(found, list) or (found and not _holds_text(found)):
+        return None
+    if not found:
+        raise DataError(f"is {described(value)}, an empty list")
+    for one in found:
+        if not (isinstance(one, str) and one.strip()) and not is_number(one):
+            raise DataError(f"is {described(value)}, a list that holds {described(one)}")
+    return found
+
+
+def _quoted_texts(listed: str) -> list[object]:
+    """The texts between the quotes: numpy prints no commas, and Python would join what has none between it."""
+    try:
+        found = json.loads(listed)
+    except (ValueError, RecursionError):
+        found = None
+    return found if isinstance(found, list) else [_unquoted(quoted.group()) for quoted in QUOTED.finditer(listed)]
+
+
+def _collection(text: str) -> list[object] | None:
+    """The members of a list, tuple or set that JSON or Python prints as `text`; None for anything else."""
+    if text == "set()":
+        return []
+    if text[:1] + text[-1:] not in ("[]", "()", "{}"):
         return None
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
-        found = [_unquoted(quoted.group()) for quoted in QUOTED.finditer(text)]
-    whole = isinstance(found, list) and all(isinstance(one, str) and one.strip() for one in found)
-    return found if whole else None
+        try:
+            found = ast.literal_eval(text)
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+            return None
+    if isinstance(found, (set, frozenset)):
+        return sorted(found, key=repr)
+    return list(found) if isinstance(found, (list, tuple)) else None
+
+
+def _holds_text(value: object) -> bool:
+    """Whether there is a text, or nothing at all in place of one, in nested lists."""
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return any(map(_holds_text, value))
+    return value is None or isinstance(value, str)
 
 
 def _unquoted(quoted: str) -> str | None:
