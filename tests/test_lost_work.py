@@ -186,6 +186,8 @@ def test_a_warning_of_another_rank_is_told_with_its_rank_and_once(config, monkey
 def test_a_plugin_that_ends_the_process_loses_no_step(make):  # noqa: F811
     FAILING.update(calls=0, error=SystemExit(3))
     trainer = make("test_failing", "train.save_every=0", "train.steps=5")
-    with pytest.raises(SystemExit):
+    with pytest.raises(
+        PluginError, match=r"'test_failing' failed in scoring at .*test_lost_work.py:\d+: SystemExit: 3"
+    ):
         trainer.train()
     assert [path.name for path in (trainer.run.folder / "checkpoints").iterdir()] == ["step-2"]

@@ -79,6 +79,9 @@ def told(
         ("        return [[1.0]]\n", "is no number"),
         ("        return 1.0\n", "`score` returned float 1.0, not a list with one score for each episode"),
         ("        return None\n", "not a list with one score"),
+        ("        episodes.clear()\n        return []\n", "`score` returned 0 scores for 1 episodes"),
+        ("        raise SystemExit(0)\n", "failed in scoring at mine.py:11: SystemExit: 0"),
+        ("        return [next(iter(()))]\n", "failed in scoring at mine.py:11: StopIteration"),
         ("        return [e.reward for e in episodes]\n", "failed in scoring at mine.py:11: AttributeError"),
     ],
 )
@@ -97,6 +100,12 @@ def test_what_a_reward_says_is_checked(folder, capsys, body, words):
         ("        yield Ask('skim', (Message('user', None),), 4)\n", "the content of a message must be text"),
         ("        yield Ask('skim', (Message('user', 'x'),), 0)\n", "max_tokens must be a whole number above 0, not 0"),
         ("        yield Ask('skim', (Message('user', 'x'),), 4, '.')\n", "stop must be a tuple of texts, not '.'"),
+        ("        yield Ask('skim', (Message('user', 'x\\ud800'),), 4)\n", "half of a surrogate pair as character 1"),
+        ("        yield from ()\n        episode.answer = 5\n", "left 5 as the episode's `answer`, which must be text"),
+        ("        yield from ()\n        episode.answer = ['a']\n", "left ['a'] as the episode's `answer`"),
+        ("        yield from ()\n        next(iter(()))\n", "at mine.py:14: StopIteration"),
+        ("        raise StopIteration\n", "at mine.py:13: StopIteration"),
+        ("        yield from ()\n        raise SystemExit(0)\n", "at mine.py:14: SystemExit: 0"),
         ("        yield Ask('skim')\n", "at mine.py:13: TypeError"),
         ("        yield from ()\n        episode.meta['x']\n", "at mine.py:14: AttributeError"),
     ],
@@ -109,6 +118,7 @@ def test_what_a_module_asks_is_checked(folder, capsys, body, words):
 @pytest.mark.parametrize(
     ("body", "words"),
     [
+        ("        yield from ()\n        episode.answer = 5\n", "left 5 as the episode's `answer`, which must be text"),
         ("        self.modules['memory'].play(episode)\n", "`dialogue` returned NoneType, not a generator"),
         (
             "        yield self.modules['memory']\n",
@@ -130,6 +140,9 @@ def test_what_an_agent_does_is_checked(folder, capsys, body, words):
             "mine.py:11: KeyError: 'question'",
         ),
         ("        return row.values\n", "`task` returned dict for rows.jsonl line 1, not a Task"),
+        ("        return Task(id='a', question='x', answers=(5,))\n", "whose `answers` are (5,), not a tuple of texts"),
+        ("        return Task(id='a', question='x', answers='abc')\n", "whose `answers` are 'abc', not a tuple"),
+        ("        return Task(id=1, question='x', answers=())\n", "whose `id` is 1, not a text"),
         ("        return Task(id='', question='x', answers=())\n", "ValueError: a task needs an id"),
     ],
 )
@@ -281,6 +294,27 @@ def test_what_an_advantage_estimator_gives_is_checked(folder, body, words):
         estimator = make_estimator(GrpoOptions(advantage="my_advantage"))
         checked_advantages(estimator, StepRewards("update", (0.0, 1.0), (0.0, 1.0), group))
     assert "advantage estimator 'my_advantage'" in str(caught.value) and words in str(caught.value)
+
+
+ASKS_ON = """\
+        ask = Ask('skim', (Message('user', 'x ' * 200_000),), 4)
+        try:
+            yield ask
+        finally:
+            yield ask
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "agent", "named"),
+    [
+        (MODULE, "{name: memory_agent, modules: {memory: mine}}", "module 'mine'"),
+        (AGENT, "my_agent", "agent 'my_agent'"),
+    ],
+)
+def test_a_dialogue_that_asks_on_when_it_is_ended_is_named(folder, capsys, source, agent, named):
+    shown = told(folder, capsys, source + ASKS_ON, agent=agent)
+    assert named in shown and "`dialogue` yielded once more when it was ended" in shown
 
 
 def test_any_real_scalar_is_a_reward():

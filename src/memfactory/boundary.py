@@ -78,38 +78,47 @@ def broken(component: type, part: str, message: str) -> PluginError:
 
 @contextmanager
 def guarded(
-    *components: type, doing: str = "", making: bool = False, letting: tuple[type[Exception], ...] = ()
+    *components: type, doing: str = "", making: bool = False, letting: tuple[type[BaseException], ...] = ()
 ) -> Iterator[None]:
-    """An error that one of the users' `components` raises becomes a PluginError that names it, file and line.
+    """An error that one of the users' `components` raises becomes a PluginError that names it, file and line. So does
+    an exit: a component ends no process.
 
     `doing` says what it was asked for. An error that passes through none of their files is not theirs, except where
     one is being made (`making`). Errors that are messages already go on as they are, and so do those in `letting`.
     """
     try:
         yield
-    except (MemFactoryError, StopIteration):
+    except MemFactoryError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if isinstance(error, letting):
             raise
         blamed = _blamed([one for one in components if is_users(one)], error, making)
         if blamed is None:
             raise
         component, place = blamed
+        raised = _raised(error)
         what = f" {doing}" if doing else ""
-        text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        text = f"{type(raised).__name__}: {raised}" if str(raised) else type(raised).__name__
         raise PluginError(
             f"{_registered_as(component)} failed{what} at {place}: {text}\n(--debug shows the whole traceback)"
         ) from error
 
 
-def _blamed(components: Sequence[type], error: Exception, making: bool) -> tuple[type, str] | None:
+def _blamed(components: Sequence[type], error: BaseException, making: bool) -> tuple[type, str] | None:
     """The component that raised `error`, and the line of its file; None where none did."""
+    error = _raised(error)
     files = {inspect.getsourcefile(component): component for component in components}
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if frame.filename in files:
             return files[frame.filename], f"{_shown(frame.filename)}:{frame.lineno}"
     return (components[0], _place(components[0])) if making and components else None
+
+
+def _raised(error: BaseException) -> BaseException:
+    """What was raised first: Python turns a StopIteration that leaves a generator into an error without its lines."""
+    cause = error.__cause__
+    return cause if isinstance(error, RuntimeError) and isinstance(cause, StopIteration) else error
 
 
 def made(registry: Registry[Any], name: str, *arguments: object) -> Any:
@@ -168,7 +177,8 @@ def scored(env: Any, episodes: Sequence[Episode]) -> list[Reward]:
     of them, or something else."""
     component = type(env)
     with guarded(component, doing="in scoring"):
-        given = env.score(episodes)
+        # A copy, which it may change.
+        given = env.score(list(episodes))
     if not isinstance(given, Sequence) or len(given) != len(episodes):
         number = len(given) if isinstance(given, Sequence) else _short(given)
         raise broken(component, "score", f"returned {number} rewards for {len(episodes)} episodes")

@@ -18,7 +18,7 @@ import numpy
 from pydantic import model_validator
 
 from memfactory.answers import bare_answer, form_asked_for
-from memfactory.boundary import broken
+from memfactory.boundary import broken, is_users
 from memfactory.errors import unknown
 from memfactory.memory.bank import BankSource
 from memfactory.registry import Options
@@ -243,7 +243,29 @@ def _spoken(module: Module, episode: Episode, engine: str, trainable: bool) -> D
             assert isinstance(reply, Reply)
             ask = asking.send(reply)
     except StopIteration:
-        return
+        check_left(type(module), episode)
+    finally:
+        close(type(module), asking)
+
+
+def close(component: type, dialogue: Generator[Any, Any, Any]) -> None:
+    """End a dialogue that is not played on. Raises PluginError where it goes on asking."""
+    try:
+        dialogue.close()
+    except RuntimeError as error:
+        if str(error) != "generator ignored GeneratorExit":
+            raise
+        raise broken(
+            component, "dialogue", "yielded once more when it was ended; ask for nothing in `finally`"
+        ) from None
+
+
+def check_left(component: type, episode: Episode) -> None:
+    """Raise PluginError where a dialogue of `component` that has ended left in `episode` what is no text."""
+    for name in ("answer", "answer_text", "memory"):
+        value = cast("object", getattr(episode, name))
+        if not isinstance(value, str) and (value is not None or name == "memory"):
+            raise broken(component, "dialogue", f"left {value!r:.60} as the episode's `{name}`, which must be text")
 
 
 def as_generator(component: Module | Agent, dialogue: Any) -> Any:
@@ -274,7 +296,19 @@ def _well_formed(module: type, ask: Any) -> Ask:
         wrong = f"stop must be a tuple of texts, not {ask.stop!r:.60}"
     if wrong is not None:
         raise broken(module, "dialogue", f"yielded an Ask that cannot be asked: {wrong}; {example}")
+    if is_users(module) and (half := _half_character(messages)) is not None:
+        raise broken(module, "dialogue", f"yielded an Ask that cannot be asked: a message holds {half}")
     return ask if isinstance(messages, tuple) else replace(ask, messages=tuple(messages))
+
+
+def _half_character(messages: Sequence[Message]) -> str | None:
+    """Where a message holds half of a surrogate pair, which no tokenizer takes; None where none does."""
+    for message in messages:
+        try:
+            message.content.encode("utf-8")
+        except UnicodeEncodeError as error:
+            return f"half of a surrogate pair as character {error.start}"
+    return None
 
 
 def stream_seed(*parts: int | str) -> int:

@@ -8,7 +8,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from memfactory.boundary import broken, guarded
-from memfactory.dialogue import POLICY, Agent, Ask, Dialogue, ScoreRequest, Shared, as_generator, stream_seed
+from memfactory.dialogue import (
+    POLICY,
+    Agent,
+    Ask,
+    Dialogue,
+    ScoreRequest,
+    Shared,
+    as_generator,
+    check_left,
+    close,
+    stream_seed,
+)
 from memfactory.engines.base import Engine
 from memfactory.errors import ConfigError, EngineError, PromptTooLong, RequestRefused
 from memfactory.types import Decoding, Episode, Reply, Reward, Sampling, Turn
@@ -129,9 +140,10 @@ class _Play:
             if isinstance(value, Episode):
                 work.episode.shared.append(value)
             try:
-                with guarded(*self.components, doing=f"on the task {work.episode.task.id!r}"):
+                with guarded(*self.components, doing=f"on the task {work.episode.task.id!r}", letting=(StopIteration,)):
                     wanted = next(work.dialogue) if value is None else work.dialogue.send(value)
             except StopIteration:
+                check_left(self.agent, work.episode)
                 yield from self._end(work)
                 return
             except EngineError as error:
@@ -214,7 +226,8 @@ class _Play:
         """A dialogue has ended: those who wait for it go on, or it is an episode that has been played."""
         work.ended = True
         if failure is not None:
-            work.dialogue.close()
+            with guarded(*self.components, doing=f"on the task {work.episode.task.id!r}, which could not be played on"):
+                close(self.agent, work.dialogue)
             work.failure = failure
             work.episode.failure, work.episode.overlong = str(failure), isinstance(failure, PromptTooLong)
         if work.shared is None:

@@ -103,6 +103,8 @@ class Environment(ABC):
                     task = read(row)
                 if not isinstance(task, Task):
                     raise broken(type(self), "task", f"returned {type(task).__name__} for {row.source}, not a Task")
+                if (wrong := _wrong(task)) is not None:
+                    raise broken(type(self), "task", f"returned for {row.source} a Task {wrong}")
                 tasks.append(task)
             except DataError as error:
                 problems.append(str(error))
@@ -160,6 +162,18 @@ def _weighted(parts: Mapping[str, float | None], weights: Mapping[str, float]) -
             return None
         total += weight * part
     return total
+
+
+def _wrong(task: Task) -> str | None:
+    """What is of a wrong type in the fields that every environment fills; None where nothing is."""
+    for name in ("id", "question", "context"):
+        value: object = getattr(task, name)
+        if not isinstance(value, str):
+            return f"whose `{name}` is {value!r:.60}, not a text"
+    answers: object = task.answers
+    if not isinstance(answers, tuple | list) or not all(isinstance(answer, str) for answer in answers):
+        return f"whose `answers` are {answers!r:.60}, not a tuple of texts"
+    return None
 
 
 def _with_own_ids(tasks: Sequence[Task]) -> tuple[Task, ...]:

@@ -50,7 +50,8 @@ class RewardFunction(ABC):
         """What `score` says, checked: one finite number or None an episode. Raises PluginError where a user's own
         reward says something else, or fails."""
         with guarded(type(self), doing="in scoring"):
-            given = self.score(episodes)
+            # A copy, which it may change.
+            given = self.score(list(episodes))
         return checked_scores(type(self), given, len(episodes), [episode.task.id for episode in episodes])
 
     @abstractmethod
