@@ -115,3 +115,23 @@ def test_a_helper_of_the_base_is_taken_away_by_null(folder):
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_no_shipped_config_has_a_key_without_effect(path):
     assert not [warning for warning in load_config(path).warnings if "no effect" in warning]
+
+
+ONLINE = "model: tiny\nagent: memory_agent\nenv: longcontext\ntrain: {name: online, steps: 1}\n"
+
+
+def test_only_keys_that_the_user_wrote_are_told(folder):
+    word = "train.eval_every: 3 has no effect: data.eval names no evaluation set"
+    assert warnings_of(folder, ONLINE) == []
+    assert warnings_of(folder, ONLINE, "train.eval_every=3") == [word]
+    assert warnings_of(folder, ONLINE.replace("steps: 1", "steps: 1, eval_every: 3")) == [word]
+    (folder / "written.yaml").write_text(load_config("x.yaml").to_yaml(), encoding="utf-8")
+    assert load_config("written.yaml").warnings == ()
+    assert load_config("written.yaml", ["train.eval_every=5"]).warnings == (word.replace("3", "5"),)
+
+
+def test_a_users_own_part_is_his_writing(folder):
+    (folder / "configs" / "train").mkdir(parents=True)
+    (folder / "configs" / "train" / "mine.yaml").write_text("name: grpo\neval_every: 3\n", encoding="utf-8")
+    found = warnings_of(folder, ONLINE.replace("{name: online, steps: 1}", "mine"))
+    assert found == ["train.eval_every: 3 has no effect: data.eval names no evaluation set"]

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
+from memfactory.config.parts import PART_FOLDERS, packaged_configs
 from memfactory.config.problems import Problems, shown
 from memfactory.config.rules import models, reward_engines
 from memfactory.config.schema import Component, RunConfig
 from memfactory.config.slots import layer_of
 from memfactory.config.training import LoopOptions
-from memfactory.config.tree import KeyPath, Tree, dotted
+from memfactory.config.tree import KeyPath, Origin, Tree, dotted
 from memfactory.dialogue import ModuleOptions
 from memfactory.engines.options import OpenAIEngineConfig
 from memfactory.registry import MODULES, REWARDS, Options
@@ -42,11 +44,28 @@ def refuse_policy_decoding(tree: Tree, problems: Problems, written_by_user: int)
         )
 
 
-def without_effect(config: RunConfig, *, training: bool) -> Iterator[str]:
-    """A word on every key that was changed from its default and has no effect beside the others.
+def without_effect(config: RunConfig, tree: Tree, *, training: bool, written_by_user: int) -> Iterator[str]:
+    """A word on every key that the user changed from its default and that has no effect beside the others.
 
-    The trainer's are told where the config is meant for `training`.
+    The trainer's are told where the config is meant for `training`. The user wrote what stands in his files and, from
+    the layer `written_by_user` on, on the command line: not the parts that come with MemFactory, nor a run's own
+    config.yaml, in which every key is written out.
     """
+    for path, why in _all_without_effect(config, training=training):
+        origin = tree.origins.get(path)
+        command_line = layer_of(tree.origins, path) >= written_by_user
+        if command_line or not (tree.values.get("resolved") is True or (origin is not None and _is_packaged(origin))):
+            yield f"{dotted(path)}{why}"
+
+
+def _is_packaged(origin: Origin) -> bool:
+    """Whether it was written in a part that comes with MemFactory."""
+    file = Path(origin.source)
+    return file.parent.name in PART_FOLDERS.values() and file.parent.parent.resolve() == packaged_configs().resolve()
+
+
+def _all_without_effect(config: RunConfig, *, training: bool) -> Iterator[tuple[KeyPath, str]]:
+    """Every key that differs from its default and has no effect, whoever wrote it: where it is, and the words on it."""
     for path, options in _sections(config):
         if training or path != ("train",):
             yield from _idle(options, path)
@@ -54,11 +73,11 @@ def without_effect(config: RunConfig, *, training: bool) -> Iterator[str]:
     yield from _model_behind_an_endpoint(config)
     train = config.train.options if config.train is not None and training else None
     if isinstance(train, LoopOptions) and train.eval_every and not config.data.eval:
-        yield f"train.eval_every: {train.eval_every} has no effect: data.eval names no evaluation set"
+        yield ("train", "eval_every"), f": {train.eval_every} has no effect: data.eval names no evaluation set"
     roles = [set(MODULES.get(module.name).roles) for module in config.agent.modules.values()]
     if roles and all(roles) and not any(known & _BANK_ROLES for known in roles):
         for key in _changed(config.memory):
-            yield f"memory.{key} has no effect: agent {config.agent.name!r} has no memory bank"
+            yield ("memory", key), f" has no effect: agent {config.agent.name!r} has no memory bank"
 
 
 def _sections(config: RunConfig) -> Iterator[tuple[KeyPath, Options]]:
@@ -79,11 +98,11 @@ def _sections(config: RunConfig) -> Iterator[tuple[KeyPath, Options]]:
     yield from ((path, component.options) for path, component in sets.items() if component is not None)
 
 
-def _idle(options: Options, path: KeyPath) -> Iterator[str]:
+def _idle(options: Options, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
     changed = _changed(options)
     for key, why in options.without_effect().items():
         if key in changed:
-            yield f"{dotted((*path, key))}: {shown(changed[key])} has no effect: {why}"
+            yield (*path, key), f": {shown(changed[key])} has no effect: {why}"
     for key in type(options).model_fields:
         inner = getattr(options, key)
         if isinstance(inner, Options) and key != "model":
@@ -100,7 +119,7 @@ def _changed(options: BaseModel) -> dict[str, Any]:
     }
 
 
-def _unheard_helpers(config: RunConfig) -> Iterator[str]:
+def _unheard_helpers(config: RunConfig) -> Iterator[tuple[KeyPath, str]]:
     """Helpers that nothing speaks through, and what of a helper nothing reads."""
     heard = {name for _, name in reward_engines(config)}
     heard |= {
@@ -108,13 +127,13 @@ def _unheard_helpers(config: RunConfig) -> Iterator[str]:
     }
     for name, engine in config.engines.items():
         if isinstance(engine, OpenAIEngineConfig) and engine.tokenizer is not None:
-            yield f"engines.{name}.tokenizer has no effect: texts are measured as the policy's engine says"
+            yield ("engines", name, "tokenizer"), " has no effect: texts are measured as the policy's engine says"
         if name not in heard and name != "judge":
-            yield f"engines.{name} has no effect: no module and no reward names it as its `engine`"
+            yield ("engines", name), " has no effect: no module and no reward names it as its `engine`"
 
 
-def _model_behind_an_endpoint(config: RunConfig) -> Iterator[str]:
+def _model_behind_an_endpoint(config: RunConfig) -> Iterator[tuple[KeyPath, str]]:
     if isinstance(config.engine, OpenAIEngineConfig):
         for key in _changed(config.model):
             if key in _SPOKEN_ELSEWHERE:
-                yield f"model.{key} has no effect: the endpoint {config.engine.model!r} speaks, not this model"
+                yield ("model", key), f" has no effect: the endpoint {config.engine.model!r} speaks, not this model"

@@ -120,7 +120,7 @@ def load_config(
         if found.file is not None:
             warnings += of_another_agent(plain(config)["agent"], agent_file)
     if not problems:
-        warnings += without_effect(config, training=command in (None, "train"))
+        warnings += without_effect(config, tree, training=command in (None, "train"), written_by_user=COMMAND_LINE)
     if command is not None:
         warnings += Readiness(config, found.base_dir, problems, cast("Command", command)).check()
     problems.raise_any()
