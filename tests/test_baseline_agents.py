@@ -10,7 +10,7 @@ from memfactory.build import build_agent
 from memfactory.config import load_config
 from memfactory.engines.scripted import ScriptedEngine
 from memfactory.play import play
-from memfactory.types import Episode, MemoryItem, Task, Utterance
+from memfactory.types import Episode, MemoryItem, Reading, Task, Utterance
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 CONVERSATION = (
@@ -69,6 +69,13 @@ def test_what_was_said_is_found_word_for_word():
     assert {source for item in episode.retrieved for source in item.sources} == {"D1:1", "D1:3"}
     assert {*prompt.splitlines()} == {"- May 1: Ann: I bought a red boat.", "- Ann: It is called Rosa."}
     assert episode.answer == "Rosa"
+
+
+def test_baselines_say_how_much_they_read_of_what_was_said():
+    said = "Ann: [May 1] I bought a red boat.\nBob: [May 1] What is its name?\nAnn: It is called Rosa.\n"
+    whole = Reading(len(Words().offsets(f"{said}Bob: [June 2] I sold my car.")))
+    read = {agent: asked([f"agent={agent}"])[0].reading for agent in ("full_context", "naive_rag", "no_memory")}
+    assert read == {"full_context": whole, "naive_rag": whole, "no_memory": None}
 
 
 def test_several_turns_of_one_session_can_make_one_item():

@@ -294,9 +294,10 @@ def test_a_conversation_that_is_none_is_told(manager, text, told):
 
 
 def test_an_environment_that_reads_no_conversations_is_told(place):
-    (place / "talk.json").write_text(json.dumps({"conversation": TALK, "context": "Some text."}))
-    with pytest.raises(ConfigError, match="'longcontext' reads no conversations; memory_bank does"):
-        infer(place, question="Who?", conversation=place / "talk.json")
+    for talk in ({"conversation": TALK, "context": "Some text."}, {"conversation": TALK}, TALK):
+        (place / "talk.json").write_text(json.dumps(talk))
+        with pytest.raises(ConfigError, match=r"'longcontext' reads no conversations; memory_bank does \(env=memory_"):
+            infer(place, question="Who?", conversation=place / "talk.json")
 
 
 def test_changes_of_a_bank_are_told_item_by_item():

@@ -10,7 +10,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from memfactory.dialogue import Agent, Dialogue
-from memfactory.memory.wording import told
+from memfactory.memory.wording import spoken, told
 from memfactory.registry import AGENTS, Options
 from memfactory.types import Episode, MemoryItem, Utterance
 
@@ -33,7 +33,10 @@ class NaiveRag(Agent):
 
     def dialogue(self, episode: Episode) -> Dialogue:
         task = episode.task
-        said = as_items(told(task), self.options.turns_per_item, taken={item.id for item in task.memory})
+        conversation = told(task)
+        if conversation:
+            episode.note_reading(len(self.modules["answerer"].codec.offsets(spoken(conversation))))
+        said = as_items(conversation, self.options.turns_per_item, taken={item.id for item in task.memory})
         episode.bank = self.banks.open((*task.memory, *said))
         yield from self.modules["retriever"].play(episode)
         yield from self.modules["answerer"].play(episode)

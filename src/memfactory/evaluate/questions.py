@@ -37,15 +37,30 @@ def asked_about_conversation(resolved: Resolved, question: str, path: Path) -> T
     named = {"id": f"question-{digest([question, value])}", "question": question, **NO_GOLD}
     # The row's own question must not come first under another of its names.
     given = {name: held for name, held in row.items() if name not in ("query", "q")}
-    task = env.task(Row({**given, **named}, f"--conversation {path}"))
+    misfit = (
+        f"--conversation: the environment {resolved.config.env.name!r} reads no conversations; "
+        "memory_bank does (env=memory_bank)"
+    )
+    try:
+        task = env.task(Row({**given, **named}, f"--conversation {path}"))
+    except DataError:
+        if _reads_texts(env):
+            raise ConfigError(misfit) from None
+        raise
     if not task.conversation and not task.memory:
         if not any(row.values()):
             raise DataError(f"--conversation {path} holds no utterance")
-        raise ConfigError(
-            f"--conversation: the environment {resolved.config.env.name!r} reads no conversations; "
-            "memory_bank does (env=memory_bank)"
-        )
+        raise ConfigError(misfit)
     return task
+
+
+def _reads_texts(env: Environment) -> bool:
+    """Whether the environment takes a row with a text in place of a conversation."""
+    try:
+        task = env.task(Row({"question": "?", "context": "A text.", **NO_GOLD}, "a row"))
+    except DataError:
+        return False
+    return bool(task.context) and not task.conversation
 
 
 def _read(path: Path, option: str = "--document") -> str:
