@@ -31,26 +31,38 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_the_home_folder_is_found_in_every_output(place, small_model_path):
+@pytest.mark.parametrize("between", ["=", " "])
+def test_the_home_folder_is_found_in_every_path(place, small_model_path, between):
     model = f"model.path={small_model_path}"
-    assert run(["data", "export", "facts", "rows=2", "--output=~/rows.jsonl"]) == 0
-    assert run(["config", "schema", "--output=~/schema.json"]) == 0
-    assert run(["eval", "x.yaml", model, *SMALL, "--data=~/rows.jsonl", "--samples", "1", "--output=~/out"]) == 0
-    assert run(["infer", "x.yaml", model, *SMALL, "--input=~/rows.jsonl", "--output=~/a.jsonl"]) == 0
+
+    def done(words, **options):
+        given = [word for name, value in options.items() for word in f"--{name}{between}{value}".split(" ")]
+        return run([*words, *given]) == 0
+
+    assert done(["data", "export", "facts", "rows=2"], output="~/rows.jsonl")
+    assert done(["config", "schema"], output="~/schema.json")
+    assert done(["eval", "x.yaml", model, *SMALL, "--samples", "1"], data="~/rows.jsonl", output="~/out")
+    assert done(["infer", "x.yaml", model, *SMALL], input="~/rows.jsonl", output="~/a.jsonl")
     train = ["train={name: grpo, steps: 1, prompts_per_step: 1, generations: 2}", "data.train=~/rows.jsonl"]
     assert run(["train", "x.yaml", model, *SMALL, *train, "output=~/one"]) == 0
-    assert run(["train", "x.yaml", model, *SMALL, *train, "--output=~/two"]) == 0
-    assert run(["view", "../home/one", "--output=~/page.html"]) == 0
+    assert done(["train", "x.yaml", model, *SMALL, *train], output="~/two")
+    assert done(["view", "~/one"], output="~/page.html")
+    (place / "home" / "text.txt").write_text("The code of Ann is nine.")
+    assert done(["infer", "x.yaml", model, *SMALL, "--question=~"], document="~/text.txt")
+    rag = ["agent=naive_rag", "env={name: memory_bank, rewards: {em: 1.0}}", "agent.modules.answerer.max_tokens=4"]
+    (place / "home" / "talk.json").write_text(json.dumps([{"speaker": "Ann", "text": "The code is nine."}]))
+    assert done(["infer", "x.yaml", model, *rag, "--question=Q?"], conversation="~/talk.json", bank="~/bank")
     made = {path.name for path in (place / "home").iterdir() if not path.name.startswith(".")}
-    assert made == {"rows.jsonl", "schema.json", "out", "a.jsonl", "one", "two", "page.html"}
+    written = {"rows.jsonl", "schema.json", "out", "a.jsonl", "one", "two", "page.html", "bank"}
+    assert made == {"text.txt", "talk.json", *written}
     assert [path.name for path in (place / "work").iterdir()] == ["x.yaml"]
 
 
 def test_a_question_may_begin_with_the_sign_for_home():
     from memfactory.cli.app import _at_home
 
-    assert _at_home("--question=~ is what?") == "--question=~ is what?"
-    assert _at_home("a=~/b") == "a=~/b"
+    for words in (["--question=~/x is what?"], ["--question", "~/x is what?"], ["a=~/b"]):
+        assert _at_home(words) == words
 
 
 def test_a_linked_config_finds_what_stands_beside_the_file(place):

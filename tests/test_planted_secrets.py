@@ -33,6 +33,7 @@ PLANTED = re.compile(
             "\u200b".join(KEY),
             # The beginning of a key says too much as well.
             KEY[:12],
+            KEY[:12].lower(),
             USERINFO,
             base64.b64encode(f"me:{USERINFO}".encode()).decode()[4:-4],
         )

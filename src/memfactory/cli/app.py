@@ -30,6 +30,8 @@ from memfactory.signals import Terminated, handled, terminate
 from memfactory.terminal import guarded_streams
 
 INTERRUPTED = 130
+TEXTS = ("--question",)
+"""Options whose values are texts, where `~` is a sign like any other."""
 REFUSED_BY_THE_MACHINE = (
     errno.ENOSPC,
     errno.EDQUOT,
@@ -106,7 +108,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def _run(arguments: Sequence[str]) -> int:
     debug = "--debug" in arguments or os.environ.get("MEMFACTORY_DEBUG", "0") not in ("", "0")
-    words = _with_values([_at_home(word) for word in arguments if word != "--debug"])
+    words = _with_values(_at_home([word for word in arguments if word != "--debug"]))
     try:
         app(args=words, prog_name="memfactory")
     except SystemExit as stop:
@@ -138,11 +140,17 @@ def _run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _at_home(word: str) -> str:
-    """`--output=~/x` with the home folder: shells fill it in only where a word begins with it."""
-    name, equals, value = word.partition("=")
-    is_path = name.startswith("--") and name != "--question" and value.startswith("~")
-    return f"{name}{equals}{os.path.expanduser(value)}" if is_path else word
+def _at_home(words: Sequence[str]) -> list[str]:
+    """The words with the home folder for `~` where shells leave it: in `--output=~/x` and in `--output '~/x'`.
+
+    An override such as `output=~/x` is its config's business, and a question is no path.
+    """
+    found = []
+    for before, word in zip(["", *words], words, strict=False):
+        name, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        is_path = value.startswith("~") and (name or before) not in TEXTS
+        found.append(f"{name}{equals}{os.path.expanduser(value)}" if is_path else word)
+    return found
 
 
 def _terminated(stopped: Terminated) -> int:
