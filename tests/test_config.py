@@ -191,7 +191,8 @@ def make_run(folder: Path) -> Path:
     write(run / "config.yaml", resolved.to_yaml())
     write(run / "metrics.jsonl", "")
     for step in (2, 10):
-        write(run / f"checkpoints/step-{step}/config.json", "{}")
+        for name in ("config.json", "state.json", "random.json", "optimizer.pt", "model.safetensors"):
+            write(run / f"checkpoints/step-{step}/{name}", "{}")
         mark(run / f"checkpoints/step-{step}")
     write(run / "checkpoints/step-12/config.json", "{}")
     return run

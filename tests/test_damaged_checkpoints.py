@@ -129,6 +129,33 @@ def test_a_run_without_final_is_evaluated_at_its_newest_whole_checkpoint(place, 
     assert "step-2 cannot be used" in capsys.readouterr().err + caplog.text
 
 
+@pytest.mark.parametrize("name", ["state.json", "random.json", "optimizer.pt", "*.safetensors"])
+def test_a_checkpoint_whose_marker_lacks_what_it_needs_is_damaged(place, capsys, caplog, name):
+    newest = place / "own/checkpoints/step-2"
+    next(newest.glob(name)).unlink()
+    mark(newest)
+    assert run(["train", "x.yaml", "--output", "own", "--resume"]) == 0
+    said = capsys.readouterr().err + caplog.text
+    assert "step-2 cannot be used: its file COMPLETE " in said and "going back to own/checkpoints/step-1" in said
+    assert name.strip("*.") in said and "Traceback" not in said
+
+
+def test_a_checkpoint_whose_marker_lists_nothing_is_refused_by_name(place, capsys):
+    (place / "own/checkpoints/step-2/COMPLETE").write_text('{"format": 1, "sha256": {}}')
+    assert run(["train", "x.yaml", "--resume", "own/checkpoints/step-2"]) == 1
+    shown = capsys.readouterr().err
+    assert "its file COMPLETE does not list state.json; whole are: step-1" in shown and "Traceback" not in shown
+    assert run(["infer", "own", "--question", "Who?"]) == 0
+
+
+def test_a_file_in_the_place_of_the_transcripts_is_told(place, capsys):
+    shutil.rmtree(place / "own/transcripts")
+    (place / "own/transcripts").write_text("mine")
+    assert run(["train", "x.yaml", "--output", "own", "--resume", "train.steps=3"]) == 1
+    shown = capsys.readouterr().err
+    assert "own/transcripts should be a folder to write into, but is a file" in shown and "Traceback" not in shown
+
+
 def test_a_tensor_that_is_missing_is_never_made_up(place, capsys):
     from safetensors.torch import load_file, save_file
 

@@ -149,10 +149,19 @@ def arm_model(folder, traces):
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_an_evil_run_folder_executes_nothing(made, place, small_model_path, words, capsys):
     traces = evil_run(made, place, small_model_path)
-    run([str(place / "RUN") + word.removeprefix("RUN") if word.startswith("RUN") else word for word in words])
+    given = [str(place / "RUN") + word.removeprefix("RUN") if word.startswith("RUN") else word for word in words]
+    run(given)
     assert [path.name for path in traces.iterdir()] == []
     shown = capsys.readouterr()
     if words == ["train", "x.yaml", "--resume", "RUN"]:
+        assert "step-1 cannot be used: its file COMPLETE lists no weights" in shown.err
+        # With weights beside it the optimizer is read, too.
+        saved = "checkpoints/step-1"
+        shutil.copy(made / "own" / saved / "model.safetensors", place / "RUN" / saved)
+        mark(place / "RUN" / saved)
+        run(given)
+        assert [path.name for path in traces.iterdir()] == []
+        shown = capsys.readouterr()
         assert "step-1 cannot be resumed: UnpicklingError: Weights only load failed" in shown.err
     elif words[0] not in ("view", "infer"):
         assert "runs code" in shown.err or "code of its own" in shown.err or "never imported" in shown.err

@@ -11,7 +11,7 @@ from itertools import count
 from pathlib import Path
 from types import TracebackType
 
-from memfactory.errors import DataError
+from memfactory.errors import DataError, MemFactoryError
 from memfactory.locks import claim
 from memfactory.redaction import holds_secret, redacted, redacted_tree
 from memfactory.terminal import harmless_json
@@ -24,7 +24,7 @@ def write_whole(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """`content` at `path`, whole or not at all; the folder is made. What is a link there is replaced, not followed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     working = path.with_name(f".{path.name}.partial")
     try:
         with named_errors(path):
@@ -37,6 +37,14 @@ def write_bytes(path: Path, content: bytes) -> None:
         with suppress(OSError):
             working.unlink()
         raise
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, unless it is there. Raises MemFactoryError where something else is."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise MemFactoryError(f"{path} should be a folder to write into, but is a file; move or delete it") from None
 
 
 def _no_link(path: str, flags: int) -> int:
@@ -140,7 +148,7 @@ class JsonLinesWriter:
     """
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         self._path = path
         self._file = open(path, "ab+", buffering=0)  # noqa: SIM115 - held open until close()
         try:

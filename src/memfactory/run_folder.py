@@ -14,7 +14,7 @@ from pathlib import Path
 from memfactory.config import Resolved, load_values
 from memfactory.errors import ConfigError, MemFactoryError
 from memfactory.locks import LOCK, folder_lock, new_folder
-from memfactory.whole_folders import checkpoints, damage, newest_whole
+from memfactory.whole_folders import checkpoint_damage, checkpoints, newest_whole
 
 log = logging.getLogger("memfactory")
 RUNS = Path("runs")
@@ -167,9 +167,9 @@ def _newest(folder: Path, resume: str) -> Path | None:
 
 def _whole(checkpoint: Path) -> Path:
     """`checkpoint`, which must be what was written. Raises MemFactoryError with those that are."""
-    reason = damage(checkpoint)
+    reason = checkpoint_damage(checkpoint)
     if reason is not None:
-        others = [path.name for path in checkpoints(checkpoint.parent) if damage(path) is None]
+        others = [path.name for path in checkpoints(checkpoint.parent) if checkpoint_damage(path) is None]
         there = f"whole are: {', '.join(others)}" if others else "none beside it is whole"
         raise MemFactoryError(f"--resume {checkpoint} cannot be used: {reason}; {there}")
     return checkpoint

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import file_digest
 from pathlib import Path
@@ -20,6 +20,11 @@ MARKER = "COMPLETE"
 FORMAT = 1
 NOT_FOR_MODELS = ("optimizer.pt",)
 """Large files of a checkpoint that its model does without."""
+STATE_FILES = ("state.json", "random.json", "optimizer.pt")
+"""What every checkpoint has beside its weights."""
+WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
+MODULES = "modules"
+"""The folder for what modules have learnt by themselves; empty where none has learnt anything yet."""
 _CHECKPOINT = re.compile(r"step-(0|[1-9][0-9]*)")
 # Libraries written in Rust tell of a disk that refuses in errors of their own.
 _OF_THE_SYSTEM = re.compile(r"os error [0-9]+|Os \{ code")
@@ -66,6 +71,25 @@ def damage(folder: Path, *, besides: Collection[str] = ()) -> str | None:
 
     Files that were added, and those named in `besides`, are not looked at.
     """
+    found = _digests(folder)
+    return found if isinstance(found, str) else _differing(folder, found, besides)
+
+
+def checkpoint_damage(folder: Path, *, besides: Collection[str] = ()) -> str | None:
+    """As `damage`, of a checkpoint: what each of them has to hold must be among what was written, too."""
+    found = _digests(folder)
+    if isinstance(found, str):
+        return found
+    for name in STATE_FILES:
+        if name not in found and name not in besides:
+            return f"its file {MARKER} does not list {name}"
+    if not any(name in found for name in WEIGHT_FILES) and not (folder / MODULES).is_dir():
+        return f"its file {MARKER} lists no weights (model.safetensors, adapter_model.safetensors)"
+    return _differing(folder, found, besides)
+
+
+def _digests(folder: Path) -> dict[str, object] | str:
+    """The SHA-256 of each file of `folder` by its marker; a text says why it gives none."""
     try:
         marker = json.loads((folder / MARKER).read_bytes())
     except FileNotFoundError:
@@ -75,6 +99,10 @@ def damage(folder: Path, *, besides: Collection[str] = ()) -> str | None:
     digests = marker.get("sha256") if isinstance(marker, dict) and marker.get("format") == FORMAT else None
     if not isinstance(digests, dict):
         return f"its file {MARKER} is of another version"
+    return digests
+
+
+def _differing(folder: Path, digests: Mapping[str, object], besides: Collection[str]) -> str | None:
     for name, expected in sorted(digests.items()):
         path = folder / name
         if name in besides:
@@ -108,7 +136,7 @@ def newest_whole(folder: Path, *, besides: Collection[str] = ()) -> tuple[Path |
     """The newest checkpoint in `folder` that is what was written (None: none is), and what is wrong with later ones."""
     wrong: list[str] = []
     for path in reversed(checkpoints(folder)):
-        reason = damage(path, besides=besides)
+        reason = checkpoint_damage(path, besides=besides)
         if reason is None:
             return path, wrong
         wrong.append(f"{path} cannot be used: {reason}")

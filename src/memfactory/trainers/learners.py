@@ -15,8 +15,7 @@ from memfactory.dialogue import Agent, LearningModule
 from memfactory.environment import process_count
 from memfactory.errors import ConfigError, MemFactoryError
 from memfactory.types import Episode
-
-FOLDER = "modules"
+from memfactory.whole_folders import MODULES
 
 
 class Learners:
@@ -85,11 +84,11 @@ class Learners:
 
     def save_masters(self, folder: Path) -> None:
         """Write modules/<slot>.safetensors for each module that has learnt."""
-        (folder / FOLDER).mkdir()
+        (folder / MODULES).mkdir()
         for slot, module in self.modules.items():
             state = {name: numpy.ascontiguousarray(array) for name, array in module.state().items()}
             if state:
-                save_file(state, folder / FOLDER / f"{slot}.safetensors")
+                save_file(state, folder / MODULES / f"{slot}.safetensors")
 
     def save_pretrained(self, folder: Path) -> None:
         self.save_masters(folder)
@@ -100,7 +99,7 @@ class Learners:
     def load(self, folder: Path, optimizer: Mapping[str, Any]) -> None:
         """Go back to what `save_masters` wrote. Raises MemFactoryError for what these modules cannot take."""
         for slot, module in self.modules.items():
-            path = folder / FOLDER / f"{slot}.safetensors"
+            path = folder / MODULES / f"{slot}.safetensors"
             try:
                 module.load_state(load_file(path) if path.is_file() else {})
             except ValueError as error:
