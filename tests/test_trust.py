@@ -289,6 +289,25 @@ def test_a_users_own_config_loads_its_plugins_as_it_is_told(place):
     assert "own_reward" in REWARDS.names() and trusted() == frozenset()
 
 
+def test_a_config_based_on_a_run_does_not_trust_its_plugins(made, place, capsys):
+    shutil.copytree(made / "own", place / "far" / "RUN")
+    path = place / "far" / "RUN" / "config.yaml"
+    code = place / "far" / "RUN" / "brought.py"
+    code.write_text(spring(place / "trace") + REWARD.format(name="brought_one"))
+    text = path.read_text()
+    begin = text.index("- plugins/")
+    path.write_text(text[:begin] + f"- {code}" + text[text.index("\n", begin) :])
+    (place / "mine.yaml").write_text("base: far/RUN/config.yaml\n")
+    (place / "linked.yaml").symlink_to(path)
+    (place / "links.yaml").write_text("base: linked.yaml\n")
+    for config in ("mine.yaml", "links.yaml"):
+        assert run(["config", "validate", config]) == 2
+        assert "this run brings code of its own" in capsys.readouterr().err
+    assert not (place / "trace").exists()
+    run(["config", "validate", "mine.yaml", "--trust"])
+    assert (place / "trace").exists()
+
+
 def test_one_content_is_loaded_once_wherever_it_lies(place):
     source = REWARD.format(name="lies_twice")
     (place / "a").mkdir()

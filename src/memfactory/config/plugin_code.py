@@ -9,8 +9,8 @@ from typing import Any
 
 from memfactory.config.overrides import on_command_line
 from memfactory.config.problems import Problems
-from memfactory.config.sources import Source
-from memfactory.config.tree import KeyPath, Tree, dotted
+from memfactory.config.sources import Source, run_of_file
+from memfactory.config.tree import KeyPath, Tree, dotted, origin_of
 from memfactory.errors import ConfigError
 from memfactory.plugins import Plugin, find_plugin, is_file_name, load_plugin
 from memfactory.registry import AGENTS, ENVS, MODULES
@@ -26,13 +26,15 @@ def load_plugins(
     """Import the plugins that `tree` names, and give them as they were read; what is wrong with their names is noted in
     `problems`.
 
-    Of a run folder only those are imported that this user has trusted before, or trusts now (`trusting`), and none by
-    `infer` where the run's agent and environment do without. Raises ConfigError that lists what is not trusted.
+    Of a run folder, also one whose config is the `base` of a user's own, only those are imported that this user has
+    trusted before, or trusts now (`trusting`), and none by `infer` where the run's agent and environment do without.
+    Raises ConfigError that lists what is not trusted.
     """
     names = tree.values.get("plugins")
     if not isinstance(names, list):
         return ()
-    foreign = found.run is not None and not on_command_line(tree, ("plugins",))
+    run = found.run or _run_below(tree, found)
+    foreign = run is not None and not on_command_line(tree, ("plugins",))
     if foreign and command == "infer" and _answers_without(tree.values):
         leave_out_training(tree)
         return ()
@@ -44,13 +46,22 @@ def load_plugins(
             except ConfigError as error:
                 problems.add(("plugins", index), str(error))
     if foreign:
-        _refuse_untrusted(plugins, found.run or Path(), trusting)
+        _refuse_untrusted(plugins, run or Path(), trusting)
     for plugin in plugins:
         try:
             load_plugin(plugin, None if foreign else found.base_dir)
         except ConfigError as error:
             problems.add(("plugins", names.index(plugin.name)), str(error))
     return tuple(plugins)
+
+
+def _run_below(tree: Tree, found: Source) -> Path | None:
+    """The run whose config brings the plugins, where a user's own config is based on it."""
+    origin = origin_of(tree.origins, ("plugins",))
+    if origin is None or origin.line is None or found.file is None:
+        return None
+    file = Path(origin.source)
+    return None if file.resolve() == found.file.resolve() else run_of_file(file)
 
 
 def _refuse_untrusted(plugins: Sequence[Plugin], run: Path, trusting: bool) -> None:

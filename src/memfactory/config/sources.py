@@ -114,6 +114,11 @@ def _run_around(folder: Path) -> Path | None:
     return None if is_file(folder / AGENT_FILE) else run
 
 
+def run_of_file(file: Path) -> Path | None:
+    """The run folder that `file`, or what a link of that name leads to, stands in; None where it stands in none."""
+    return next((place.parent for place in (file, file.resolve()) if _is_run(place.parent)), None)
+
+
 def _is_run(folder: Path) -> bool:
     """Whether `folder` is a run's: a written config beside what a run writes."""
     return is_file(folder / RUN_CONFIG) and (
