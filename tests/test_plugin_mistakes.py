@@ -2,6 +2,7 @@
 
 from decimal import Decimal
 from fractions import Fraction
+from types import SimpleNamespace
 
 import numpy
 import pytest
@@ -315,6 +316,29 @@ ASKS_ON = """\
 def test_a_dialogue_that_asks_on_when_it_is_ended_is_named(folder, capsys, source, agent, named):
     shown = told(folder, capsys, source + ASKS_ON, agent=agent)
     assert named in shown and "`dialogue` yielded once more when it was ended" in shown
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("raise SystemExit(0)", "failed in giving what it learnt at mine.py:"),
+        ("return [1.0]", "`state` returned [1.0]"),
+    ],
+)
+def test_a_module_that_cannot_say_what_it_learnt_is_named(folder, body, words):
+    from memfactory.dialogue import ModuleOptions
+    from memfactory.registry import MODULES
+    from memfactory.trainers.learners import Learners
+
+    learning = MODULE.replace("(Module)", "(LearningModule)") + "        yield from ()\n"
+    learning += "    def learn(self, episodes): return {}\n    def load_state(self, state): ...\n"
+    learning += f"    def state(self): {body}\n"
+    (folder / "mine.py").write_text(PARTS + "from memfactory.dialogue import LearningModule\n" + learning)
+    load_plugin(find_plugin("mine.py"))
+    module = MODULES.get("mine")(ModuleOptions(), None)
+    with pytest.raises(PluginError) as caught:
+        Learners(SimpleNamespace(modules={"memory": module})).learn([])
+    assert "module 'mine'" in str(caught.value) and words in str(caught.value)
 
 
 def test_any_real_scalar_is_a_reward():

@@ -10,7 +10,7 @@ from typing import Any
 import numpy
 from safetensors.numpy import load_file, save_file
 
-from memfactory.boundary import guarded
+from memfactory.boundary import broken, guarded
 from memfactory.dialogue import Agent, LearningModule
 from memfactory.environment import process_count
 from memfactory.errors import ConfigError, MemFactoryError
@@ -69,7 +69,7 @@ class Learners:
     def states(self) -> dict[str, dict[str, numpy.ndarray]]:
         """All that the modules have learnt, by slot: copies."""
         return {
-            slot: {name: numpy.array(value) for name, value in module.state().items()}
+            slot: {name: numpy.array(value) for name, value in _state(module).items()}
             for slot, module in self.modules.items()
         }
 
@@ -86,7 +86,7 @@ class Learners:
         """Write modules/<slot>.safetensors for each module that has learnt."""
         (folder / MODULES).mkdir()
         for slot, module in self.modules.items():
-            state = {name: numpy.ascontiguousarray(array) for name, array in module.state().items()}
+            state = {name: numpy.ascontiguousarray(array) for name, array in _state(module).items()}
             if state:
                 save_file(state, folder / MODULES / f"{slot}.safetensors")
 
@@ -101,7 +101,17 @@ class Learners:
         for slot, module in self.modules.items():
             path = folder / MODULES / f"{slot}.safetensors"
             try:
-                module.load_state(load_file(path) if path.is_file() else {})
+                with guarded(type(module), doing="in taking what it learnt", letting=(ValueError,)):
+                    module.load_state(load_file(path) if path.is_file() else {})
             except ValueError as error:
                 raise MemFactoryError(f"{path} does not fit the module of slot {slot!r}: {error}") from None
         self.updates = int(optimizer["updates"])
+
+
+def _state(module: LearningModule) -> Mapping[str, numpy.ndarray]:
+    """What a module has learnt, as it says itself. Raises PluginError where a user's own fails or gives no mapping."""
+    with guarded(type(module), doing="in giving what it learnt"):
+        found: object = module.state()
+    if isinstance(found, Mapping):
+        return found
+    raise broken(type(module), "state", f"returned {found!r:.60}, not a mapping of numpy arrays by name")
