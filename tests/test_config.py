@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from memfactory.config import load_config, load_values
@@ -277,6 +277,7 @@ def test_written_values_read_back_as_they_were(values):
 
 @settings(deadline=None, max_examples=200)
 @given(st.text(alphabet="\\${}ab:") | st.text())
+@example("$${{:")
 def test_any_text_survives_being_escaped_and_resolved(text):
     if text != "???":
         assert resolve(escape({"a": text}), Problems({}, "x")) == {"a": text}

@@ -56,7 +56,8 @@ def _without_unreadable(value: Any, path: KeyPath, problems: Problems) -> Any:
 
 def _refused(text: str) -> str | None:
     """Why an interpolation in `text` is none of those that a config may hold; None where all of them are."""
-    unescaped = re.sub(r"\\\\|\\\$\{", "", text)
+    # What stands around a literal ${ must not come together to another.
+    unescaped = re.sub(r"\\\\|\\\$\{", " ", text)
     if _NESTED_NAME.search(unescaped):
         return "a ${...} inside the name of another is not supported; write the key out"
     other = next((name for name in _RESOLVER.findall(unescaped) if name != "oc.env"), None)
