@@ -39,12 +39,19 @@ def write_bytes(path: Path, content: bytes) -> None:
         raise
 
 
+class NotAFolderError(MemFactoryError, FileExistsError):
+    """A file lies where a folder is to be made; for callers that tell of any OSError it is one."""
+
+    def __str__(self) -> str:
+        return f"{self.filename} should be a folder to write into, but is a file; move or delete it"
+
+
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it, unless it is there. Raises MemFactoryError where something else is."""
+    """Make a folder and those above it, unless it is there. Raises NotAFolderError where something else is."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
-        raise MemFactoryError(f"{path} should be a folder to write into, but is a file; move or delete it") from None
+    except FileExistsError as error:
+        raise NotAFolderError(error.errno, error.strerror, str(path)) from None
 
 
 def _no_link(path: str, flags: int) -> int:
