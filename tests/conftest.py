@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -77,3 +78,18 @@ def small_model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.manual_seed(0)
         Qwen3ForCausalLM(config).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def own_components() -> Iterator[None]:
+    """Components that the test registers are gone afterwards.
+
+    Those that come with MemFactory stay: their files register them once, when they are first imported.
+    """
+    from memfactory.registry import ALL
+
+    before = [dict(registry._registered) for registry in ALL]
+    yield
+    for registry, held in zip(ALL, before, strict=True):
+        builtin = {name: one for name, one in registry._registered.items() if registry.is_builtin(name)}
+        registry._registered = {**builtin, **held}

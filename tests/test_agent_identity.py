@@ -250,20 +250,18 @@ class MyMemory(RecurrentMemoryModule):
 """
 
 
-def test_scores_by_own_code_that_has_changed_are_given_anew(place, tmp_path, monkeypatch):
+def test_scores_by_own_code_that_has_changed_are_given_anew(place, tmp_path, own_components):
     words = ["plugins=[mine.py]", "env.rewards={brevity: 1.0}", "eval.metrics=[brevity]"]
     for value in ("0.25", "0.75"):
-        monkeypatch.setattr(REWARDS, "_registered", {**REWARDS._registered})
         REWARDS._registered.pop("brevity", None)  # Each command is a process of its own.
         (place / "mine.py").write_text(REWARD.replace("VALUE", value))
         found, _ = results(place, "run", *words, output=tmp_path)
         assert scores(found)["run"]["brevity"]["mean"] == float(value)
 
 
-def test_samples_of_own_code_that_has_changed_are_refused(place, tmp_path, monkeypatch, capsys):
+def test_samples_of_own_code_that_has_changed_are_refused(place, tmp_path, monkeypatch, capsys, own_components):
     words = ["eval", "run", "plugins=[mine.py]", "agent.modules.memory.name=my_memory", "--output", str(tmp_path)]
     for value, code in (("1", 0), ("1", 0), ("2", 2)):
-        monkeypatch.setattr(MODULES, "_registered", {**MODULES._registered})
         MODULES._registered.pop("my_memory", None)
         for name in [name for name in sys.modules if name.startswith("memfactory_plugin_")]:
             monkeypatch.delitem(sys.modules, name)

@@ -11,7 +11,6 @@ from memfactory.boundary import as_scalar
 from memfactory.cli.app import run
 from memfactory.errors import MemFactoryError, PluginError
 from memfactory.plugins import find_plugin, load_plugin
-from memfactory.registry import ALL
 
 PARTS = """\
 from memfactory.data.base import Dataset, Row
@@ -36,10 +35,8 @@ ROWS = '{"context": "Ada lives in Oslo.", "input": "Where does Ada live?", "answ
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
+def folder(tmp_path, monkeypatch, own_components):
     monkeypatch.chdir(tmp_path)
-    for registry in ALL:
-        monkeypatch.setattr(registry, "_registered", dict(registry._registered))
     (tmp_path / "rows.jsonl").write_text(ROWS, encoding="utf-8")
     return tmp_path
 

@@ -11,9 +11,8 @@ RERANKED = "model: tiny\nagent: {name: memory_rmm, modules: {retriever: %s}}\nen
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
+def folder(tmp_path, monkeypatch, own_components):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(TRAINERS, "_registered", dict(TRAINERS._registered))
     return tmp_path
 
 
