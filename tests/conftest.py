@@ -18,9 +18,10 @@ for number in (signal.SIGINT, signal.SIGHUP):
 # Before torch is imported anywhere: one thread, so that tests running side by side do not fight over the cores.
 os.environ["OMP_NUM_THREADS"] = "1"
 # What the tests trust is no business of who runs them.
-STATE = tempfile.mkdtemp(prefix="memfactory-tests-")
-os.environ["XDG_STATE_HOME"] = STATE
-os.environ["MEMFACTORY_TRUSTED"] = os.path.join(STATE, "trusted.json")
+# It is gone with the process that runs them.
+STATE = tempfile.TemporaryDirectory(prefix="memfactory-tests-")
+os.environ["XDG_STATE_HOME"] = STATE.name
+os.environ["MEMFACTORY_TRUSTED"] = os.path.join(STATE.name, "trusted.json")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
