@@ -39,6 +39,15 @@ def write_bytes(path: Path, content: bytes) -> None:
         raise
 
 
+def flush(path: Path) -> None:
+    """Have the file, or the names in the folder, at `path` on the disk before anything else happens."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 class NotAFolderError(MemFactoryError, FileExistsError):
     """A file lies where a folder is to be made; for callers that tell of any OSError it is one."""
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from memfactory.errors import MemFactoryError
+from memfactory.files import flush
 
 MARKER = "COMPLETE"
 FORMAT = 1
@@ -43,12 +44,12 @@ def written_whole(target: Path) -> Iterator[Path]:
         working.mkdir()
         yield working
         for path in _files(working):
-            _flush(path)
+            flush(path)
         mark(working)
-        _flush(working)
+        flush(working)
         _remove(target)
         os.rename(working, target)
-        _flush(target.parent)
+        flush(target.parent)
     except BaseException as error:
         shutil.rmtree(working, ignore_errors=True)
         if isinstance(error, OSError | SafetensorError) or _OF_THE_SYSTEM.search(str(error)):
@@ -158,11 +159,3 @@ def _remove(target: Path) -> None:
         shutil.rmtree(target)
     else:
         target.unlink(missing_ok=True)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

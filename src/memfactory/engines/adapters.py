@@ -21,6 +21,10 @@ from transformers import PreTrainedModel
 from memfactory.errors import ConfigError, in_one_line
 
 Network: TypeAlias = "PreTrainedModel | PeftModel"
+SPLIT = (
+    "engine: the adapter changes the embedding or the head of a model that holds both as one weight, and so does vLLM"
+)
+"""Why vLLM cannot take an adapter of which `splits_tied_weights` holds."""
 WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 
 

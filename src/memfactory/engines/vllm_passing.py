@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from memfactory.engines.adapters import is_tied
+from memfactory.engines.adapters import SPLIT, is_tied
 from memfactory.engines.loading import load_architecture, load_model
 from memfactory.engines.options import ModelConfig
 from memfactory.errors import ConfigError, EngineError
@@ -34,10 +34,7 @@ class StoredWeights:
         model = load_model(self.model.model_copy(update={"device": "cpu"}), training=False)
         tied = load_architecture(self.model).get_text_config().tie_word_embeddings
         if tied and not is_tied(model):
-            raise ConfigError(
-                "engine: the adapter changes the embedding or the head of a model that holds both as one weight, "
-                "and so does vLLM; write engine.kind: hf"
-            )
+            raise ConfigError(f"{SPLIT}. Write engine.kind: hf")
         yield from model.named_parameters()
 
     def base(self) -> Iterator[tuple[str, Tensor]]:

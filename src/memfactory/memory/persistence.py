@@ -14,7 +14,6 @@ from __future__ import annotations
 import io
 import json
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from hashlib import sha256
@@ -24,6 +23,7 @@ from typing import Any
 import numpy
 
 from memfactory.errors import DataError, MemFactoryError
+from memfactory.files import flush, write_bytes
 from memfactory.locks import file_lock
 from memfactory.memory.contents import Event
 from memfactory.memory.embedders import Vectors
@@ -77,12 +77,12 @@ def _write(folder: Path, parts: Mapping[str, tuple[str, bytes, int]], manifest: 
         for name, (ending, content, count) in parts.items():
             digest = sha256(content).hexdigest()
             file = f"{name}-{digest[:16]}.{ending}"
-            _replace(folder / file, content)
+            write_bytes(folder / file, content)
             manifest[name] = {"file": file, "count": count, "sha256": digest}
         # The files must be on the disk before the manifest that names them is.
-        _flush(folder)
-        _replace(folder / MANIFEST, json.dumps(manifest, indent=2).encode() + b"\n")
-        _flush(folder)
+        flush(folder)
+        write_bytes(folder / MANIFEST, json.dumps(manifest, indent=2).encode() + b"\n")
+        flush(folder)
         _sweep(folder, {MANIFEST, *(part["file"] for part in manifest.values() if isinstance(part, dict))})
     except OSError as error:
         raise MemFactoryError(f"the memory bank {folder} could not be written: {error.strerror or error}") from error
@@ -212,24 +212,6 @@ def _lines(records: Iterable[dict[str, object]]) -> bytes:
     # In ASCII, so that half of a surrogate pair, which a model may say, survives as well.
     lines = (json.dumps(redacted_tree(record) if holds_secret(json.dumps(record)) else record) for record in records)
     return b"".join(line.encode() + b"\n" for line in lines)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """`content` at `path`, whole or not at all."""
-    working = path.with_name(f".{path.name}.partial")
-    with open(working, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(working, path)
-
-
-def _flush(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _sweep(folder: Path, kept: set[str]) -> None:

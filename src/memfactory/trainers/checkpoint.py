@@ -113,6 +113,7 @@ def save_tensors(value: object, path: Path) -> None:
         try:
             torch.save(value, file)
         except Exception:
+            # torch tells of a disk that is full by an error of its own, which says neither where nor why.
             if file.error is not None:
                 raise file.error from None
             raise

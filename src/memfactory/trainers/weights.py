@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from memfactory.config.training import LoraOptions
 from memfactory.engines.adapters import (
+    SPLIT,
     Network,
     merged_weights,
     reason_against_adapter_alone,
@@ -103,10 +104,7 @@ def check_engine(network: Network, engine: EngineConfig) -> None:
     if not isinstance(network, PeftModel) or not isinstance(engine, VllmEngineConfig | VllmServerConfig):
         return
     if splits_tied_weights(network):
-        raise ConfigError(
-            "engine: the adapter changes the embedding or the head of a model that holds both as one weight, and so "
-            "does vLLM. Write engine.kind: hf, or leave both out of train.lora.target_modules"
-        )
+        raise ConfigError(f"{SPLIT}. Write engine.kind: hf, or leave both out of train.lora.target_modules")
     reason = reason_against_adapter_alone(network) if engine.adapter == "lora" else None
     if reason is not None:
         raise ConfigError(f"engine: vLLM cannot take the adapter alone: {reason}. Write engine.adapter: merged")
