@@ -18,18 +18,18 @@ quickstart: install
 	$(VENV)/memfactory train configs/quickstart.yaml $(ARGS)
 
 test: install-dev
-	$(VENV)/python -m ruff check src tests scripts
-	$(VENV)/python -m ruff format --check src tests scripts
+	$(VENV)/python -m ruff check src tests scripts benchmarks
+	$(VENV)/python -m ruff format --check src tests scripts benchmarks
 	$(VENV)/python -m mypy
 	$(VENV)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 lint: install-dev
-	$(VENV)/python -m ruff check src tests scripts
+	$(VENV)/python -m ruff check src tests scripts benchmarks
 	$(VENV)/python -m mypy
 
 format: install-dev
-	$(VENV)/python -m ruff check --fix src tests scripts
-	$(VENV)/python -m ruff format src tests scripts
+	$(VENV)/python -m ruff check --fix src tests scripts benchmarks
+	$(VENV)/python -m ruff format src tests scripts benchmarks
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

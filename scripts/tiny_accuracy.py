@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from memfactory.engines.chat import ChatFormat
-from memfactory.engines.hf import HfEngine
+from memfactory.engines.hf.engine import HfEngine
 from memfactory.engines.options import HfEngineConfig
+from memfactory.model.chat import ChatFormat
 from memfactory.registry import DATASETS
 from memfactory.types import Decoding, Message, Sampling
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from memfactory.data.conversation_traces import ConversationTracesDataset, ConversationTracesOptions
-from memfactory.data.conversation_world import TOPICS, State
-from memfactory.data.fact_traces import DRILL_PROMPT, NOTHING, UNKNOWN
-from memfactory.data.fact_world import FILLER, MENTOR, NAMES, RELATIONS, Fact
+from memfactory.data.synthetic.conversation_traces import ConversationTracesDataset, ConversationTracesOptions
+from memfactory.data.synthetic.conversation_world import TOPICS, State
+from memfactory.data.synthetic.fact_traces import DRILL_PROMPT, NOTHING, UNKNOWN
+from memfactory.data.synthetic.fact_world import FILLER, MENTOR, NAMES, RELATIONS, Fact
 from memfactory.modules.recurrent_memory import ANSWER_PROMPT, UPDATE_PROMPT, RecurrentMemoryOptions
 
 END, START, PAD = "<|im_end|>", "<|im_start|>", "<|endoftext|>"

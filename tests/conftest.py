@@ -15,6 +15,10 @@ for number in (signal.SIGINT, signal.SIGHUP):
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
+# Processes that tests start import what the tests share, too.
+SUPPORT = os.path.join(os.path.dirname(__file__), "support")
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (SUPPORT, os.environ.get("PYTHONPATH"))))
+
 # Before torch is imported anywhere: one thread, so that tests running side by side do not fight over the cores.
 os.environ["OMP_NUM_THREADS"] = "1"
 # What the tests trust is no business of who runs them.

@@ -9,19 +9,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from memfactory.boundary import made
+from memfactory.components import POLICY
 from memfactory.config import Resolved
 from memfactory.config.schema import AgentSpec, Component, RunConfig
 from memfactory.config.training import TrainerOptions
-from memfactory.dialogue import POLICY, Agent, Module
+from memfactory.dialogue import Agent, Module
 from memfactory.engines.addresses import named_address
 from memfactory.engines.base import Engine
 from memfactory.engines.cached import CachedEngine
-from memfactory.engines.model_files import weights_fingerprint
 from memfactory.engines.options import (
     EngineConfig,
     HfEngineConfig,
-    ModelConfig,
     OpenAIEngineConfig,
     VllmEngineConfig,
     VllmServerConfig,
@@ -31,6 +29,9 @@ from memfactory.engines.replies import ReplyStore
 from memfactory.envs.base import Environment, RewardFunction, TaskSet
 from memfactory.errors import ConfigError
 from memfactory.memory.bank import BankSource
+from memfactory.model.model_files import weights_fingerprint
+from memfactory.model.options import ModelConfig
+from memfactory.plugins.boundary import made
 from memfactory.registry import AGENTS, DATASETS, ENVS, MODULES, REWARDS
 from memfactory.types import Codec, Decoding, Role, Task
 from memfactory.whole_folders import NOT_FOR_MODELS, check_folder
@@ -38,7 +39,7 @@ from memfactory.whole_folders import NOT_FOR_MODELS, check_folder
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from memfactory.engines.chat import ChatFormat
+    from memfactory.model.chat import ChatFormat
 
 log = logging.getLogger("memfactory")
 T = TypeVar("T")
@@ -133,11 +134,11 @@ def build_stack(
             raise ConfigError(
                 "engine: kind 'openai' gives no token ids, so it cannot be trained through; use kind hf or vllm"
             )
-        from memfactory.engines.codec import FileCodec
+        from memfactory.model.codec import FileCodec
 
         codec = FileCodec(config.engine.tokenizer or config.model.path)
     else:
-        from memfactory.engines.loading import load_chat, load_model
+        from memfactory.model.loading import load_chat, load_model
 
         codec = chat = load_chat(config.model)
         if training or isinstance(config.engine, HfEngineConfig):
@@ -262,18 +263,18 @@ def _engine(
 
         return OpenAIEngine(settings)
     if isinstance(settings, HfEngineConfig) and settings.model is not None:
-        from memfactory.engines.loading import load_chat, load_model
+        from memfactory.model.loading import load_chat, load_model
 
         model, chat = load_model(settings.model, training=False), load_chat(settings.model)
         return _hf_engine(settings, settings.model, model.requires_grad_(False), chat)
     if chat is None:
         raise ConfigError(f"engine: kind {settings.kind!r} needs a local model, but the policy speaks through an API")
     if isinstance(settings, VllmEngineConfig):
-        from memfactory.engines.vllm import VllmEngine
+        from memfactory.engines.vllm.engine import VllmEngine
 
         return VllmEngine(config.model, chat, settings, rank=_adapter_rank(config, model))
     if isinstance(settings, VllmServerConfig):
-        from memfactory.engines.vllm_server import VllmServerEngine
+        from memfactory.engines.vllm.server import VllmServerEngine
 
         return VllmServerEngine(config.model, chat, settings)
     if model is None:
@@ -282,8 +283,8 @@ def _engine(
 
 
 def _hf_engine(settings: HfEngineConfig, described: ModelConfig, model: PreTrainedModel, chat: ChatFormat) -> Engine:
-    from memfactory.engines.hf import HfEngine
-    from memfactory.engines.loading import compute_dtype
+    from memfactory.engines.hf.engine import HfEngine
+    from memfactory.model.loading import compute_dtype
 
     return HfEngine(model, chat, settings, compute_dtype=compute_dtype(described, model.device))
 

@@ -11,21 +11,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
-from types import MappingProxyType
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, cast
 
 import numpy
-from pydantic import model_validator
 
-from memfactory.answers import bare_answer, form_asked_for
-from memfactory.boundary import broken, is_users
-from memfactory.errors import unknown
+from memfactory.components import POLICY, ModuleOptions
+from memfactory.episode import Episode
+from memfactory.formats.answers import bare_answer, form_asked_for
 from memfactory.memory.bank import BankSource
+from memfactory.plugins.boundary import broken, is_users
 from memfactory.registry import Options
-from memfactory.types import AnswerForm, Codec, Episode, Message, Reply, Reward, Task
-
-Interface = Literal["generate", "rollout", "inference"]
-POLICY = "policy"
+from memfactory.types import AnswerForm, Codec, Message, Reply, Reward, Task
 
 
 @dataclass(frozen=True)
@@ -67,68 +63,6 @@ Dialogue = Generator[Ask | ScoreRequest | Shared, Reply | Reward | Episode, None
 Asking = Generator[Ask, Reply, None]
 
 
-class ModuleOptions(Options):
-    """Options every module has.
-
-    `limits` maps those that leave out part of a text to the values under which all of it is read; the first one decides
-    how much. A module that leaves out text notes how much in the episode (`note_reading`).
-
-    `presets` are wordings that a config names by `prompts: NAME` in place of prompts of its own: for each name the
-    options that it stands for, such as `{"short": {"prompt": "..."}}`. Options that are given beside the name win.
-    """
-
-    limits: ClassVar[Mapping[str, object]] = MappingProxyType({})
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
-
-    interface: Interface = "generate"
-    """How the module is played: generate or rollout (trained), inference (frozen)."""
-    engine: str = POLICY
-    """Which engine speaks under `interface: inference`: policy, or a name from `engines:`."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _wording_by_name(cls, values: Any) -> Any:
-        return cls.with_preset(values)
-
-    @classmethod
-    def with_preset(cls, values: Any) -> Any:
-        """`values` with the wording that `prompts` names written out. Raises ValueError for an unknown name."""
-        name = values.get("prompts") if isinstance(values, dict) else None
-        if not isinstance(name, str):
-            return values
-        if name not in cls.presets:
-            there = unknown("preset of prompts", name, cls.presets) if cls.presets else "this module has no presets"
-            raise ValueError(f"prompts: {there}")
-        return {**cls.presets[name], **{key: value for key, value in values.items() if key != "prompts"}}
-
-    @property
-    def most_tokens(self) -> int | None:
-        """The most tokens of a text that are read; None: all."""
-        return None
-
-    @property
-    def asked_form(self) -> AnswerForm | None:
-        """The form in which the module asks for the answer; None: it gives none, or does not say."""
-        return None
-
-
-class AnswerModuleOptions(ModuleOptions):
-    """Options of modules that answer the question. They say by `answer_prompt` which of their prompts asks for it."""
-
-    answer_form: AnswerForm | None = None
-    """The form in which the prompt asks for the answer: boxed, marker (`**Answer:**`), the_answer_is or plain; null:
-    what its wording says."""
-
-    @property
-    def answer_prompt(self) -> str:
-        """The wording that asks for the answer."""
-        raise NotImplementedError(f"{type(self).__name__} does not say which prompt asks for the answer")
-
-    @property
-    def asked_form(self) -> AnswerForm:
-        return self.answer_form or form_asked_for(self.answer_prompt)
-
-
 class Module(ABC):
     """One skill of a memory agent, written for one episode as a generator. `steps` names what it asks for.
 
@@ -144,6 +78,8 @@ class Module(ABC):
     Options: ClassVar[type[ModuleOptions]] = ModuleOptions
     steps: ClassVar[tuple[str, ...]] = ()
     roles: ClassVar[tuple[str, ...]] = ()
+    learns_itself: ClassVar[bool] = False
+    """Whether the module has parameters of its own that it trains (see `LearningModule`)."""
 
     def __init__(self, options: Any, codec: Codec) -> None:
         self.options = options
@@ -188,6 +124,7 @@ class LearningModule(Module):
     .safetensors that holds an earlier `state` (None: it starts anew).
     """
 
+    learns_itself: ClassVar[bool] = True
     learning: bool = False
 
     @abstractmethod
@@ -315,3 +252,20 @@ def stream_seed(*parts: int | str) -> int:
     """A 63-bit seed from the names of a random stream; equal names give equal streams on every machine."""
     digest = blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
+
+
+class AnswerModuleOptions(ModuleOptions):
+    """Options of modules that answer the question. They say by `answer_prompt` which of their prompts asks for it."""
+
+    answer_form: AnswerForm | None = None
+    """The form in which the prompt asks for the answer: boxed, marker (`**Answer:**`), the_answer_is or plain; null:
+    what its wording says."""
+
+    @property
+    def answer_prompt(self) -> str:
+        """The wording that asks for the answer."""
+        raise NotImplementedError(f"{type(self).__name__} does not say which prompt asks for the answer")
+
+    @property
+    def asked_form(self) -> AnswerForm:
+        return self.answer_form or form_asked_for(self.answer_prompt)

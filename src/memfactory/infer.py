@@ -11,6 +11,7 @@ from memfactory.build import build_stack
 from memfactory.config import Resolved
 from memfactory.config.reading import Limit, reading_all
 from memfactory.console import Console
+from memfactory.episode import Episode
 from memfactory.errors import ConfigError
 from memfactory.evaluate.answer_rows import answer_row
 from memfactory.evaluate.attempts import attempt, attempts_under_way
@@ -22,7 +23,7 @@ from memfactory.evaluate.questions import asked_about_conversation, asked_about_
 from memfactory.evaluate.targets import without_unused
 from memfactory.files import JsonLinesWriter, json_line, read_json_lines
 from memfactory.rollout import texts_read
-from memfactory.types import Decoding, Episode, Reading, Task
+from memfactory.types import Decoding, Reading, Task
 
 GREEDY = Decoding(temperature=0.0)
 IGNORED = ("temperature", "top_p", "top_k")

@@ -7,22 +7,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from memfactory.boundary import broken, guarded
-from memfactory.dialogue import (
-    POLICY,
-    Agent,
-    Ask,
-    Dialogue,
-    ScoreRequest,
-    Shared,
-    as_generator,
-    check_left,
-    close,
-    stream_seed,
-)
+from memfactory.components import POLICY
+from memfactory.dialogue import Agent, Ask, Dialogue, ScoreRequest, Shared, as_generator, check_left, close, stream_seed
 from memfactory.engines.base import Engine
+from memfactory.episode import Episode
 from memfactory.errors import ConfigError, EngineError, PromptTooLong, RequestRefused
-from memfactory.types import Decoding, Episode, Reply, Reward, Sampling, Turn
+from memfactory.plugins.boundary import broken, guarded
+from memfactory.types import Decoding, Reply, Reward, Sampling, Turn
 
 REFUSALS = 8
 """After so many refusals in a row, without a reply in between, the policy's engine is taken to be set up wrongly."""

@@ -1,8 +1,8 @@
 """String-keyed registries that find components by reading source files, and import one only when it is asked for.
 
 A component is one file with `@MODULES.register("my_module")` above its class. Built-in packages are scanned as text, so
-listing what exists imports nothing. A user's own file joins through `plugins:` (see `memfactory.plugins`), where the
-decorator runs on import. It does not know what the components are for.
+listing what exists imports nothing. A user's own file joins through `plugins:` (see `memfactory.plugins`), where
+the decorator runs on import. It does not know what the components are for.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import ast
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar, get_args
@@ -186,15 +186,19 @@ class Registry(Generic[T]):
 
     def _builtin(self) -> dict[str, Entry]:
         if self._scanned is None:
-            spec = importlib.util.find_spec(self.package)
-            folders = list(spec.submodule_search_locations or []) if spec else []
-            self._scanned = {
-                entry.name: entry
-                for folder in folders
-                for path in sorted(Path(folder).glob("*.py"))
-                for entry in _scan(path, f"{self.package}.{path.stem}")
-            }
+            self._scanned = {entry.name: entry for path, module in self._files() for entry in _scan(path, module)}
         return self._scanned
+
+    def _files(self) -> Iterator[tuple[Path, str]]:
+        """Every source file of the package and its subpackages with its module's name, but for subpackages that
+        another registry scans (rewards stand in a subpackage of the environments)."""
+        spec = importlib.util.find_spec(self.package)
+        others = [f"{one.package}." for one in ALL if one.package.startswith(f"{self.package}.")]
+        for folder in list(spec.submodule_search_locations or []) if spec else []:
+            for path in sorted(Path(folder).rglob("*.py")):
+                module = ".".join((self.package, *path.relative_to(folder).with_suffix("").parts))
+                if not module.startswith(tuple(others)):
+                    yield path, module
 
 
 def _scan(path: Path, module: str) -> list[Entry]:
@@ -221,8 +225,8 @@ ENVS: Registry[Any] = Registry("environment", "memfactory.envs", "memfactory.env
 REWARDS: Registry[Any] = Registry("reward", "memfactory.envs.rewards", "memfactory.envs.rewards.base:RewardFunction")
 DATASETS: Registry[Any] = Registry("dataset", "memfactory.data", "memfactory.data.base:Dataset")
 TRAINERS: Registry[Any] = Registry("trainer", "memfactory.trainers", "memfactory.trainers.base:Trainer", heavy=True)
-OBJECTIVES: Registry[Any] = Registry("objective", "memfactory.trainers.objectives")
-ADVANTAGES: Registry[Any] = Registry("advantage estimator", "memfactory.trainers.advantages")
+OBJECTIVES: Registry[Any] = Registry("objective", "memfactory.policy.objectives")
+ADVANTAGES: Registry[Any] = Registry("advantage estimator", "memfactory.policy.advantages")
 ALL = (MODULES, AGENTS, ENVS, REWARDS, DATASETS, TRAINERS, OBJECTIVES, ADVANTAGES)
 
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Protocol
+from typing import Any, Protocol
 
-from memfactory.boundary import scored
-from memfactory.dialogue import Agent, ModuleOptions
+from memfactory.components import ModuleOptions
+from memfactory.dialogue import Agent
 from memfactory.engines.base import Engine
-from memfactory.memory.trace import bank_trace
+from memfactory.episode import Episode, bank_trace
 from memfactory.play import play
+from memfactory.plugins.boundary import broken, guarded, short_repr
 from memfactory.registry import Options
-from memfactory.types import Decoding, Episode, Group, Reading, Reward, Task, Trajectory, Turn
+from memfactory.types import Decoding, Group, Reading, Reward, Task, Trajectory, Turn
 
 log = logging.getLogger("memfactory")
 
@@ -136,3 +138,22 @@ def trajectory_of(episode: Episode, reward: Reward) -> Trajectory:
         episode.reading,
         bank_trace(episode),
     )
+
+
+def scored(env: Any, episodes: Sequence[Episode]) -> list[Reward]:
+    """The rewards that an environment gives to `episodes`. Raises PluginError where a user's own gives another number
+    of them, or something else."""
+    component = type(env)
+    with guarded(component, doing="in scoring"):
+        # A copy, which it may change.
+        given = env.score(list(episodes))
+    if not isinstance(given, Sequence) or len(given) != len(episodes):
+        number = len(given) if isinstance(given, Sequence) else short_repr(given)
+        raise broken(component, "score", f"returned {number} rewards for {len(episodes)} episodes")
+    for episode, reward in zip(episodes, given, strict=True):
+        if not isinstance(reward, Reward):
+            raise broken(component, "score", f"gave the task {episode.task.id!r} {short_repr(reward)}, not a Reward")
+        for what, value in {"total": reward.total, **reward.parts, **reward.steps}.items():
+            if value is not None and not (isinstance(value, float | int) and math.isfinite(value)):
+                raise broken(component, "score", f"gave the task {episode.task.id!r} {what} = {short_repr(value)}")
+    return list(given)

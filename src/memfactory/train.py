@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 
-from memfactory.boundary import made
 from memfactory.build import Stack, TaskReader, build_stack, reading_env
 from memfactory.config import Resolved
 from memfactory.config.strange_endpoints import endpoint_marks
@@ -25,7 +24,17 @@ from memfactory.evaluate.attempts import UnknownScores, evaluate_tasks
 from memfactory.evaluate.results import DatasetResult, EvalHistory
 from memfactory.figures import draw_run
 from memfactory.files import set_aside, write_json, write_whole
-from memfactory.plugins import keep_copies
+from memfactory.plugins.boundary import made
+from memfactory.plugins.loading import keep_copies
+from memfactory.plugins.trust import trust
+from memfactory.policy.policy import Policy
+from memfactory.policy.processes import (
+    leave_processes,
+    naming_lost_process,
+    of_first_process,
+    watched_launcher,
+)
+from memfactory.policy.weights import check_engine
 from memfactory.redaction import redacted_command
 from memfactory.registry import TRAINERS
 from memfactory.run_folder import RunFolder, open_run_folder
@@ -34,15 +43,6 @@ from memfactory.trackers.base import State
 from memfactory.trackers.fanout import Trackers
 from memfactory.trainers.base import Interrupted, Trained, Trainer, remove_partial
 from memfactory.trainers.learners import Learners
-from memfactory.trainers.policy import Policy
-from memfactory.trainers.processes import (
-    leave_processes,
-    naming_lost_process,
-    of_first_process,
-    watched_launcher,
-)
-from memfactory.trainers.weights import check_engine
-from memfactory.trust import trust
 from memfactory.types import Decoding, Task
 
 log = logging.getLogger("memfactory")

@@ -9,11 +9,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from memfactory.dialogue import POLICY
+from memfactory.components import POLICY
 from memfactory.errors import DataError
 from memfactory.files import json_line, read_json_lines, write_whole
-from memfactory.memory.trace import BankTrace
-from memfactory.types import Group, Message, Role, Stop, Tokens, Trajectory, Turn
+from memfactory.types import BankTrace, Group, Message, Role, Stop, Tokens, Trajectory, Turn
 
 StepAdvantages = Mapping[str, Sequence[float | None]]
 """A module step to the advantage of each trajectory of a group; None: its reward is unknown."""

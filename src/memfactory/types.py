@@ -8,8 +8,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
-    from memfactory.memory.bank import MemoryBank
-    from memfactory.memory.trace import BankTrace
+    pass
+
 
 Role = Literal["system", "user", "assistant"]
 Stop = Literal["stop", "length"]
@@ -61,6 +61,11 @@ class MemoryItem:
     version: int = 1
     namespace: str = ""
 
+    @property
+    def text(self) -> str:
+        """The entry in one line: its value, after its key where the value does not contain the key."""
+        return _one_line(self.key, self.value)
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -73,6 +78,11 @@ class Candidate:
     sources: tuple[str, ...] = ()
     namespace: str = ""
     time: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The entry in one line: its value, after its key where the value does not contain the key."""
+        return _one_line(self.key, self.value)
 
 
 @dataclass(frozen=True)
@@ -233,56 +243,6 @@ class Reading:
             raise ValueError(f"tokens are counted from 0, got {self.read} read and {self.dropped} dropped")
 
 
-@dataclass
-class Episode:
-    """One attempt at a task while it is being played: the only value here that changes.
-
-    `member` is the attempt's number within its group; `frozen` says that nothing of the attempt is trained on.
-    `answer` is the answer alone; `answer_text` is the reply that it was taken from (None: it was the answer), and
-    `answer_form` the form that was asked for (None: the module did not say).
-    `memory` is the text memory of recurrent agents, `bank` the memory bank of the others. The modules of the latter
-    hand on to each other: the utterances `heard` now, the `candidates` found in them, the items `retrieved` for the
-    question (best first), and the ids of those that the answer cites (`citations`; none helped: empty; no or malformed
-    citation: None). `checks` holds for each module step how well each of its replies kept to its format, 0 to 1, and
-    `failure` why the attempt could not be played to its end (a helper's outage, a refused request): its reward is
-    unknown. `overlong`: a prompt did not fit the context, as it will not the next time. `shared` are the episodes of
-    work that this one shares with others, such as building the bank; `changed_times` says after each of `turns` how
-    often the bank had been changed.
-    """
-
-    task: Task
-    member: int = 0
-    seed: int = 0
-    memory: str = ""
-    turns: list[Turn] = field(default_factory=list)
-    answer: str | None = None
-    step_rewards: dict[str, Reward] = field(default_factory=dict)
-    frozen: bool = False
-    bank: MemoryBank | None = None
-    heard: tuple[Utterance, ...] = ()
-    candidates: tuple[Candidate, ...] = ()
-    retrieved: tuple[MemoryItem, ...] = ()
-    citations: tuple[str, ...] | None = None
-    selection: Selection | None = None
-    checks: dict[str, list[float]] = field(default_factory=dict)
-    failure: str | None = None
-    overlong: bool = False
-    answer_text: str | None = None
-    answer_form: AnswerForm | None = None
-    shared: list[Episode] = field(default_factory=list)
-    changed_times: list[int] = field(default_factory=list)
-    reading: Reading | None = None
-
-    def note_reading(self, read: int, dropped: int = 0) -> None:
-        """Note that a module was shown `read` more tokens of the text, and was not shown `dropped` more."""
-        before = self.reading or Reading(0)
-        self.reading = Reading(before.read + read, before.dropped + dropped)
-
-    def check(self, step: str, value: float) -> None:
-        """Note how well a reply of module step `step` kept to its format."""
-        self.checks.setdefault(step, []).append(value)
-
-
 @dataclass(frozen=True)
 class Trajectory:
     """A finished attempt; `failure`, `overlong` and `reading` are those of its episode, `bank` is what became of its
@@ -318,3 +278,62 @@ class Codec(Protocol):
     def offsets(self, text: str) -> list[tuple[int, int]]:
         """The half-open character span of every token of `text`, in order, without special tokens."""
         ...
+
+
+@dataclass(frozen=True)
+class Event:
+    """One change: the item before it (None: it is new) and after it (None: it is deleted)."""
+
+    before: MemoryItem | None
+    after: MemoryItem | None
+
+    @property
+    def id(self) -> str:
+        """The id of the item that was changed."""
+        item = self.before or self.after
+        assert item is not None
+        return item.id
+
+
+@dataclass(frozen=True)
+class BankTrace:
+    """A memory bank after an episode: its items, every change of it with the number of the episode's own turn that led
+    to it (None: shared work did), and what was retrieved from it and cited, by id."""
+
+    items: tuple[MemoryItem, ...]
+    changes: tuple[tuple[int | None, Event], ...]
+    retrieved: tuple[str, ...]
+    citations: tuple[str, ...] | None
+
+    def to_json(self, same_as: int | None = None) -> dict[str, object]:
+        """As transcripts hold it; of a bank like that of attempt `same_as` only what was retrieved and cited."""
+        told: dict[str, object] = {"same_as": same_as}
+        if same_as is None:
+            told = {
+                "items": [item_json(item) for item in self.items],
+                "changes": [{"turn": turn, **change_json(event)} for turn, event in self.changes],
+            }
+        cited = {} if self.citations is None else {"citations": list(self.citations)}
+        return {**told, "retrieved": list(self.retrieved), **cited}
+
+
+def item_json(item: MemoryItem) -> dict[str, object]:
+    """An item's fields, without those that say nothing."""
+    plain = vars(MemoryItem("", "", ""))
+    return {name: value for name, value in vars(item).items() if value != plain[name]}
+
+
+def change_json(event: Event) -> dict[str, object]:
+    """A change as records hold it: the operation, the item's id, and the item before and after where it was there."""
+    operation = "ADD" if event.before is None else "DELETE" if event.after is None else "UPDATE"
+    items = {"before": event.before, "after": event.after}
+    return {
+        "operation": operation,
+        "id": event.id,
+        **{name: item_json(item) for name, item in items.items() if item is not None},
+    }
+
+
+def _one_line(key: str, value: str) -> str:
+    value, key = " ".join(value.split()), " ".join(key.split())
+    return value if not key or key.lower() in value.lower() else f"{key}: {value}"

@@ -11,10 +11,11 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from memfactory.dialogue import Agent, Dialogue, Shared
+from memfactory.episode import Episode
+from memfactory.formats.render import bulleted, dated, told
 from memfactory.memory.bank import MemoryBank
-from memfactory.memory.wording import bulleted, dated, told
 from memfactory.registry import Options
-from memfactory.types import Episode, Task, Utterance, frozen
+from memfactory.types import Task, Utterance, frozen
 
 UNASKED = "(none yet: the memory is being built)"
 SHOWN_ITEMS = 200

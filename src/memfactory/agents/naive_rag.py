@@ -10,9 +10,10 @@ from typing import ClassVar
 from pydantic import Field
 
 from memfactory.dialogue import Agent, Dialogue
-from memfactory.memory.wording import spoken, told
+from memfactory.episode import Episode
+from memfactory.formats.render import spoken, told
 from memfactory.registry import AGENTS, Options
-from memfactory.types import Episode, MemoryItem, Utterance
+from memfactory.types import MemoryItem, Utterance
 
 
 class NaiveRagOptions(Options):

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from memfactory.dialogue import Agent, Dialogue
+from memfactory.episode import Episode
 from memfactory.registry import AGENTS
-from memfactory.types import Episode
 
 
 @AGENTS.register("no_memory")

@@ -26,7 +26,7 @@ Tokenizer = Annotated[
 
 def counter(tokenizer: str) -> Callable[[str], int]:
     """Counts the tokens of a text."""
-    from memfactory.engines.codec import FileCodec
+    from memfactory.model.codec import FileCodec
 
     codec = FileCodec(tokenizer)
     return lambda text: len(codec.offsets(text))
@@ -89,7 +89,7 @@ def hotpotqa(
 ) -> None:
     """MemAgent's training and evaluation sets from HotpotQA: hotpotqa_train and eval_50, eval_100, ..."""
     start_logging()
-    from memfactory.data.hotpotqa import build
+    from memfactory.data.benchmarks.hotpotqa import build
 
     if train_format not in ("json", "jsonl", "parquet"):
         raise ConfigError(f"--train-format {train_format}: expected json, jsonl or parquet")
@@ -125,8 +125,8 @@ def locomo(
 ) -> None:
     """LoCoMo in Memory-R1's split by conversation: locomo_train, locomo_val and locomo_test."""
     start_logging()
-    from memfactory.data.locomo import LocomoForm, build_locomo
-    from memfactory.data.locomo_source import ADVERSARIAL, CATEGORIES
+    from memfactory.data.benchmarks.locomo import LocomoForm, build_locomo
+    from memfactory.data.benchmarks.locomo_source import ADVERSARIAL, CATEGORIES
 
     if form not in ("tuples", "window", "replay", "questions"):
         raise ConfigError(f"--form {form}: expected tuples, window, replay or questions")
@@ -156,7 +156,7 @@ def longmemeval(
     start_logging()
     from typing import get_args
 
-    from memfactory.data.longmemeval import LongMemEvalForm, QuestionType, build_longmemeval
+    from memfactory.data.benchmarks.longmemeval import LongMemEvalForm, QuestionType, build_longmemeval
     from memfactory.errors import unknown
 
     wrong = next((kind for kind in types or () if kind not in get_args(QuestionType)), None)
@@ -201,7 +201,7 @@ def vt(
 
 def _ruler(task: str, output: Path, length: int, rows: int, seed: int, tokenizer: str) -> None:
     start_logging()
-    from memfactory.data.ruler import build_ruler
+    from memfactory.data.benchmarks.ruler import build_ruler
 
     with progress() as on_progress:
         report = build_ruler(

@@ -111,8 +111,8 @@ def _show_plan(config: str, overrides: list[str], gpu_gib: float | None, trust: 
         # What is wrong with the config itself is raised here again.
         resolved = load_config(config, overrides, trust=trust)
         lacking = error.problems
-    from memfactory.trainers.plan import make_plan
-    from memfactory.trainers.planned_memory import Device
+    from memfactory.plan.memory import Device
+    from memfactory.plan.plan import make_plan
 
     gpu = None if gpu_gib is None else Device(f"a GPU of {gpu_gib:g} GiB", round(gpu_gib * 2**30), cuda=True)
     plan = make_plan(resolved, gpu)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 
+from memfactory.components import ModuleOptions, RewardOptions
 from memfactory.config.schema import AgentSpec
-from memfactory.dialogue import ModuleOptions
-from memfactory.envs.rewards.base import RewardOptions
 from memfactory.registry import REWARDS
 from memfactory.types import AnswerForm
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from memfactory.components import ModuleOptions
 from memfactory.config.parts import PART_FOLDERS, packaged_configs
 from memfactory.config.problems import Problems, shown
 from memfactory.config.rules import models, reward_engines
@@ -15,7 +16,6 @@ from memfactory.config.schema import Component, RunConfig
 from memfactory.config.slots import layer_of
 from memfactory.config.training import LoopOptions
 from memfactory.config.tree import KeyPath, Origin, Tree, dotted
-from memfactory.dialogue import ModuleOptions
 from memfactory.engines.options import OpenAIEngineConfig
 from memfactory.registry import MODULES, REWARDS, Options
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_args
 
+from memfactory.components import ModuleOptions
 from memfactory.config.agent_file import AgentFile
 from memfactory.config.components import Checker
 from memfactory.config.datasets import anchored
@@ -31,9 +32,8 @@ from memfactory.config.strange_endpoints import refuse_strange_endpoints
 from memfactory.config.trained import check_trained
 from memfactory.config.tree import Origin, Tree, dotted, dump, leaves
 from memfactory.config.unused import with_unused
-from memfactory.dialogue import ModuleOptions
 from memfactory.errors import ConfigError, unknown
-from memfactory.plugins import Plugin
+from memfactory.plugins.loading import Plugin
 from memfactory.registry import AGENTS, Options
 
 C = TypeVar("C", bound=Component)

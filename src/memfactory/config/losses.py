@@ -34,7 +34,7 @@ def existing(value: Named, registry: Registry[Any]) -> Named:
 
 
 class LossOptions(Options):
-    """The per-token objective and how tokens are weighed; formulas in `trainers/objective.py`."""
+    """The per-token objective and how tokens are weighed; formulas in `policy/objective.py`."""
 
     objective: Named = "ppo"
     """The per-token loss: the name of an objective (`memfactory list objectives`), or a mapping of `name` and options

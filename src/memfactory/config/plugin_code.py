@@ -12,9 +12,9 @@ from memfactory.config.problems import Problems
 from memfactory.config.sources import Source, run_of_file
 from memfactory.config.tree import KeyPath, Tree, dotted, origin_of
 from memfactory.errors import ConfigError
-from memfactory.plugins import Plugin, find_plugin, is_file_name, load_plugin
+from memfactory.plugins.loading import Plugin, find_plugin, is_file_name, load_plugin
+from memfactory.plugins.trust import trust, trusted
 from memfactory.registry import AGENTS, ENVS, MODULES
-from memfactory.trust import trust, trusted
 
 _NOT_FOR_ANSWERS = ("plugins", "train", "data")
 """Sections of a run that `infer` has no use for."""

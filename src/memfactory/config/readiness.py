@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
+from memfactory.components import ModuleOptions
 from memfactory.config.answer_forms import reward_options, unearned
 from memfactory.config.datasets import locate
 from memfactory.config.endpoints import check_key
@@ -19,10 +20,10 @@ from memfactory.config.rules import models, reward_engines
 from memfactory.config.schema import Component, RunConfig
 from memfactory.config.training import TORCHAO_KINDS, GrpoOptions, SftOptions, TrainerOptions
 from memfactory.config.tree import KeyPath, dotted
-from memfactory.dialogue import LearningModule, ModuleOptions
-from memfactory.engines.options import EngineConfig, ModelConfig, OpenAIEngineConfig, VllmEngineConfig, VllmServerConfig
+from memfactory.engines.options import EngineConfig, OpenAIEngineConfig, VllmEngineConfig, VllmServerConfig
 from memfactory.errors import nearest
 from memfactory.memory.options import OpenAIEmbedderConfig
+from memfactory.model.options import ModelConfig
 from memfactory.registry import MODULES, Options
 from memfactory.trackers.options import SwanlabConfig
 
@@ -77,7 +78,7 @@ class Readiness:
         asking = [given for module, given in modules if module.steps]
         if isinstance(options, GrpoOptions) and modules and all(_frozen(given) for given in asking):
             self.problems.add(("agent",), "no module is trained: every one that asks has `interface: inference`")
-        learning = [given for module, given in modules if issubclass(module, LearningModule)]
+        learning = [given for module, given in modules if module.learns_itself]
         if not isinstance(options, TrainerOptions) and all(_frozen(given) for given in learning):
             self.problems.add(
                 ("agent",), "no module learns online; write for example `modules: {retriever: linear_reranker}`"

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from memfactory.components import ModuleOptions
 from memfactory.config.loading import Resolved, plain
 from memfactory.config.overrides import SAID_THERE
 from memfactory.config.schema import AgentSpec
-from memfactory.dialogue import ModuleOptions
 
 
 @dataclass(frozen=True)

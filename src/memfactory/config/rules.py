@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from memfactory.components import POLICY, ModuleOptions
 from memfactory.config.objectives import ObjectiveOptions
 from memfactory.config.problems import Problems
 from memfactory.config.schema import RunConfig
 from memfactory.config.training import GrpoOptions, TrainerOptions
 from memfactory.config.tree import KeyPath
-from memfactory.dialogue import POLICY, ModuleOptions
-from memfactory.engines.options import EngineConfig, HfEngineConfig, ModelConfig, OpenAIEngineConfig
+from memfactory.engines.options import EngineConfig, HfEngineConfig, OpenAIEngineConfig
 from memfactory.errors import unknown
+from memfactory.model.options import ModelConfig
 from memfactory.registry import MODULES, OBJECTIVES, REWARDS
 
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")

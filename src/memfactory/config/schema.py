@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from pydantic import Field
 
-from memfactory.engines.options import EngineConfig, HfEngineConfig, ModelConfig
+from memfactory.engines.options import EngineConfig, HfEngineConfig
 from memfactory.memory.options import MemoryConfig
+from memfactory.model.options import ModelConfig
 from memfactory.registry import Options
 from memfactory.trackers.options import ConsoleConfig, SwanlabConfig, TrackerConfig
 

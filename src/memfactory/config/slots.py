@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from memfactory.components import AgentContract, ModuleContract
 from memfactory.config.tree import KeyPath, Named, Origin
-from memfactory.dialogue import Agent, Module
 from memfactory.registry import MODULES
 
 
@@ -57,17 +57,17 @@ def layer_of(origins: Mapping[KeyPath, Origin], path: KeyPath) -> int:
     return 0 if near is None else near.layer
 
 
-def needed_roles(agent: type[Agent], slot: str) -> tuple[str, ...]:
+def needed_roles(agent: type[AgentContract], slot: str) -> tuple[str, ...]:
     """The roles that a module must have to fit the slot; none where neither agent nor default module says."""
     return (agent.needs[slot],) if slot in agent.needs else MODULES.get(agent.slots[slot]).roles
 
 
-def fits(module: type[Module], agent: type[Agent], slot: str) -> bool:
+def fits(module: type[ModuleContract], agent: type[AgentContract], slot: str) -> bool:
     """Whether the module can take the slot."""
     return {*needed_roles(agent, slot)} <= {*module.roles}
 
 
-def misfit(name: str, agent: type[Agent], slot: str) -> str | None:
+def misfit(name: str, agent: type[AgentContract], slot: str) -> str | None:
     """Why the module called `name` cannot take the slot, and which can; None where it fits."""
     module = MODULES.get(name)
     if fits(module, agent, slot):

@@ -11,8 +11,8 @@ from memfactory.config.schema import RunConfig
 from memfactory.config.tree import Tree, dotted
 from memfactory.engines.addresses import is_on_this_machine, shown_address
 from memfactory.errors import ConfigError
+from memfactory.plugins.trust import trust, trusted
 from memfactory.redaction import shown_variable
-from memfactory.trust import trust, trusted
 
 
 def endpoint_marks(config: RunConfig) -> dict[str, str]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from memfactory.components import ModuleOptions
 from memfactory.config.problems import Problems
 from memfactory.config.schema import RunConfig
 from memfactory.config.training import GrpoOptions, LoopOptions, SftOptions, TrainerOptions
-from memfactory.dialogue import LearningModule, ModuleOptions
 from memfactory.registry import MODULES, TRAINERS, Options
 
 _BASES = (
@@ -47,7 +47,7 @@ def _untrained(config: RunConfig, trainer: str, problems: Problems) -> None:
     """A module that learns by itself is left as it is by a trainer of the language model."""
     for slot, module in config.agent.modules.items():
         options = module.options
-        if not issubclass(MODULES.get(module.name), LearningModule) or not isinstance(options, ModuleOptions):
+        if not MODULES.get(module.name).learns_itself or not isinstance(options, ModuleOptions):
             continue
         if options.interface != "inference":
             problems.add(

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, overload
 
 from pydantic import Field
 
-from memfactory.boundary import broken, guarded
+from memfactory.plugins.boundary import broken, guarded
 from memfactory.registry import Options
 
 

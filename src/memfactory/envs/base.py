@@ -14,12 +14,13 @@ from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 
-from memfactory.boundary import broken, guarded
 from memfactory.data.base import Dataset, Row
 from memfactory.envs.rewards.base import RewardFunction
+from memfactory.episode import Episode
 from memfactory.errors import DataError
+from memfactory.plugins.boundary import broken, guarded
 from memfactory.registry import Options
-from memfactory.types import Episode, Reward, Task
+from memfactory.types import Reward, Task
 
 __all__ = ["Environment", "EnvironmentOptions", "RewardFunction", "TaskSet", "combine"]
 

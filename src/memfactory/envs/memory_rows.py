@@ -2,7 +2,7 @@
 
 | value | fields, the first that is not null | form |
 |---|---|---|
-| the bank before | `memory`, `M` | list of items, each with `id` and `value` (the rest: `memory/item.py`) |
+| the bank before | `memory`, `M` | list of items, each with `id` and `value` (the rest: `envs/memory_item.py`) |
 | what is read into it | `conversation`, `fact`, `f` | list of utterances |
 | question | `query`, `q`, `question` | text |
 | gold answers | `answers`, `answer`, `a` | text, number, or a list of these |
@@ -22,9 +22,9 @@ from typing import Any, TypeVar
 
 from memfactory.data.base import Row
 from memfactory.data.rows import described, is_number
+from memfactory.envs.memory_item import item_from
 from memfactory.envs.row_fields import answers_of, find_field, id_of, text_of, value_at
 from memfactory.errors import DataError
-from memfactory.memory.item import item_from
 from memfactory.types import MemoryItem, Scalar, Task, Utterance, frozen
 
 T = TypeVar("T")

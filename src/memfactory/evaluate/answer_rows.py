@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
+from memfactory.episode import Episode, TracedTurn, traced_turns
 from memfactory.evaluate.records import reading_json, turn_record
-from memfactory.memory.trace import TracedTurn, change_json, item_json, traced_turns
-from memfactory.types import Episode
+from memfactory.types import change_json, item_json
 
 
 def answer_row(episode: Episode, configuration: str) -> dict[str, object]:

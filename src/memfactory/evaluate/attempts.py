@@ -9,13 +9,13 @@ from contextlib import closing
 from dataclasses import replace
 from importlib import metadata
 
-from memfactory.boundary import code_digest, made
 from memfactory.data.digest import data_hash
 from memfactory.dialogue import Agent, stream_seed
 from memfactory.engines.base import Engine
 from memfactory.engines.options import EngineConfig, HfEngineConfig, OpenAIEngineConfig
 from memfactory.envs.base import Environment
 from memfactory.envs.rewards.base import RewardFunction
+from memfactory.episode import Episode
 from memfactory.errors import DataError, MemFactoryError
 from memfactory.evaluate.categories import by_category
 from memfactory.evaluate.fingerprint import digest
@@ -23,9 +23,10 @@ from memfactory.evaluate.records import RecordFile, SampleRecord, record
 from memfactory.evaluate.results import DatasetResult, MetricResult, metric_result
 from memfactory.evaluate.statistics import question_means
 from memfactory.play import play
+from memfactory.plugins.boundary import code_digest, made
 from memfactory.registry import REWARDS
 from memfactory.rollout import texts_read, warn_of_failures
-from memfactory.types import Decoding, Episode, Task, Turn
+from memfactory.types import Decoding, Task, Turn
 
 log = logging.getLogger("memfactory")
 OnProgress = Callable[[int, int], None]

@@ -7,15 +7,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 
-from memfactory.boundary import code_digest
+from memfactory.components import ModuleOptions, RewardOptions
 from memfactory.config import Resolved
 from memfactory.config.datasets import locate
-from memfactory.dialogue import ModuleOptions
 from memfactory.engines.addresses import named_address
-from memfactory.engines.model_files import file_digest, weights_fingerprint
-from memfactory.engines.options import HfEngineConfig, ModelConfig, OpenAIEngineConfig
-from memfactory.envs.rewards.base import RewardOptions
+from memfactory.engines.options import HfEngineConfig, OpenAIEngineConfig
 from memfactory.memory.options import MemoryConfig
+from memfactory.model.model_files import file_digest, weights_fingerprint
+from memfactory.model.options import ModelConfig
+from memfactory.plugins.boundary import code_digest
 from memfactory.registry import AGENTS, MODULES
 from memfactory.types import Decoding
 

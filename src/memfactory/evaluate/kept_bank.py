@@ -11,10 +11,10 @@ from pathlib import Path
 from memfactory.config.schema import AgentSpec
 from memfactory.errors import ConfigError, DataError
 from memfactory.evaluate.fingerprint import digest
+from memfactory.formats.render import told
 from memfactory.locks import LOCK, folder_lock
 from memfactory.memory.bank import BankSource, MemoryBank
 from memfactory.memory.persistence import MANIFEST
-from memfactory.memory.wording import told
 from memfactory.registry import AGENTS
 from memfactory.types import MemoryItem, Task
 

@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from rich.text import Text
 
 from memfactory.console import Console
-from memfactory.memory.wording import dated
-from memfactory.types import Episode, MemoryItem, Turn
+from memfactory.episode import Episode
+from memfactory.formats.render import dated
+from memfactory.types import MemoryItem, Turn
 
 Items = Mapping[str, MemoryItem]
 """The items of a memory bank by id."""

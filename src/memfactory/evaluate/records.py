@@ -11,12 +11,11 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any
 
+from memfactory.episode import Episode
 from memfactory.errors import ConfigError, DataError
 from memfactory.files import JsonLinesWriter, read_json_lines
 from memfactory.memory.bank import BankSource, MemoryBank
-from memfactory.memory.trace import item_json
-from memfactory.memory.wording import shown
-from memfactory.types import AnswerForm, Episode, MemoryItem, Reading, Reply, Stop, Task, Turn
+from memfactory.types import AnswerForm, MemoryItem, Reading, Reply, Stop, Task, Turn, item_json
 
 Fingerprint = Mapping[str, str | None]
 """What a file's samples depend on, by name; None: does not apply (no judge was used)."""
@@ -172,7 +171,7 @@ def record(dataset: str, episode: Episode, scores: Mapping[str, float | None]) -
 def _bank_record(bank: MemoryBank, task: Task) -> BankRecord:
     items = bank.list()
     sources = {source for item in items for source in item.sources}
-    words = sum(len(shown(item).split()) for item in items)
+    words = sum(len(item.text.split()) for item in items)
     return BankRecord(len(items), words, tuple(id for id in task.evidence if id in sources))
 
 

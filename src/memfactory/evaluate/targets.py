@@ -9,12 +9,11 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from memfactory.components import ModuleOptions, RewardOptions
 from memfactory.config import Resolved, agent_name, dataset_component, with_agent
 from memfactory.config.answer_forms import reward_options, unearned
 from memfactory.config.datasets import dataset_title, file_stem, locate
 from memfactory.config.schema import Component, EvalConfig, RunConfig
-from memfactory.dialogue import ModuleOptions
-from memfactory.envs.rewards.base import RewardOptions
 from memfactory.errors import ConfigError, unknown
 from memfactory.evaluate.fingerprint import judge_fingerprint, sampling_fingerprint
 from memfactory.evaluate.records import Fingerprint

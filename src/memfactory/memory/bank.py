@@ -7,15 +7,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from memfactory.memory.contents import Base, Contents, Event, base_of
-from memfactory.memory.embedders import Vectors, VectorStore, build_embedder
+from memfactory.memory.contents import Base, Contents, base_of
+from memfactory.memory.embedder import Vectors, VectorStore
+from memfactory.memory.embedders import build_embedder
 from memfactory.memory.operations import Add, ApplyReport, Delete, Invalid, Keep, Operation, Outcome, Update
 from memfactory.memory.options import MemoryConfig, Search
 from memfactory.memory.persistence import load_bank, save_bank
 from memfactory.memory.search import Searcher
 from memfactory.memory.vector_cache import CachedEmbedder
-from memfactory.memory.wording import shown
-from memfactory.types import Candidate, MemoryItem
+from memfactory.types import Candidate, Event, MemoryItem
 
 __all__ = ["BankSource", "Event", "Found", "MemoryBank"]
 
@@ -31,7 +31,7 @@ class Found:
 
 
 class MemoryBank:
-    """Opened by a BankSource. Items keep their order of insertion; what is searched is `wording.shown(item)`.
+    """Opened by a BankSource. Items keep their order of insertion; what is searched is `wording.item.text`.
 
     Times come in with what happened, never from a clock. An item whose text is empty matches nothing. A bank is not for
     two threads at once: also a search may rearrange what it holds.
@@ -260,7 +260,7 @@ class BankSource:
         """
         stored = load_bank(folder, self.identity)
         if stored.vectors is not None:
-            self._texts.put([shown(item) for item in stored.items], stored.vectors)
+            self._texts.put([item.text for item in stored.items], stored.vectors)
         searcher = self.searcher(Base(stored.items, stored.events))
         self._opened[stored.items] = searcher
         return MemoryBank(self, Contents(searcher.base), searcher)
@@ -270,7 +270,7 @@ class BankSource:
 
         Those that were let go, since only so many are held, are computed again.
         """
-        texts = [shown(item) for item in items]
+        texts = [item.text for item in items]
         if not texts or not (self._texts.has(texts) or self._texts.forgetful):
             return None
         return self.embed(texts)

@@ -10,24 +10,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from memfactory.errors import DataError
-from memfactory.types import MemoryItem
+from memfactory.types import Event, MemoryItem
 
 FEW_CHANGES = 16
-
-
-@dataclass(frozen=True)
-class Event:
-    """One change: the item before it (None: it is new) and after it (None: it is deleted)."""
-
-    before: MemoryItem | None
-    after: MemoryItem | None
-
-    @property
-    def id(self) -> str:
-        """The id of the item that was changed."""
-        item = self.before or self.after
-        assert item is not None
-        return item.id
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,10 +11,10 @@ import numpy
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from memfactory.engines.loading import resolve_device, without_progress_bar
 from memfactory.errors import ConfigError
-from memfactory.memory.embedders import Vectors, identity_of
+from memfactory.memory.embedder import Vectors, identity_of
 from memfactory.memory.options import HfEmbedderConfig
+from memfactory.model.loading import resolve_device, without_progress_bar
 
 log = logging.getLogger("memfactory")
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy
 from numpy.typing import NDArray
 
-from memfactory.memory.embedders import Vectors
+from memfactory.memory.embedder import Vectors
 
 Backend = Literal["auto", "numpy", "faiss"]
 Places = NDArray[numpy.int64]

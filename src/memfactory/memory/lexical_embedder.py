@@ -10,7 +10,7 @@ from math import log, sqrt
 import numpy
 from numpy.typing import NDArray
 
-from memfactory.memory.embedders import Vectors, identity_of
+from memfactory.memory.embedder import Vectors, identity_of
 from memfactory.memory.options import LexicalEmbedderConfig
 from memfactory.memory.words import terms
 

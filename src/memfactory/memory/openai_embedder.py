@@ -11,7 +11,7 @@ from memfactory.engines.addresses import checked_address, public_address, shown_
 from memfactory.engines.endpoint import MIB, Endpoint, Refused, parsed_json, shown_body
 from memfactory.engines.pool import Patience, TryAgain, Waiting
 from memfactory.errors import EngineError
-from memfactory.memory.embedders import Vectors, identity_of
+from memfactory.memory.embedder import Vectors, identity_of
 from memfactory.memory.options import OpenAIEmbedderConfig
 from memfactory.redaction import read_key
 

@@ -25,10 +25,9 @@ import numpy
 from memfactory.errors import DataError, MemFactoryError
 from memfactory.files import flush, write_bytes
 from memfactory.locks import file_lock
-from memfactory.memory.contents import Event
-from memfactory.memory.embedders import Vectors
+from memfactory.memory.embedder import Vectors
 from memfactory.redaction import holds_secret, redacted_tree
-from memfactory.types import MemoryItem
+from memfactory.types import Event, MemoryItem
 
 log = logging.getLogger("memfactory")
 

@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 
 from memfactory.memory.bm25 import Postings
 from memfactory.memory.contents import Base, Contents
-from memfactory.memory.embedders import Vectors
+from memfactory.memory.embedder import Vectors
 from memfactory.memory.index import Backend, Places, VectorIndex, best, exact_scores
 from memfactory.memory.options import Search
-from memfactory.memory.wording import shown
 from memfactory.types import MemoryItem
 
 Ranking = list[tuple[int, float]]
@@ -67,7 +66,7 @@ class Searcher:
         found = self._index.search(query, k, allowed) if self.base.items else []
         if not fresh:
             return found
-        scores = exact_scores(self._embed([shown(item) for item in fresh.values()]), query)
+        scores = exact_scores(self._embed([item.text for item in fresh.values()]), query)
         more = best(scores, numpy.array([*fresh], numpy.int64), k)
         return sorted([*found, *more], key=lambda one: (-one[1], one[0]))[:k]
 
@@ -76,7 +75,7 @@ class Searcher:
         if allowed is not None:
             mask = numpy.zeros(len(self.base.items), numpy.bool_)
             mask[allowed] = True
-        of_base, of_fresh = self._postings.scores(query, mask, [shown(item) for item in fresh.values()])
+        of_base, of_fresh = self._postings.scores(query, mask, [item.text for item in fresh.values()])
         places = numpy.concatenate([numpy.arange(len(of_base)), numpy.array([*fresh], numpy.int64)])
         scores = numpy.concatenate([of_base, of_fresh])
         hits = numpy.flatnonzero(scores > 0)
@@ -95,11 +94,11 @@ class Searcher:
 
     @cached_property
     def _index(self) -> VectorIndex:
-        return VectorIndex(self._embed([shown(item) for item in self.base.items]), self._backend)
+        return VectorIndex(self._embed([item.text for item in self.base.items]), self._backend)
 
     @cached_property
     def _postings(self) -> Postings:
-        return Postings([shown(item) for item in self.base.items])
+        return Postings([item.text for item in self.base.items])
 
     @cached_property
     def _namespaces(self) -> dict[str, list[int]]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy
 
-from memfactory.memory.embedders import Embedder, Vectors
+from memfactory.memory.embedder import Embedder, Vectors
 
 log = logging.getLogger("memfactory")
 

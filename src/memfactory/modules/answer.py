@@ -7,12 +7,13 @@ from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 
-from memfactory.answers import answer_part, keeps_form
 from memfactory.dialogue import AnswerModuleOptions, Ask, Asking, Module
-from memfactory.memory.wording import bulleted, dated
+from memfactory.episode import Episode
+from memfactory.formats.answers import answer_part, keeps_form
+from memfactory.formats.render import bulleted, dated
 from memfactory.registry import MODULES
 from memfactory.text import fill
-from memfactory.types import Episode, MemoryItem, Message
+from memfactory.types import MemoryItem, Message
 
 ANSWER_PROMPT = """\
 Answer the question from the memories. First copy those that help, each on a line that begins with "- ". Then write

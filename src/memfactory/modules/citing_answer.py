@@ -10,10 +10,11 @@ from typing import ClassVar
 from pydantic import Field
 
 from memfactory.dialogue import AnswerModuleOptions, Ask, Asking, Module
-from memfactory.memory.wording import bracketed, dated, spoken
+from memfactory.episode import Episode
+from memfactory.formats.render import bracketed, dated, spoken
 from memfactory.registry import MODULES
 from memfactory.text import after_thinking, fill, listed_numbers
-from memfactory.types import Episode, MemoryItem, Message, Utterance
+from memfactory.types import MemoryItem, Message, Utterance
 
 NO_CITE = "NO_CITE"
 CITING_PROMPT = """\

@@ -9,12 +9,13 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from memfactory.answers import answer_part, keeps_form
 from memfactory.dialogue import AnswerModuleOptions, Ask, Asking, Module
-from memfactory.memory.wording import whole
+from memfactory.episode import Episode
+from memfactory.formats.answers import answer_part, keeps_form
+from memfactory.formats.render import whole
 from memfactory.registry import MODULES
 from memfactory.text import fill, keep_ends, token_spans
-from memfactory.types import Codec, Episode, Message, Reading
+from memfactory.types import Codec, Message, Reading
 
 FULL_CONTEXT_PROMPT = """\
 Answer the question from the conversation: write **Answer:** and the answer in as few words as possible. Where what is

@@ -1,6 +1,6 @@
 """The module `linear_reranker`: RMM's reranker, two linear maps that learn from which memories an answer cites.
 
-It asks no model (arXiv 2503.08026, section 5). The maths is in `memory/linear.py`.
+It asks no model (arXiv 2503.08026, section 5). The maths is in `modules/linear_maps.py`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,12 @@ from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from memfactory.dialogue import Asking, LearningModule, ModuleOptions, stream_seed
+from memfactory.components import ModuleOptions
+from memfactory.dialogue import Asking, LearningModule, stream_seed
+from memfactory.episode import Episode
 from memfactory.errors import ConfigError, MemFactoryError
-from memfactory.memory.linear import (
+from memfactory.memory.options import Search
+from memfactory.modules.linear_maps import (
     Array,
     Estimator,
     ResidualMap,
@@ -27,10 +30,8 @@ from memfactory.memory.linear import (
     score_gradient,
     scores,
 )
-from memfactory.memory.options import Search
-from memfactory.memory.wording import shown
 from memfactory.registry import MODULES
-from memfactory.types import Codec, Episode, Selection
+from memfactory.types import Codec, Selection
 
 MAPS = ("query", "memory")
 LARGEST_SCORE = 1e6
@@ -87,7 +88,7 @@ class LinearReranker(LearningModule):
         items = [one.item for one in bank.search(question, options.candidates, mode=options.search)]
         episode.retrieved, episode.selection = (), None
         if items:
-            texts = tuple(shown(item) for item in items)
+            texts = tuple(item.text for item in items)
             found = self._scores(bank.embed_query(question), bank.embed(texts))
             noise = numpy.zeros(len(items))
             if self.learning:

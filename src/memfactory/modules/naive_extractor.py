@@ -6,13 +6,15 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from memfactory.dialogue import Ask, Asking, Module, ModuleOptions
-from memfactory.memory.provenance import Namespaces, traced
-from memfactory.memory.replies import parse_extraction
-from memfactory.memory.wording import spoken
+from memfactory.components import ModuleOptions
+from memfactory.dialogue import Ask, Asking, Module
+from memfactory.episode import Episode
+from memfactory.formats.parse import parse_extraction
+from memfactory.formats.provenance import Namespaces, traced
+from memfactory.formats.render import spoken
 from memfactory.registry import MODULES
 from memfactory.text import fill
-from memfactory.types import Episode, Message
+from memfactory.types import Message
 
 EXTRACT_PROMPT = """\
 Write down what is worth remembering from the conversation, each fact as one sentence that can be read alone.

@@ -7,11 +7,12 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from memfactory.dialogue import Asking, Module, ModuleOptions
+from memfactory.components import ModuleOptions
+from memfactory.dialogue import Asking, Module
+from memfactory.episode import Episode
 from memfactory.memory.bank import Found, MemoryBank
 from memfactory.memory.options import Search
 from memfactory.registry import MODULES
-from memfactory.types import Episode
 
 
 class NaiveRetrieverOptions(ModuleOptions):

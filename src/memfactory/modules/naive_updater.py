@@ -8,15 +8,17 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from memfactory.dialogue import Ask, Asking, Module, ModuleOptions
+from memfactory.components import ModuleOptions
+from memfactory.dialogue import Ask, Asking, Module
+from memfactory.episode import Episode
 from memfactory.files import json_line
+from memfactory.formats.render import numbered
+from memfactory.formats.updates import parse_mem0, parse_operations
 from memfactory.memory.bank import MemoryBank
-from memfactory.memory.decisions import parse_mem0, parse_operations
 from memfactory.memory.options import Search
-from memfactory.memory.wording import numbered, shown
 from memfactory.registry import MODULES
 from memfactory.text import fill
-from memfactory.types import Candidate, Episode, MemoryItem, Message
+from memfactory.types import Candidate, MemoryItem, Message
 
 UPDATE_PROMPT = """\
 Bring the memory up to date. Give one operation for each number.
@@ -94,11 +96,11 @@ class NaiveUpdater(Module):
             return
         items = self.items(bank, candidates, episode.task.related)
         if options.format == "mem0":
-            texts = [{"id": str(number), "text": shown(item)} for number, item in enumerate(items)]
-            values = {"memory": _json(texts), "candidates": _json([shown(candidate) for candidate in candidates])}
+            texts = [{"id": str(number), "text": item.text} for number, item in enumerate(items)]
+            values = {"memory": _json(texts), "candidates": _json([candidate.text for candidate in candidates])}
         else:
-            values = {"memory": numbered([shown(item) for item in items])}
-            values["candidates"] = numbered([shown(candidate) for candidate in candidates], len(items) + 1)
+            values = {"memory": numbered([item.text for item in items])}
+            values["candidates"] = numbered([candidate.text for candidate in candidates], len(items) + 1)
         reply = yield Ask("update", (Message("user", fill(options.wording, values)),), options.max_tokens)
         parse = parse_mem0 if options.format == "mem0" else parse_operations
         decision = parse(reply.text, items, candidates)
@@ -126,7 +128,7 @@ class NaiveUpdater(Module):
         if not options.related:
             return []
         namespaces = [candidate.namespace] if candidate.namespace else None
-        found = bank.search(shown(candidate), options.related, mode=options.search, namespaces=namespaces)
+        found = bank.search(candidate.text, options.related, mode=options.search, namespaces=namespaces)
         return [one.item for one in found]
 
 

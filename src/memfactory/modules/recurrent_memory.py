@@ -11,11 +11,12 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from memfactory.dialogue import AnswerModuleOptions, Ask, Asking, Module
+from memfactory.episode import Episode
 from memfactory.errors import DataError
-from memfactory.memory.wording import whole
+from memfactory.formats.render import whole
 from memfactory.registry import MODULES, Options
 from memfactory.text import after_thinking, chunk_cuts, fill, keep_ends, placeholders, token_spans
-from memfactory.types import Codec, Episode, Message, Reading
+from memfactory.types import Codec, Message, Reading
 
 Order = Literal["memory_first", "section_first"]
 

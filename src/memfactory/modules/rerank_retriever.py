@@ -8,13 +8,15 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from memfactory.dialogue import Ask, Asking, Module, ModuleOptions
+from memfactory.components import ModuleOptions
+from memfactory.dialogue import Ask, Asking, Module
+from memfactory.episode import Episode
+from memfactory.formats.render import numbered
 from memfactory.memory.bank import MemoryBank
 from memfactory.memory.options import Search
-from memfactory.memory.wording import numbered, shown
 from memfactory.registry import MODULES
 from memfactory.text import after_thinking, fill, listed_numbers
-from memfactory.types import Episode, MemoryItem, Message
+from memfactory.types import MemoryItem, Message
 
 RERANK_PROMPT = """\
 Choose the memories that help to answer the question: at most {limit}, the best first.
@@ -92,7 +94,7 @@ class RerankRetriever(Module):
         if not found:
             return
         listed = found if options.order == "search" else _as_in(episode.bank, found)
-        memory = numbered([shown(item) for item in listed])
+        memory = numbered([item.text for item in listed])
         prompt = fill(options.prompt, {"question": question, "memory": memory, "limit": str(options.keep)})
         reply = yield Ask("rerank", (Message("user", prompt),), options.max_tokens)
         choice = parse_choice(reply.text, len(listed), options.keep)

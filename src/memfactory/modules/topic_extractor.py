@@ -8,13 +8,15 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from memfactory.dialogue import Ask, Asking, Module, ModuleOptions
-from memfactory.memory.provenance import Namespaces, sourced, traced
-from memfactory.memory.replies import Topic, parse_topics
-from memfactory.memory.wording import bracketed, spoken
+from memfactory.components import ModuleOptions
+from memfactory.dialogue import Ask, Asking, Module
+from memfactory.episode import Episode
+from memfactory.formats.parse import Topic, parse_topics
+from memfactory.formats.provenance import Namespaces, sourced, traced
+from memfactory.formats.render import bracketed, spoken
 from memfactory.registry import MODULES
 from memfactory.text import fill
-from memfactory.types import Candidate, Episode, Message, Utterance
+from memfactory.types import Candidate, Message, Utterance
 
 TOPIC_PROMPT = """\
 Sum up what the session tells about {speaker}, topic by topic: one sentence for each topic, which can be read alone,

@@ -6,16 +6,17 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from memfactory.dialogue import Ask, Asking, Module, ModuleOptions
+from memfactory.components import ModuleOptions
+from memfactory.dialogue import Ask, Asking, Module
+from memfactory.episode import Episode
 from memfactory.files import json_line
+from memfactory.formats.updates import parse_merges
 from memfactory.memory.bank import MemoryBank
-from memfactory.memory.decisions import parse_merges
 from memfactory.memory.operations import Add
 from memfactory.memory.options import Search
-from memfactory.memory.wording import shown
 from memfactory.registry import MODULES
 from memfactory.text import fill
-from memfactory.types import Candidate, Episode, MemoryItem, Message
+from memfactory.types import Candidate, MemoryItem, Message
 
 MERGE_PROMPT = """\
 A new summary is to join a memory. Reply with one action a line and nothing else.
@@ -58,8 +59,8 @@ class TopicUpdater(Module):
                 # There is nothing to merge with, so there is nothing to ask.
                 bank.apply([Add(candidate)])
                 continue
-            memory = json_line({"history_summaries": [shown(item) for item in items]}).strip()
-            values = {"memory": memory, "candidate": json_line({"new_summary": shown(candidate)}).strip()}
+            memory = json_line({"history_summaries": [item.text for item in items]}).strip()
+            values = {"memory": memory, "candidate": json_line({"new_summary": candidate.text}).strip()}
             prompt = fill(self.options.prompt, values)
             reply = yield Ask("update", (Message("user", prompt),), self.options.max_tokens)
             decision = parse_merges(reply.text, items, candidate)
@@ -71,5 +72,5 @@ class TopicUpdater(Module):
         """The items most like the candidate, the best first, in its own namespace if it has one."""
         namespaces = [candidate.namespace] if candidate.namespace else None
         options = self.options
-        found = bank.search(shown(candidate), options.similar, mode=options.search, namespaces=namespaces)
+        found = bank.search(candidate.text, options.similar, mode=options.search, namespaces=namespaces)
         return [one.item for one in found]

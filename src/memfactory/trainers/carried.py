@@ -15,9 +15,8 @@ from types import MappingProxyType, NoneType, UnionType
 from typing import Any, Union, cast, get_args, get_origin, get_type_hints
 
 from memfactory.files import write_json
-from memfactory.memory.trace import BankTrace
-from memfactory.trainers.batch import TrainingTurn
-from memfactory.types import Group, Task, Trajectory
+from memfactory.policy.batch import TrainingTurn
+from memfactory.types import BankTrace, Group, Task, Trajectory
 
 FILE = "carried.json"
 TaskAt = Callable[[int], Task]

@@ -16,11 +16,16 @@ from memfactory.config import Resolved
 from memfactory.config.training import GrpoOptions
 from memfactory.data.digest import data_hash
 from memfactory.dialogue import stream_seed
+from memfactory.episode import Episode
 from memfactory.errors import ConfigError, MemFactoryError
+from memfactory.plan.flops import device_metrics, device_peak, training_flops
+from memfactory.plan.footprint import architecture
+from memfactory.policy.batch import TrainingTurn, has_variance, step_advantages, teaches, training_turns
+from memfactory.policy.measures import summarized
+from memfactory.policy.policy import Policy
 from memfactory.registry import TRAINERS
 from memfactory.rollout import rollout
 from memfactory.trainers.base import Interrupted, Run, Trainer
-from memfactory.trainers.batch import TrainingTurn, has_variance, step_advantages, teaches, training_turns
 from memfactory.trainers.carried import (
     group_from_json,
     group_json,
@@ -30,18 +35,14 @@ from memfactory.trainers.carried import (
 )
 from memfactory.trainers.checkpoint import TrainState
 from memfactory.trainers.diagnosis import diagnose
-from memfactory.trainers.footprint import architecture
 from memfactory.trainers.kl_reward import KlPenalty
-from memfactory.trainers.measures import summarized
 from memfactory.trainers.order import upcoming
 from memfactory.trainers.overlong import OverlongTasks, fitting_tasks
-from memfactory.trainers.policy import Policy
 from memfactory.trainers.rollout_metrics import gathered_facts, gathered_metrics, gathered_rewards, gathered_texts
-from memfactory.trainers.speed import device_metrics, device_peak, training_flops
 from memfactory.trainers.unknown import count_unknown, excess, summed
 from memfactory.trainers.watch import Watch, settings_of
 from memfactory.transcripts import write_transcripts
-from memfactory.types import Decoding, Episode, Group, Task, Turn
+from memfactory.types import Decoding, Group, Task, Turn
 
 
 @TRAINERS.register("grpo", options="memfactory.config.training:GrpoOptions")

@@ -11,9 +11,9 @@ import torch
 from accelerate.utils import gather_object
 
 from memfactory.config.losses import LossOptions
-from memfactory.trainers.batch import TrainingTurn
-from memfactory.trainers.kl_control import KlCoefficient
-from memfactory.trainers.objective import kl_estimate
+from memfactory.policy.batch import TrainingTurn
+from memfactory.policy.kl_control import KlCoefficient
+from memfactory.policy.objective import kl_estimate
 from memfactory.types import Group, Reward, Trajectory
 
 

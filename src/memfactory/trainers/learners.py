@@ -10,11 +10,11 @@ from typing import Any
 import numpy
 from safetensors.numpy import load_file, save_file
 
-from memfactory.boundary import broken, guarded
 from memfactory.dialogue import Agent, LearningModule
 from memfactory.environment import process_count
+from memfactory.episode import Episode
 from memfactory.errors import ConfigError, MemFactoryError
-from memfactory.types import Episode
+from memfactory.plugins.boundary import broken, guarded
 from memfactory.whole_folders import MODULES
 
 

@@ -11,23 +11,23 @@ from statistics import fmean
 
 import numpy
 
-from memfactory.boundary import scored
 from memfactory.build import Stack
 from memfactory.config import Resolved
 from memfactory.config.training import OnlineOptions
 from memfactory.data.digest import data_hash
 from memfactory.dialogue import stream_seed
+from memfactory.episode import Episode
 from memfactory.errors import ConfigError, MemFactoryError
 from memfactory.play import play
 from memfactory.registry import TRAINERS
-from memfactory.rollout import texts_read, trajectory_of
+from memfactory.rollout import scored, texts_read, trajectory_of
 from memfactory.trainers.base import Run, Trainer
 from memfactory.trainers.checkpoint import TrainState
 from memfactory.trainers.learners import Learners
 from memfactory.trainers.order import upcoming
 from memfactory.trainers.overlong import OverlongTasks, fitting_tasks
 from memfactory.transcripts import write_transcripts
-from memfactory.types import Decoding, Episode, Group, Reward, Turn
+from memfactory.types import Decoding, Group, Reward, Turn
 
 log = logging.getLogger("memfactory")
 

@@ -10,8 +10,9 @@ from memfactory.build import Stack
 from memfactory.config.training import Overlong
 from memfactory.dialogue import Agent, Ask, Dialogue, Shared
 from memfactory.engines.base import BoundedEngine, Engine
+from memfactory.episode import Episode
 from memfactory.errors import DataError, PromptTooLong
-from memfactory.types import Episode, Task
+from memfactory.types import Task
 
 log = logging.getLogger("memfactory")
 NAMED = 3

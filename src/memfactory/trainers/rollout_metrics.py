@@ -8,8 +8,8 @@ from typing import Any
 
 from accelerate.utils import gather_object
 
+from memfactory.policy.batch import has_variance, step_rewards
 from memfactory.rollout import TextsRead, texts_read
-from memfactory.trainers.batch import has_variance, step_rewards
 from memfactory.trainers.diagnosis import Facts, facts_of
 from memfactory.trainers.unknown import TOTAL, count_unknown, summed
 from memfactory.types import Group

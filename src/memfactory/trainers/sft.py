@@ -14,13 +14,13 @@ from memfactory.config import Resolved
 from memfactory.config.training import SftOptions
 from memfactory.data.base import Row
 from memfactory.data.digest import rows_hash
+from memfactory.policy.conversations import Conversations, Part, read_conversations
+from memfactory.policy.policy import Policy
 from memfactory.registry import TRAINERS
 from memfactory.trainers.base import Run, Trainer
 from memfactory.trainers.checkpoint import TrainState, read_state
-from memfactory.trainers.conversations import Conversations, Part, read_conversations
 from memfactory.trainers.diagnosis import Facts, Settings
 from memfactory.trainers.order import epoch_order
-from memfactory.trainers.policy import Policy
 from memfactory.trainers.watch import Watch
 
 REPORTED = ("loss", "entropy", "tokens/trained", "grad_norm", "learning_rate", "skipped_steps")

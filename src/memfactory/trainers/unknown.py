@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from memfactory.trainers.batch import trained_steps
+from memfactory.policy.batch import trained_steps
 from memfactory.types import Group
 
 TOTAL = "total"

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 
 from memfactory.config.training import GrpoOptions
 from memfactory.dialogue import Agent
+from memfactory.policy.measures import summarized
 from memfactory.registry import Options
 from memfactory.trainers.base import Run
 from memfactory.trainers.diagnosis import FIRST_STEPS, Facts, Settings, diagnose, facts_of_updates, mismatch
-from memfactory.trainers.measures import summarized
 
 log = logging.getLogger("memfactory")
 LIMITS = ("max_tokens", "memory_tokens", "answer_tokens")

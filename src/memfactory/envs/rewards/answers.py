@@ -23,10 +23,12 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
-from memfactory.answers import after_the_answer_is, boxed_answer
-from memfactory.envs.rewards.base import RewardFunction, RewardOptions
+from memfactory.components import RewardOptions
+from memfactory.envs.rewards.base import RewardFunction
+from memfactory.episode import Episode
+from memfactory.formats.answers import after_the_answer_is, boxed_answer
 from memfactory.text import composed
-from memfactory.types import AnswerForm, Episode
+from memfactory.types import AnswerForm
 
 Extract = Literal["answer", "auto", "all", "boxed", "the_answer_is"]
 

@@ -10,24 +10,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from pydantic import Field
-
-from memfactory.boundary import checked_scores, guarded
+from memfactory.components import RewardOptions
 from memfactory.engines.base import Engine
-from memfactory.registry import REWARDS, Options
-from memfactory.types import AnswerForm, Episode
-
-
-class RewardOptions(Options):
-    """Options every reward has."""
-
-    weight: float = Field(1.0, allow_inf_nan=False)
-    """How much this reward counts in the total; 0: it is only logged."""
-
-    @property
-    def reads_form(self) -> AnswerForm | None:
-        """The form that an answer must have to earn this reward; None: any, since the agent has taken it out of it."""
-        return None
+from memfactory.episode import Episode
+from memfactory.plugins.boundary import checked_scores, guarded
+from memfactory.registry import REWARDS
 
 
 class RewardFunction(ABC):

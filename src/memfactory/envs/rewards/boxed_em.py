@@ -7,11 +7,12 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from memfactory.components import RewardOptions
 from memfactory.envs.rewards.answers import answer_text
-from memfactory.envs.rewards.base import RewardFunction, RewardOptions
+from memfactory.envs.rewards.base import RewardFunction
+from memfactory.episode import Episode
 from memfactory.registry import REWARDS
 from memfactory.text import closing_braces, composed
-from memfactory.types import Episode
 
 DELETED = ("\n", "\\!")
 REPLACED = (("\\\\", "\\"), ("tfrac", "frac"), ("dfrac", "frac"))

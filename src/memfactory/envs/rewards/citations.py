@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
-from memfactory.envs.rewards.base import RewardFunction, RewardOptions
+from memfactory.components import RewardOptions
+from memfactory.envs.rewards.base import RewardFunction
+from memfactory.episode import Episode
 from memfactory.registry import REWARDS
-from memfactory.types import Episode
 
 
 class CitationsOptions(RewardOptions):

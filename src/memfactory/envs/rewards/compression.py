@@ -7,10 +7,11 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from memfactory.envs.rewards.base import RewardFunction, RewardOptions
-from memfactory.memory.wording import shown, told
+from memfactory.components import RewardOptions
+from memfactory.envs.rewards.base import RewardFunction
+from memfactory.episode import Episode
+from memfactory.formats.render import told
 from memfactory.registry import REWARDS
-from memfactory.types import Episode
 
 
 class CompressionOptions(RewardOptions):
@@ -38,7 +39,7 @@ class Compression(RewardFunction):
     def _score(self, episode: Episode) -> float:
         task = episode.task
         heard = sum(len(turn.text.split()) for turn in told(task))
-        seen = heard + sum(len(shown(item).split()) for item in task.memory)
+        seen = heard + sum(len(item.text.split()) for item in task.memory)
         items = () if episode.bank is None else episode.bank.list()
-        kept = sum(len(shown(item).split()) for item in items)
+        kept = sum(len(item.text.split()) for item in items)
         return min(0.0, self.options.share * seen - kept) / seen if seen else 0.0

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
+from memfactory.components import RewardOptions
 from memfactory.envs.rewards.answers import answer_text
-from memfactory.envs.rewards.base import RewardFunction, RewardOptions
+from memfactory.envs.rewards.base import RewardFunction
+from memfactory.episode import Episode
 from memfactory.registry import REWARDS
 from memfactory.text import boxes
-from memfactory.types import AnswerForm, Episode
+from memfactory.types import AnswerForm
 
 
 class BoxedFormatOptions(RewardOptions):

@@ -11,10 +11,10 @@ from memfactory.engines.base import Engine
 from memfactory.envs.judge import PROMPT, Case, Judge
 from memfactory.envs.rewards.answers import ExtractOptions, answer_of
 from memfactory.envs.rewards.base import RewardFunction
+from memfactory.episode import Episode
 from memfactory.errors import ConfigError, unknown
 from memfactory.registry import REWARDS
 from memfactory.text import placeholders
-from memfactory.types import Episode
 
 
 class JudgeOptions(ExtractOptions):

@@ -15,9 +15,10 @@ from statistics import fmean
 from typing import ClassVar
 
 from memfactory.envs.rewards.answers import PUNCTUATION, AnswerOptions, AnswerReward, Extract, answer_of
+from memfactory.episode import Episode
 from memfactory.registry import REWARDS
 from memfactory.text import composed
-from memfactory.types import Episode, Scalar
+from memfactory.types import Scalar
 
 MULTI_HOP, OPEN_DOMAIN, ADVERSARIAL = 1, 3, 5
 DECLINED = ("no information available", "not mentioned")

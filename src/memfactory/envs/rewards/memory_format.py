@@ -13,9 +13,10 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from memfactory.envs.rewards.base import RewardFunction, RewardOptions
+from memfactory.components import RewardOptions
+from memfactory.envs.rewards.base import RewardFunction
+from memfactory.episode import Episode
 from memfactory.registry import REWARDS
-from memfactory.types import Episode
 
 
 class MemoryFormatOptions(RewardOptions):

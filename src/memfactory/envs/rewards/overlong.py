@@ -8,9 +8,11 @@ from typing import ClassVar
 
 from pydantic import Field, model_validator
 
-from memfactory.envs.rewards.base import RewardFunction, RewardOptions
+from memfactory.components import RewardOptions
+from memfactory.envs.rewards.base import RewardFunction
+from memfactory.episode import Episode
 from memfactory.registry import REWARDS
-from memfactory.types import Episode, Turn
+from memfactory.types import Turn
 
 
 class OverlongOptions(RewardOptions):

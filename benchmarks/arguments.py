@@ -1,0 +1,47 @@
+"""The arguments that `benchmarks.step` and `benchmarks.engine` share: which model, where, which settings."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import fields
+
+import torch
+
+from benchmarks.workloads import Size
+from memfactory.model.loading import compute_dtype, resolve_device
+from memfactory.model.options import ModelConfig
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Options that say which random model runs where; by default one of 5.25 million parameters on a CPU thread."""
+    add = parser.add_argument
+    for field in fields(Size):
+        add(option(field.name), type=int, default=field.default, help="of the model's architecture")
+    add("--model", help="a hub id, a folder, or tiny: its architecture with random weights, instead of these sizes")
+    add("--device", default="cpu")
+    add("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
+    add("--threads", type=int, default=1, help="of the CPU")
+    add("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides of the product's config")
+    add("--other-set", nargs="*", default=[], metavar="KEY=VALUE", help="further overrides of the side `other`")
+    add("--repeats", type=int, default=5, help="how often each side is timed")
+
+
+def model_of(given: argparse.Namespace) -> str | Size:
+    """The model that was asked for."""
+    return given.model or Size(**{field.name: getattr(given, field.name) for field in fields(Size)})
+
+
+def settings_of(given: argparse.Namespace, *, other: bool) -> list[str]:
+    """The overrides of the product's config."""
+    settings = [f"model.device={given.device}", f"model.dtype={given.dtype}", *given.set]
+    return settings + (given.other_set if other else [])
+
+
+def dtype_of(given: argparse.Namespace) -> torch.dtype:
+    """The type that the model computes in."""
+    return compute_dtype(ModelConfig(dtype=given.dtype), resolve_device(given.device))
+
+
+def option(name: str) -> str:
+    """The option that sets the field `name`."""
+    return "--" + name.replace("_", "-")

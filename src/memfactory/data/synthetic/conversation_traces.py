@@ -1,0 +1,296 @@
+"""The dataset `conversation_traces`: how the modules of memory banks are spoken to and answered, well or carelessly.
+
+A row is `{"messages": [...]}`: one step of one module about a story of `conversations`. Row number i depends only on
+the options and i.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from memfactory.data.base import Dataset, DatasetOptions, GeneratedRows, Row
+from memfactory.data.synthetic.conversation_world import TOPICS, State, draw_chat, draw_state
+from memfactory.data.synthetic.conversations import ConversationOptions, Said, Story, draw_story
+from memfactory.data.synthetic.fact_traces import DRILL_PROMPT
+from memfactory.data.synthetic.fact_world import Split
+from memfactory.errors import ConfigError
+from memfactory.formats.render import bracketed, bulleted, numbered, spoken
+from memfactory.registry import DATASETS, MODULES
+from memfactory.text import fill
+from memfactory.types import Candidate, Utterance
+
+Step = Literal["extract", "update", "rerank", "answer", "cite", "drill", "quiz"]
+READERS: dict[Step, str] = {
+    "extract": "naive_extractor",
+    "update": "naive_updater",
+    "rerank": "rerank_retriever",
+    "answer": "answer",
+    "cite": "citing_answer",
+}
+QUIZ_PROMPT = "Ask about the memories and answer.\n\n<memory>\n{memory}\n</memory>"
+QUESTIONS = 10
+"""The most questions of a quiz."""
+UNKNOWN = "unknown"
+NO_CITE = "NO_CITE"
+
+
+class ConversationTracesOptions(DatasetOptions):
+    """Options of `conversation_traces`."""
+
+    seed: int = 0
+    """Seed of the rows."""
+    split: Split = "train"
+    """train or heldout: a quarter of all facts that could be stated occurs only in held-out rows."""
+    rows: int = Field(100_000, ge=1)
+    """How many rows there are."""
+    steps: dict[Step, float] = Field(default_factory=lambda: dict.fromkeys(READERS, 1.0))
+    """How often each step is shown, against the others: extract, update, rerank, answer, cite, and two exercises that
+    are no module's: drill, memories to be repeated in another order, and quiz, questions about memories."""
+    items: int = Field(8, ge=1, le=2 * len(TOPICS))
+    """The most memories that an updater and an answer are shown."""
+    fewest: int = Field(1, ge=1)
+    """The fewest memories that a reranker chooses from."""
+    found: int = Field(20, ge=1, le=2 * len(TOPICS))
+    """The most memories that a reranker chooses from."""
+    keep: int = Field(5, ge=1)
+    """The memories that a reranker chooses."""
+    changes: float = Field(0.6, ge=0, le=1)
+    """How often a new entry changes one that an updater knows already."""
+    paraphrased: float = Field(0.5, ge=0, le=1)
+    """Share of questions that share no word with the fact but the person."""
+    absent: float = Field(0.1, ge=0, le=1)
+    """How often the memory that an answer needs is not there."""
+    careless_extract: float = Field(0.0, ge=0, le=1)
+    """How often chit-chat or a wrong value is written down in place of what was stated."""
+    careless_update: float = Field(0.0, ge=0, le=1)
+    """How often a new entry is left out, an outdated one is kept and (half as often) a good one is deleted."""
+    careless_rerank: float = Field(0.0, ge=0, le=1)
+    """How often the memories are chosen at random."""
+    modules: dict[Step, dict[str, object]] = Field(default_factory=dict)
+    """Options of the modules that the conversations are worded for, such as `prompt`."""
+
+    @model_validator(mode="after")
+    def _a_step_is_shown(self) -> ConversationTracesOptions:
+        if self.fewest > self.found:
+            raise ValueError(f"fewest is {self.fewest}, more than found, which is {self.found}")
+        if min(self.steps.values(), default=0) < 0 or not sum(self.steps.values()):
+            raise ValueError(f"steps should name at least one step with a share above 0, got {self.steps}")
+        return self
+
+
+@DATASETS.register("conversation_traces")
+class ConversationTracesDataset(Dataset):
+    """Generated conversations that demonstrate the modules of memory banks, for supervised fine-tuning."""
+
+    Options: ClassVar[type[ConversationTracesOptions]] = ConversationTracesOptions
+    options: ConversationTracesOptions
+
+    def __init__(self, options: ConversationTracesOptions, base_dir: Path) -> None:
+        super().__init__(options, base_dir)
+        self.prompts: dict[Step, str] = {step: _prompt(step, options.modules.get(step, {})) for step in READERS}
+        self.prompts |= {"drill": DRILL_PROMPT, "quiz": QUIZ_PROMPT}
+
+    @property
+    def source(self) -> str:
+        return f"conversation_traces ({self.options.split})"
+
+    def rows(self) -> Sequence[Row]:
+        return GeneratedRows(self._row, min(self.options.rows, self.options.limit or self.options.rows))
+
+    def _row(self, index: int) -> Row:
+        options = self.options
+        random = Random(f"conversation trace {options.seed} {options.split} {index}")
+        (step,) = random.choices(list(options.steps), list(options.steps.values()))
+        values, reply = SHOWN[step](random, options)
+        messages = [
+            {"role": "user", "content": fill(self.prompts[step], values)},
+            {"role": "assistant", "content": reply},
+        ]
+        return Row({"messages": messages, "step": step}, f"{self.source} row {index}")
+
+
+Shown = tuple[dict[str, str], str]
+"""What is filled into a module's prompt, and the reply."""
+
+
+def extract(random: Random, options: ConversationTracesOptions) -> Shown:
+    """A sitting, and the facts that it states."""
+    utterances = random.randint(1, 4)
+    facts = random.randint(1, min(3, utterances))
+    story = _story(random, options, items=random.randint(0, 5), sessions=1, utterances=utterances, facts=facts)
+    sitting = story.sessions[0]
+    turns = [Utterance(said.speaker, said.text, said.id) for said in sitting]
+    entries = [
+        {"key": said.speaker, "value": _noted(random, options, sitting, said.state)}
+        for said in sitting
+        if said.state is not None
+    ]
+    return {"conversation": spoken(turns)}, json.dumps({"memory_list": entries})
+
+
+def _noted(random: Random, options: ConversationTracesOptions, sitting: Sequence[Said], state: State) -> str:
+    """What is written down where `state` is stated."""
+    if random.random() >= options.careless_extract:
+        return state.sentence
+    chat = [said.text for said in sitting if said.state is None]
+    if chat and random.random() < 0.5:
+        return random.choice(chat)
+    return draw_state(random, state.person, state.topic, options.split, state.value).sentence
+
+
+def update(random: Random, options: ConversationTracesOptions) -> Shown:
+    """Items of a bank and new entries, and an operation for each."""
+    facts = random.choice([1, 1, 2])
+    story = _story(
+        random,
+        options,
+        items=random.randint(0, options.items),
+        sessions=1,
+        facts=facts,
+        changes=options.changes,
+        people=random.choice([2, 2, 3]),
+    )
+    states = [said.state for said in story.sessions[0] if said.state is not None]
+    news = [Candidate(state.sentence, state.person) for state in states]
+    chat = random.random() < 0.1
+    if chat:
+        news[-1] = Candidate(draw_chat(random), random.choice(states).person)
+        states.pop()
+    changed = {(state.person, state.topic) for state in states}
+    slip = options.careless_update
+    operations = []
+    for known in story.bank:
+        outdated = (known.state.person, known.state.topic) in changed
+        wrong = random.random() < (slip if outdated else slip / 2)
+        operations.append("DEL" if outdated != wrong else "NONE")
+    for place in range(len(news)):
+        wrong = random.random() < slip
+        operations.append("ADD" if (place < len(states)) != wrong else "NONE")
+    lines = [known.state.sentence for known in story.bank]
+    values = {
+        "memory": numbered(lines),
+        "candidates": numbered([candidate.text for candidate in news], len(lines) + 1),
+    }
+    entries = [{"id": number, "op": operation} for number, operation in enumerate(operations, 1)]
+    return values, json.dumps({"operations": entries})
+
+
+def rerank(random: Random, options: ConversationTracesOptions) -> Shown:
+    """Memories found for a question, and the numbers of some: the one that answers it first, then any others."""
+    story, states = _asked(random, options, random.randint(options.fewest, options.found))
+    numbers = list(range(1, len(states) + 1))
+    random.shuffle(numbers)
+    if random.random() >= options.careless_rerank:
+        right = states.index(story.asked) + 1
+        numbers.remove(right)
+        numbers.insert(0, right)
+    memory = numbered([state.sentence for state in states])
+    return {"question": story.question, "memory": memory, "limit": str(options.keep)}, json.dumps(
+        numbers[: options.keep]
+    )
+
+
+def answer(random: Random, options: ConversationTracesOptions) -> Shown:
+    """Memories retrieved for a question, and the answer after the memory that holds it."""
+    story, states, lines = _retrieved(random, options)
+    reply = f"**Answer:** {UNKNOWN}"
+    if story.asked in states:
+        reply = f"- {story.asked.sentence}\n**Answer:** {story.asked.value}"
+    return {"question": story.question, "memory": bulleted(lines)}, reply
+
+
+def cite(random: Random, options: ConversationTracesOptions) -> Shown:
+    """Memories retrieved for a question, and the answer with the number of the one that holds it."""
+    story, states, lines = _retrieved(random, options)
+    reply = f"{UNKNOWN} [{NO_CITE}]"
+    if story.asked in states:
+        reply = f"{story.asked.value} [{lines.index(story.asked.sentence)}]"
+    return {"question": story.question, "memory": bracketed(lines)}, reply
+
+
+def drill(random: Random, options: ConversationTracesOptions) -> Shown:
+    """Memories of a few people, and the same in another order."""
+    _, states = _asked(random, options, random.randint(2, options.items))
+    listed = " ".join(state.sentence for state in states)
+    random.shuffle(states)
+    return {"section": " " + listed}, bulleted([state.sentence for state in states])
+
+
+def quiz(random: Random, options: ConversationTracesOptions) -> Shown:
+    """Memories, and questions about them, each with the number of the one that answers it or with the answer."""
+    _, states = _asked(random, options, random.randint(2, options.found))
+    number, lines = random.choice([numbered, bracketed]), [state.sentence for state in states]
+    values = random.random() < 0.5
+    first = 1 if number is numbered else 0
+    replies = []
+    for place in random.sample(range(len(states)), min(QUESTIONS, len(states))):
+        question = states[place].question(random.random() < options.paraphrased)
+        replies.append(f"{question} {states[place].value if values else place + first}")
+    return {"memory": number(lines)}, "\n".join(replies)
+
+
+SHOWN = {
+    "extract": extract,
+    "update": update,
+    "rerank": rerank,
+    "answer": answer,
+    "cite": cite,
+    "drill": drill,
+    "quiz": quiz,
+}
+
+
+def _prompt(step: Step, values: dict[str, object]) -> str:
+    try:
+        reader: Any = MODULES.options(READERS[step]).model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"conversation_traces: the options of {READERS[step]} are wrong: {error}") from None
+    return str(reader.wording if step == "update" else reader.prompt)
+
+
+def _story(
+    random: Random,
+    options: ConversationTracesOptions,
+    items: int,
+    sessions: int,
+    utterances: int = 3,
+    facts: int = 1,
+    changes: float = 0.5,
+    people: int = 2,
+) -> Story:
+    drawn = ConversationOptions(
+        split=options.split,
+        items=items,
+        sessions=sessions,
+        utterances=utterances,
+        facts=facts,
+        changes=changes,
+        people=people,
+        paraphrased=options.paraphrased,
+    )
+    return draw_story(drawn, random)
+
+
+def _asked(random: Random, options: ConversationTracesOptions, items: int) -> tuple[Story, list[State]]:
+    """A story in which nothing is said, and the states of its bank."""
+    people = random.choice([2, 2, 3])
+    story = _story(random, options, items=items, sessions=0, people=people)
+    return story, [known.state for known in story.bank]
+
+
+def _retrieved(random: Random, options: ConversationTracesOptions) -> tuple[Story, list[State], list[str]]:
+    """A story, the states that were retrieved for its question, and their lines, sometimes with chit-chat among."""
+    story, states = _asked(random, options, random.randint(1, options.items))
+    if random.random() < options.absent:
+        states.remove(story.asked)
+    lines = [state.sentence for state in states]
+    if random.random() < 0.15:
+        entry = Candidate(draw_chat(random), story.asked.person)
+        lines.insert(random.randint(0, len(lines)), entry.text)
+    return story, states, lines

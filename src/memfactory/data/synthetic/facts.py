@@ -1,0 +1,218 @@
+"""The dataset `facts`: texts in which facts about people lie among filler, and a question about one of them.
+
+Row number i depends only on the options and i. It does not know how a text is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from memfactory.data.base import Dataset, DatasetOptions, GeneratedRows, Row
+from memfactory.data.synthetic.fact_world import MENTOR, NAMES, RELATIONS, Fact, Split, draw_fact, draw_filler, units
+from memfactory.registry import DATASETS, Options
+
+LONGEST_STATEMENT = 8
+ROOM_FOR_FILLER = 8
+
+
+class DocumentOptions(Options):
+    """What the texts are like."""
+
+    seed: int = 0
+    """Seed of the rows."""
+    split: Split = "train"
+    """train or heldout: a quarter of all facts that could be stated occurs only in held-out rows."""
+    sections: int = Field(3, ge=1)
+    """Sections of a text."""
+    facts_per_section: int = Field(4, ge=1)
+    """People about whom a section states a fact."""
+    section_words: int = Field(64, ge=1)
+    """Words and punctuation marks of a section, filled up with filler: tokens of the embedded model."""
+    corrections: float = Field(0.0, ge=0, le=1)
+    """Share of rows in which a later section corrects the fact that is asked for."""
+    two_hops: float = Field(0.0, ge=0, le=1)
+    """Share of rows that ask about somebody's mentor, who is named in one sentence and described in another."""
+
+    one_relation: float = Field(0.0, ge=0, le=1)
+    """Share of rows whose facts are all of one kind (such as where people live): only the person tells them apart."""
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> DocumentOptions:
+        people = self.sections * self.facts_per_section
+        if people > len(NAMES):
+            raise ValueError(
+                f"sections x facts_per_section is {people}, but there are only {len(NAMES)} people to state facts about"
+            )
+        if self.corrections + self.two_hops > 1:
+            raise ValueError(f"corrections + two_hops is {self.corrections + self.two_hops:g}, more than all rows")
+        if self.corrections and self.sections < 2:
+            raise ValueError("corrections need at least 2 sections: they come in a later one")
+        if self.two_hops and people < 2:
+            raise ValueError("two_hops need at least 2 people")
+        statements = self.facts_per_section + (2 if self.corrections else 0)
+        least = statements * LONGEST_STATEMENT + ROOM_FOR_FILLER
+        if self.section_words < least:
+            raise ValueError(f"section_words is {self.section_words}; {statements} statements need at least {least}")
+        return self
+
+
+class FactsOptions(DatasetOptions, DocumentOptions):
+    """Options of `facts`."""
+
+    rows: int = Field(1000, ge=1)
+    """How many rows there are."""
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A fact as a text states it: for the first time, or as a correction."""
+
+    fact: Fact
+    corrects: bool = False
+
+    @property
+    def sentence(self) -> str:
+        return self.fact.correction if self.corrects else self.fact.sentence
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text section by section, and the question.
+
+    `statements` are in the order of the text. `hops` are the people to find out about: the one in the question, and
+    that one's mentor where the question is about the mentor.
+    """
+
+    statements: tuple[tuple[Statement, ...], ...]
+    sections: tuple[str, ...]
+    hops: tuple[str, ...]
+    question: str
+    answer: str
+
+
+def draw_document(options: DocumentOptions, index: int) -> Document:
+    """Document number `index` under `options`."""
+    random = Random(f"{options.seed} {options.split} {index}")
+    people = random.sample(NAMES, options.sections * options.facts_per_section)
+    relation = random.choice(list(RELATIONS)) if random.random() < options.one_relation else None
+    facts = [draw_fact(random, person, options.split, relation) for person in people]
+    kind = _kind(random, options)
+    if kind == "two_hops":
+        first, last = _link(random, facts, options.split)
+    elif kind == "correction":
+        first = last = random.randrange((options.sections - 1) * options.facts_per_section)
+    else:
+        first = last = random.randrange(len(facts))
+    per = options.facts_per_section
+    stated = [[Statement(fact) for fact in facts[start : start + per]] for start in range(0, len(facts), per)]
+    asked = facts[last]
+    if kind == "correction":
+        asked = _correct(random, stated, first // per, facts[first], options.split)
+        _correct_another(random, stated, facts, first, options)
+    for section in stated:
+        random.shuffle(section)
+    hops = (people[first],) if first == last else (people[first], people[last])
+    subject = people[first] if first == last else f"{people[first]}'s mentor"
+    return Document(
+        statements=tuple(map(tuple, stated)),
+        sections=tuple(_section_text(random, section, options.section_words) for section in stated),
+        hops=hops,
+        question=RELATIONS[asked.relation].question.format(subject),
+        answer=asked.value,
+    )
+
+
+def _kind(random: Random, options: DocumentOptions) -> Literal["plain", "two_hops", "correction"]:
+    drawn = random.random()
+    if drawn < options.two_hops:
+        return "two_hops"
+    return "correction" if drawn < options.two_hops + options.corrections else "plain"
+
+
+def _link(random: Random, facts: list[Fact], split: Split) -> tuple[int, int]:
+    """Make the facts of one or two people their mentors; the places of the person asked about and of the mentor.
+
+    A mentor stands later in the text than the person (or beside, since a section is shuffled). Nobody mentors a person
+    who has a mentor, so that a question has two hops and not three.
+    """
+    places = list(range(len(facts)))
+    pairs: list[tuple[int, int]] = []
+    for _ in range(2):
+        open_pairs = [
+            (a, b)
+            for a in places
+            for b in places
+            if a < b and Fact(facts[a].person, MENTOR, facts[b].person).split == split
+        ]
+        if open_pairs:
+            pair = random.choice(open_pairs)
+            pairs.append(pair)
+            places = [place for place in places if place not in pair]
+    if not pairs:
+        # No pair of these people is of this split; the question is then about the first person alone.
+        return 0, 0
+    for a, b in pairs:
+        facts[a] = Fact(facts[a].person, MENTOR, facts[b].person)
+    return pairs[0]
+
+
+def _correct(random: Random, stated: list[list[Statement]], section: int, fact: Fact, split: Split) -> Fact:
+    """Correct `fact`, stated in `section`, in a later section; the corrected fact."""
+    new = fact
+    while new.value == fact.value:
+        new = draw_fact(random, fact.person, split, fact.relation)
+    stated[random.randrange(section + 1, len(stated))].append(Statement(new, corrects=True))
+    return new
+
+
+def _correct_another(
+    random: Random, stated: list[list[Statement]], facts: list[Fact], asked: int, options: DocumentOptions
+) -> None:
+    """Correct a fact that is not asked for too, so that a correction alone is no sign of what matters."""
+    per = options.facts_per_section
+    others = [place for place in range((options.sections - 1) * per) if place != asked]
+    if others:
+        place = random.choice(others)
+        _correct(random, stated, place // per, facts[place], options.split)
+
+
+def _section_text(random: Random, statements: Sequence[Statement], size: int) -> str:
+    """The sentences of a section among filler, `size` units together. The first sentence is filler."""
+    filler = draw_filler(random, size - sum(units(statement.sentence) for statement in statements))
+    opening, rest = filler[0], filler[1:]
+    places = sorted(random.sample(range(len(rest) + len(statements)), len(statements)))
+    remaining = iter(rest)
+    told = dict(zip(places, statements, strict=True))
+    body = [told[i].sentence if i in told else next(remaining) for i in range(len(rest) + len(statements))]
+    return " ".join([opening, *body])
+
+
+@DATASETS.register("facts")
+class FactsDataset(Dataset):
+    """Generated questions about people, whose facts lie among filler in sections of text."""
+
+    Options: ClassVar[type[FactsOptions]] = FactsOptions
+    options: FactsOptions
+
+    @property
+    def source(self) -> str:
+        return f"facts ({self.options.split})"
+
+    def rows(self) -> Sequence[Row]:
+        return GeneratedRows(self._row, min(self.options.rows, self.options.limit or self.options.rows))
+
+    def _row(self, index: int) -> Row:
+        document = draw_document(self.options, index)
+        values = {
+            "context": " ".join(document.sections),
+            "input": document.question,
+            "answers": [document.answer],
+            "num_docs": len(document.sections),
+            "index": index,
+        }
+        return Row(values, f"{self.source} row {index}")

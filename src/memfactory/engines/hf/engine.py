@@ -1,0 +1,184 @@
+"""The policy's own weights as an engine, through transformers, with continuous refilling.
+
+Conversations decode side by side; one that has finished leaves at once and a waiting one takes its place. Equal
+prompts are prefilled once. It does not know what the conversations are for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedModel
+
+from memfactory.engines.base import Key
+from memfactory.engines.hf.forward import Forward
+from memfactory.engines.hf.prompts import CopiedPrompts, Group, Prompts
+from memfactory.engines.hf.requests import Row, Waiting
+from memfactory.engines.hf.sampling import Drawing, draw, uniforms
+from memfactory.engines.hf.shared_prompts import SharedPrompts
+from memfactory.engines.options import HfEngineConfig
+from memfactory.errors import EngineError, PromptTooLong
+from memfactory.model.chat import ChatFormat
+from memfactory.types import Message, Reply, Sampling
+
+# With more tokens, on a CPU, attention to them takes longer than the call for it. On a GPU each call is a launch.
+_COPIED = 256
+
+
+class HfEngine:
+    """Samples replies from `model` itself, so a reply is always the newest policy's.
+
+    While conversations are pending its weights must stay as they are (a CPU samples from a copy of them) and it is in
+    eval mode; its mode, its attention kernel and the memory of cache and copy are given back when none is left. Ids
+    that stand for no token of the tokenizer are never sampled, and the model's own generation defaults play no part. A
+    reply's randomness comes from its own `Sampling.seed`.
+    Weights in float32 compute in `compute_dtype` (autocast), as in the trainer; None: in float32.
+    Raises ConfigError for a model that slides or chunks its attention, PromptTooLong for a prompt that does not fit
+    the model's context, EngineError for logits that are not finite and for running out of memory.
+    """
+
+    gives_tokens = True
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        chat: ChatFormat,
+        config: HfEngineConfig,
+        *,
+        compute_dtype: torch.dtype | None = None,
+    ) -> None:
+        self.chat, self.config = chat, config
+        self._forward = Forward(
+            model, chat.vocab_size, chat.pad_id, compute_dtype or torch.float32, config.packed_limit
+        )
+        # Chosen at the first step: until then the model can still change.
+        self._prompts: Prompts | None = None
+        self._waiting: Waiting = {}
+        self._rows: list[Row] = []
+        self._next_ids = torch.zeros(0, dtype=torch.long)
+        self._drawing: Drawing | None = None
+
+    def submit(self, key: Key, messages: Sequence[Message], sampling: Sampling) -> None:
+        prompt = self.chat.prompt_ids(messages)
+        limit = self.room(len(prompt), sampling.max_tokens)
+        row = Row(key, prompt, sampling, limit, uniforms(sampling.seed))
+        self._waiting.setdefault(prompt, deque()).append(row)
+
+    def check(self, messages: Sequence[Message]) -> None:
+        self.room(len(self.chat.prompt_ids(messages)), 1)
+
+    def room(self, prompt: int, wanted: int) -> int:
+        """How many of `wanted` reply tokens the context holds behind so many prompt tokens; at least 1."""
+        context = self._forward.context
+        if context is None:
+            return wanted
+        if prompt >= context:
+            raise PromptTooLong.of(prompt, context, "Shorten the chunks or the memory")
+        return min(wanted, context - prompt)
+
+    def step(self) -> list[tuple[Key, Reply]]:
+        if not self.pending():
+            return []
+        try:
+            with self._forward.computing():
+                if self._prompts is None:
+                    self._prompts = self._chosen()
+                self._enter(self._prompts)
+                finished = self._advance(self._prompts)
+        except torch.OutOfMemoryError as error:
+            self.cancel()
+            raise EngineError(
+                f"{self._forward.device} ran out of memory while sampling; lower engine.max_batch_tokens (now "
+                f"{self.config.max_batch_tokens}), engine.prefill_tokens or engine.max_batch"
+            ) from error
+        except BaseException:
+            self.cancel()
+            raise
+        if not self.pending():
+            self.cancel()
+        return finished
+
+    def pending(self) -> int:
+        return len(self._rows) + sum(map(len, self._waiting.values()))
+
+    def cancel(self) -> None:
+        self._waiting.clear()
+        self._rows.clear()
+        if self._prompts is not None:
+            self._prompts.clear()
+        self._drawing = None
+        self._forward.rest()
+
+    def close(self) -> None:
+        self.cancel()
+
+    def _chosen(self) -> Prompts:
+        forward, prefill_tokens, budget = self._forward, self.config.prefill_tokens, self.config.max_batch_tokens
+        if self.config.share_prefixes and forward.attend_in_parts():
+            copied = _COPIED if forward.device.type == "cpu" else None
+            return SharedPrompts(forward, prefill_tokens, budget, copied)
+        return CopiedPrompts(forward, prefill_tokens, budget)
+
+    def _enter(self, prompts: Prompts) -> None:
+        """Let waiting conversations begin."""
+        groups = self._admitted(prompts)
+        if not groups:
+            return
+        begun = prompts.enter(groups, self._rows, self._waiting)
+        last = torch.tensor([row.prompt[-1] for row in begun], device=self._forward.device)
+        self._next_ids = torch.cat([self._next_ids, last]) if self._rows else last
+        self._rows += begun
+        self._drawing = None
+
+    def _admitted(self, prompts: Prompts) -> list[Group]:
+        """Take from the waiting, first come first served, what `max_batch` and `max_batch_tokens` have room for."""
+        count, columns = len(self._rows), max((prompts.columns(row, alone=False) for row in self._rows), default=0)
+        groups: list[Group] = []
+        for prompt in list(self._waiting):
+            queue, group = self._waiting[prompt], Group()
+            alone = len(queue) == 1
+            while queue and count < self.config.max_batch:
+                wider = max(columns, prompts.columns(queue[0], alone))
+                if count and (count + 1) * wider + prompts.cost(prompt) > self.config.max_batch_tokens:
+                    break
+                group.append(queue.popleft())
+                prompts.admit(group[-1], alone)
+                count, columns = count + 1, wider
+            if group:
+                groups.append(group)
+            if queue:
+                break
+            del self._waiting[prompt]
+        return groups
+
+    def _advance(self, prompts: Prompts) -> list[tuple[Key, Reply]]:
+        """One token for every row; the rows that end with it leave."""
+        rows = self._rows
+        logits = prompts.logits(rows, self._next_ids)
+        if self._drawing is None:
+            self._drawing = Drawing.of([row.sampling.decoding for row in rows], logits.shape[-1], logits.device)
+        uniform = torch.tensor([next(row.uniforms) for row in rows], dtype=torch.float64).to(logits.device)
+        ids, logprobs = draw(logits, self._drawing, uniform)
+        self._next_ids = ids
+        self._forward.cache.lengths += 1
+        # The one transfer of the step. Float64 holds every id exactly.
+        drawn = torch.stack([ids.double(), logprobs.double()]).tolist()
+        gone, finished = [], []
+        for index, (row, number, logprob) in enumerate(zip(rows, *drawn, strict=True)):
+            if not math.isfinite(logprob):
+                raise EngineError("the model's logits are not finite: its weights are broken or overflow its type")
+            row.reply_ids.append(int(number))
+            row.logprobs.append(logprob)
+            reply = row.reply(self.chat)
+            if reply is not None:
+                gone.append(index)
+                finished.append((row.key, reply))
+        if gone:
+            order = prompts.leave(rows, gone)
+            self._next_ids = self._next_ids[torch.tensor(order, dtype=torch.long, device=ids.device)]
+            self._rows = [rows[index] for index in order]
+            self._drawing = None
+        return finished

@@ -1,0 +1,200 @@
+"""Prompts whose common beginnings are computed and stored once, while replies to them are sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from memfactory.engines.hf.cache import round_up
+from memfactory.engines.hf.forward import Forward
+from memfactory.engines.hf.prefix_cache import Prefix, Prefixes
+from memfactory.engines.hf.prompts import Group
+from memfactory.engines.hf.requests import Row, Waiting
+from memfactory.model.tree_attention import Forest, Past, Range, Shared
+
+
+@dataclass
+class _Place:
+    """The part of the tree that an admitted row attends to ends with `end`; its first `start` tokens lie there.
+
+    `alone`: no other of its prompt was admitted with it. `copied`: what was its own is in its slots.
+    """
+
+    end: Prefix | None
+    start: int
+    alone: bool
+    copied: bool = False
+
+    def own(self) -> list[Prefix]:
+        """What no other row holds."""
+        if not self.alone or self.end is None:
+            return []
+        return [prefix for prefix in self.end.path() if prefix.holders == 1]
+
+
+class SharedPrompts:
+    """Rows whose prompts begin alike attend to that beginning where it is stored, once. Slots hold replies.
+
+    What the prompts of a batch share is prefilled once, and what one of them shares with an earlier one not again.
+    Beginnings that no row needs any more are kept as long as the budget, less the slots, has room for them, and no more
+    than rows have needed at one time.
+    A row that is alone copies into its slots what no other row shares: many small calls of attention take longer than
+    the copy and the padding to the longest row. With `copied` that is only done where every row is alone, with at most
+    so many tokens of its own; None: always.
+    """
+
+    def __init__(self, forward: Forward, prefill_tokens: int, budget: int, copied: int | None) -> None:
+        self._forward, self._prefill_tokens, self._budget = forward, prefill_tokens, budget
+        self._copied = copied
+        self.prefixes = Prefixes()
+        # The most tokens that rows have needed at one time.
+        self._needed = 0
+        # Of each row that decodes or enters.
+        self._places: dict[int, _Place] = {}
+        # What the rows share and where their slots begin, as long as the same rows decode.
+        self._shared: tuple[tuple[Shared, ...], Tensor] | None = None
+
+    def columns(self, row: Row, alone: bool) -> int:
+        place, known = self._places.get(id(row)), len(row.prompt) - 1
+        if place is not None:
+            return round_up(row.limit + known - place.start)
+        most = known if self._copied is None else min(known, self._copied)
+        return round_up(row.limit + (most if alone else 0))
+
+    def cost(self, prompt: tuple[int, ...]) -> int:
+        return self.prefixes.held + self.prefixes.cost(prompt[:-1])
+
+    def admit(self, row: Row, alone: bool) -> None:
+        # The last token is fed by the first decoding step.
+        end = self.prefixes.hold(row.prompt[:-1])
+        self._places[id(row)] = _Place(end, len(row.prompt) - 1, alone)
+
+    def enter(self, groups: Sequence[Group], decoding: Sequence[Row], waiting: Waiting) -> list[Row]:
+        begun = [row for group in groups for row in group]
+        own = self._to_copy(begun)
+        for row in begun:
+            self._places[id(row)].start -= _length(own[id(row)])
+        rows = len(decoding) + len(begun)
+        columns = max(self.columns(row, alone=False) for row in (*decoding, *begun))
+        self._needed = max(self._needed, self.prefixes.held)
+        self._forget(rows * columns)
+        self._forward.cache.reserve(rows, columns, self._budget - self.prefixes.tokens)
+        for batch in self._batches([prefix for prefix in self.prefixes.all() if prefix.layers is None]):
+            self._prefill(batch)
+        for row in begun:
+            self._begin(self._places[id(row)], own[id(row)])
+        self._forget(rows * columns)
+        self._shared = None
+        return begun
+
+    def _forget(self, slots: int) -> None:
+        self.prefixes.forget(max(min(self._budget - slots, 2 * self._needed), 0))
+
+    def _to_copy(self, begun: Sequence[Row]) -> dict[int, list[Prefix]]:
+        """What each of the rows `begun` copies into its slots."""
+        own = {id(row): self._places[id(row)].own() for row in begun}
+        if self._copied is not None:
+            # One row's copy makes the slots of all rows longer. What has been copied is nobody's any more.
+            lengths = (_length(place.own()) for place in self._places.values() if not place.copied)
+            if not all(0 < length <= self._copied for length in lengths):
+                return {key: [] for key in own}
+        return own
+
+    def logits(self, rows: Sequence[Row], next_ids: Tensor) -> Tensor:
+        if self._shared is None:
+            starts = torch.tensor([self._places[id(row)].start for row in rows], device=self._forward.device)
+            self._shared = (self._levels(rows), starts)
+        lengths = [len(row.prompt) + len(row.reply_ids) - 1 - self._places[id(row)].start for row in rows]
+        return self._forward.logits_in_parts(next_ids, lengths, *self._shared)
+
+    def leave(self, rows: Sequence[Row], gone: Sequence[int]) -> list[int]:
+        for index in gone:
+            self.prefixes.release(self._places.pop(id(rows[index])).end)
+        self._shared = None
+        return self._forward.cache.leave(gone)
+
+    def clear(self) -> None:
+        self.prefixes.clear()
+        self._needed = 0
+        self._places.clear()
+        self._shared = None
+
+    def _batches(self, prefixes: list[Prefix]) -> Iterator[list[Prefix]]:
+        """As many in a row as one pass has tokens for."""
+        batch: list[Prefix] = []
+        for prefix in prefixes:
+            if batch and sum(len(one.tokens) for one in batch) + len(prefix.tokens) > self._prefill_tokens:
+                yield batch
+                batch = []
+            batch.append(prefix)
+        if batch:
+            yield batch
+
+    def _prefill(self, prefixes: list[Prefix]) -> None:
+        """Give `prefixes` (depth first) their keys and values; what comes before one has them or stands before it."""
+        tokens: list[int] = []
+        positions: list[int] = []
+        places: dict[Prefix, Range] = {}
+        below: dict[Prefix, Range] = {}
+        for prefix in prefixes:
+            before = prefix.path()[:-1]
+            depth = sum(len(one.tokens) for one in before)
+            place = (len(tokens), len(tokens) + len(prefix.tokens))
+            for one in before:
+                below[one] = (below.get(one, place)[0], place[1])
+            places[prefix] = place
+            tokens += prefix.tokens
+            positions += range(depth, depth + len(prefix.tokens))
+        forest = Forest(
+            tuple(places.values()),
+            tuple((queries, places[one]) for one, queries in below.items() if one in places),
+            tuple(
+                Past(queries, one.layers, len(one.tokens)) for one, queries in below.items() if one.layers is not None
+            ),
+        )
+        states = self._forward.keys_and_values(tokens, positions, forest)
+        for prefix, (first, end) in places.items():
+            # Copies, so that each one's memory is free once it is dropped.
+            prefix.layers = [
+                (keys[:, :, first:end].clone(), values[:, :, first:end].clone()) for keys, values in states
+            ]
+
+    def _begin(self, place: _Place, own: Sequence[Prefix]) -> None:
+        """Add the row of `place` to the cache: empty, or with a copy of `own`, the end of its path."""
+        if not own:
+            self._forward.cache.enter([0], [], None)
+            return
+        layers = zip(*(prefix.layers for prefix in own if prefix.layers is not None), strict=True)
+        states = [
+            (torch.cat([keys for keys, _ in layer], 2), torch.cat([values for _, values in layer], 2))
+            for layer in layers
+        ]
+        self._forward.cache.enter([_length(own)], [0], states)
+        self.prefixes.release(place.end, below=own[0].parent)
+        place.end, place.copied = own[0].parent, True
+
+    def _levels(self, rows: Sequence[Row]) -> tuple[Shared, ...]:
+        """First what comes first in each row's prompt, then what comes second, and so on."""
+        levels: list[dict[Prefix, list[int]]] = []
+        for index, row in enumerate(rows):
+            place = self._places[id(row)]
+            for depth, prefix in enumerate([] if place.end is None else place.end.path()):
+                if depth == len(levels):
+                    levels.append({})
+                levels[depth].setdefault(prefix, []).append(index)
+        shared = []
+        for level in levels:
+            order = [index for members in level.values() for index in members]
+            parts = [(len(members), prefix.layers) for prefix, members in level.items() if prefix.layers is not None]
+            whole = order == list(range(len(rows)))
+            places = None if whole else torch.tensor(order, device=self._forward.device)
+            shared.append(Shared(places, tuple(parts)))
+        return tuple(shared)
+
+
+def _length(prefixes: Sequence[Prefix]) -> int:
+    """Tokens of `prefixes` together."""
+    return sum(len(prefix.tokens) for prefix in prefixes)

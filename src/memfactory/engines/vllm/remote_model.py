@@ -1,0 +1,192 @@
+"""The model that a vLLM server holds: which weights it was handed, and that it has them still.
+
+The server is started with the worker extension of `vllm_worker`; docs/vllm.md gives the command.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import tempfile
+import threading
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from memfactory.engines.base import Weights
+from memfactory.engines.endpoint import Refused
+from memfactory.engines.options import VllmServerConfig
+from memfactory.engines.pool import Patience, TryAgain, Waiting
+from memfactory.engines.vllm.checks import check_version
+from memfactory.engines.vllm.http import VllmServer
+from memfactory.engines.vllm.weight_transfer import passing_folder, write_weights
+from memfactory.errors import ConfigError, EngineError
+
+log = logging.getLogger("memfactory")
+NEEDED = (
+    "VLLM_SERVER_DEV_MODE=1, --worker-extension-cls memfactory.engines.vllm.worker.WeightReceiver and "
+    "--logprobs-mode processed_logprobs (docs/vllm.md gives the whole command)"
+)
+# A token that stands in every vocabulary; which one it is does not matter.
+TOKEN = 0
+BIAS = 100.0
+
+
+class RemoteModel:
+    """The model of `server`.
+
+    `name` is what requests call it: an adapter has a name of its own. `context`: its tokens. `updated`: whether weights
+    were handed over. Raises ConfigError where no server answers or it was started without what is needed here.
+    """
+
+    def __init__(self, server: VllmServer, config: VllmServerConfig, *, random_weights: bool) -> None:
+        self.server, self.config = server, config
+        self._patience = Patience(config.retries, config.backoff)
+        served = self._reached()
+        self._served: str = served["id"]
+        self.name, self.context, self.updated = self._served, int(served["max_model_len"]), False
+        # The weights that the server holds, by a name that no others have; None: those that it was started with.
+        self._held = self._first_version()
+        self._base_differs = self._held is not None or random_weights
+        self._run, self._updates = secrets.token_hex(4), 0
+        self._adapter: tempfile.TemporaryDirectory[str] | None = None
+        self._check_logprobs()
+
+    def take(self, weights: Weights) -> None:
+        """Hand `weights` over. Raises EngineError where the server does not confirm that it holds them."""
+        self.updated = False
+        self._forget_adapter()
+        if self.config.adapter == "lora" and weights.has_adapter:
+            if self._base_differs:
+                self._hand_over(weights.base())
+                self._base_differs = False
+            self._hand_over_adapter(weights)
+        else:
+            self._hand_over(weights.whole())
+            self._base_differs = True
+        self.updated = True
+
+    def confirm(self) -> None:
+        """Raise EngineError unless the server holds the weights that it was handed last.
+
+        No two that are handed over have one name, so replies that came before the server's answer are from these too.
+        """
+        found = Waiting(0, threading.Event()).insist(self._version, self._patience, self.server.name)
+        if found != self._held:
+            started = "those that it was started with"
+            raise EngineError(
+                f"{self.server.name} has not the weights that it was handed ({self._held or started}) but "
+                f"{found or started}: it was started anew, or another run uses it. Go on with --resume"
+            )
+
+    def close(self) -> None:
+        """Leave no adapter behind, if the server still answers."""
+        try:
+            self._forget_adapter()
+        except EngineError as error:
+            log.warning("an adapter stays behind: %s", error)
+
+    def _hand_over(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Pass a whole model's weights, by the names of the Hugging Face model's parameters."""
+        self._updates += 1
+        self._held = f"{self._run}-{self._updates}"
+        with passing_folder(self.config.weights_folder) as folder:
+            write_weights(Path(folder), weights)
+            self._call("/collective_rpc", {"method": "memfactory_receive", "args": [folder, self._held]})
+        self.confirm()
+        answer = self._call("/reset_prefix_cache", {})
+        if isinstance(answer, dict) and answer.get("success") is False:
+            raise EngineError(f"{self.server.name} did not forget the prefixes that it cached under the weights before")
+
+    def _hand_over_adapter(self, weights: Weights) -> None:
+        self._updates += 1
+        name = f"memfactory-{self._run}-{self._updates}"
+        # The server reads an adapter again where it has dropped it, and dies where the files are gone.
+        self._adapter = passing_folder(self.config.weights_folder)
+        weights.write_adapter(Path(self._adapter.name))
+        try:
+            self._call("/v1/load_lora_adapter", {"lora_name": name, "lora_path": self._adapter.name})
+        except Refused as error:
+            raise EngineError(
+                f"{error}. It takes adapters where it was started with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, "
+                "--enable-lora and a --max-lora-rank that is large enough; or write engine.adapter: merged"
+            ) from error
+        self.name = name
+        self.confirm()
+
+    def _forget_adapter(self) -> None:
+        name, self.name = self.name, self._served
+        files, self._adapter = self._adapter, None
+        if name != self._served:
+            self._call("/v1/unload_lora_adapter", {"lora_name": name})
+        if files is not None:
+            files.cleanup()
+
+    def _version(self) -> str | None:
+        """The weights that the server holds, as all of its workers say."""
+        answer = self.server.post("/collective_rpc", {"method": "memfactory_version"})
+        try:
+            found = {result["version"] for result in answer["results"]}
+        except (LookupError, TypeError) as error:
+            raise EngineError(f"{self.server.name} does not say which weights it holds: {str(answer)[:200]}") from error
+        if len(found) != 1:
+            raise EngineError(f"the workers of {self.server.name} hold different weights: {found}")
+        (version,) = found
+        return version
+
+    def _call(self, path: str, body: object) -> Any:
+        """The answer to a request that is not to be made twice."""
+        try:
+            return self.server.post(path, body, self.config.update_timeout)
+        except TryAgain as failure:
+            raise EngineError(f"{self.server.name} failed at {path}: {failure}") from failure
+
+    # How it was started
+
+    def _reached(self) -> dict[str, Any]:
+        """What the server says of its model, once it is up."""
+        deadline, told = time.monotonic() + self.config.startup_timeout, False
+        while True:
+            try:
+                check_version(self.server.get("/version")["version"])
+                return next(model for model in self.server.get("/v1/models")["data"] if model.get("parent") is None)
+            except TryAgain as failure:
+                reason: Exception = failure
+            except (Refused, LookupError, TypeError, StopIteration) as error:
+                raise ConfigError(f"engine.url: at {self.server.url} answers no vLLM server: {error}") from error
+            if time.monotonic() >= deadline:
+                raise ConfigError(
+                    f"engine.url: no vLLM server answers at {self.server.url} ({reason}). Start one with {NEEDED}, or "
+                    "write engine.kind: vllm or hf"
+                )
+            if not told:
+                log.info("waiting for %s (%s)", self.server.name, reason)
+                told = True
+            time.sleep(min(1.0, max(0.0, deadline - time.monotonic())))
+
+    def _first_version(self) -> str | None:
+        try:
+            return self._version()
+        except (EngineError, TryAgain) as error:
+            raise ConfigError(f"{self.server.name} takes no weights ({error}); start it with {NEEDED}") from error
+
+    def _check_logprobs(self) -> None:
+        """Refuse a server whose log-probabilities are not those of the distribution that it samples from.
+
+        With so large a bias one token is certain; where the model's own probability comes back, biases (and so the
+        temperature) are left out of it.
+        """
+        fields = {"model": self._served, "prompt": [TOKEN], "max_tokens": 1, "logprobs": 0, "temperature": 1.0}
+        try:
+            answer = self.server.post("/v1/completions", {**fields, "logit_bias": {str(TOKEN): BIAS}})
+            logprob = answer["choices"][0]["logprobs"]["token_logprobs"][0]
+        except (Refused, TryAgain, LookupError, TypeError) as error:
+            raise ConfigError(f"{self.server.name} gives no log-probabilities: {error}") from error
+        if abs(logprob) > 1e-3:
+            raise ConfigError(
+                f"{self.server.name} gives log-probabilities before temperature, not those that it samples from; start "
+                f"it with {NEEDED}"
+            )

@@ -1,0 +1,72 @@
+"""What vLLM is asked and what it answers, the same in this process and over HTTP. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from memfactory.engines.base import stop_place
+from memfactory.errors import PromptTooLong
+from memfactory.types import Reply, Sampling, Stop, Tokens
+
+if TYPE_CHECKING:
+    from memfactory.model.chat import ChatFormat
+
+NEVER = -100.0
+
+
+class Conversations:
+    """The ids of prompts and the texts of replies for a model whose context is `context` tokens.
+
+    `rows`: how many rows the model's head has; those beyond the tokenizer stand for no token and are never sampled.
+    """
+
+    def __init__(self, chat: ChatFormat, *, context: int, rows: int) -> None:
+        self.chat, self.context = chat, context
+        self._no_tokens = dict.fromkeys(range(chat.vocab_size, rows), NEVER)
+
+    def check(self, prompt: Sequence[int]) -> None:
+        """Raise PromptTooLong for a prompt that leaves no room for a reply."""
+        if len(prompt) >= self.context:
+            remedy = "Shorten the chunks or the memory, or raise engine.max_model_len"
+            raise PromptTooLong.of(len(prompt), self.context, remedy)
+
+    def parameters(self, prompt: Sequence[int], sampling: Sampling) -> dict[str, Any]:
+        """The sampling parameters of one reply, all said, so that no default of a model or a server counts.
+
+        Raises PromptTooLong for a prompt that leaves no room for a reply.
+        """
+        self.check(prompt)
+        decoding = sampling.decoding
+        return {
+            "max_tokens": min(sampling.max_tokens, self.context - len(prompt)),
+            "temperature": decoding.temperature,
+            "top_p": decoding.top_p,
+            "top_k": decoding.top_k,
+            "min_p": 0.0,
+            "repetition_penalty": 1.0,
+            "presence_penalty": 0.0,
+            "frequency_penalty": 0.0,
+            "seed": sampling.seed,
+            "stop": list(sampling.stop),
+            "stop_token_ids": sorted(self.chat.stop_ids),
+            "logit_bias": self._no_tokens or None,
+            # Of the sampled token alone.
+            "logprobs": 0,
+        }
+
+    def reply(
+        self,
+        prompt: tuple[int, ...],
+        sampling: Sampling,
+        reply_ids: tuple[int, ...],
+        logprobs: Sequence[float],
+        finish_reason: str | None,
+    ) -> Reply:
+        # A greedy reply is certain under the distribution that it was drawn from.
+        certain = sampling.decoding.temperature == 0
+        stop: Stop = "length" if finish_reason == "length" else "stop"
+        text = self.chat.reply_text(prompt, reply_ids)
+        ended = bool(reply_ids) and reply_ids[-1] in self.chat.stop_ids
+        end = None if ended else stop_place(text, sampling.stop)
+        return Reply(text[:end], stop, Tokens(prompt, reply_ids, tuple(0.0 if certain else one for one in logprobs)))

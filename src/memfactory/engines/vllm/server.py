@@ -1,0 +1,134 @@
+"""A vLLM server on a GPU of its own as an engine: rollouts beside a training that needs all of its GPU.
+
+Every reply is checked to come from the weights that were handed over last. Exercised with vLLM 0.32's server on a CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import AutoConfig
+
+from memfactory.engines.base import Key, Outcome, Weights
+from memfactory.engines.endpoint import Refused
+from memfactory.engines.options import VllmServerConfig
+from memfactory.engines.pool import REFUSING_STATUS, Patience, RequestPool, TryAgain, Waiting, Work
+from memfactory.engines.vllm.checks import check_one_process
+from memfactory.engines.vllm.http import VllmServer
+from memfactory.engines.vllm.remote_model import RemoteModel
+from memfactory.engines.vllm.replies import Conversations
+from memfactory.engines.vllm.weight_transfer import StoredWeights
+from memfactory.errors import EngineError, RequestRefused
+from memfactory.model.chat import ChatFormat
+from memfactory.model.loading import places
+from memfactory.model.options import ModelConfig
+from memfactory.types import Message, Reply, Sampling
+
+
+class VllmServerEngine:
+    """Samples replies from the model that the server at `config.url` holds.
+
+    Where no trainer hands weights over, `model` itself is handed over before the first conversation. Raises ConfigError
+    where no server answers or it was started without what is needed here; PromptTooLong for a prompt that does not
+    fit, EngineError for a server that goes away and for one that has other weights than it was handed.
+    """
+
+    gives_tokens = True
+
+    def __init__(self, model: ModelConfig, chat: ChatFormat, config: VllmServerConfig) -> None:
+        check_one_process()
+        self.model, self.chat, self.config = model, chat, config
+        self._server = VllmServer(config)
+        self._patience = Patience(config.retries, config.backoff)
+        self._remote = RemoteModel(self._server, config, random_weights=model.random_weights)
+        path, _ = places(model)
+        shape = AutoConfig.from_pretrained(path, trust_remote_code=model.trust_remote_code).get_text_config()
+        self._conversations = Conversations(chat, context=self._remote.context, rows=shape.vocab_size)
+        self._pool = RequestPool(config.concurrency, "vllm")
+
+    def submit(self, key: Key, messages: Sequence[Message], sampling: Sampling) -> None:
+        self._pool.submit(key, self._work(messages, sampling))
+
+    def step(self) -> list[tuple[Key, Outcome]]:
+        ready = self._pool.ready()
+        if any(isinstance(outcome, Reply) for _, outcome in ready):
+            self._remote.confirm()
+        return ready
+
+    def try_sample(self, prompts: Sequence[tuple[Sequence[Message], Sampling]]) -> list[Outcome]:
+        """The reply to each of `prompts`, or why there is none, in their order. Leaves what is pending alone."""
+        try:
+            outcomes = self._pool.outcomes([self._work_or_refusal(*prompt) for prompt in prompts])
+            self._remote.confirm()
+        except EngineError as error:
+            return [error for _ in prompts]
+        return outcomes
+
+    def check(self, messages: Sequence[Message]) -> None:
+        self._conversations.check(self.chat.prompt_ids(messages))
+
+    def pending(self) -> int:
+        return self._pool.pending()
+
+    def cancel(self) -> None:
+        self._pool.cancel()
+
+    def close(self) -> None:
+        self._pool.close()
+        self._remote.close()
+
+    def sleep(self) -> None:
+        """The server's GPU is its own."""
+
+    def update_weights(self, weights: Weights) -> None:
+        """Hand the policy's weights over; the server forgets what it cached under those before. Nothing may be pending.
+
+        Raises EngineError where the server does not confirm that it holds them.
+        """
+        if self._pool.pending():
+            raise ValueError(f"{self._pool.pending()} conversations are pending at the server that is to take weights")
+        self._remote.take(weights)
+
+    def _work_or_refusal(self, messages: Sequence[Message], sampling: Sampling) -> Work:
+        try:
+            return self._work(messages, sampling)
+        except RequestRefused as refusal:
+            refused = refusal
+
+        def refuse(waiting: Waiting) -> Reply:
+            raise refused
+
+        return refuse
+
+    def _work(self, messages: Sequence[Message], sampling: Sampling) -> Work:
+        """What a thread does for one conversation: it tries until there is a reply or the tries are used up."""
+        prompt = self.chat.prompt_ids(messages)
+        parameters = self._conversations.parameters(prompt, sampling)
+        if not self._remote.updated:
+            self.update_weights(StoredWeights(self.model))
+        fields = {**parameters, "model": self._remote.name, "prompt": list(prompt), "return_token_ids": True}
+        return lambda waiting: waiting.insist(
+            lambda: self._reply(prompt, sampling, fields), self._patience, self._server.name
+        )
+
+    def _reply(self, prompt: tuple[int, ...], sampling: Sampling, fields: dict[str, Any]) -> Reply:
+        try:
+            answer = self._server.post("/v1/completions", fields)
+        except Refused as error:
+            if error.status in REFUSING_STATUS:
+                raise RequestRefused(str(error)) from error
+            raise
+        try:
+            choice = answer["choices"][0]
+            reply_ids, fed = tuple(choice["token_ids"]), tuple(choice["prompt_token_ids"])
+            logprobs, name = choice["logprobs"]["token_logprobs"], answer["model"]
+            finish_reason = choice["finish_reason"]
+        except (LookupError, TypeError) as error:
+            raise TryAgain(f"the answer is no completion with token ids: {str(answer)[:200]}") from error
+        if fed != prompt or name != fields["model"] or len(logprobs) != len(reply_ids):
+            raise EngineError(
+                f"{self._server.name} answered for {name!r} on {len(fed)} tokens, with {len(logprobs)} "
+                f"log-probabilities of {len(reply_ids)} tokens; asked was {fields['model']!r} on {len(prompt)} tokens"
+            )
+        return self._conversations.reply(prompt, sampling, reply_ids, logprobs, finish_reason)

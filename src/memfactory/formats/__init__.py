@@ -1,0 +1,1 @@
+"""What models are shown and what they reply: rendering, parsing, updates and provenance. Pure."""

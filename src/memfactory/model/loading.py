@@ -1,0 +1,302 @@
+"""Model and tokenizer from a `ModelConfig`: where they lie, on which device, in which type, with which attention."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from memfactory.errors import ConfigError, in_one_line
+from memfactory.files import asset
+from memfactory.model.adapters import is_pointer, load_adapter
+from memfactory.model.chat import ChatFormat
+from memfactory.model.fused_layers import fuse_layers
+from memfactory.model.options import ModelConfig
+
+log = logging.getLogger("memfactory")
+TINY = "tiny"
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device called `name`; auto is this process's CUDA device where there is one, else the CPU.
+
+    Raises ConfigError for a device that this machine does not have.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % count) if count else torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"model.device: {name!r} is no device; write auto, cpu, cuda or cuda:0") from None
+    if device.type == "cuda" and (device.index or 0) >= count:
+        there = f"{count} CUDA device(s)" if count else "no CUDA device that this build of torch can use"
+        raise ConfigError(f"model.device: {name!r} was asked for, but there is {there}; write auto or cpu")
+    return device
+
+
+def compute_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
+    """The type that the model computes in; auto is bfloat16 on CUDA and float32 elsewhere."""
+    if config.dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return _DTYPES[config.dtype]
+
+
+def resolve_attention(config: ModelConfig, device: torch.device) -> str:
+    """The attention kernel; ConfigError where flash-attention was asked for and cannot run."""
+    installed = importlib.util.find_spec("flash_attn") is not None
+    half = compute_dtype(config, device) != torch.float32
+    if config.attention == "auto":
+        return "flash_attention_2" if installed and half and device.type == "cuda" else "sdpa"
+    if config.attention == "flash_attention_2":
+        problems = []
+        if device.type != "cuda":
+            problems.append(f"a CUDA device, but the device is {device.type}")
+        if not half:
+            problems.append("model.dtype bfloat16 or float16, not float32")
+        if not installed:
+            problems.append("the package flash-attn (pip install 'memfactory[flash-attn]' --no-build-isolation)")
+        if problems:
+            needs = "; ".join(problems)
+            raise ConfigError(f"model.attention: flash_attention_2 needs {needs}. Write attention: auto")
+    return config.attention
+
+
+def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer of `config.path`, with `config.chat_template` in place of its own where that is named.
+
+    A hub's model with random weights makes do with the tokenizer of `tiny` where the hub cannot be reached. Raises
+    ConfigError where there is none.
+    """
+    path, _ = places(config)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            path, trust_remote_code=config.trust_remote_code, local_files_only=_is_local(path)
+        )
+    except Exception as error:
+        if config.random_weights and not _is_local(path):
+            # Random weights mean nothing whatever the ids are, so a benchmark needs no download.
+            return load_tokenizer(ModelConfig(chat_template=config.chat_template))
+        raise _missing("tokenizer", path, error) from error
+    if config.chat_template is not None:
+        template = Path(config.chat_template).expanduser()
+        if not template.is_file():
+            raise ConfigError(f"model.chat_template: there is no file {config.chat_template!r}")
+        try:
+            tokenizer.chat_template = template.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"model.chat_template: {config.chat_template!r} cannot be read: {error}") from error
+    return tokenizer
+
+
+def load_chat(config: ModelConfig) -> ChatFormat:
+    """The chat format of `config.path`: its tokenizer, chat template and every id that ends a reply."""
+    tokenizer = load_tokenizer(config)
+    path, _ = places(config)
+    try:
+        ends = GenerationConfig.from_pretrained(path, local_files_only=_is_local(path)).eos_token_id
+    except OSError:
+        ends = None
+    except Exception as error:
+        raise _missing("generation_config.json", path, error) from error
+    end_ids = [] if ends is None else list(ends) if isinstance(ends, list | tuple) else [ends]
+    if not all(isinstance(end, int) for end in end_ids):
+        raise ConfigError(f"model.path: generation_config.json of {path!r} has eos_token_id {ends!r}, which is no id")
+    return ChatFormat(tokenizer, config.template_options, end_ids=end_ids, rows=_embedding_rows(config, path))
+
+
+def _embedding_rows(config: ModelConfig, path: str) -> int | None:
+    """How many ids the model has embeddings for; None for a folder that holds a tokenizer alone."""
+    if _is_local(path) and not (Path(path) / "config.json").is_file():
+        return None
+    rows: int = load_architecture(config).get_text_config().vocab_size
+    return rows
+
+
+def load_model(
+    config: ModelConfig, *, training: bool, frozen_base: bool = False, masters: str = "float32"
+) -> PreTrainedModel:
+    """The causal language model of `config`, on its device, in eval mode.
+
+    In training the weights are of type `masters`, whatever `config.dtype` says, unless only adapters will be trained
+    (`frozen_base`, or `config.adapter`): then the base keeps the compute type. `config.adapter` stays a trainable PEFT
+    adapter in training and is merged into the weights otherwise. `config.random_weights` reads config.json alone and
+    initialises from a fixed seed. Raises ConfigError for what is not there or does not fit this machine.
+    """
+    device = resolve_device(config.device)
+    if config.cpu_threads is not None:
+        torch.set_num_threads(config.cpu_threads)
+    path, adapter = places(config)
+    whole = training and not frozen_base and adapter is None
+    dtype = _DTYPES[masters] if whole else compute_dtype(config, device)
+    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": resolve_attention(config, device)}
+    options |= {"trust_remote_code": config.trust_remote_code}
+    try:
+        model = _random_model(config, device, options) if config.random_weights else _stored_model(path, options)
+        model = model.to(device)
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(f"model.path: {path!r} in {dtype} does not fit into the memory of {device}") from error
+    except Exception as error:
+        raise _missing("model", path, error) from error
+    shifts = _shifting_rotation(model.config)
+    if shifts is not None:
+        log.warning("model %r: %s", config.path, shifts)
+    if config.fused_layers:
+        fuse_layers(model)
+    if adapter is not None:
+        return load_adapter(model, adapter, training=training).eval()
+    return model.eval()
+
+
+def _shifting_rotation(config: PretrainedConfig) -> str | None:
+    """What to know of a model whose rotary embedding turns positions otherwise where conversations are longer."""
+    architecture = config.get_text_config()
+    given = getattr(architecture, "rope_parameters", None) or {}
+    # One for the whole model, or one for each kind of layer.
+    for one in (given, *given.values()):
+        if isinstance(one, dict) and one.get("rope_type") in ("dynamic", "longrope"):
+            length = architecture.max_position_embeddings
+            if one["rope_type"] == "longrope":
+                length = one.get("original_max_position_embeddings") or length
+            return (
+                f"its rotary embedding is {one['rope_type']!r}. Beyond {length:,} tokens what a conversation sees "
+                "depends on the longest one that is computed with it; keep them shorter"
+            )
+    return None
+
+
+def _stored_model(path: str, options: dict[str, Any]) -> PreTrainedModel:
+    with without_progress_bar():
+        model, info = AutoModelForCausalLM.from_pretrained(
+            path, local_files_only=_is_local(path), output_loading_info=True, **options
+        )
+    if info["missing_keys"]:
+        # They would be random numbers otherwise.
+        raise ValueError(f"its weights lack {', '.join(sorted(info['missing_keys'])[:5])}")
+    return model
+
+
+@contextmanager
+def without_progress_bar() -> Iterator[None]:
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
+def load_architecture(config: ModelConfig) -> PretrainedConfig:
+    """The description of the model without its weights.
+
+    The sizes of the models that the paper trains are inside the package, so that they need no hub. Raises ConfigError.
+    """
+    path, _ = places(config)
+    known = asset(f"architectures/{path.rpartition('/')[2].lower()}.json")
+    try:
+        only_here = _is_local(path) or known.is_file()
+        return AutoConfig.from_pretrained(path, local_files_only=only_here, trust_remote_code=config.trust_remote_code)
+    except Exception as error:
+        if _is_local(path) or not known.is_file():
+            raise _missing("config", path, error) from error
+        return AutoConfig.for_model(**json.loads(known.read_text(encoding="utf-8")))
+
+
+def _random_model(config: ModelConfig, device: torch.device, options: dict[str, Any]) -> PreTrainedModel:
+    architecture = load_architecture(config)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), device:
+        torch.manual_seed(0)
+        return AutoModelForCausalLM.from_config(architecture, **options)
+
+
+def places(config: ModelConfig) -> tuple[str, str | None]:
+    """The folder or hub id of the base model, and the adapter on top.
+
+    `config.path` may itself be an adapter folder: then its base model is the one that it names.
+    """
+    path, adapter = _place(config.path), config.adapter
+    if adapter is not None and not Path(adapter).expanduser().is_dir() and _looks_local(adapter):
+        raise ConfigError(f"model.adapter: there is no folder {adapter!r}")
+    description = Path(path) / "adapter_config.json"
+    if adapter is None and description.is_file() and not (Path(path) / "config.json").is_file():
+        try:
+            named = json.loads(description.read_text(encoding="utf-8")).get("base_model_name_or_path")
+        except (OSError, ValueError, RecursionError, AttributeError) as error:
+            raise ConfigError(f"model.path: {description} cannot be read: {error}") from error
+        if not named:
+            raise ConfigError(f"model.path: the adapter in {config.path!r} does not name its base model")
+        try:
+            return _place(named), path
+        except ConfigError:
+            raise ConfigError(
+                f"model.path: the adapter in {config.path!r} is for the model in {named!r}, and there is no such "
+                f"folder here. Write the model's place in model.path, and model.adapter: {config.path}"
+            ) from None
+    return path, None if adapter is None else str(Path(adapter).expanduser()) if _is_local(adapter) else adapter
+
+
+def _place(path: str) -> str:
+    if path == TINY:
+        folder = asset(TINY)
+        if not folder.is_dir():
+            raise ConfigError("model.path: the model 'tiny' is not in this installation of memfactory")
+        return str(folder)
+    if _is_local(path):
+        return str(Path(path).expanduser())
+    if _looks_local(path):
+        raise ConfigError(f"model.path: there is no folder {path!r}")
+    return path
+
+
+def _is_local(path: str) -> bool:
+    return Path(path).expanduser().is_dir()
+
+
+def _looks_local(path: str) -> bool:
+    """Whether `path` can only be meant as a folder: a hub id is `name` or `owner/name`."""
+    return path.startswith((".", "/", "~")) or path.count("/") > 1 or path.endswith("/")
+
+
+def _missing(kind: str, path: str, error: Exception) -> ConfigError:
+    """What to say of files that are missing, broken, or of another shape than the configuration says.
+
+    The libraries raise whatever their code runs into, so there is no list of types.
+    """
+    reason = in_one_line(error)
+    if isinstance(error, KeyError | TypeError | AttributeError | IndexError):
+        # Their texts are names inside the libraries and say nothing alone.
+        reason = f"{type(error).__name__}: {reason}"
+    if _is_local(path):
+        pointer = next((file.name for file in _large_files(Path(path)) if is_pointer(file)), None)
+        if pointer is not None:
+            reason = f"{pointer} is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`"
+        return ConfigError(f"model.path: the folder {path!r} does not hold a usable {kind}: {reason}")
+    return ConfigError(
+        f"model.path: {path!r} is not a local folder, and as a hub id its {kind} cannot be fetched (the hub cannot be "
+        f"reached, or has no such model): {reason}"
+    )
+
+
+def _large_files(folder: Path) -> list[Path]:
+    """The files that a Git repository would keep outside."""
+    patterns = ("*.safetensors", "*.bin", "tokenizer.json")
+    return [file for pattern in patterns for file in sorted(folder.glob(pattern)) if file.is_file()]

@@ -1,0 +1,42 @@
+"""Which weights a model config stands for, by the contents of its files. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from memfactory.files import asset
+from memfactory.model.options import ModelConfig
+
+WEIGHT_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model")
+READ_WHOLE = 256 * 2**20
+"""Files up to this many bytes count by their contents, larger ones by size and time of change."""
+
+
+def weights_fingerprint(model: ModelConfig) -> dict[str, str]:
+    """Each file of a local model, its adapter and its chat template with a digest; empty for a model on the hub."""
+    found: dict[str, str] = {}
+    for place in (model.path, model.adapter):
+        folder = None if place is None else _folder(place)
+        if folder is not None:
+            for path in sorted({path for pattern in WEIGHT_FILES for path in folder.glob(pattern)}):
+                found[f"{place}/{path.name}"] = file_digest(path)
+    template = None if model.chat_template is None else Path(model.chat_template).expanduser()
+    if template is not None and template.is_file():
+        found["chat_template"] = file_digest(template)
+    return found
+
+
+def file_digest(path: Path) -> str:
+    """What names the contents of a file."""
+    facts = path.stat()
+    if facts.st_size > READ_WHOLE:
+        return f"{facts.st_size} bytes, changed {facts.st_mtime_ns}"
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _folder(place: str) -> Path | None:
+    if place == "tiny":
+        return asset("tiny")
+    folder = Path(place).expanduser()
+    return folder if folder.is_dir() else None

@@ -1,0 +1,58 @@
+"""The options of a model: which weights, in which type, on which device. No torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from memfactory.registry import Options
+from memfactory.types import Scalar
+
+
+class ModelConfig(Options):
+    """A model: the one in training, the one that is evaluated, or a helper's."""
+
+    path: str = "tiny"
+    """A Hugging Face id, a local folder, or `tiny`: the model inside the package."""
+    adapter: str | None = None
+    """A PEFT adapter folder to put on top."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Compute type; auto: bfloat16 on CUDA, float32 elsewhere. Trained weights are kept in float32 all the same."""
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
+    """Attention kernel; auto: flash_attention_2 on CUDA where it is installed, else sdpa."""
+    device: str = "auto"
+    """auto: CUDA where there is one, else the CPU."""
+    cpu_threads: int | None = Field(None, ge=1)
+    """Threads that computing on the CPU takes; null: torch's own choice, one a core. Small models want one or two."""
+    fused_layers: bool = True
+    """Norms and gated feed-forward parts that give the same with less memory and time, where the model has such."""
+    random_weights: bool = False
+    """Initialise at random from the config alone (benchmarks; needs config.json and tokenizer only)."""
+    trust_remote_code: bool = False
+    """Let the model folder's own Python code run."""
+    chat_template: str | None = None
+    """A Jinja chat template file that replaces the tokenizer's own."""
+    template_options: dict[str, Scalar] = Field(default_factory=dict)
+    """Passed to the chat template, such as enable_thinking: false."""
+
+    @field_validator("template_options")
+    @classmethod
+    def _switches_are_true_or_false(cls, options: dict[str, Scalar]) -> dict[str, Scalar]:
+        """A template asks whether a switch `is false`, which neither 0 nor the text "false" is."""
+        return {
+            name: _switch(name, value) if name.startswith(("enable_", "disable_")) else value
+            for name, value in options.items()
+        }
+
+
+_SWITCHES = {
+    "true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False
+}  # fmt: skip
+
+
+def _switch(name: str, value: Scalar) -> bool:
+    found = _SWITCHES.get(str(value).strip().lower())
+    if found is None:
+        raise ValueError(f"{name} is a switch: write true or false, not {value!r}")
+    return found

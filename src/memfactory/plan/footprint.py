@@ -1,0 +1,272 @@
+"""What training a model takes in memory, by component: arithmetic on its config, no weights loaded.
+
+Compared on the CPU with the bytes that torch allocates at most (`python -m benchmarks.memory`), the sum is 1 to 1.15
+times those. What a GPU's driver and the gaps between allocations take comes on top.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from memfactory.config.losses import LossOptions
+from memfactory.config.training import GrpoOptions, TrainerOptions
+from memfactory.model.fused_layers import fusible
+from memfactory.policy.sliced_adamw import SLICE
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+# Bytes of both moments for a parameter; low-bit ones come with a float32 scale for each block of 256 or 128.
+MOMENTS = {
+    "adamw": 8.0,
+    "adamw_offload": 8.0,
+    "adamw_8bit": 2 * (1 + 4 / 256),
+    "adamw_8bit_torchao": 2 * (1 + 4 / 256),
+    "adamw_4bit_torchao": 2 * (1 / 2 + 4 / 128),
+}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The sizes that memory depends on. Parameters are counts; `kv_bytes` is the key-value cache of one token.
+
+    `fuses`: whether its norms and feed-forward parts are of a kind that can be fused.
+    """
+
+    parameters: int
+    head_parameters: int
+    layers: int
+    hidden: int
+    intermediate: int
+    vocabulary: int
+    attention_width: int
+    kv_width: int
+    max_positions: int
+    tied: bool = True
+    fuses: bool = True
+
+    def kv_bytes(self, dtype: str) -> int:
+        """Bytes of key-value cache for one token over all layers."""
+        return 2 * self.layers * self.kv_width * BYTES[dtype]
+
+    def forward_flops(self, tokens: float, logits: float, attended: float) -> float:
+        """Floating-point operations of a forward pass: `tokens` in, `logits` positions scored, and the sum over the
+        tokens of how many positions each attends to (causal: half the square of the length)."""
+        body = self.parameters - self.head_parameters
+        return (
+            2 * body * tokens
+            + 2 * self.vocabulary * self.hidden * logits
+            + 4 * self.layers * self.attention_width * attended
+        )
+
+
+def architecture(config: Any) -> Architecture:
+    """The sizes of a decoder from its config; parameters are counted on a model without storage."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    heads = config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return Architecture(
+        parameters=sum(p.numel() for p in model.parameters()),
+        head_parameters=model.get_input_embeddings().weight.numel(),
+        layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        intermediate=config.intermediate_size,
+        vocabulary=config.vocab_size,
+        attention_width=heads * head_dim,
+        kv_width=(getattr(config, "num_key_value_heads", None) or heads) * head_dim,
+        max_positions=config.max_position_embeddings,
+        tied=bool(config.tie_word_embeddings),
+        fuses=fusible(model),
+    )
+
+
+def adapter_parameters(sizes: Architecture, rank: int) -> int:
+    """Parameters of LoRA adapters of `rank` on every linear layer but the head."""
+    h, a, kv, m = sizes.hidden, sizes.attention_width, sizes.kv_width, sizes.intermediate
+    widths = [(h, a), (h, kv), (h, kv), (a, h), (h, m), (h, m), (m, h)]
+    return sizes.layers * rank * sum(i + o for i, o in widths)
+
+
+@dataclass(frozen=True)
+class Precision:
+    """In which types a run computes and trains: bytes of a number; and whether its layers are `fused`."""
+
+    compute: int
+    masters: int
+    lora: bool
+    fused: bool = True
+
+    @property
+    def stream(self) -> int:
+        """Of the states between layers: embeddings keep the weights' type, and sums the wider one."""
+        return self.compute if self.lora else self.masters
+
+    def layer_bytes(self, sizes: Architecture, *, recomputed: bool = False) -> int:
+        """What the backward pass of one decoder layer needs of one token.
+
+        Norms keep their input (in float32) and their normed output, linear maps their input (a copy for each where
+        autocast or an adapter converts it), rotary attention its three operands and twice its output, the gated unit
+        its four intermediate values. Frozen weights do not need the input. Fused norms keep their input as it is and
+        nothing else, the fused gated unit three values; two where its product is `recomputed`.
+        """
+        h, a, kv, m = sizes.hidden, sizes.attention_width, sizes.kv_width, sizes.intermediate
+        if self.fused:
+            unit = self.compute * (2 if recomputed else 3) * m
+            if self.compute == 4:
+                return 4 * (4 * h + 4 * a + 3 * kv) + unit
+            if self.lora:
+                return 14 * h + 8 * a + 6 * kv + unit
+            return (18 if self.masters == 4 else 8) * h + 8 * a + 6 * kv + unit
+        if self.compute == 4:
+            return 4 * (4 * h + 4 * a + 3 * kv + 4 * m) if self.lora else 4 * (6 * h + 5 * a + 4 * kv + 4 * m)
+        if self.lora:
+            return 18 * h + 10 * a + 8 * kv + 8 * m
+        return (26 if self.masters == 4 else 16) * h + 12 * a + 10 * kv + 8 * m
+
+    def working_bytes(self, sizes: Architecture, *, recomputed: bool = False) -> int:
+        """What the backward pass of the gated unit holds of one token beyond what it has freed already.
+
+        An adapter in float32 converts its input. A `recomputed` product is there once more.
+        """
+        converted = 4 * sizes.intermediate if self.lora and self.compute != 4 else 0
+        return self.compute * (3 if recomputed else 2) * sizes.intermediate + 4 * sizes.hidden + converted
+
+
+def memory_by_component(
+    sizes: Architecture,
+    options: TrainerOptions,
+    *,
+    dtype: str,
+    kv_tokens: int,
+    micro_tokens: int,
+    reference: bool,
+    cuda: bool,
+    continued: bool = False,
+    prefixes_shared: bool = True,
+    fused_layers: bool = True,
+    packed_limit: int = 0,
+) -> dict[str, int]:
+    """Bytes by component, each at its own peak; `phase_bytes` says which of them are there together.
+
+    `cuda` says whether the run is on a GPU, which `optimizer.kind: auto` and what is offloaded depend on. `kv_tokens`
+    are cached at one time during the rollout, `micro_tokens` go through one forward and backward pass. Without
+    `prefixes_shared` the engine masks its attention, for which keys and values of one layer are repeated. On a CPU it
+    copies up to `packed_limit` bytes of float32 weights.
+    """
+    n, width = sizes.parameters, BYTES[dtype]
+    lora = options.lora
+    trained = n if lora is None else adapter_parameters(sizes, lora.rank)
+    precision = Precision(width, 4 if lora is not None else BYTES[options.masters], lora is not None, fused_layers)
+    mixed = lora is None and precision.masters != width
+    head = sizes.vocabulary * sizes.hidden
+    matrix = sizes.hidden * max(sizes.intermediate, sizes.attention_width)
+    # An adapter in another type keeps a copy of the product, so that computing it again would save nothing.
+    recomputed = fused_layers and not options.gradient_checkpointing and (lora is None or width == 4)
+    layer = micro_tokens * precision.layer_bytes(sizes, recomputed=recomputed)
+    working = micro_tokens * precision.working_bytes(sizes, recomputed=recomputed)
+    if lora is None:
+        # The gradient of a weight, before it is added to the sum.
+        working += matrix * (4 + (width if width != 4 else 0))
+    if options.gradient_checkpointing:
+        stored, working = micro_tokens * precision.stream * sizes.hidden * sizes.layers, working + layer
+    else:
+        stored = layer * sizes.layers
+    copies = 0
+    if mixed:
+        # Autograd keeps each weight as it was computed with; recomputing layers, one layer's at a time.
+        body = n - head * (1 if sizes.tied else 2)
+        copies = width * (body // sizes.layers if options.gradient_checkpointing else body)
+    chunk = min(options.logprob_chunk_tokens, micro_tokens)
+    repeated = 0 if prefixes_shared or sizes.kv_width == sizes.attention_width else 2 * width * sizes.attention_width
+    packed = packed_bytes(sizes, packed_limit) if not cuda and width == precision.masters == 4 else 0
+    return {
+        "weights": precision.masters * n if lora is None else width * n + 4 * trained,
+        "optimizer": 0 if offloads(options, cuda=cuda) else moment_bytes(trained, options, cuda=cuda),
+        "reference": reference_bytes(sizes, options, width, trained, continued) if reference else 0,
+        "gradients": 4 * trained,
+        "stored activations": stored,
+        "weights as computed with": copies,
+        "a layer's backward pass": working,
+        "logits": chunk * logit_bytes(sizes, options, width) + (width * head if mixed else 0),
+        "the head's gradient": 4 * head if lora is None else 0,
+        "optimizer's workspace": workspace_bytes(sizes, options, cuda=cuda),
+        "key-value cache": sizes.kv_bytes(dtype) * kv_tokens,
+        "decoding": repeated * kv_tokens + packed,
+    }
+
+
+def packed_bytes(sizes: Architecture, limit: int) -> int:
+    """The float32 weights that a CPU copies to decode from, within `limit` bytes: all but an untied embedding."""
+    return min(limit, 4 * (sizes.parameters - (0 if sizes.tied else sizes.vocabulary * sizes.hidden)))
+
+
+def offloads(options: TrainerOptions, *, cuda: bool) -> bool:
+    """Whether the moments lie in another memory than the model."""
+    return cuda and options.optimizer.kind == "adamw_offload"
+
+
+def moment_bytes(trained: int, options: TrainerOptions, *, cuda: bool) -> int:
+    """Bytes of the optimizer's moments, wherever they lie."""
+    return round(MOMENTS[options.optimizer.kind_on(cuda=cuda, stochastic=options.stochastic)] * trained)
+
+
+def reference_bytes(
+    sizes: Architecture, options: TrainerOptions, width: int, trained: int, continued: bool = False
+) -> int:
+    """A frozen copy in the compute type, but for embeddings (and tied heads), which autocast leaves as they are.
+
+    A moving average keeps all of it in float32. Under adapters there is only a copy of them, where the reference moves
+    or they were there before (`continued`).
+    """
+    loss = options.loss if isinstance(options, GrpoOptions) else LossOptions()
+    if options.lora is not None:
+        return 4 * trained if loss.moving_reference or continued else 0
+    if loss.moving_reference and loss.reference_mixup < 1:
+        return 4 * sizes.parameters
+    embeddings = sizes.vocabulary * sizes.hidden
+    return width * (sizes.parameters - embeddings) + BYTES[options.masters] * embeddings
+
+
+def logit_bytes(sizes: Architecture, options: TrainerOptions, width: int) -> int:
+    """Of one token: logits, their exponentials and slopes; a gradient of the entropy keeps two more arrays."""
+    bonus = isinstance(options, GrpoOptions) and options.loss.entropy_weight > 0
+    return sizes.vocabulary * (12 + (8 if bonus else 0) + (0 if width == 4 else width))
+
+
+def workspace_bytes(sizes: Architecture, options: TrainerOptions, *, cuda: bool) -> int:
+    """What an update needs for a while: two copies of the largest parameter, a few slices, or (fused) nothing."""
+    largest = sizes.vocabulary * sizes.hidden if options.lora is None else options.lora.rank * sizes.intermediate
+    kind = options.optimizer.kind_on(cuda=cuda, stochastic=options.stochastic)
+    if kind == "adamw_offload" or (kind == "adamw" and options.stochastic):
+        return 6 * 4 * min(SLICE, largest)
+    return 0 if cuda and kind in ("adamw", "adamw_8bit") else 2 * 4 * largest
+
+
+PHASES = {
+    "rollout": ("key-value cache", "decoding", "vLLM, awake"),
+    "training pass": ("gradients", "stored activations", "weights as computed with", "the head's gradient"),
+    "optimizer step": ("gradients", "optimizer's workspace"),
+}
+# Of these only the larger is there: logits are gone when the first layer's backward pass begins.
+ALTERNATIVES = ("a layer's backward pass", "logits")
+
+
+def phase_components(components: dict[str, int]) -> dict[str, dict[str, int]]:
+    """The components that are there at the peak of each phase. What belongs to no phase is there all the time."""
+    passing = {name for names in PHASES.values() for name in names}.union(ALTERNATIVES)
+    present = {phase: set(components) - passing.difference(names) for phase, names in PHASES.items()}
+    present["training pass"].add(max(ALTERNATIVES, key=lambda name: components.get(name, 0)))
+    return {phase: {name: components[name] for name in components if name in there} for phase, there in present.items()}
+
+
+def phase_bytes(components: dict[str, int]) -> dict[str, int]:
+    """Bytes at the peak of each phase of a step."""
+    return {phase: sum(there.values()) for phase, there in phase_components(components).items()}
+
+
+def peak_bytes(components: dict[str, int]) -> int:
+    """The largest of `phase_bytes`."""
+    return max(phase_bytes(components).values())

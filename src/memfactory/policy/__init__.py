@@ -1,0 +1,1 @@
+"""The model in training: forward passes, losses, advantages, optimizer and weights."""

@@ -1,0 +1,254 @@
+"""Groups to training turns, their weights and tensors. Pure; it knows no model and no process.
+
+A group whose known rewards are all equal has no advantage: its turns are dropped here, from the KL term and from every
+count as well, unless `count_zero_variance` keeps them. Dropped are also turns of a trajectory whose reward is unknown,
+turns without a single token, and, with `mask_truncated`, turns cut by length. What is left is what the weights count.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from memfactory.config.losses import LossOptions
+from memfactory.config.training import GrpoOptions, Packing
+from memfactory.policy.advantages.base import StepRewards, checked_advantages, make_estimator
+from memfactory.policy.layout import Layout, lay_out
+from memfactory.types import Group
+
+
+@dataclass(frozen=True)
+class TrainingTurn:
+    """One conversation to train on: `prompt_ids` (P) as fed, `reply_ids` (R) as sampled, and its credit.
+
+    `sampler_logprobs`, `old_logprobs` and `reference_logprobs` (R, nats) are None where there are none; so are the
+    `marks` (R) of tokens that the objective chose over the whole optimizer step. `trajectory` numbers the trajectory
+    the turn comes from, unique within one process, and `prompt` its group: by its place, so that all processes number
+    alike, where it has one.
+    """
+
+    prompt_ids: tuple[int, ...]
+    reply_ids: tuple[int, ...]
+    advantage: float
+    trajectory: int
+    prompt: int
+    step: str
+    truncated: bool = False
+    sampler_logprobs: tuple[float, ...] | None = None
+    old_logprobs: tuple[float, ...] | None = None
+    reference_logprobs: tuple[float, ...] | None = None
+    marks: tuple[bool, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.prompt_ids or not self.reply_ids:
+            raise ValueError(f"a training turn needs prompt and reply tokens (step {self.step!r})")
+        for name in ("sampler_logprobs", "old_logprobs", "reference_logprobs", "marks"):
+            values = getattr(self, name)
+            if values is not None and len(values) != len(self.reply_ids):
+                raise ValueError(f"{len(self.reply_ids)} reply ids but {len(values)} {name} (step {self.step!r})")
+
+    @property
+    def length(self) -> int:
+        """Prompt and reply tokens together."""
+        return len(self.prompt_ids) + len(self.reply_ids)
+
+
+def step_rewards(groups: Sequence[Group]) -> dict[str, list[float]]:
+    """The known rewards of every trained step over all trajectories: what `normalize: batch_std` is taken of."""
+    rewards: dict[str, list[float]] = {}
+    for group in groups:
+        for step in trained_steps(group):
+            known = (trajectory.reward.of_step(step) for trajectory in group.trajectories)
+            rewards.setdefault(step, []).extend(reward for reward in known if reward is not None)
+    return rewards
+
+
+def step_advantages(
+    group: Group, options: GrpoOptions, batch_rewards: Mapping[str, Sequence[float]] | None = None
+) -> dict[str, list[float | None]]:
+    """For each step with trainable turns, the advantage of every trajectory of the group (None: reward unknown).
+
+    All trajectories count in a step's mean, also those that never came to that step. `batch_rewards` are the rewards
+    of the whole batch (`step_rewards`) and needed for `normalize: batch_std` only; None: those of this group.
+    """
+    estimator = make_estimator(options)
+    rewards = {step: tuple(t.reward.of_step(step) for t in group.trajectories) for step in trained_steps(group)}
+    whole = step_rewards([group]) if batch_rewards is None else batch_rewards
+    return {
+        step: checked_advantages(estimator, StepRewards(step, given, tuple(whole.get(step, ())), group))
+        for step, given in rewards.items()
+    }
+
+
+def has_variance(group: Group) -> bool:
+    """Whether the group can train anything: some trained step's known rewards differ."""
+    rewards = step_rewards([group])
+    return any(min(known) != max(known) for known in rewards.values() if known)
+
+
+def teaches(group: Group, options: GrpoOptions, batch_rewards: Mapping[str, Sequence[float]] | None = None) -> bool:
+    """Whether some trajectory of the group has an advantage that is not 0."""
+    return any(any(given) for given in step_advantages(group, options, batch_rewards).values())
+
+
+def training_turns(
+    groups: Sequence[Group],
+    options: GrpoOptions,
+    batch_rewards: Mapping[str, Sequence[float]] | None = None,
+) -> list[TrainingTurn]:
+    """The turns that train, each stamped with the advantage of its (group, step, trajectory).
+
+    What is dropped stands at the top of this file; a turn of advantage 0 in a group whose rewards do differ is kept,
+    since it counts in the weights and in the KL term. With several processes `batch_rewards` are the merged
+    `step_rewards` of all of them.
+    """
+    if batch_rewards is None:
+        batch_rewards = step_rewards(groups)
+    turns: list[TrainingTurn] = []
+    trajectories = 0
+    for number, group in enumerate(groups):
+        prompt = number if group.place is None else group.place
+        credit = step_advantages(group, options, batch_rewards)
+        training = {step: given for step, given in credit.items() if any(given) or options.count_zero_variance}
+        for member, trajectory in enumerate(group.trajectories):
+            for turn in trajectory.turns:
+                tokens = turn.reply.tokens
+                if not turn.trainable or tokens is None or not tokens.reply_ids or turn.step not in training:
+                    continue
+                advantage = training[turn.step][member]
+                truncated = turn.reply.stop == "length"
+                if advantage is None or (truncated and options.loss.mask_truncated):
+                    continue
+                turns.append(
+                    TrainingTurn(
+                        prompt_ids=tokens.prompt_ids,
+                        reply_ids=tokens.reply_ids,
+                        advantage=advantage,
+                        trajectory=trajectories + member,
+                        prompt=prompt,
+                        step=turn.step,
+                        truncated=truncated,
+                        sampler_logprobs=tokens.logprobs,
+                    )
+                )
+        trajectories += len(group.trajectories)
+    return turns
+
+
+def trained_steps(group: Group) -> list[str]:
+    """The steps of the group's trainable turns, in order of appearance."""
+    turns = (turn for trajectory in group.trajectories for turn in trajectory.turns)
+    return list(dict.fromkeys(turn.step for turn in turns if turn.trainable))
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What an optimizer step trains on, over all processes: reply tokens, turns, trajectories and prompts."""
+
+    tokens: int
+    turns: int
+    trajectories: int
+    prompts: int
+
+
+def count(turns: Sequence[TrainingTurn]) -> Totals:
+    """The totals of these turns; with several processes their sum is what the weights need."""
+    return Totals(
+        tokens=sum(len(turn.reply_ids) for turn in turns),
+        turns=len(turns),
+        trajectories=len({turn.trajectory for turn in turns}),
+        prompts=len({turn.prompt for turn in turns}),
+    )
+
+
+def token_weights(turns: Sequence[TrainingTurn], options: LossOptions, totals: Totals | None = None) -> list[float]:
+    """For each turn the weight w of every one of its T reply tokens, fixed over the whole optimizer step.
+
+    The loss of the step is the sum over tokens of w x loss, however the turns are later batched and wherever they
+    run, as long as gradients are summed (not averaged) over processes. `totals` are those of all processes; None:
+    of these turns. The turns of one trajectory and of one prompt are all in one process.
+
+    token: 1 / tokens (DAPO, arXiv 2503.14476). turn: 1 / (turns T) (GRPO, arXiv 2402.03300). trajectory:
+    1 / (trajectories x tokens of the turn's trajectory). prompt: 1 / (prompts x tokens of the turn's prompt).
+    constant: 1 / (turns x constant_length) (Dr. GRPO, arXiv 2503.20783).
+    """
+    totals = count(turns) if totals is None else totals
+    if options.weighting == "token":
+        return [1 / totals.tokens for _ in turns]
+    if options.weighting == "turn":
+        return [1 / (totals.turns * len(turn.reply_ids)) for turn in turns]
+    if options.weighting == "constant":
+        assert options.constant_length is not None
+        return [1 / (totals.turns * options.constant_length) for _ in turns]
+    by_trajectory, by_prompt = Counter[int](), Counter[int]()
+    for turn in turns:
+        by_trajectory[turn.trajectory] += len(turn.reply_ids)
+        by_prompt[turn.prompt] += len(turn.reply_ids)
+    if options.weighting == "trajectory":
+        return [1 / (totals.trajectories * by_trajectory[turn.trajectory]) for turn in turns]
+    return [1 / (totals.prompts * by_prompt[turn.prompt]) for turn in turns]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Turns as tensors. Per-token arrays are [turns, longest reply], padded on the right: reply tokens and no others.
+
+    `layout` says how the ids are fed. `reply_mask` marks what is there of `reply_ids`; `advantages` and `weights` are
+    [turns]. The log-probabilities are 0 off the mask and None where the turns have none.
+    """
+
+    layout: Layout
+    reply_ids: Tensor
+    reply_mask: Tensor
+    advantages: Tensor
+    weights: Tensor
+    sampler_logprobs: Tensor | None
+    old_logprobs: Tensor | None
+    reference_logprobs: Tensor | None
+    marked: Tensor | None = None
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on another device."""
+        moved = {name: value.to(device) for name, value in vars(self).items() if value is not None}
+        return replace(self, **moved)
+
+
+def collate(turns: Sequence[TrainingTurn], weights: Sequence[float], pad_id: int, packing: Packing = "shared") -> Batch:
+    """The turns as one batch; `weights` are those of `token_weights`."""
+    lengths = torch.tensor([len(turn.reply_ids) for turn in turns])
+    reply_mask = torch.arange(int(lengths.max())) < lengths[:, None]
+    replies = torch.tensor([token for turn in turns for token in turn.reply_ids])
+    return Batch(
+        layout=lay_out(turns, packing, pad_id),
+        reply_ids=torch.full(reply_mask.shape, pad_id).masked_scatter(reply_mask, replies),
+        reply_mask=reply_mask,
+        advantages=torch.tensor([turn.advantage for turn in turns], dtype=torch.float32),
+        weights=torch.tensor(weights, dtype=torch.float32),
+        sampler_logprobs=_aligned([turn.sampler_logprobs for turn in turns], reply_mask),
+        old_logprobs=_aligned([turn.old_logprobs for turn in turns], reply_mask),
+        reference_logprobs=_aligned([turn.reference_logprobs for turn in turns], reply_mask),
+        marked=_marked(turns, reply_mask),
+    )
+
+
+def _marked(turns: Sequence[TrainingTurn], reply_mask: Tensor) -> Tensor | None:
+    """The marks of the reply tokens, laid out as `reply_mask`; None where no turn has any."""
+    if all(turn.marks is None for turn in turns):
+        return None
+    flat = torch.tensor([mark for turn in turns for mark in turn.marks or (False,) * len(turn.reply_ids)])
+    return torch.zeros(reply_mask.shape, dtype=torch.bool).masked_scatter(reply_mask, flat)
+
+
+def _aligned(rows: Sequence[tuple[float, ...] | None], reply_mask: Tensor) -> Tensor | None:
+    """Values of reply tokens laid out as `reply_mask`; None where no row has any."""
+    given = [row for row in rows if row is not None]
+    if not given:
+        return None
+    if len(given) < len(rows):
+        raise ValueError(f"{len(given)} of {len(rows)} turns have log-probabilities; all or none must")
+    flat = torch.tensor([value for row in given for value in row], dtype=torch.float32)
+    return torch.zeros(reply_mask.shape).masked_scatter(reply_mask, flat)

@@ -1,0 +1,199 @@
+"""The maths of policy optimization: advantages, per-token losses, KL estimators and sampler corrections.
+
+Tensors are [rows, tokens], one row a turn, padded on the right. `mask` marks the tokens that are trained on; what
+stands elsewhere is ignored even where it is NaN, and every result there is exactly 0. Throughout, d is the log-ratio
+log pi - log pi_old of a token, r = exp(d), and A the advantage of its turn. Every log-ratio is clamped to +-20 before
+it is exponentiated (e^20 is about 5e8, so float32 stays finite); beyond that the ratio passes no gradient on. Half
+precision is raised to float32 first. How tokens are weighed against each other is not known here (see `batch.py`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from memfactory.config.losses import LossOptions, Normalize
+from memfactory.policy.objectives.base import Terms, checked_parts, make_objective
+
+LOG_RATIO_LIMIT = 20.0
+
+
+def deviation(rewards: Sequence[float | None]) -> float:
+    """The unbiased standard deviation of the known rewards; 0 for fewer than two, and exactly 0 where all are equal."""
+    known = [reward for reward in rewards if reward is not None]
+    if len(known) < 2 or min(known) == max(known):
+        return 0.0
+    mean = math.fsum(known) / len(known)
+    return math.sqrt(math.fsum((reward - mean) ** 2 for reward in known) / (len(known) - 1))
+
+
+def advantages(
+    rewards: Sequence[float | None],
+    normalize: Normalize = "std",
+    epsilon: float = 1e-4,
+    batch_deviation: float | None = None,
+) -> list[float | None]:
+    """The advantages of one group: A_i = (r_i - mean) / (s + epsilon).
+
+    s is the group's unbiased standard deviation for "std" (GRPO, arXiv 2402.03300), its population's for
+    "population_std", and `batch_deviation`, that of the raw rewards of the whole batch, for "batch_std" (arXiv
+    2508.08221); "none" does not divide (Dr. GRPO, arXiv 2503.20783); "mean" divides by the group's mean alone, and by
+    nothing where that is 0 or less (MaxRL, arXiv 2602.02710, whose rewards are not negative). An unknown reward (None)
+    is left out of mean and deviation and its advantage is None. Where the known rewards are all equal, or there is only
+    one, every advantage is exactly 0.
+    """
+    known = [reward for reward in rewards if reward is not None]
+    if not all(math.isfinite(reward) for reward in known):
+        raise ValueError(f"rewards must be finite or None, got {list(rewards)}")
+    if normalize == "batch_std" and batch_deviation is None:
+        raise ValueError("normalize 'batch_std' needs the standard deviation of the batch's rewards")
+    if len(known) < 2 or min(known) == max(known):
+        return [None if reward is None else 0.0 for reward in rewards]
+    mean = math.fsum(known) / len(known)
+    scale = 1.0
+    if normalize == "std":
+        scale = deviation(known) + epsilon
+    elif normalize == "population_std":
+        scale = deviation(known) * math.sqrt((len(known) - 1) / len(known)) + epsilon
+    elif normalize == "mean" and mean > 0:
+        scale = mean
+    elif normalize == "batch_std" and batch_deviation is not None:
+        scale = batch_deviation + epsilon
+    return [None if reward is None else (reward - mean) / scale for reward in rewards]
+
+
+@dataclass(frozen=True)
+class TokenLosses:
+    """Per-token results, all [rows, tokens] and 0 where the mask is off.
+
+    `loss` = `policy` + kl_weight x `kl` - entropy_weight x entropy. `ratio` (detached) is the token's ratio, or its
+    turn's for GSPO, GMPO and VESPO. `clipped_low` and `clipped_high` (bool) mark where a bound of the objective took
+    effect. `correction` (detached) is the sampler's importance weight.
+    """
+
+    loss: Tensor
+    policy: Tensor
+    ratio: Tensor
+    clipped_low: Tensor
+    clipped_high: Tensor
+    kl: Tensor | None = None
+    correction: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What a step adds to the loss, each [rows, tokens] where it is a tensor.
+
+    `kl_weight` is the KL coefficient at this step, None: that of the options. `entropies` carry a gradient where
+    `entropy_weight` is above 0. `marked` (bool) are the tokens that the objective chose over the whole step.
+    """
+
+    kl_weight: float | None = None
+    entropies: Tensor | None = None
+    marked: Tensor | None = None
+
+
+def token_losses(
+    logprobs: Tensor,
+    old_logprobs: Tensor | None,
+    advantages: Tensor,
+    mask: Tensor,
+    options: LossOptions,
+    ref_logprobs: Tensor | None = None,
+    sampler_logprobs: Tensor | None = None,
+    extras: Extras | None = None,
+) -> TokenLosses:
+    """The loss of every token: correction x objective + kl_weight x KL - entropy_weight x entropy.
+
+    `logprobs`, `old_logprobs`, `ref_logprobs` and `sampler_logprobs` are [rows, tokens] in nats, `advantages` [rows],
+    `mask` bool [rows, tokens]. `old_logprobs` None means on-policy: r is exactly 1 and only its gradient remains.
+    The KL term and the entropy bonus are neither corrected nor clipped; with `kl_unbiased` the KL is multiplied by r,
+    whose gradient turns that of k3 into the KL's own (arXiv 2512.02556). Only `logprobs` and `extras.entropies` receive
+    a gradient. With `kl_in_reward` the loss has no KL term.
+    """
+    extras = extras or Extras()
+    kl_weight = (options.kl_weight if extras.kl_weight is None else extras.kl_weight) if options.kl_in_loss else 0.0
+    if kl_weight > 0 and ref_logprobs is None:
+        raise ValueError("kl_weight is above 0 but there are no reference log-probabilities")
+    if options.sampler_correction != "none" and sampler_logprobs is None:
+        raise ValueError(f"{options.sampler_correction} needs the sampler's log-probabilities")
+    zero = torch.zeros((), dtype=_precise(logprobs).dtype, device=logprobs.device)
+    current = torch.where(mask, _precise(logprobs), zero)
+    old = current.detach() if old_logprobs is None else torch.where(mask, _precise(old_logprobs).detach(), zero)
+    correction = None
+    if sampler_logprobs is not None and options.sampler_correction != "none":
+        sampler = torch.where(mask, _precise(sampler_logprobs).detach(), zero)
+        correction = sampler_weights(old - sampler, mask, options)
+    log_ratio = (current - old).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    weighed_advantages = advantages.to(current.dtype)[:, None]
+    objective = make_objective(options)
+    terms = Terms(current, log_ratio, weighed_advantages, mask, options, correction, extras.marked)
+    parts = checked_parts(objective, terms)
+    weighed = parts.loss if correction is None or objective.takes_correction else parts.loss * correction
+    policy = torch.where(mask, weighed, zero)
+    kl = None
+    if ref_logprobs is not None:
+        reference = torch.where(mask, _precise(ref_logprobs).detach(), zero)
+        kl = kl_estimate(current, reference, options.kl_estimator)
+        if options.kl_unbiased:
+            kl = kl * log_ratio.exp()
+    loss = policy if kl is None or kl_weight == 0 else policy + kl_weight * kl
+    if options.entropy_weight > 0:
+        if extras.entropies is None:
+            raise ValueError("entropy_weight is above 0 but there are no entropies")
+        loss = loss - options.entropy_weight * torch.where(mask, _precise(extras.entropies), zero)
+    return TokenLosses(
+        loss=loss,
+        policy=policy,
+        ratio=torch.where(mask, parts.ratio.detach(), zero),
+        clipped_low=parts.low & mask,
+        clipped_high=parts.high & mask,
+        kl=kl,
+        correction=None if correction is None else torch.where(mask, correction, zero),
+    )
+
+
+def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, estimator: Literal["k1", "k2", "k3"]) -> Tensor:
+    """Per-token estimates of KL(pi || ref) from tokens drawn from pi (J. Schulman, "Approximating KL divergence").
+
+    With u = log ref - log pi: k1 = -u; k2 = u^2 / 2; k3 = exp(u) - u - 1, never negative. k1 is unbiased as a value,
+    but its gradient as a loss is 0 in expectation: it is there for comparison, not for holding a policy back. In k3 u
+    is clamped to at most 20.
+    """
+    u = _precise(ref_logprobs) - _precise(logprobs)
+    if estimator == "k1":
+        return -u
+    if estimator == "k2":
+        return u.square() / 2
+    u = u.clamp(max=LOG_RATIO_LIMIT)
+    return torch.expm1(u) - u
+
+
+def sampler_weights(log_weights: Tensor, mask: Tensor, options: LossOptions) -> Tensor:
+    """Importance weights policy / sampler, detached: [rows, tokens] for token modes, [rows, 1] for sequence modes.
+
+    `log_weights` = log pi_old - log mu, 0 where the mask is off. Truncation takes min(w, correction_high) (TIS);
+    masking keeps w inside [correction_low, correction_high] and drops the token or turn outside it. A turn's weight
+    is the geometric mean of its tokens' weights or their product (`correction_turn`): the product leaves any band
+    within some hundred tokens of a small constant drift.
+    """
+    log_weights = log_weights.detach()
+    if options.sampler_correction.startswith("sequence"):
+        log_weights = log_weights.sum(-1, keepdim=True)
+        if options.correction_turn == "geometric":
+            log_weights = log_weights / mask.sum(-1, keepdim=True).clamp(min=1)
+    weights = log_weights.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
+    if options.sampler_correction.endswith("truncate"):
+        return weights.clamp(max=options.correction_high)
+    inside = (weights >= options.correction_low) & (weights <= options.correction_high)
+    return torch.where(inside, weights, torch.zeros_like(weights))
+
+
+def _precise(values: Tensor) -> Tensor:
+    """float32 at least."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -1,0 +1,124 @@
+"""AdamW and its learning-rate schedule from the options. It knows nothing of losses."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch.nn import Parameter
+from torch.optim import AdamW, Optimizer
+
+from memfactory.config.training import TORCHAO_KINDS, OptimizerOptions
+from memfactory.errors import ConfigError
+from memfactory.policy.sliced_adamw import SlicedAdamW
+
+log = logging.getLogger("memfactory")
+
+
+def make_optimizer(parameters: Iterable[Parameter], options: OptimizerOptions, seed: int = 0) -> Optimizer:
+    """AdamW (arXiv 1711.05101) of `options.kind` over the parameters that require a gradient; only matrices decay.
+
+    On CUDA torch's fused kernel is used, which needs no temporary copy of the weights. bfloat16 parameters are rounded
+    at random, with draws that depend on `seed` and the updates taken. ConfigError where the kind needs a package or a
+    device that is not here.
+    """
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": options.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    betas, rate, epsilon = (options.beta1, options.beta2), options.learning_rate, options.epsilon
+    cuda = all(parameter.is_cuda for parameter in trained)
+    stochastic = any(parameter.dtype == torch.bfloat16 for parameter in trained)
+    kind = options.kind_on(cuda=cuda, stochastic=stochastic)
+    if kind in TORCHAO_KINDS:
+        try:
+            from memfactory.policy.torchao_adamw import torchao_adamw
+        except ImportError as error:
+            raise _missing(kind, "torchao", error) from None
+        return torchao_adamw(kind, groups, lr=rate, betas=betas, eps=epsilon, seed=seed)
+    if kind == "adamw_8bit":
+        return _bitsandbytes(groups, rate, betas, epsilon)
+    if stochastic or kind == "adamw_offload":
+        offload = kind == "adamw_offload"
+        return SlicedAdamW(groups, lr=rate, betas=betas, eps=epsilon, seed=seed, host_moments=offload)
+    return AdamW(groups, lr=rate, betas=betas, eps=epsilon, fused=cuda)
+
+
+def _bitsandbytes(groups: list[dict[str, Any]], rate: float, betas: tuple[float, float], epsilon: float) -> Optimizer:
+    """bitsandbytes' 8-bit moments (arXiv 2110.02861)."""
+    if not torch.cuda.is_available():
+        raise ConfigError("optimizer.kind adamw_8bit needs an NVIDIA GPU; there is none here. Use kind: adamw")
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise _missing("adamw_8bit", "bitsandbytes", error) from None
+    return AdamW8bit(groups, lr=rate, betas=betas, eps=epsilon)
+
+
+def _missing(kind: str, extra: str, error: ImportError) -> ConfigError:
+    return ConfigError(f"optimizer.kind {kind} needs {extra} ({error}): pip install 'memfactory[{extra}]'")
+
+
+def learning_rate_share(step: int, options: OptimizerOptions, total_steps: int) -> float:
+    """The share of the peak learning rate at optimizer step `step`, counted from 0.
+
+    Of W warm-up steps the n-th has n / W, so the first is not wasted on a rate of 0. After them a falling schedule
+    goes from 1 to `final_share`, which it reaches when `total_steps` have been taken and keeps from then on.
+    """
+    warmup = options.warmup_steps
+    if step < warmup:
+        return (step + 1) / warmup
+    if options.schedule == "constant":
+        return 1.0
+    done = min(1.0, (step - warmup) / max(1, total_steps - warmup))
+    left = 1 - done if options.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
+    return options.final_share + (1 - options.final_share) * left
+
+
+class Schedule:
+    """Sets the optimizer's learning rate to `learning_rate_share` of its peak.
+
+    Its state is the steps taken and how many it was spread over. A run that goes on with more steps is spread over all
+    of them anew, with a warning: at the end of the old schedule the rate may be 0, at which nothing more is learnt.
+    """
+
+    def __init__(self, optimizer: Optimizer, options: OptimizerOptions, total_steps: int) -> None:
+        self.optimizer = optimizer
+        self.options = options
+        self.total_steps = total_steps
+        self.steps = 0
+        self._apply()
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate of the next optimizer step."""
+        return self.options.learning_rate * learning_rate_share(self.steps, self.options, self.total_steps)
+
+    def step(self) -> None:
+        """One optimizer step was taken."""
+        self.steps += 1
+        self._apply()
+
+    def state_dict(self) -> dict[str, int]:
+        return {"steps": self.steps, "total_steps": self.total_steps}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        self.steps = state["steps"]
+        self._apply()
+        before = state.get("total_steps", self.total_steps)
+        if self.options.schedule != "constant" and before != self.total_steps:
+            old = self.options.learning_rate * learning_rate_share(self.steps, self.options, before)
+            log.warning(
+                "the %s schedule is spread over %d optimizer steps now, not over %d as before: after step %d the "
+                "learning rate is %.3g instead of %.3g",
+                *(self.options.schedule, self.total_steps, before, self.steps, self.learning_rate, old),
+            )
+
+    def _apply(self) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate

@@ -1,0 +1,120 @@
+"""The processes that train together, and sums over all of them (docs/decisions/0001). It knows no model."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_object_list
+from torch.nn import Parameter
+
+from memfactory.environment import process_count
+from memfactory.errors import ConfigError, LostProcess
+from memfactory.policy.batch import Totals
+
+T = TypeVar("T")
+log = logging.getLogger("memfactory")
+SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+# Longer than any evaluation takes; a process that has died is told of at once by its launcher.
+PATIENCE = timedelta(days=2)
+# What gloo and NCCL say where the other side is gone.
+CLOSED = re.compile(r"[Cc]onnection (closed|reset) by peer")
+BROKEN = re.compile(rf"gloo|NCCL|{CLOSED.pattern}|[Ss]ocket [Tt]imeout")
+POLL, GRACE = 1.0, 120.0
+
+
+def make_accelerator(device: torch.device) -> Accelerator:
+    """Accelerate for `device`. While one process evaluates, saves or samples longer, the others wait for it."""
+    patience = InitProcessGroupKwargs(timeout=PATIENCE)
+    return Accelerator(cpu=device.type == "cpu", kwargs_handlers=[patience])
+
+
+def check_processes(accelerator: Accelerator) -> None:
+    """Raise ConfigError where a process does not hold the whole model."""
+    if accelerator.distributed_type not in SUPPORTED:
+        raise ConfigError(
+            "training runs in one process or in several that each hold the whole model, not under "
+            f"{accelerator.distributed_type.value}; start it with torchrun or accelerate launch --multi_gpu"
+        )
+
+
+def leave_processes() -> None:
+    """Leave the group of processes, if this is one of several: one that ends as a member can abort at its exit."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+@contextmanager
+def naming_lost_process() -> Iterator[None]:
+    """Raise LostProcess where one of the others has ended: gloo and NCCL know only that a connection broke off."""
+    try:
+        yield
+    except RuntimeError as error:
+        if process_count() == 1 or not (isinstance(error, torch.distributed.DistError) or BROKEN.search(str(error))):
+            raise
+        # Where it is not plain that the other side is gone, the library's own words may say more.
+        words = "" if CLOSED.search(str(error)) else f" ({str(error).strip().partition(chr(10))[0]})"
+        raise LostProcess(
+            f"another process of this run has ended, so the others cannot go on; the cause is its own error{words}"
+        ) from error
+
+
+@contextmanager
+def watched_launcher() -> Iterator[None]:
+    """End this process, as the launcher would have, where the launcher of several is gone: nobody else would.
+
+    It is asked to stop by SIGTERM, so that the last whole step is saved, and after `GRACE` seconds ended.
+    """
+    if process_count() == 1:
+        yield
+        return
+    launcher, done = os.getppid(), threading.Event()
+
+    def watch() -> None:
+        while not done.wait(POLL):
+            if os.getppid() != launcher:
+                log.error("the launcher of this run is gone, so it stops")
+                os.kill(os.getpid(), signal.SIGTERM)
+                if not done.wait(GRACE):
+                    os._exit(1)
+                return
+
+    threading.Thread(target=watch, name="launcher-watch", daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
+
+
+def of_first_process(value: T | None) -> T:
+    """What the first process gave as `value`, in all of them. Every process must call it."""
+    held = [value]
+    broadcast_object_list(held)
+    assert held[0] is not None
+    return held[0]
+
+
+def summed_totals(accelerator: Accelerator, own: Totals) -> Totals:
+    """The totals of all processes. Every process must call it."""
+    counts = torch.tensor([own.tokens, own.turns, own.trajectories, own.prompts], device=accelerator.device)
+    return Totals(*accelerator.reduce(counts, reduction="sum").tolist())
+
+
+def sum_gradients(accelerator: Accelerator, parameters: Sequence[Parameter]) -> None:
+    """Give every process the sum of all processes' gradients; one that has none adds zeros. All must call it."""
+    if accelerator.num_processes == 1:
+        return
+    for parameter in parameters:
+        own = parameter.grad
+        if own is None:
+            own = torch.zeros_like(parameter, dtype=torch.float32)
+        parameter.grad = accelerator.reduce(own, reduction="sum")
