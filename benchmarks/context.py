@@ -30,7 +30,7 @@ from memfactory.config import load_config
 from memfactory.data.benchmarks.ruler import make_vt
 from memfactory.evaluate.attempts import attempt
 from memfactory.text import token_spans
-from memfactory.types import Codec, Decoding, Task
+from memfactory.types import Codec, SamplingParams, Task
 
 SIZE = Size(layers=2)
 """3.67 million parameters, more than half of them the vocabulary's."""
@@ -180,7 +180,7 @@ def written(length: int, codec: Codec) -> str:
 def read(stack: Stack, text: str) -> Sequence[Any]:
     """The turns of one attempt at a question about `text`."""
     task = Task("task", "Which variables have the value 12345?", (), text)
-    greedy = stack.drawn_with(Decoding(temperature=0.0))
+    greedy = stack.drawn_with(SamplingParams(temperature=0.0))
     (episode,) = attempt(stack.agent, [(task, 0)], stack.engines, decodings=greedy, seed=0)
     return episode.turns
 

@@ -31,7 +31,7 @@ from memfactory.policy.optimizer import make_optimizer
 from memfactory.policy.reference import Reference
 from memfactory.policy.weights import trainable
 from memfactory.rollout import rollout
-from memfactory.types import Decoding, Group, Message, Reply, Sampling, Tokens
+from memfactory.types import Group, Message, Reply, Sampling, SamplingParams, Tokens
 
 
 class PlainEngine:
@@ -160,7 +160,7 @@ class PlainSide:
             self.tasks[:count],
             self.stack.engines,
             group_size=options.generations,
-            decodings=self.stack.drawn_with(Decoding(options.temperature, options.top_p, options.top_k)),
+            decodings=self.stack.drawn_with(SamplingParams(options.temperature, options.top_p, options.top_k)),
             seeds=[stream_seed(self.seed, "rollout", at) for at in range(count)],
         )
 

@@ -66,7 +66,7 @@ class Spread(RewardFunction):
     """The attempt's number: it means nothing, and every group has variance."""
 
     def score(self, episodes: Sequence[Episode]) -> list[float | None]:
-        return [float(episode.member) for episode in episodes]
+        return [float(episode.index) for episode in episodes]
 
 
 @MODULES.register("bench_silent")

@@ -19,7 +19,7 @@ from memfactory.engines.hf.engine import HfEngine
 from memfactory.engines.options import HfEngineConfig
 from memfactory.model.chat import ChatFormat
 from memfactory.registry import DATASETS
-from memfactory.types import Decoding, Message, Sampling
+from memfactory.types import Message, Sampling, SamplingParams
 
 LONGEST_REPLY = 160
 
@@ -66,7 +66,7 @@ def demonstrations(rows: int) -> list[tuple[str, str, str]]:
 def replies(engine: HfEngine, shown: list[tuple[str, str, str]], temperature: float) -> list[str]:
     """What the engine says to each, at `temperature`."""
     for number, (_, asked, _) in enumerate(shown):
-        sampling = Sampling(LONGEST_REPLY, Decoding(temperature=temperature), seed=number)
+        sampling = Sampling(LONGEST_REPLY, SamplingParams(temperature=temperature), seed=number)
         engine.submit(number, [Message("user", asked)], sampling)
     said: dict[object, str] = {}
     while len(said) < len(shown):

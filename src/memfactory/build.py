@@ -33,7 +33,7 @@ from memfactory.model.model_files import weights_fingerprint
 from memfactory.model.options import ModelConfig
 from memfactory.plugins.boundary import made
 from memfactory.registry import AGENTS, DATASETS, ENVS, MODULES, REWARDS
-from memfactory.types import Codec, Decoding, Role, Task
+from memfactory.types import Codec, Role, SamplingParams, Task
 from memfactory.whole_folders import NOT_FOR_MODELS, check_folder
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class Stack:
     agent: Agent
     env: Environment
     engines: Mapping[str, Engine]
-    decodings: Mapping[str, Decoding]
+    decodings: Mapping[str, SamplingParams]
     codec: Codec
     model: PreTrainedModel | None
     chat: ChatFormat | None
@@ -95,7 +95,7 @@ class Stack:
             log.warning("%s: %s", found.source, note)
         return found.tasks
 
-    def drawn_with(self, policy: Decoding) -> dict[str, Decoding]:
+    def drawn_with(self, policy: SamplingParams) -> dict[str, SamplingParams]:
         """How each engine's replies are drawn: the policy's as given, a helper's as it was configured."""
         return {**self.decodings, POLICY: policy}
 
@@ -217,8 +217,8 @@ def build_engines(
 ) -> dict[str, Engine]:
     """The policy's engine under "policy", and the helpers by their names.
 
-    Settings that differ in their decoding alone share one engine. The greedy replies of an engine whose weights stay as
-    they are, are kept in `replies`; the policy's do where `policy_stays`.
+    Settings that differ only in sampling parameters share one engine. Greedy replies of an engine of fixed weights are
+    kept in `replies`; the policy's do where `policy_stays`.
     """
     store = ReplyStore() if replies is None else replies
     policy = _engine(config.engine, config, model, chat)
@@ -302,5 +302,5 @@ def _adapter_rank(config: RunConfig, model: PreTrainedModel | None) -> int | Non
     return options.lora.rank if isinstance(options, TrainerOptions) and options.lora is not None else None
 
 
-def _decodings(config: RunConfig) -> dict[str, Decoding]:
-    return {name: Decoding(settings.temperature, settings.top_p) for name, settings in config.engines.items()}
+def _decodings(config: RunConfig) -> dict[str, SamplingParams]:
+    return {name: SamplingParams(settings.temperature, settings.top_p) for name, settings in config.engines.items()}

@@ -25,7 +25,7 @@ from memfactory.types import (
 class Episode:
     """One attempt at a task while it is being played: the only value here that changes.
 
-    `member` is the attempt's number within its group; `frozen` says that nothing of the attempt is trained on.
+    `index` is the episode's number within its group; `frozen` says that nothing of the attempt is trained on.
     `answer` is the answer alone; `answer_text` is the reply that it was taken from (None: it was the answer), and
     `answer_form` the form that was asked for (None: the module did not say).
     `memory` is the text memory of recurrent agents, `bank` the memory bank of the others. The modules of the latter
@@ -39,7 +39,7 @@ class Episode:
     """
 
     task: Task
-    member: int = 0
+    index: int = 0
     seed: int = 0
     memory: str = ""
     turns: list[Turn] = field(default_factory=list)

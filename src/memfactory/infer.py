@@ -23,9 +23,9 @@ from memfactory.evaluate.questions import asked_about_conversation, asked_about_
 from memfactory.evaluate.targets import without_unused
 from memfactory.files import JsonLinesWriter, json_line, read_json_lines
 from memfactory.rollout import texts_read
-from memfactory.types import Decoding, Reading, Task
+from memfactory.types import Reading, SamplingParams, Task
 
-GREEDY = Decoding(temperature=0.0)
+GREEDY = SamplingParams(temperature=0.0)
 IGNORED = ("temperature", "top_p", "top_k")
 
 
@@ -38,7 +38,7 @@ def run_inference(
     input: Path | None = None,
     output: Path | None = None,
     bank: Path | None = None,
-    decoding: Decoding = GREEDY,
+    sampling_params: SamplingParams = GREEDY,
     as_json: bool = False,
     show_memory: bool = False,
     console: Console,
@@ -67,7 +67,7 @@ def run_inference(
     for problem in problems:
         errors.print(f"left out: {problem}", style="red", markup=False, highlight=False, soft_wrap=True)
     with nullcontext() if bank is None else KeptBank.held(bank, resolved.config.agent) as kept:
-        named: Mapping[str, str | None] = sampling_fingerprint(resolved, decoding, resolved.config.eval.seed)
+        named: Mapping[str, str | None] = sampling_fingerprint(resolved, sampling_params, resolved.config.eval.seed)
         if kept is not None:
             tasks, named = kept.named(tasks, named, of_rows=input is not None)
         configuration = digest(named)
@@ -75,7 +75,7 @@ def run_inference(
         failed = 0
         if missing:
             with nullcontext() if output is None else JsonLinesWriter(output) as file:
-                for episode in _played(resolved, missing, decoding, kept, errors, show_memory):
+                for episode in _played(resolved, missing, sampling_params, kept, errors, show_memory):
                     if episode.failure is not None:
                         failed += 1
                         told = f"not answered: {episode.task.id}: {episode.failure}"
@@ -153,7 +153,7 @@ def _unanswered(tasks: Sequence[Task], output: Path, configuration: str) -> tupl
         answered[row.get("id")] = row.get("question")
         if row.get("configuration") != configuration:
             raise ConfigError(
-                f"{output} holds answers of another model, agent or decoding (configuration "
+                f"{output} holds answers of another model, agent or sampling parameters (configuration "
                 f"{row.get('configuration')}, now {configuration}). Name another --output, or delete it."
             )
     changed = [task.id for task in tasks if answered.get(task.id, task.question) != task.question]
@@ -168,7 +168,7 @@ def _unanswered(tasks: Sequence[Task], output: Path, configuration: str) -> tupl
 def _played(
     resolved: Resolved,
     tasks: Sequence[Task],
-    decoding: Decoding,
+    sampling_params: SamplingParams,
     kept: KeptBank | None,
     errors: Console,
     show_memory: bool,
@@ -185,7 +185,7 @@ def _played(
                 stack.agent,
                 [(task, 0) for task in tasks],
                 stack.engines,
-                decodings=stack.drawn_with(decoding),
+                decodings=stack.drawn_with(sampling_params),
                 seed=resolved.config.eval.seed,
                 window=attempts_under_way(resolved.config.engine),
                 on_turn=MemoryView(errors, named=len(tasks) > 1).show if show_memory else None,

@@ -13,7 +13,7 @@ from memfactory.engines.base import Engine
 from memfactory.episode import Episode
 from memfactory.errors import ConfigError, EngineError, PromptTooLong, RequestRefused
 from memfactory.plugins.boundary import broken, guarded
-from memfactory.types import Decoding, Reply, Reward, Sampling, Turn
+from memfactory.types import Reply, Reward, Sampling, SamplingParams, Turn
 
 REFUSALS = 8
 """After so many refusals in a row, without a reply in between, the policy's engine is taken to be set up wrongly."""
@@ -33,7 +33,7 @@ def play(
     episodes: Sequence[Episode],
     engines: Mapping[str, Engine],
     *,
-    decodings: Mapping[str, Decoding] | None = None,
+    decodings: Mapping[str, SamplingParams] | None = None,
     score: Score | None = None,
     frozen: bool = False,
     seed: int = 0,
@@ -80,7 +80,7 @@ class _Play:
         agent: Agent,
         episodes: Sequence[Episode],
         engines: Mapping[str, Engine],
-        decodings: Mapping[str, Decoding],
+        decodings: Mapping[str, SamplingParams],
         score: Score | None,
         frozen: bool,
         seed: int,
@@ -165,20 +165,20 @@ class _Play:
     def _part(self, work: _Work, wanted: Shared) -> _Work:
         """The shared work that `wanted` names, there already or new. In training a group has its own."""
         episode = work.episode
-        seed, member = (self.seed, episode.member) if episode.frozen else (episode.seed, 0)
-        key = f"{wanted.key} {seed} {member}"
+        seed, index = (self.seed, episode.index) if episode.frozen else (episode.seed, 0)
+        key = f"{wanted.key} {seed} {index}"
         if key not in self.shared:
-            scratch = Episode(wanted.task, member, stream_seed("shared", key), frozen=episode.frozen)
+            scratch = Episode(wanted.task, index, stream_seed("shared", key), frozen=episode.frozen)
             self.shared[key] = _Work(scratch, wanted.dialogue(scratch), key)
         return self.shared[key]
 
     def _submit(self, work: _Work, ask: Ask) -> Iterator[Episode]:
         """Hand an ask to its engine; the episodes that end because it takes no such prompt."""
         episode = work.episode
-        stream = stream_seed(episode.seed, episode.member, len(episode.turns))
-        decoding = self.decodings.get(ask.engine, Decoding())
+        stream = stream_seed(episode.seed, episode.index, len(episode.turns))
+        sampling_params = self.decodings.get(ask.engine, SamplingParams())
         self.submitted += 1
-        sampling = Sampling(ask.max_tokens, decoding, ask.stop, stream)
+        sampling = Sampling(ask.max_tokens, sampling_params, ask.stop, stream)
         try:
             self.engines[ask.engine].submit(self.submitted, ask.messages, sampling)
         except EngineError as error:

@@ -16,7 +16,7 @@ from memfactory.episode import Episode, bank_trace
 from memfactory.play import play
 from memfactory.plugins.boundary import broken, guarded, short_repr
 from memfactory.registry import Options
-from memfactory.types import Decoding, Group, Reading, Reward, Task, Trajectory, Turn
+from memfactory.types import Group, Reading, Reward, SamplingParams, Task, Trajectory, Turn
 
 log = logging.getLogger("memfactory")
 
@@ -34,7 +34,7 @@ def rollout(
     engines: Mapping[str, Engine],
     *,
     group_size: int,
-    decodings: Mapping[str, Decoding],
+    decodings: Mapping[str, SamplingParams],
     seeds: Sequence[int],
     on_turn: Callable[[Episode, Turn], None] | None = None,
 ) -> list[Group]:
@@ -45,9 +45,9 @@ def rollout(
     that a helper's failure or a refused request ended; those that did not fit the context are the caller's to tell.
     """
     episodes = [
-        Episode(task, member=member, seed=seed)
+        Episode(task, index=index, seed=seed)
         for task, seed in zip(tasks, seeds, strict=True)
-        for member in range(group_size)
+        for index in range(group_size)
     ]
     for _ in play(agent, episodes, engines, decodings=decodings, score=env.score, on_turn=on_turn):
         pass
@@ -129,7 +129,7 @@ def trajectory_of(episode: Episode, reward: Reward) -> Trajectory:
     if asked:
         reward = replace(reward, steps=MappingProxyType({**asked, **reward.steps}))
     return Trajectory(
-        episode.member,
+        episode.index,
         tuple(episode.turns),
         episode.answer,
         reward,

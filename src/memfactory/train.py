@@ -43,7 +43,7 @@ from memfactory.trackers.base import State
 from memfactory.trackers.fanout import Trackers
 from memfactory.trainers.base import Interrupted, Trained, Trainer, remove_partial
 from memfactory.trainers.learners import Learners
-from memfactory.types import Decoding, Task
+from memfactory.types import SamplingParams, Task
 
 log = logging.getLogger("memfactory")
 REPLIES = "replies.jsonl"
@@ -224,7 +224,7 @@ class LiveRun:
         if not self.main or self.history.has(step):
             return
         settings = self.resolved.config.eval
-        decoding = Decoding(settings.temperature, settings.top_p, settings.top_k)
+        sampling_params = SamplingParams(settings.temperature, settings.top_p, settings.top_k)
         results = {}
         for name, tasks in self.tasks.items():
             try:
@@ -235,7 +235,7 @@ class LiveRun:
                     self.stack.engines,
                     metrics=settings.metrics,
                     samples=settings.samples,
-                    decodings=self.stack.drawn_with(decoding),
+                    decodings=self.stack.drawn_with(sampling_params),
                     seed=settings.seed,
                     max_unknown_share=settings.max_unknown_share,
                     on_progress=partial(self._progress, name),

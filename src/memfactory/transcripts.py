@@ -62,7 +62,7 @@ class Transcript:
     task_id: str
     question: str
     answers: tuple[str, ...]
-    member: int
+    index: int
     reward: float | None
     parts: Mapping[str, float | None]
     advantage: Mapping[str, float | None]
@@ -82,7 +82,7 @@ class Transcript:
             "task_id": self.task_id,
             "question": self.question,
             "answers": list(self.answers),
-            "member": self.member,
+            "index": self.index,
             "reward": {"total": self.reward, "parts": dict(self.parts), **steps},
             "advantage": dict(self.advantage),
             "answer": self.answer,
@@ -101,7 +101,8 @@ class Transcript:
     def from_json(value: Mapping[str, Any]) -> Transcript:
         reward = value["reward"]
         return Transcript(
-            **{name: value[name] for name in ("step", "task_id", "question", "member", "advantage", "answer")},
+            **{name: value[name] for name in ("step", "task_id", "question", "advantage", "answer")},
+            index=value["index"] if "index" in value else value["member"],  # older files say "member"
             answers=tuple(value["answers"]),
             reward=reward["total"],
             parts=reward["parts"],
@@ -161,7 +162,7 @@ def _bank(trajectory: Trajectory, banks: list[tuple[int, BankTrace]]) -> Mapping
     assert own is not None
     same = next((member for member, one in banks if (one.items, one.changes) == (own.items, own.changes)), None)
     if same is None:
-        banks.append((trajectory.member, own))
+        banks.append((trajectory.index, own))
     return own.to_json(same)
 
 
@@ -177,7 +178,7 @@ def _transcript(
         task_id=group.task.id,
         question=group.task.question,
         answers=group.task.answers,
-        member=trajectory.member,
+        index=trajectory.index,
         reward=trajectory.reward.total,
         parts=dict(trajectory.reward.parts),
         advantage=advantage,

@@ -124,8 +124,8 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Decoding:
-    """How tokens are drawn. The defaults are the model's own distribution: temperature 1, nothing cut off.
+class SamplingParams:
+    """Sampling parameters. The defaults leave the model's distribution unchanged: temperature 1, no truncation.
 
     `temperature` 0 is greedy; `top_k` 0 is off.
     """
@@ -145,13 +145,13 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How one reply is drawn: `decoding`, at most `max_tokens` tokens, `stop` strings beside the end token.
+    """How one reply is sampled: under `params`, at most `max_tokens` tokens, ended by the end token or a `stop` string.
 
     `seed` names the reply's own random stream, so a reply does not depend on what else is in the batch.
     """
 
     max_tokens: int
-    decoding: Decoding = Decoding()
+    params: SamplingParams = SamplingParams()
     stop: tuple[str, ...] = ()
     seed: int = 0
 
@@ -248,7 +248,7 @@ class Trajectory:
     """A finished attempt; `failure`, `overlong` and `reading` are those of its episode, `bank` is what became of its
     bank."""
 
-    member: int
+    index: int
     turns: tuple[Turn, ...]
     answer: str | None
     reward: Reward

@@ -74,11 +74,11 @@ def task(question: str = "Where does Ada live?", **values: object) -> Task:
 
 def played(agent: Agent, episodes: Sequence[Episode], engine: ScriptedEngine, **options) -> list[Episode]:
     done = list(play(agent, episodes, {"policy": engine}, **options))
-    return sorted(done, key=lambda episode: (episode.task.id, episode.member))
+    return sorted(done, key=lambda episode: (episode.task.id, episode.index))
 
 
 def group(size: int = 3, **values: object) -> list[Episode]:
-    return [Episode(task(**values), member=member, seed=7) for member in range(size)]
+    return [Episode(task(**values), index=member, seed=7) for member in range(size)]
 
 
 def asked(engine: ScriptedEngine, words: str) -> int:

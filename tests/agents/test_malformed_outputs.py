@@ -384,7 +384,7 @@ def check_advantages(task: Task, episodes: Sequence[Episode], rewards: Sequence[
     group = Group(
         task,
         tuple(
-            Trajectory(episode.member, tuple(episode.turns), episode.answer, reward)
+            Trajectory(episode.index, tuple(episode.turns), episode.answer, reward)
             for episode, reward in zip(episodes, rewards, strict=True)
         ),
     )

@@ -27,7 +27,7 @@ from memfactory.errors import ConfigError, EngineError, PromptTooLong, RequestRe
 from memfactory.memory.embedders import build_embedder
 from memfactory.memory.options import OpenAIEmbedderConfig
 from memfactory.redaction import REDACTED
-from memfactory.types import Decoding, Message, Reply, Sampling
+from memfactory.types import Message, Reply, Sampling, SamplingParams
 
 HARD = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -56,7 +56,7 @@ def chat(server, **options):
     values = {"model": "m", "base_url": server.url, "api_key_env": "", "timeout": 0.3, "retries": 0, "backoff": 0.01}
     engine = OpenAIEngine(OpenAIEngineConfig.model_validate(values | options))
     try:
-        return sample_or_errors(engine, [((Message("user", "x"),), Sampling(5, Decoding(0.0)))])[0]
+        return sample_or_errors(engine, [((Message("user", "x"),), Sampling(5, SamplingParams(0.0)))])[0]
     finally:
         engine.close()
 

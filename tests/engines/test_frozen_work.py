@@ -22,7 +22,7 @@ from memfactory.files import asset
 from memfactory.model.options import ModelConfig
 from memfactory.redaction import keep_secret
 from memfactory.train import run_training
-from memfactory.types import Decoding, Message, Reply, Sampling, Tokens
+from memfactory.types import Message, Reply, Sampling, SamplingParams, Tokens
 
 CONFIG = """
 agent: {{name: memory_rmm, modules: {{retriever: {{name: linear_reranker, candidates: 6, keep: 2}}}}}}
@@ -33,7 +33,7 @@ train: {{name: online, steps: 3, batch_size: 4, save_every: 1, keep_checkpoints:
 eval: {{samples: 1, temperature: 0, metrics: [evidence_recall]}}
 trackers: []
 """
-GREEDY = Sampling(8, Decoding(temperature=0))
+GREEDY = Sampling(8, SamplingParams(temperature=0))
 
 
 def rows():
@@ -184,7 +184,7 @@ def test_a_reply_with_a_key_in_it_is_kept_in_memory_only(tmp_path):
 
 def test_replies_of_different_engines_and_lengths_are_told_apart():
     said = (Message("user", "a"),)
-    names = {name_of(engine, said, Sampling(n, Decoding(0))) for engine in ("one", "two") for n in (5, 6)}
+    names = {name_of(engine, said, Sampling(n, SamplingParams(0))) for engine in ("one", "two") for n in (5, 6)}
     assert len(names) == 4
     assert name_of("one", said, GREEDY) != name_of("one", (Message("system", "a"),), GREEDY)
     store = ReplyStore()

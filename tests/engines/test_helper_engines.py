@@ -20,9 +20,9 @@ from memfactory.plan.footprint import peak_bytes
 from memfactory.plan.plan import make_plan
 from memfactory.registry import Options
 from memfactory.rollout import rollout
-from memfactory.types import Decoding, Message, Reply, Reward, Sampling, Task
+from memfactory.types import Message, Reply, Reward, Sampling, SamplingParams, Task
 
-GREEDY = Decoding(0.0)
+GREEDY = SamplingParams(0.0)
 
 
 def said(text: str) -> tuple[Message, ...]:
@@ -69,7 +69,7 @@ def test_replies_that_are_drawn_at_random_are_drawn_each_time():
     inner = ScriptedEngine(lambda messages, sampling: str(sampling.seed))
     engine = CachedEngine(inner)
     for number in (1, 2, 1):
-        engine.submit(len(inner.asked), said("a"), Sampling(5, Decoding(0.5), seed=number))
+        engine.submit(len(inner.asked), said("a"), Sampling(5, SamplingParams(0.5), seed=number))
     assert [reply.text for reply in steps(engine).values()] == ["1", "2", "1"]
     assert [sampling.seed for _, sampling in inner.asked] == [1, 2, 1]
 
@@ -138,7 +138,7 @@ QUESTIONS = st.tuples(st.sampled_from("abc"), st.sampled_from([0.0, 1.0]), st.in
 @settings(max_examples=200, deadline=None)
 def test_every_conversation_gets_the_reply_that_it_would_get_alone(actions):
     def reply(messages, sampling):
-        return f"{messages[-1].content} {sampling.seed if sampling.decoding.temperature else '-'}"
+        return f"{messages[-1].content} {sampling.seed if sampling.params.temperature else '-'}"
 
     inner = ScriptedEngine(reply, delay=lambda messages, sampling: ord(messages[-1].content) % 3)
     engine = CachedEngine(inner)
@@ -148,7 +148,7 @@ def test_every_conversation_gets_the_reply_that_it_would_get_alone(actions):
             found.update(engine.step())
             continue
         text, temperature, seed = action
-        engine.submit(number, said(text), Sampling(5, Decoding(temperature), seed=seed))
+        engine.submit(number, said(text), Sampling(5, SamplingParams(temperature), seed=seed))
         expected[number] = f"{text} {seed if temperature else '-'}"
         assert engine.pending() == len(expected) - len(found)
     found.update(steps(engine))
@@ -198,7 +198,7 @@ class Right:
 
 def noted(tasks, reader, group_size=8):
     engines = {POLICY: ScriptedEngine(echo), "reader": CachedEngine(reader)}
-    decodings = {POLICY: Decoding(), "reader": GREEDY}
+    decodings = {POLICY: SamplingParams(), "reader": GREEDY}
     return rollout(NOTES, Right(), tasks, engines, group_size=group_size, decodings=decodings, seeds=[3] * len(tasks))
 
 
@@ -251,9 +251,13 @@ def test_a_helpers_own_model_is_frozen_and_is_not_the_policys(tmp_path, small_mo
     assert weights(reader._engine) is not stack.model
     assert not any(parameter.requires_grad for parameter in weights(reader._engine).parameters())
     assert any(parameter.requires_grad for parameter in stack.model.parameters())
-    # Decoding apart the two are one, and so are the policy and what mirrors it.
+    # Sampling parameters apart the two are one, and so are the policy and what mirrors it.
     assert stack.engines["judge"] is reader and stack.engines["mirror"] is stack.engines[POLICY]
-    assert stack.decodings == {"reader": Decoding(0.5, 0.25), "judge": Decoding(0.0), "mirror": Decoding(0.75)}
+    assert stack.decodings == {
+        "reader": SamplingParams(0.5, 0.25),
+        "judge": SamplingParams(0.0),
+        "mirror": SamplingParams(0.75),
+    }
     (outcome,) = sample(reader, [(said("The code of Alice"), Sampling(4, GREEDY))])
     assert isinstance(outcome, Reply) and outcome.tokens is not None
     stack.close()

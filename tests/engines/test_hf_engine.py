@@ -22,7 +22,7 @@ from memfactory.errors import ConfigError, EngineError
 from memfactory.model.chat import ChatFormat
 from memfactory.model.loading import load_chat, load_model
 from memfactory.model.options import ModelConfig
-from memfactory.types import Decoding, Message, Reply, Sampling
+from memfactory.types import Message, Reply, Sampling, SamplingParams
 
 Prompt = tuple[tuple[Message, ...], Sampling]
 WORDS = "The code of Alice is seven. The city of Carol is Rome. Größe 東京 🙂 naïve " * 8
@@ -38,10 +38,13 @@ def model(small_model_path: Path):
     return load_model(ModelConfig(path=str(small_model_path)), training=False)
 
 
-def asks(count: int, *, same: int = 1, tokens: int = 24, decoding: Decoding = Decoding()) -> list[Prompt]:
+def asks(count: int, *, same: int = 1, tokens: int = 24, params: SamplingParams = SamplingParams()) -> list[Prompt]:
     """`count` asks in groups of `same` equal prompts of different lengths, each with its own seed."""
     return [
-        ((Message("user", WORDS[: 5 + 37 * (index // same)]),), Sampling(tokens - index % 3, decoding, seed=index))
+        (
+            (Message("user", WORDS[: 5 + 37 * (index // same)]),),
+            Sampling(tokens - index % 3, params, seed=index),
+        )
         for index in range(count)
     ]
 
@@ -62,7 +65,7 @@ def largest_difference(model, chat: ChatFormat, reply: Reply, temperature: float
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 1.6])
 def test_logprobs_are_those_of_a_full_forward_pass_with_ragged_shared_and_refilled_prompts(model, chat, temperature):
-    prompts = asks(22, same=3, decoding=Decoding(temperature))
+    prompts = asks(22, same=3, params=SamplingParams(temperature))
     replies = sample(HfEngine(model, chat, HfEngineConfig(max_batch=5, prefill_tokens=200)), prompts)
     assert [reply.tokens.prompt_ids for reply in replies] == [chat.prompt_ids(messages) for messages, _ in prompts]
     assert max(largest_difference(model, chat, reply, temperature) for reply in replies) < 1e-5
@@ -190,13 +193,19 @@ def test_long_and_short_prompts_mix_while_the_cache_grows_and_shrinks(model, cha
 
 
 def test_greedy_takes_the_likeliest_token_with_certainty(model, chat):
-    (reply,) = sample(HfEngine(model, chat, HfEngineConfig()), asks(1, decoding=Decoding(0.0)))
+    (reply,) = sample(HfEngine(model, chat, HfEngineConfig()), asks(1, params=SamplingParams(0.0)))
     assert reply.tokens.reply_ids == tuple(full_logprobs(model, chat, reply).argmax(-1).tolist())
     assert set(reply.tokens.logprobs) == {0.0}
 
 
 def test_rows_of_one_batch_are_drawn_each_in_its_own_way(model, chat):
-    ways = [Decoding(), Decoding(0.0), Decoding(0.5), Decoding(1.0, top_k=1), Decoding(2.0, top_p=0.5, top_k=7)]
+    ways = [
+        SamplingParams(),
+        SamplingParams(0.0),
+        SamplingParams(0.5),
+        SamplingParams(1.0, top_k=1),
+        SamplingParams(2.0, top_p=0.5, top_k=7),
+    ]
     prompts = [(messages, Sampling(8, way, seed=5)) for way, (messages, _) in zip(ways, asks(5))]
     together = sample(HfEngine(model, chat, HfEngineConfig()), prompts)
     alone = [sample(HfEngine(model, chat, HfEngineConfig()), [prompt])[0] for prompt in prompts]
@@ -244,7 +253,7 @@ def test_a_prompt_beyond_the_context_is_refused_and_a_reply_is_cut_at_its_end(mo
         engine.submit(0, [Message("user", text)], Sampling(4))
     words = next(n for n in range(3000, 0, -1) if len(chat.prompt_ids([Message("user", "seven " * n)])) < 2048)
     messages = [Message("user", "seven " * words)]
-    (reply,) = sample(engine, [(messages, Sampling(3000, Decoding(0.0)))])
+    (reply,) = sample(engine, [(messages, Sampling(3000, SamplingParams(0.0)))])
     assert len(reply.tokens.prompt_ids) + len(reply.tokens.reply_ids) == 2048 or reply.stop == "stop"
 
 
@@ -288,13 +297,13 @@ def test_a_kernel_that_takes_no_mask_is_left_for_sdpa_while_decoding(model, chat
 
 def test_of_two_engines_over_one_model_the_one_that_rests_does_not_disturb_the_other(model, chat):
     (short, _), (long, _) = asks(2)
-    wanted = (long, Sampling(12, Decoding(0.0)))
+    wanted = (long, Sampling(12, SamplingParams(0.0)))
     (expected,) = sample(HfEngine(model, chat, HfEngineConfig()), [wanted])
     first, second = HfEngine(model, chat, HfEngineConfig()), HfEngine(model, chat, HfEngineConfig())
     model.set_attn_implementation("flex_attention")
     model.train()
     try:
-        first.submit(0, short, Sampling(2, Decoding(0.0)))
+        first.submit(0, short, Sampling(2, SamplingParams(0.0)))
         second.submit(0, *wanted)
         assert first.step() == second.step() == [] and len(first.step()) == 1
         assert model.training  # The first one rests, and gives the model back while the second goes on.
@@ -383,30 +392,30 @@ def test_a_uniform_picks_the_token_whose_stretch_of_the_cumulative_sum_holds_it(
     # Probabilities 0.5, 0, 0.25, 0.25: stretches [0, .5), none, [.5, .75), [.75, 1).
     logits = torch.tensor([[0.5, 0.0, 0.25, 0.25]]).log().repeat(5, 1)
     uniform = torch.tensor([0.0, 0.49, 0.5, 0.74, 1 - 2**-24], dtype=torch.float64)
-    ids, logprobs = draw(logits, Drawing.of([Decoding()] * 5, 4, torch.device("cpu")), uniform)
+    ids, logprobs = draw(logits, Drawing.of([SamplingParams()] * 5, 4, torch.device("cpu")), uniform)
     assert ids.tolist() == [0, 0, 2, 2, 3]
     assert logprobs.exp().tolist() == pytest.approx([0.5, 0.5, 0.25, 0.25, 0.25], abs=1e-6)
 
 
 @pytest.mark.parametrize(
-    ("decoding", "expected"),
+    ("sampling_params", "expected"),
     [
         # 0.4, 0.3, 0.2, 0.1: the two likeliest, renormalised.
-        (Decoding(top_k=2), [4 / 7, 3 / 7, 0, 0]),
+        (SamplingParams(top_k=2), [4 / 7, 3 / 7, 0, 0]),
         # 0.4 + 0.3 reach 0.7 with two tokens; 0.75 needs a third.
-        (Decoding(top_p=0.69), [4 / 7, 3 / 7, 0, 0]),
-        (Decoding(top_p=0.75), [4 / 9, 3 / 9, 2 / 9, 0]),
+        (SamplingParams(top_p=0.69), [4 / 7, 3 / 7, 0, 0]),
+        (SamplingParams(top_p=0.75), [4 / 9, 3 / 9, 2 / 9, 0]),
         # Of the three likeliest (4, 3, 2 ninths), 4/9 + 3/9 reach 0.7.
-        (Decoding(top_k=3, top_p=0.7), [4 / 7, 3 / 7, 0, 0]),
+        (SamplingParams(top_k=3, top_p=0.7), [4 / 7, 3 / 7, 0, 0]),
         # Temperature 1/2 squares: 16, 9, 4, 1 of 30.
-        (Decoding(0.5), [16 / 30, 9 / 30, 4 / 30, 1 / 30]),
+        (SamplingParams(0.5), [16 / 30, 9 / 30, 4 / 30, 1 / 30]),
     ],
 )
-def test_logprobs_are_those_of_the_distribution_that_was_drawn_from(decoding, expected):
+def test_logprobs_are_those_of_the_distribution_that_was_drawn_from(sampling_params, expected):
     count = 2000
     logits = torch.tensor([0.4, 0.3, 0.2, 0.1]).log().repeat(count, 1)
     uniform = (torch.arange(count, dtype=torch.float64) + 0.5) / count
-    ids, logprobs = draw(logits, Drawing.of([decoding] * count, 4, torch.device("cpu")), uniform)
+    ids, logprobs = draw(logits, Drawing.of([sampling_params] * count, 4, torch.device("cpu")), uniform)
     counts = Counter(ids.tolist())
     # Evenly spaced uniforms hit each token in proportion, to one part in `count`.
     assert [counts[token] / count for token in range(4)] == pytest.approx(expected, abs=1 / count)

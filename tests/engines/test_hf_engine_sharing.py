@@ -19,10 +19,10 @@ from memfactory.engines.options import HfEngineConfig
 from memfactory.model.chat import ChatFormat
 from memfactory.model.loading import load_chat, load_model
 from memfactory.model.options import ModelConfig
-from memfactory.types import Decoding, Message, Reply, Sampling
+from memfactory.types import Message, Reply, Sampling, SamplingParams
 
 Prompt = tuple[tuple[Message, ...], Sampling]
-GREEDY = Decoding(0.0)
+GREEDY = SamplingParams(0.0)
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +53,8 @@ class IdChat:
         return " ".join(map(str, ids))
 
 
-def ask(ids: tuple[int, ...], tokens: int = 6, seed: int = 0, decoding: Decoding = GREEDY) -> Prompt:
-    return (Message("user", " ".join(map(str, ids))),), Sampling(tokens, decoding, seed=seed)
+def ask(ids: tuple[int, ...], tokens: int = 6, seed: int = 0, sampling_params: SamplingParams = GREEDY) -> Prompt:
+    return (Message("user", " ".join(map(str, ids))),), Sampling(tokens, sampling_params, seed=seed)
 
 
 def some_ids(length: int, seed: int = 0) -> tuple[int, ...]:
@@ -88,16 +88,16 @@ PROMPTS = {
 
 
 @pytest.mark.parametrize("batch", [64, 3])
-@pytest.mark.parametrize("decoding", [Decoding(), GREEDY, Decoding(0.6, top_p=0.9)])
+@pytest.mark.parametrize("sampling_params", [SamplingParams(), GREEDY, SamplingParams(0.6, top_p=0.9)])
 @pytest.mark.parametrize("kind", PROMPTS)
-def test_sharing_changes_no_reply(model, kind, decoding, batch):
-    prompts = [ask(ids, 5 + index % 9, index, decoding) for index, ids in enumerate(PROMPTS[kind])]
+def test_sharing_changes_no_reply(model, kind, sampling_params, batch):
+    prompts = [ask(ids, 5 + index % 9, index, sampling_params) for index, ids in enumerate(PROMPTS[kind])]
     agree(*both_ways(model, IdChat(), prompts, max_batch=batch, prefill_tokens=100))
 
 
 @pytest.mark.parametrize("kind", PROMPTS)
 def test_copying_what_is_a_rows_own_into_its_slots_changes_no_reply(model, kind):
-    prompts = [ask(ids, 5 + index % 9, index, Decoding()) for index, ids in enumerate(PROMPTS[kind])]
+    prompts = [ask(ids, 5 + index % 9, index, SamplingParams()) for index, ids in enumerate(PROMPTS[kind])]
     for batch, copied in ((64, None), (3, None), (64, 0), (3, 40)):
         engine = HfEngine(model, IdChat(), HfEngineConfig(max_batch=batch))
         expected = sample(engine, prompts)
@@ -122,7 +122,7 @@ def test_a_row_that_is_alone_copies_up_to_so_many_tokens(model):
 def test_sharing_changes_no_reply_that_a_stop_string_or_the_context_ends(model, chat):
     words = "The code of Alice is seven. " * 20
     prompts = [
-        ((Message("user", words + "Bob" * (index % 3)),), Sampling(40, Decoding(), ("e", "a"), seed=index))
+        ((Message("user", words + "Bob" * (index % 3)),), Sampling(40, SamplingParams(), ("e", "a"), seed=index))
         for index in range(9)
     ]
     shared, plain = both_ways(model, chat, prompts)
@@ -143,7 +143,7 @@ def test_sharing_changes_no_reply_of_an_adapter(small_model_path: Path):
 
 
 def test_in_bfloat16_sharing_is_as_near_to_the_exact_replies_as_the_plain_way(model):
-    prompts = [ask(ids, 1, index, Decoding()) for index, ids in enumerate(PROMPTS["one beginning"])]
+    prompts = [ask(ids, 1, index, SamplingParams()) for index, ids in enumerate(PROMPTS["one beginning"])]
     exact = sample(HfEngine(model, IdChat(), HfEngineConfig()), prompts)
     for share in (True, False):
         config = HfEngineConfig(share_prefixes=share)

@@ -16,7 +16,7 @@ from memfactory.engines.hf.packed_weights import PackedWeights, can_pack
 from memfactory.engines.options import HfEngineConfig
 from memfactory.model.loading import load_chat, load_model
 from memfactory.model.options import ModelConfig
-from memfactory.types import Decoding, Message, Reply, Sampling
+from memfactory.types import Message, Reply, Sampling, SamplingParams
 
 pytestmark = pytest.mark.skipif(not can_pack(), reason="needs a processor on which oneDNN multiplies float32")
 
@@ -33,7 +33,9 @@ def model(small_model_path: Path):
 
 def prompts(tokens: int = 24):
     asked = ["What is the code of Alice?", "The city of Carol is Rome.", "What is the code of Alice?", "Rome"]
-    return [((Message("user", text),), Sampling(tokens, Decoding(1.0), seed=seed)) for seed, text in enumerate(asked)]
+    return [
+        ((Message("user", text),), Sampling(tokens, SamplingParams(1.0), seed=seed)) for seed, text in enumerate(asked)
+    ]
 
 
 def engine(model, chat, gib: float = 1.0, **options: object) -> HfEngine:

@@ -19,7 +19,7 @@ from memfactory.engines.openai import OpenAIEngine
 from memfactory.engines.options import OpenAIEngineConfig
 from memfactory.engines.scripted import ScriptedEngine
 from memfactory.errors import ConfigError, EngineError
-from memfactory.types import Decoding, Message, Reply, Sampling
+from memfactory.types import Message, Reply, Sampling, SamplingParams
 
 Answer = tuple[int, str, dict[str, str]]
 
@@ -101,7 +101,7 @@ def engine_at(url: str, **options: object) -> OpenAIEngine:
 
 
 def asks(count: int) -> list[tuple[tuple[Message, ...], Sampling]]:
-    return [((Message("user", str(index)),), Sampling(5, Decoding(0.5), seed=index)) for index in range(count)]
+    return [((Message("user", str(index)),), Sampling(5, SamplingParams(0.5), seed=index)) for index in range(count)]
 
 
 def last_said(request: dict) -> str:
@@ -128,7 +128,7 @@ def test_half_a_surrogate_pair_is_replaced_so_that_the_reply_can_be_written(endp
 def test_the_request_says_exactly_what_the_sampling_says(endpoint):
     messages = (Message("system", "be brief"), Message("user", "hello"))
     engine = engine_at(endpoint.url, max_tokens_field="max_completion_tokens")
-    sample(engine, [(messages, Sampling(7, Decoding(0.25, top_p=0.5, top_k=3), stop=("\n",), seed=2**31 + 5))])
+    sample(engine, [(messages, Sampling(7, SamplingParams(0.25, top_p=0.5, top_k=3), stop=("\n",), seed=2**31 + 5))])
     sample(engine_at(endpoint.url, send_seed=False), [(messages[1:], Sampling(7))])
     assert endpoint.requests == [
         {

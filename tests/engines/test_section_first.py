@@ -53,7 +53,7 @@ def played(order: str, codec) -> list[Episode]:
         said[sampling.seed] = MEMORIES[len(said) % 8]
         return said[sampling.seed]
 
-    episodes = [Episode(task, member=member, seed=1) for member in range(8)]
+    episodes = [Episode(task, index=member, seed=1) for member in range(8)]
     return list(play(agent, episodes, {"policy": ScriptedEngine(reply)}))
 
 

@@ -22,7 +22,7 @@ from memfactory.model.loading import load_chat, load_model
 from memfactory.model.options import ModelConfig
 from memfactory.trainers.base import Trainer
 from memfactory.trainers.checkpoint import TrainState
-from memfactory.types import Decoding, Message, Sampling
+from memfactory.types import Message, Sampling, SamplingParams
 from small_policy import small_policy, some_turns
 
 INSTALLED = importlib.util.find_spec("vllm") is not None
@@ -94,7 +94,7 @@ def test_every_sampling_parameter_is_said(small_model_path: Path):
     chat = load_chat(ModelConfig(path=str(small_model_path)))
     # Ten tokens of context, seven of prompt: three are left. The head has two rows more than the tokenizer.
     talk = Conversations(chat, context=10, rows=chat.vocab_size + 2)
-    sampling = Sampling(20, Decoding(0.7, 0.9, 5), stop=("x",), seed=3)
+    sampling = Sampling(20, SamplingParams(0.7, 0.9, 5), stop=("x",), seed=3)
     assert talk.parameters(range(7), sampling) == {
         "max_tokens": 3,
         "temperature": 0.7,
@@ -121,9 +121,9 @@ def test_a_reply_ends_before_its_stop_string_and_a_greedy_one_is_certain(small_m
     talk = Conversations(chat, context=99, rows=chat.vocab_size)
     ids = tuple(chat.tokenizer("nine. seven", add_special_tokens=False)["input_ids"])
     logprobs = [-0.5] * len(ids)
-    cut = talk.reply((1,), Sampling(9, Decoding(0.7), stop=(". ",)), ids, logprobs, "stop")
+    cut = talk.reply((1,), Sampling(9, SamplingParams(0.7), stop=(". ",)), ids, logprobs, "stop")
     assert (cut.text, cut.stop, cut.tokens.reply_ids, cut.tokens.logprobs) == ("nine", "stop", ids, tuple(logprobs))
-    greedy = talk.reply((1,), Sampling(9, Decoding(0.0)), ids, logprobs, "length")
+    greedy = talk.reply((1,), Sampling(9, SamplingParams(0.0)), ids, logprobs, "length")
     assert (greedy.text, greedy.stop, set(greedy.tokens.logprobs)) == ("nine. seven", "length", {0.0})
 
 

@@ -26,7 +26,7 @@ from memfactory.errors import EngineError
 from memfactory.model.loading import load_chat, load_model, load_tokenizer, places
 from memfactory.model.options import ModelConfig
 from memfactory.policy.weights import PolicyWeights, trainable
-from memfactory.types import Decoding, Message, Sampling
+from memfactory.types import Message, Sampling, SamplingParams
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs vLLM")
 GPU = torch.cuda.is_available()
@@ -37,7 +37,7 @@ TINY = ModelConfig(path="tiny", dtype="float32")
 ASKS = [
     (
         (Message("user", "The code of Alice is seven. " * 30 + f"What is the code of {'Alice' if n < 6 else 'Bob'}?"),),
-        Sampling(20, Decoding(0.7), seed=n),
+        Sampling(20, SamplingParams(0.7), seed=n),
     )
     for n in range(12)
 ]
@@ -93,11 +93,11 @@ def test_replies_weights_and_refusals_of_a_real_vllm(tmp_path: Path, small_model
     (alone,) = sample(engine, ASKS[3:4])
     assert alone.tokens.reply_ids == replies[3].tokens.reply_ids
 
-    greedy = [(messages, Sampling(20, Decoding(0.0))) for messages, _ in ASKS[4:8]]
+    greedy = [(messages, Sampling(20, SamplingParams(0.0))) for messages, _ in ASKS[4:8]]
     expected = sample(HfEngine(model, chat, HfEngineConfig()), greedy)
     assert sample(engine, greedy) == expected
     stop = next(letter for letter in expected[0].text[2:] if letter.isascii() and letter.isalpha())
-    stopped = [(greedy[0][0], Sampling(20, Decoding(0.0), stop=(stop,)))]
+    stopped = [(greedy[0][0], Sampling(20, SamplingParams(0.0), stop=(stop,)))]
     assert sample(engine, stopped) == sample(HfEngine(model, chat, HfEngineConfig()), stopped)
 
     engine.sleep()
@@ -241,7 +241,7 @@ def test_a_real_server_gives_the_replies_of_the_weights_that_it_was_handed(serve
     replies = sample(engine, ASKS)
     assert [reply.tokens.prompt_ids for reply in replies] == [chat.prompt_ids(messages) for messages, _ in ASKS]
     assert largest_difference(replies, model, chat.vocab_size) < TOLERANCE
-    greedy = [(messages, Sampling(20, Decoding(0.0))) for messages, _ in ASKS[4:8]]
+    greedy = [(messages, Sampling(20, SamplingParams(0.0))) for messages, _ in ASKS[4:8]]
     assert sample(engine, greedy) == sample(HfEngine(model, chat, HfEngineConfig()), greedy)
 
     disturb(model.parameters(), 0.01)

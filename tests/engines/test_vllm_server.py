@@ -15,12 +15,12 @@ from memfactory.engines.vllm.server import VllmServerEngine
 from memfactory.errors import ConfigError, EngineError, PromptTooLong
 from memfactory.model.loading import load_chat
 from memfactory.model.options import ModelConfig
-from memfactory.types import Decoding, Message, Sampling
+from memfactory.types import Message, Sampling, SamplingParams
 from small_policy import small_policy
 from vllm_server_double import VllmServerDouble
 
 SAID = (Message("user", "The code of Alice"),)
-ASK = (SAID, Sampling(2, Decoding(0.7), stop=("x",), seed=2**62))
+ASK = (SAID, Sampling(2, SamplingParams(0.7), stop=("x",), seed=2**62))
 LORA = {"rank": 2, "target_modules": ["q_proj"]}
 
 
@@ -326,4 +326,4 @@ def test_a_config_names_a_server_and_helpers_that_differ_in_decoding_alone_share
     )
     stack = build_stack(load_config(file), training=False)
     assert isinstance(stack.engines["policy"], VllmServerEngine) and stack.engines["judge"] is stack.engines["policy"]
-    assert stack.decodings == {"judge": Decoding(0.3)}
+    assert stack.decodings == {"judge": SamplingParams(0.3)}

@@ -61,7 +61,7 @@ def test_the_judge_sees_question_gold_answers_and_the_extracted_answer():
     reward.score(episodes("Not Bob. \\boxed{{answers}}", golds=("Ada", "Lovelace")))
     (((message,), sampling),) = engine.asked
     assert message == Message("user", "Who?|- Ada\n- Lovelace|{answers}")
-    assert (sampling.max_tokens, sampling.decoding.temperature) == (7, 0.0)
+    assert (sampling.max_tokens, sampling.params.temperature) == (7, 0.0)
 
 
 def test_an_unclear_reply_is_asked_about_once_more():

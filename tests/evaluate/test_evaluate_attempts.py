@@ -25,7 +25,7 @@ from memfactory.evaluate.records import WHOLE_ITEMS, BankRecord, RecordFile, Sam
 from memfactory.memory.bank import BankSource
 from memfactory.play import play
 from memfactory.registry import REWARDS
-from memfactory.types import Decoding, MemoryItem, Message, Reply, Task, Utterance
+from memfactory.types import MemoryItem, Message, Reply, SamplingParams, Task, Utterance
 
 
 class Echo(Module):
@@ -81,7 +81,7 @@ class Quiz(Environment):
 
 AGENT = EchoAgent(None, {"echo": Echo(ModuleOptions(), None)})
 TASKS = [Task("a", "one", ("1",)), Task("b", "two", ("2",)), Task("c", "three", ("3",))]
-SAMPLED = {"policy": Decoding()}
+SAMPLED = {"policy": SamplingParams()}
 
 
 def quiz(*rewards):
@@ -131,7 +131,7 @@ def test_nothing_is_trained_on_in_an_evaluation_so_an_engine_without_ids_will_do
 
 def test_a_window_keeps_later_attempts_waiting_until_earlier_ones_end():
     engine = ScriptedEngine(lambda *_: "1")
-    episodes = [Episode(TASKS[0], member=member) for member in range(5)]
+    episodes = [Episode(TASKS[0], index=member) for member in range(5)]
     under_way = []
     for _ in play(AGENT, episodes, {"policy": engine}, frozen=True, window=2):
         under_way.append(len(engine.asked))

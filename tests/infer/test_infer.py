@@ -2,7 +2,6 @@
 
 import io
 import json
-import re
 import subprocess
 import sys
 import time
@@ -12,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from chat_server import ChatServer, config_text, rows, write_tokenizer
+from chat_server import TALK, ChatServer, config_text, managing, rows, write_tokenizer
 from memfactory.config import load_config
 from memfactory.errors import ConfigError, DataError
 from memfactory.evaluate.memory_view import bank_difference, word_difference
 from memfactory.infer import run_inference
-from memfactory.types import Decoding, MemoryItem
+from memfactory.types import MemoryItem, SamplingParams
 
 
 @pytest.fixture
@@ -100,7 +99,7 @@ def test_answered_rows_are_not_played_again(place, server):
 def test_answers_of_another_decoding_are_refused(place):
     infer(place, input=place / "rows.jsonl", output=place / "answers.jsonl")
     with pytest.raises(ConfigError, match="another --output"):
-        infer(place, decoding=Decoding(0.7), input=place / "rows.jsonl", output=place / "answers.jsonl")
+        infer(place, sampling_params=SamplingParams(0.7), input=place / "rows.jsonl", output=place / "answers.jsonl")
 
 
 def test_an_id_that_now_asks_another_question_is_refused(place):
@@ -192,24 +191,6 @@ def test_an_endpoint_needs_no_torch(place):
 
 
 # Agents with a memory bank
-
-TALK = [
-    {"speaker": "Ann", "text": "The code of Bob is nine.", "dia_id": "D1:1", "session": "1"},
-    {"speaker": "Ann", "text": "The code of Bob is ten now.", "dia_id": "D2:1", "session": "2"},
-]
-
-
-def managing(request):
-    """Remembers the last code that it hears, in one item that it updates."""
-    prompt = request["messages"][-1]["content"]
-    if '"memory_list"' in prompt:
-        code = re.findall(r"code of Bob is (\w+)", prompt)[-1]
-        return json.dumps({"memory_list": [{"key": "code", "value": f"Bob's code is {code}"}]})
-    if '"operations"' in prompt:
-        known = "Bob's code is nine" in prompt.partition("<new>")[0]
-        drop = [{"id": 1, "op": "DEL"}, {"id": 2, "op": "ADD"}] if known else [{"id": 1, "op": "ADD"}]
-        return json.dumps({"operations": drop})
-    return "**Answer:** " + re.findall(r"code is (\w+)", prompt)[-1]
 
 
 @pytest.fixture

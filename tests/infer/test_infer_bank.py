@@ -5,9 +5,8 @@ import re
 import sys
 
 import pytest
-from test_infer import TALK, managing
 
-from chat_server import ChatServer, config_text, rows, write_tokenizer
+from chat_server import TALK, ChatServer, config_text, managing, rows, write_tokenizer
 from memfactory.cli import main
 from memfactory.memory.bank import BankSource
 

@@ -17,7 +17,7 @@ from memfactory.model.chat import ChatFormat
 from memfactory.modules.recurrent_memory import ANSWER_PROMPT, RecurrentMemoryModule, RecurrentMemoryOptions
 from memfactory.registry import DATASETS
 from memfactory.text import fill
-from memfactory.types import Decoding, Message, Sampling
+from memfactory.types import Message, Sampling, SamplingParams
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 FOLDER = Path(str(resources.files("memfactory") / "assets" / "tiny"))
@@ -90,7 +90,7 @@ def greedy(model, tokenizer, asked):
     """The model's likeliest reply to each of `asked`."""
     engine = HfEngine(model, ChatFormat(tokenizer), HfEngineConfig())
     for index, text in enumerate(asked):
-        engine.submit(index, [Message("user", text)], Sampling(32, Decoding(temperature=0.0)))
+        engine.submit(index, [Message("user", text)], Sampling(32, SamplingParams(temperature=0.0)))
     replies = {}
     while len(replies) < len(asked):
         replies.update(engine.step())

@@ -19,7 +19,7 @@ from memfactory.modules.recurrent_memory import Prompts, RecurrentMemoryModule, 
 from memfactory.play import play
 from memfactory.registry import Options
 from memfactory.text import after_thinking, chunk_cuts, fill, keep_ends, last_boxed, placeholders
-from memfactory.types import Decoding, Message, Reply, Reward, Sampling, Task, Turn
+from memfactory.types import Message, Reply, Reward, Sampling, SamplingParams, Task, Turn
 
 PROMPTS = Prompts(update="U|{question}|{memory}|{section}", answer="A|{question}|{memory}")
 
@@ -40,8 +40,8 @@ def agent(**options: object) -> MemoryAgent:
     return MemoryAgent(Options(), {"memory": module(**options)})
 
 
-def episode(context: str, question: str = "q", member: int = 0, seed: int = 0) -> Episode:
-    return Episode(Task(question + context, question, ("gold",), context=context), member=member, seed=seed)
+def episode(context: str, question: str = "q", index: int = 0, seed: int = 0) -> Episode:
+    return Episode(Task(question + context, question, ("gold",), context=context), index=index, seed=seed)
 
 
 def remember(messages: Sequence[Message], sampling: Sampling) -> str:
@@ -180,10 +180,10 @@ def test_rollout_without_an_environment_leaves_the_reward_unknown():
 def test_inference_lets_another_engine_speak_and_trains_nothing():
     policy, judge = ScriptedEngine(remember), ScriptedEngine(remember, tokens=False)
     frozen = agent(interface="inference", engine="judge")
-    decodings = {"judge": Decoding(0.25), "policy": Decoding(0.75)}
+    decodings = {"judge": SamplingParams(0.25), "policy": SamplingParams(0.75)}
     (done,) = play(frozen, [episode("ab")], {"policy": policy, "judge": judge}, decodings=decodings)
     assert policy.asked == [] and len(judge.asked) == 2
-    assert {sampling.decoding for _, sampling in judge.asked} == {Decoding(0.25)}
+    assert {sampling.params for _, sampling in judge.asked} == {SamplingParams(0.25)}
     assert [(turn.trainable, turn.reply.tokens) for turn in done.turns] == [(False, None)] * 2
 
 
@@ -275,14 +275,14 @@ def test_an_error_in_a_dialogue_ends_the_play_and_nothing_stays_pending():
 
         def dialogue(self, episode: Episode) -> Asking:
             yield Ask("say", (Message("user", "hello"),), 5)
-            if episode.member == 1:
+            if episode.index == 1:
                 raise ZeroDivisionError("a bug of ours")
             yield Ask("say", (Message("user", "again"),), 5)
 
     engine = ScriptedEngine(lambda messages, sampling: "yes")
     broken = MemoryAgent(Options(), {"memory": Broken(ModuleOptions(), Letters())})
     with pytest.raises(ZeroDivisionError):
-        played(broken, [episode("", member=number) for number in range(3)], engine)
+        played(broken, [episode("", index=number) for number in range(3)], engine)
     assert engine.pending() == 0
 
 
@@ -316,9 +316,9 @@ def test_two_names_for_one_engine_step_it_once():
 
     class Both(Agent):
         def dialogue(self, episode: Episode):
-            yield from modules[episode.member].play(episode)
+            yield from modules[episode.index].play(episode)
 
-    done = list(play(Both(Options(), {}), [episode("", member=number) for number in (0, 1)],
+    done = list(play(Both(Options(), {}), [episode("", index=number) for number in (0, 1)],
                      {"policy": engine, "judge": engine}))  # fmt: skip
     assert len(done) == 2 and engine.steps == 3
 

@@ -191,11 +191,11 @@ def reranker(**options) -> LinearReranker:
 BANKS = BankSource()
 
 
-def retrieved(module, question="red cat", items=ITEMS, evidence=(), seed=0, member=0) -> Episode:
+def retrieved(module, question="red cat", items=ITEMS, evidence=(), seed=0, index=0) -> Episode:
     task = Task("t", question, ("gold",), memory=tuple(items), evidence=tuple(evidence))
     agent = Retrieving(Options(), {"retriever": module}, BANKS)
     engine = ScriptedEngine(lambda messages, sampling: "")
-    (episode,) = play(agent, [Episode(task, member=member, seed=seed)], {"policy": engine}, frozen=True)
+    (episode,) = play(agent, [Episode(task, index=index, seed=seed)], {"policy": engine}, frozen=True)
     assert not engine.asked
     return episode
 
@@ -213,7 +213,7 @@ def test_noise_is_drawn_only_while_it_learns_and_is_fixed_by_seed_and_attempt():
     module = reranker(keep=2)
     assert retrieved(module).selection.noise == (0.0, 0.0, 0.0, 0.0)
     module.learning = True
-    first, again, other = retrieved(module), retrieved(module), retrieved(module, member=1)
+    first, again, other = retrieved(module), retrieved(module), retrieved(module, index=1)
     assert first.selection == again.selection
     assert first.selection.noise != other.selection.noise
     drawn = numpy.random.default_rng(stream_seed(0, 0, "gumbel")).gumbel(size=4)

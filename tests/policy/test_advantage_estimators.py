@@ -93,7 +93,7 @@ class MemberParity(AdvantageEstimator):
     """1 for attempts of even number, -1 for the others."""
 
     def advantages(self, given: StepRewards) -> list[float | None]:
-        return [1.0 if t.member % 2 == 0 else -1.0 for t in given.group.trajectories]
+        return [1.0 if t.index % 2 == 0 else -1.0 for t in given.group.trajectories]
 '''
 CONFIG = """
 plugins: [losses.py]

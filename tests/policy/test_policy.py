@@ -25,7 +25,7 @@ from memfactory.policy.batch import TrainingTurn, collate
 from memfactory.policy.measures import summarized
 from memfactory.policy.optimizer import Schedule, learning_rate_share, make_optimizer
 from memfactory.policy.policy import Policy
-from memfactory.types import Decoding, Message, Sampling
+from memfactory.types import Message, Sampling, SamplingParams
 from small_policy import gradients, largest_difference, small_policy, some_turns
 
 LORA = LoraOptions(rank=4, alpha=8)
@@ -60,7 +60,7 @@ def test_the_engines_logprobs_are_the_trainers(small_model_path: Path, lora: Lor
     policy.update(some_turns())
     engine = HfEngine(policy.model, policy.chat, HfEngineConfig())
     prompts = [(Message("user", text),) for text in ("What is the code of Alice?", "Schöne Grüße, 世界!")]
-    sampling = [Sampling(20, Decoding(temperature=0.7), seed=seed) for seed in range(4)]
+    sampling = [Sampling(20, SamplingParams(temperature=0.7), seed=seed) for seed in range(4)]
     replies = sample(engine, [(prompt, drawn) for prompt in prompts for drawn in sampling])
     turns = [TrainingTurn(reply.tokens.prompt_ids, reply.tokens.reply_ids, 1.0, 0, 0, "answer") for reply in replies]
     for turn, reply in zip(policy.score_old(turns), replies, strict=True):

@@ -83,3 +83,22 @@ engine: {{kind: openai, model: reader, base_url: "{url}", api_key_env: "", retri
 eval: {{samples: 2, temperature: 0.5}}
 {more}
 """
+
+
+TALK = [
+    {"speaker": "Ann", "text": "The code of Bob is nine.", "dia_id": "D1:1", "session": "1"},
+    {"speaker": "Ann", "text": "The code of Bob is ten now.", "dia_id": "D2:1", "session": "2"},
+]
+
+
+def managing(request):
+    """Remembers the last code that it hears, in one item that it updates."""
+    prompt = request["messages"][-1]["content"]
+    if '"memory_list"' in prompt:
+        code = re.findall(r"code of Bob is (\w+)", prompt)[-1]
+        return json.dumps({"memory_list": [{"key": "code", "value": f"Bob's code is {code}"}]})
+    if '"operations"' in prompt:
+        known = "Bob's code is nine" in prompt.partition("<new>")[0]
+        drop = [{"id": 1, "op": "DEL"}, {"id": 2, "op": "ADD"}] if known else [{"id": 1, "op": "ADD"}]
+        return json.dumps({"operations": drop})
+    return "**Answer:** " + re.findall(r"code is (\w+)", prompt)[-1]

@@ -60,7 +60,7 @@ class TwoOfThree(RewardFunction):
     """Attempt number mod 2, but 1 for each attempt at every third task."""
 
     def score(self, episodes):
-        return [float(e.member % 2) if number(e) % 3 else 1.0 for e in episodes]
+        return [float(e.index % 2) if number(e) % 3 else 1.0 for e in episodes]
 
 
 @REWARDS.register("test_unknown_step")

@@ -43,7 +43,7 @@ class OddOnly(RewardFunction):
     """Attempt number mod 2 for tasks with an odd number in the question, 1 for the others."""
 
     def score(self, episodes):
-        return [float(e.member % 2) if int(e.task.question.split()[-1]) % 2 else 1.0 for e in episodes]
+        return [float(e.index % 2) if int(e.task.question.split()[-1]) % 2 else 1.0 for e in episodes]
 
 
 @REWARDS.register("test_constant")
@@ -216,7 +216,7 @@ def test_transcripts_hold_the_ids_text_reward_and_advantage_of_whole_groups(make
     trainer.train()
     lines = (trainer.run.folder / "transcripts" / "step-000001.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
-    assert [row["member"] for row in rows] == [0, 1, 2, 3]
+    assert [row["index"] for row in rows] == [0, 1, 2, 3]
     mean = sum(row["reward"]["total"] for row in rows) / 4
     for row in rows:
         assert [turn["step"] for turn in row["turns"]] == ["update", "answer"]

@@ -29,7 +29,7 @@ class Failing(RewardFunction):
         FAILING["calls"] += 1
         if FAILING["calls"] == 3:
             raise FAILING["error"]
-        return [float(episode.member % 2) for episode in episodes]
+        return [float(episode.index % 2) for episode in episodes]
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError("a plugin's"), EngineError("a judge's"), RuntimeError("CUDA's")])
@@ -97,7 +97,7 @@ class FailsInRankOne(RewardFunction):
         type(self).calls += 1
         if os.environ["RANK"] == "1" and self.calls == 2:
             raise EngineError("the judge of this process is down")
-        return [float(episode.member % 2) for episode in episodes]
+        return [float(episode.index % 2) for episode in episodes]
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from memfactory.plan.plan import make_plan
 from memfactory.train import run_training
 from memfactory.trainers.base import Interrupted
 from memfactory.trainers.learners import Learners
-from memfactory.types import Decoding
+from memfactory.types import SamplingParams
 
 ASKED = ("feline", "canine", "vessel", "dwelling", "footwear", "beverage")
 SAID = ("kitten", "puppy", "boat", "cottage", "sandals", "lemonade")
@@ -195,7 +195,7 @@ def test_samples_of_other_maps_or_another_embedder_are_of_another_agent(world, t
 
     def agent(*words):
         resolved = load_config("run", words, command="eval")
-        return sampling_fingerprint(resolved, Decoding(), 0)["agent"]
+        return sampling_fingerprint(resolved, SamplingParams(), 0)["agent"]
 
     before = agent()
     assert before == agent() != agent("memory.embedder.dimensions=128")

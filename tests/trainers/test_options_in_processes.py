@@ -47,7 +47,7 @@ class MemberParity(RewardFunction):
     """The number of the attempt, mod 2."""
 
     def score(self, episodes):
-        return [float(episode.member % 2) for episode in episodes]
+        return [float(episode.index % 2) for episode in episodes]
 
 
 @pytest.fixture

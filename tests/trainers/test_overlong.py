@@ -35,7 +35,7 @@ from memfactory.run_folder import RunFolder
 from memfactory.train import LiveRun
 from memfactory.trainers.grpo import GrpoTrainer
 from memfactory.transcripts import read_transcripts
-from memfactory.types import Decoding, Message, Sampling, Task
+from memfactory.types import Message, Sampling, SamplingParams, Task
 
 # The small model's context is 2048 tokens, and "seven " is more than one of them.
 LONG = "seven " * 2100
@@ -61,7 +61,7 @@ class Parity(RewardFunction):
     """1 for every second attempt at a task."""
 
     def score(self, episodes):
-        return [float(episode.member % 2) for episode in episodes]
+        return [float(episode.index % 2) for episode in episodes]
 
 
 class Chained(Agent):
@@ -141,7 +141,7 @@ def test_a_policy_that_refuses_everything_is_an_error():
 def test_of_many_prompts_only_the_long_one_has_an_error(small_model_path, wrap):
     config = ModelConfig(path=str(small_model_path))
     engine = HfEngine(load_model(config, training=False), load_chat(config), HfEngineConfig())
-    prompts = [([Message("user", text)], Sampling(2, Decoding(0.0))) for text in (SHORT, LONG, SHORT)]
+    prompts = [([Message("user", text)], Sampling(2, SamplingParams(0.0))) for text in (SHORT, LONG, SHORT)]
     first, long, last = sample_or_errors(wrap(engine), prompts)
     assert first.text == last.text and isinstance(long, PromptTooLong)
 

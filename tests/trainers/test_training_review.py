@@ -72,7 +72,7 @@ class Member(RewardFunction):
     """Attempt number mod 2."""
 
     def score(self, episodes):
-        return [float(e.member % 2) for e in episodes]
+        return [float(e.index % 2) for e in episodes]
 
 
 class StoppingRun:
@@ -142,7 +142,7 @@ class OneUnknown(RewardFunction):
     """Of the task with number 0 the second attempt's reward is unknown."""
 
     def score(self, episodes):
-        return [None if e.member == 1 and e.task.question.endswith("0") else float(e.member % 2) for e in episodes]
+        return [None if e.index == 1 and e.task.question.endswith("0") else float(e.index % 2) for e in episodes]
 
 
 def test_the_share_of_unknown_rewards_is_one_of_the_step_not_of_a_part_that_is_rolled_out_together(make, work):

@@ -28,7 +28,7 @@ def test_a_line_holds_question_rewards_advantage_and_every_turn(tmp_path):
         "task_id": "t1",
         "question": "Who?",
         "answers": ["Ana", "Anna"],
-        "member": 0,
+        "index": 0,
         "reward": {"total": 1.0, "parts": {"boxed_em": 1.0}},
         "advantage": {"answer": 0.7},
         "answer": "Ana",

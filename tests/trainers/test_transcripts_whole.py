@@ -103,12 +103,12 @@ class Keeper(Agent):
     def dialogue(self, episode):
         built = yield Shared("bank", episode.task, self.build)
         episode.bank = built.bank.fork()
-        if episode.member < 2:
+        if episode.index < 2:
             yield from self.modules["noter"].play(episode)
 
 
 def test_a_bank_is_told_with_what_each_turn_did_and_an_equal_one_once(tmp_path):
-    episodes = [Episode(Task("t", "Who?", ("x",)), member=member) for member in range(4)]
+    episodes = [Episode(Task("t", "Who?", ("x",)), index=member) for member in range(4)]
     agent = Keeper(None, {"noter": Noting(ModuleOptions(), None)})
     list(play(agent, episodes, {"policy": ScriptedEngine(lambda messages, _: f"said {messages[0].content}")}))
     trajectories = tuple(trajectory_of(episode, Reward(1.0)) for episode in episodes)

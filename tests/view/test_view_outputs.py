@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from test_infer import TALK, managing
 from test_view import data_of, write_run
 
-from chat_server import ChatServer, config_text, rows, write_tokenizer
+from chat_server import TALK, ChatServer, config_text, managing, rows, write_tokenizer
 from memfactory.config import load_config
 from memfactory.errors import ConfigError, DataError
 from memfactory.evaluate import run_evaluation
@@ -249,7 +248,7 @@ WHOLE = {
     "task_id": "t",
     "question": "q",
     "answers": ["a"],
-    "member": 0,
+    "index": 0,
     "reward": {"total": 1.0, "parts": {}},
     "advantage": {},
     "answer": "x",

@@ -23,7 +23,7 @@ from memfactory.cli.output import (
 from memfactory.cli.ranks import first_to_say
 from memfactory.cli.words import sources_and_overrides
 from memfactory.errors import ConfigError
-from memfactory.types import Decoding
+from memfactory.types import SamplingParams
 
 Source = Annotated[str, typer.Argument(help="A YAML config, a run folder, a checkpoint, a model folder or `tiny`.")]
 Overrides = Annotated[
@@ -227,7 +227,7 @@ def infer(
             input=input,
             output=output,
             bank=bank,
-            decoding=Decoding(temperature or 0.0, 1.0 if top_p is None else top_p, top_k or 0),
+            sampling_params=SamplingParams(temperature or 0.0, 1.0 if top_p is None else top_p, top_k or 0),
             as_json=json,
             show_memory=show_memory,
             console=stdout(),

@@ -41,7 +41,7 @@ class CachedEngine:
         self._ready: list[tuple[Key, Outcome]] = []
 
     def submit(self, key: Key, messages: Sequence[Message], sampling: Sampling) -> None:
-        if sampling.decoding.temperature > 0:
+        if sampling.params.temperature > 0:
             self._engine.submit(_Drawn(key), messages, sampling)
             return
         asked = _Greedy(name_of(self._name, messages, sampling))

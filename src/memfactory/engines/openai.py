@@ -79,17 +79,17 @@ class OpenAIEngine:
         return read_reply(answer.body, self._where, max_tokens)
 
     def _fields(self, messages: Sequence[Message], sampling: Sampling) -> dict[str, Any]:
-        decoding = sampling.decoding
+        sampling_params = sampling.params
         fields: dict[str, Any] = {
             "model": self.config.model,
             "messages": [{"role": message.role, "content": message.content} for message in messages],
-            "temperature": decoding.temperature,
+            "temperature": sampling_params.temperature,
             self.config.max_tokens_field: sampling.max_tokens,
         }
-        if decoding.top_p < 1:
-            fields["top_p"] = decoding.top_p
-        if decoding.top_k:
-            fields["top_k"] = decoding.top_k
+        if sampling_params.top_p < 1:
+            fields["top_p"] = sampling_params.top_p
+        if sampling_params.top_k:
+            fields["top_k"] = sampling_params.top_k
         if sampling.stop:
             fields["stop"] = list(sampling.stop)
         if self.config.send_seed:

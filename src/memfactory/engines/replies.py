@@ -137,7 +137,7 @@ class ReplyStore:
 
 def name_of(engine: str, messages: Sequence[Message], sampling: Sampling) -> bytes:
     """A digest of what is asked of an engine of that name, whatever its seed."""
-    drawn = [sampling.max_tokens, *sampling.stop, sampling.decoding.top_p, sampling.decoding.top_k]
+    drawn = [sampling.max_tokens, *sampling.stop, sampling.params.top_p, sampling.params.top_k]
     asked = dumps([engine, [[message.role, message.content] for message in messages], drawn])
     return blake2b(asked.encode(), digest_size=20).digest()
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from memfactory.engines.base import Engine, TolerantEngine, sample_or_errors
 from memfactory.errors import ConfigError, EngineError
 from memfactory.text import after_thinking, fill
-from memfactory.types import Decoding, Message, Reply, Sampling
+from memfactory.types import Message, Reply, Sampling, SamplingParams
 
 PROMPT = """\
 Decide whether an answer to a question is right. It is right when it says the same as one of the reference answers; \
@@ -87,7 +87,7 @@ class Judge:
         self._engine = engine
         self._name = name
         self._prompt = prompt
-        self._sampling = Sampling(max_tokens, Decoding(temperature))
+        self._sampling = Sampling(max_tokens, SamplingParams(temperature))
         self._known: dict[Case, bool] = {}
 
     def verdicts(self, cases: Sequence[Case]) -> list[bool | None]:

@@ -26,7 +26,7 @@ from memfactory.play import play
 from memfactory.plugins.boundary import code_digest, made
 from memfactory.registry import REWARDS
 from memfactory.rollout import texts_read, warn_of_failures
-from memfactory.types import Decoding, Task, Turn
+from memfactory.types import SamplingParams, Task, Turn
 
 log = logging.getLogger("memfactory")
 OnProgress = Callable[[int, int], None]
@@ -48,7 +48,7 @@ def evaluate_tasks(
     engines: Mapping[str, Engine],
     *,
     samples: int,
-    decodings: Mapping[str, Decoding],
+    decodings: Mapping[str, SamplingParams],
     seed: int,
     metrics: Sequence[str] = (),
     records: RecordFile | None = None,
@@ -75,7 +75,7 @@ def evaluate_tasks(
     shared: Counter[str] = Counter()
 
     def report(episode: Episode | None = None, turn: Turn | None = None) -> None:
-        if episode is not None and turn is not None and (episode.task.id, episode.member) not in own:
+        if episode is not None and turn is not None and (episode.task.id, episode.index) not in own:
             shared[turn.reply.stop] += 1
         if on_progress:
             on_progress(played, total)
@@ -108,7 +108,7 @@ def attempt(
     attempts: Sequence[tuple[Task, int]],
     engines: Mapping[str, Engine],
     *,
-    decodings: Mapping[str, Decoding],
+    decodings: Mapping[str, SamplingParams],
     seed: int,
     window: int = WINDOW,
     on_turn: Callable[[Episode, Turn], None] | None = None,
@@ -117,7 +117,7 @@ def attempt(
 
     The episodes keep no prompts.
     """
-    episodes = [Episode(task, member=number, seed=stream_seed(seed, task.id)) for task, number in attempts]
+    episodes = [Episode(task, index=number, seed=stream_seed(seed, task.id)) for task, number in attempts]
     yield from play(
         agent,
         episodes,

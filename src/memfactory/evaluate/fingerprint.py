@@ -17,7 +17,7 @@ from memfactory.model.model_files import file_digest, weights_fingerprint
 from memfactory.model.options import ModelConfig
 from memfactory.plugins.boundary import code_digest
 from memfactory.registry import AGENTS, MODULES
-from memfactory.types import Decoding
+from memfactory.types import SamplingParams
 
 
 def digest(value: object) -> str:
@@ -25,8 +25,8 @@ def digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def sampling_fingerprint(resolved: Resolved, decoding: Decoding, seed: int) -> dict[str, str | None]:
-    """What an attempt depends on beside its task: the model, the agent and whom it asks, the decoding."""
+def sampling_fingerprint(resolved: Resolved, sampling_params: SamplingParams, seed: int) -> dict[str, str | None]:
+    """What an attempt depends on beside its task: the model, the agent and whom it asks, the sampling parameters."""
     config = resolved.config
     helpers = {
         module.options.engine
@@ -41,7 +41,7 @@ def sampling_fingerprint(resolved: Resolved, decoding: Decoding, seed: int) -> d
         agent["learnt"] = learnt
     if code := _code_of_users(resolved):
         agent["code"] = code
-    return {**_policy(resolved), "agent": digest(agent), "decoding": _decoding(decoding, seed)}
+    return {**_policy(resolved), "agent": digest(agent), "decoding": _decoding(sampling_params, seed)}
 
 
 def _learnt(resolved: Resolved) -> dict[str, str]:
@@ -91,5 +91,5 @@ def _speaker(engine: object) -> Mapping[str, object]:
     return {"kind": "the policy's weights"}
 
 
-def _decoding(decoding: Decoding, seed: int) -> str:
-    return ", ".join(f"{name} {value:g}" for name, value in {**asdict(decoding), "seed": seed}.items())
+def _decoding(sampling_params: SamplingParams, seed: int) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in {**asdict(sampling_params), "seed": seed}.items())

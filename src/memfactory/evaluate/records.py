@@ -126,7 +126,7 @@ class SampleRecord:
         turns = [Turn(turn.step, (), Reply(turn.text, turn.stop), False) for turn in self.turns]
         return Episode(
             task,
-            member=self.sample,
+            index=self.sample,
             memory=self.memory,
             turns=turns,
             answer=self.answer,
@@ -147,7 +147,7 @@ def record(dataset: str, episode: Episode, scores: Mapping[str, float | None]) -
     return SampleRecord(
         dataset=dataset,
         task_id=task.id,
-        sample=episode.member,
+        sample=episode.index,
         question=task.question,
         answers=task.answers,
         answer=episode.answer,

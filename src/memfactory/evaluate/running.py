@@ -203,7 +203,7 @@ def _evaluate_dataset(
             stack.engines,
             metrics=metrics,
             samples=settings.samples,
-            decodings=stack.drawn_with(target.decoding),
+            decodings=stack.drawn_with(target.sampling_params),
             seed=settings.seed,
             records=records,
             max_unknown_share=settings.max_unknown_share,
@@ -231,7 +231,7 @@ def _write(targets: Sequence[Target], output: Path, report: Report, seconds: flo
         target.label: {
             "source": None if target.resolved.source is None else str(target.resolved.source),
             "fingerprint": dict(target.fingerprint),
-            "decoding": asdict(target.decoding),
+            "decoding": asdict(target.sampling_params),
             "seed": target.resolved.config.eval.seed,
             "samples": target.resolved.config.eval.samples,
             "limit": target.resolved.config.eval.limit,

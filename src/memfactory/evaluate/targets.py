@@ -18,7 +18,7 @@ from memfactory.errors import ConfigError, unknown
 from memfactory.evaluate.fingerprint import judge_fingerprint, sampling_fingerprint
 from memfactory.evaluate.records import Fingerprint
 from memfactory.registry import REWARDS
-from memfactory.types import Decoding
+from memfactory.types import SamplingParams
 
 log = logging.getLogger("memfactory")
 
@@ -38,7 +38,7 @@ class Target:
     datasets: Mapping[str, Component]
     metrics: tuple[str, ...]
     judges: tuple[str, ...]
-    decoding: Decoding
+    sampling_params: SamplingParams
     fingerprint: Fingerprint
 
     def records_path(self, output: Path, dataset: str) -> Path:
@@ -116,7 +116,7 @@ def _target(resolved: Resolved, data: Sequence[str], settings: Settings, label: 
     for name, reason in unearned(resolved.config.agent, reward_options(_reward_entries(resolved.config), metrics)):
         log.warning("%s: the metric %s %s.", label, name, reason)
     settled = resolved.config.eval
-    decoding = Decoding(settled.temperature, settled.top_p, settled.top_k)
+    sampling_params = SamplingParams(settled.temperature, settled.top_p, settled.top_k)
     pruned = without_unused(resolved, engines)
     judged_by = [judge_fingerprint(pruned, options[name], engine) for name, engine in engines.items()]
     return Target(
@@ -126,8 +126,11 @@ def _target(resolved: Resolved, data: Sequence[str], settings: Settings, label: 
         datasets=datasets,
         metrics=asked,
         judges=judges,
-        decoding=decoding,
-        fingerprint={**sampling_fingerprint(pruned, decoding, settled.seed), "judge": ", ".join(judged_by) or None},
+        sampling_params=sampling_params,
+        fingerprint={
+            **sampling_fingerprint(pruned, sampling_params, settled.seed),
+            "judge": ", ".join(judged_by) or None,
+        },
     )
 
 

@@ -92,7 +92,7 @@ class LinearReranker(LearningModule):
             found = self._scores(bank.embed_query(question), bank.embed(texts))
             noise = numpy.zeros(len(items))
             if self.learning:
-                stream = numpy.random.default_rng(stream_seed(episode.seed, episode.member, "gumbel"))
+                stream = numpy.random.default_rng(stream_seed(episode.seed, episode.index, "gumbel"))
                 noise = stream.gumbel(size=len(items))
             chosen = choose(found, noise, options.keep)
             episode.selection = Selection(question, texts, tuple(noise.tolist()), chosen)

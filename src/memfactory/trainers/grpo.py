@@ -42,7 +42,7 @@ from memfactory.trainers.rollout_metrics import gathered_facts, gathered_metrics
 from memfactory.trainers.unknown import count_unknown, excess, summed
 from memfactory.trainers.watch import Watch, settings_of
 from memfactory.transcripts import write_transcripts
-from memfactory.types import Decoding, Group, Task, Turn
+from memfactory.types import Group, SamplingParams, Task, Turn
 
 
 @TRAINERS.register("grpo", options="memfactory.config.training:GrpoOptions")
@@ -65,7 +65,7 @@ class GrpoTrainer(Trainer):
         self.carried: tuple[Group, ...] = ()
         self._surplus: tuple[Group, ...] = ()
         self.watch = Watch(settings_of(options, stack.agent), run)
-        self.decodings = stack.drawn_with(Decoding(options.temperature, options.top_p, options.top_k))
+        self.decodings = stack.drawn_with(SamplingParams(options.temperature, options.top_p, options.top_k))
 
     def finished(self) -> bool:
         enough = self.options.valid_groups

@@ -27,7 +27,7 @@ from memfactory.trainers.learners import Learners
 from memfactory.trainers.order import upcoming
 from memfactory.trainers.overlong import OverlongTasks, fitting_tasks
 from memfactory.transcripts import write_transcripts
-from memfactory.types import Decoding, Group, Reward, Turn
+from memfactory.types import Group, Reward, SamplingParams, Turn
 
 log = logging.getLogger("memfactory")
 
@@ -49,7 +49,7 @@ class OnlineTrainer(Trainer):
         self.overlong = OverlongTasks()
         # The modules that have learnt nothing since this process began.
         self.unchanged, self.learnt_from = set(learners.modules), 0
-        self.decodings = stack.drawn_with(Decoding(options.temperature, options.top_p, options.top_k))
+        self.decodings = stack.drawn_with(SamplingParams(options.temperature, options.top_p, options.top_k))
 
     def conclude(self) -> None:
         """Say so where modules have learnt nothing."""

@@ -78,7 +78,7 @@ def _section(path: Path) -> tuple[str, list[Group]]:
 
 
 def _told(rows: Sequence[Transcript]) -> tuple[str, list[Group]]:
-    banks = {(row.task_id, row.member): row.bank for row in rows}
+    banks = {(row.task_id, row.index): row.bank for row in rows}
     groups = grouped((row.task_id, row.question, _attempt(row, banks)) for row in rows)
     return str(rows[0].step) if rows else "", groups
 
@@ -87,7 +87,7 @@ def _attempt(row: Transcript, banks: Mapping[tuple[str, int], Mapping[str, objec
     reward = "unknown" if row.reward is None else format(row.reward, ".3f")
     steps = f"; by step: {scores_told(row.step_rewards)}" if row.step_rewards else ""
     return Attempt(
-        label=f"attempt {row.member}",
+        label=f"attempt {row.index}",
         score=row.reward,
         facts=[
             ("Question", row.question),

@@ -159,7 +159,7 @@ class HfEngine:
         rows = self._rows
         logits = prompts.logits(rows, self._next_ids)
         if self._drawing is None:
-            self._drawing = Drawing.of([row.sampling.decoding for row in rows], logits.shape[-1], logits.device)
+            self._drawing = Drawing.of([row.sampling.params for row in rows], logits.shape[-1], logits.device)
         uniform = torch.tensor([next(row.uniforms) for row in rows], dtype=torch.float64).to(logits.device)
         ids, logprobs = draw(logits, self._drawing, uniform)
         self._next_ids = ids

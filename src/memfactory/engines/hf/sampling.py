@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from memfactory.types import Decoding
+from memfactory.types import SamplingParams
 
 _BLOCK = 64
 
@@ -35,7 +35,7 @@ class Drawing:
     top_p: Tensor | None
 
     @classmethod
-    def of(cls, decodings: Sequence[Decoding], vocabulary: int, device: torch.device) -> Drawing:
+    def of(cls, decodings: Sequence[SamplingParams], vocabulary: int, device: torch.device) -> Drawing:
         """The tensors of `decodings`, one a row."""
 
         def column(values: list[float], off: float) -> Tensor | None:
@@ -43,12 +43,12 @@ class Drawing:
                 return None
             return torch.tensor(values, device=device).unsqueeze(-1)
 
-        greedy = [decoding.temperature == 0 for decoding in decodings]
+        greedy = [sampling_params.temperature == 0 for sampling_params in decodings]
         return cls(
-            column([decoding.temperature or 1.0 for decoding in decodings], 1.0),
+            column([sampling_params.temperature or 1.0 for sampling_params in decodings], 1.0),
             torch.tensor(greedy, device=device) if any(greedy) else None,
-            column([decoding.top_k or vocabulary for decoding in decodings], vocabulary),
-            column([decoding.top_p for decoding in decodings], 1.0),
+            column([sampling_params.top_k or vocabulary for sampling_params in decodings], vocabulary),
+            column([sampling_params.top_p for sampling_params in decodings], 1.0),
         )
 
 

@@ -37,12 +37,12 @@ class Conversations:
         Raises PromptTooLong for a prompt that leaves no room for a reply.
         """
         self.check(prompt)
-        decoding = sampling.decoding
+        sampling_params = sampling.params
         return {
             "max_tokens": min(sampling.max_tokens, self.context - len(prompt)),
-            "temperature": decoding.temperature,
-            "top_p": decoding.top_p,
-            "top_k": decoding.top_k,
+            "temperature": sampling_params.temperature,
+            "top_p": sampling_params.top_p,
+            "top_k": sampling_params.top_k,
             "min_p": 0.0,
             "repetition_penalty": 1.0,
             "presence_penalty": 0.0,
@@ -64,7 +64,7 @@ class Conversations:
         finish_reason: str | None,
     ) -> Reply:
         # A greedy reply is certain under the distribution that it was drawn from.
-        certain = sampling.decoding.temperature == 0
+        certain = sampling.params.temperature == 0
         stop: Stop = "length" if finish_reason == "length" else "stop"
         text = self.chat.reply_text(prompt, reply_ids)
         ended = bool(reply_ids) and reply_ids[-1] in self.chat.stop_ids
