@@ -13,7 +13,7 @@ from memfactory.errors import ConfigError, DataError
 from memfactory.evaluate.results import DatasetResult, EvalHistory, metric_result
 from memfactory.evaluate.targets import Settings, prepare
 from memfactory.figures import evaluation_figure
-from memfactory.memory import embedders
+from memfactory.memory import embedder
 from memfactory.memory.bank import BankSource
 from memfactory.types import MemoryItem
 
@@ -83,7 +83,7 @@ def test_what_is_wrong_inside_a_mixture_is_told_with_its_line(load):
 
 
 def test_a_bank_with_more_vectors_than_are_held_is_saved_with_all_of_them(tmp_path, monkeypatch):
-    monkeypatch.setattr(embedders, "KEPT_BYTES", 40_000)
+    monkeypatch.setattr(embedder, "KEPT_BYTES", 40_000)
     bank = BankSource().open([MemoryItem(f"m{n}", "", f"text number {n}") for n in range(100)])
     bank.search("text 7", 3, mode="dense")
     bank.save(tmp_path / "bank")

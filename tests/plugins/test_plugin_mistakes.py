@@ -187,7 +187,7 @@ def test_a_plugin_that_cannot_be_loaded_is_told_by_file_and_line(folder, capsys,
         ),
         (
             MODULE.replace("    roles", "    Options = Options\n    roles") + "        yield from ()\n",
-            "its Options must derive from ModuleOptions of memfactory.dialogue",
+            "its Options must derive from ModuleOptions of memfactory.components",
         ),
     ],
 )

@@ -190,5 +190,5 @@ def _unloadable(name: str, error: BaseException) -> BaseException:
 
 def _is_library(file: Path) -> bool:
     """Whether a file is MemFactory's or belongs to an installed package."""
-    places = [Path(__file__).parent, *(Path(sysconfig.get_path(kind)) for kind in ("stdlib", "purelib", "platlib"))]
+    places = [Path(__file__).parents[1], *(Path(sysconfig.get_path(kind)) for kind in ("stdlib", "purelib", "platlib"))]
     return any(file.is_relative_to(place) for place in places)
