@@ -21,7 +21,6 @@ from memfactory.components import POLICY
 from memfactory.config import Resolved
 from memfactory.config.losses import LossOptions
 from memfactory.config.training import GrpoOptions
-from memfactory.dialogue import stream_seed
 from memfactory.errors import ConfigError
 from memfactory.model.adapters import base_model
 from memfactory.model.chat import ChatFormat
@@ -31,6 +30,7 @@ from memfactory.policy.optimizer import make_optimizer
 from memfactory.policy.reference import Reference
 from memfactory.policy.weights import trainable
 from memfactory.rollout import rollout
+from memfactory.seeds import stream_seed
 from memfactory.types import Group, Message, Reply, Sampling, SamplingParams, Tokens
 
 

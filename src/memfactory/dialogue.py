@@ -10,7 +10,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from hashlib import blake2b
 from typing import Any, ClassVar, cast
 
 import numpy
@@ -246,12 +245,6 @@ def _half_character(messages: Sequence[Message]) -> str | None:
         except UnicodeEncodeError as error:
             return f"half of a surrogate pair as character {error.start}"
     return None
-
-
-def stream_seed(*parts: int | str) -> int:
-    """A 63-bit seed from the names of a random stream; equal names give equal streams on every machine."""
-    digest = blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
 
 
 class AnswerModuleOptions(ModuleOptions):

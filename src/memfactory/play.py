@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from memfactory.components import POLICY
-from memfactory.dialogue import Agent, Ask, Dialogue, ScoreRequest, Shared, as_generator, check_left, close, stream_seed
+from memfactory.dialogue import Agent, Ask, Dialogue, ScoreRequest, Shared, as_generator, check_left, close
 from memfactory.engines.base import Engine
 from memfactory.episode import Episode
 from memfactory.errors import ConfigError, EngineError, PromptTooLong, RequestRefused
 from memfactory.plugins.boundary import broken, guarded
+from memfactory.seeds import stream_seed
 from memfactory.types import Reply, Reward, Sampling, SamplingParams, Turn
 
 REFUSALS = 8

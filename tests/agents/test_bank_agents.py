@@ -13,12 +13,13 @@ from memfactory.agents.bank_agent import BankAgentOptions
 from memfactory.agents.memory_r1 import MemoryR1
 from memfactory.build import build_agent
 from memfactory.config import load_config
-from memfactory.dialogue import Agent, stream_seed
+from memfactory.dialogue import Agent
 from memfactory.engines.scripted import ScriptedEngine
 from memfactory.episode import Episode
 from memfactory.errors import EngineError
 from memfactory.memory.bank import BankSource
 from memfactory.play import play
+from memfactory.seeds import stream_seed
 from memfactory.types import MemoryItem, Message, Reward, Sampling, Task, Utterance
 from word_codec import WordCodec
 

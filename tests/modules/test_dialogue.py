@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 
 from memfactory.agents.memory_agent import MemoryAgent
 from memfactory.components import ModuleOptions
-from memfactory.dialogue import Agent, Ask, Asking, Module, Shared, stream_seed
+from memfactory.dialogue import Agent, Ask, Asking, Module, Shared
 from memfactory.engines.scripted import END, ScriptedEngine
 from memfactory.episode import Episode
 from memfactory.errors import ConfigError, DataError, EngineError
 from memfactory.modules.recurrent_memory import Prompts, RecurrentMemoryModule, RecurrentMemoryOptions
 from memfactory.play import play
 from memfactory.registry import Options
+from memfactory.seeds import stream_seed
 from memfactory.text import after_thinking, chunk_cuts, fill, keep_ends, last_boxed, placeholders
 from memfactory.types import Message, Reply, Reward, Sampling, SamplingParams, Task, Turn
 

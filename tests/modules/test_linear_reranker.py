@@ -8,7 +8,7 @@ import numpy
 import pytest
 from safetensors.numpy import save_file
 
-from memfactory.dialogue import Agent, Dialogue, stream_seed
+from memfactory.dialogue import Agent, Dialogue
 from memfactory.engines.scripted import ScriptedEngine
 from memfactory.episode import Episode
 from memfactory.errors import ConfigError, MemFactoryError
@@ -25,6 +25,7 @@ from memfactory.modules.linear_maps import (
 from memfactory.modules.linear_reranker import LinearReranker, LinearRerankerOptions
 from memfactory.play import play
 from memfactory.registry import Options
+from memfactory.seeds import stream_seed
 from memfactory.types import MemoryItem, Task
 
 QUERY = numpy.array([1.0, 0.0])

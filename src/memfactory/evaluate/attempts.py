@@ -10,7 +10,7 @@ from dataclasses import replace
 from importlib import metadata
 
 from memfactory.data.digest import data_hash
-from memfactory.dialogue import Agent, stream_seed
+from memfactory.dialogue import Agent
 from memfactory.engines.base import Engine
 from memfactory.engines.options import EngineConfig, HfEngineConfig, OpenAIEngineConfig
 from memfactory.envs.base import Environment
@@ -26,6 +26,7 @@ from memfactory.play import play
 from memfactory.plugins.boundary import code_digest, made
 from memfactory.registry import REWARDS
 from memfactory.rollout import texts_read, warn_of_failures
+from memfactory.seeds import stream_seed
 from memfactory.types import SamplingParams, Task, Turn
 
 log = logging.getLogger("memfactory")

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from memfactory.components import ModuleOptions
-from memfactory.dialogue import Asking, LearningModule, stream_seed
+from memfactory.dialogue import Asking, LearningModule
 from memfactory.episode import Episode
 from memfactory.errors import ConfigError, MemFactoryError
 from memfactory.memory.options import Search
@@ -31,6 +31,7 @@ from memfactory.modules.linear_maps import (
     scores,
 )
 from memfactory.registry import MODULES
+from memfactory.seeds import stream_seed
 from memfactory.types import Codec, Selection
 
 MAPS = ("query", "memory")

@@ -24,7 +24,6 @@ from transformers import PreTrainedModel
 
 from memfactory.config.losses import LossOptions
 from memfactory.config.training import GrpoOptions, OptimizerOptions, TrainerOptions
-from memfactory.dialogue import stream_seed
 from memfactory.errors import ConfigError, MemFactoryError
 from memfactory.model.adapters import Network, base_model
 from memfactory.model.chat import ChatFormat
@@ -50,6 +49,7 @@ from memfactory.policy.weights import (
     save_weights,
     trainable,
 )
+from memfactory.seeds import stream_seed
 
 log = logging.getLogger("memfactory")
 SUPERVISED = LossOptions(objective="reinforce")

@@ -14,7 +14,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
-from memfactory.dialogue import stream_seed
+from memfactory.seeds import stream_seed
 
 SLICE = 2**24
 MOMENTS = ("exp_avg", "exp_avg_sq")

@@ -9,7 +9,7 @@ import torch
 from torch.optim import Optimizer
 from torchao.optim import AdamW4bit, AdamW8bit
 
-from memfactory.dialogue import stream_seed
+from memfactory.seeds import stream_seed
 
 
 class _Reproducible:

@@ -22,11 +22,11 @@ from memfactory.build import Stack, TaskReader, reading_env
 from memfactory.config import Resolved
 from memfactory.config.agent_file import write_agent_file
 from memfactory.config.training import LoopOptions
-from memfactory.dialogue import stream_seed
 from memfactory.engines.base import WeightHolder, Weights
 from memfactory.errors import ConfigError
 from memfactory.plugins.boundary import guarded
 from memfactory.rollout import TextsRead
+from memfactory.seeds import stream_seed
 from memfactory.trainers.checkpoint import TrainState, load_state, save_checkpoint
 from memfactory.whole_folders import written_whole
 

@@ -15,7 +15,6 @@ from memfactory.build import Stack
 from memfactory.config import Resolved
 from memfactory.config.training import GrpoOptions
 from memfactory.data.digest import data_hash
-from memfactory.dialogue import stream_seed
 from memfactory.episode import Episode
 from memfactory.errors import ConfigError, MemFactoryError
 from memfactory.plan.flops import device_metrics, device_peak, training_flops
@@ -25,6 +24,7 @@ from memfactory.policy.measures import summarized
 from memfactory.policy.policy import Policy
 from memfactory.registry import TRAINERS
 from memfactory.rollout import rollout
+from memfactory.seeds import stream_seed
 from memfactory.trainers.base import Interrupted, Run, Trainer
 from memfactory.trainers.carried import (
     group_from_json,

@@ -15,12 +15,12 @@ from memfactory.build import Stack
 from memfactory.config import Resolved
 from memfactory.config.training import OnlineOptions
 from memfactory.data.digest import data_hash
-from memfactory.dialogue import stream_seed
 from memfactory.episode import Episode
 from memfactory.errors import ConfigError, MemFactoryError
 from memfactory.play import play
 from memfactory.registry import TRAINERS
 from memfactory.rollout import scored, texts_read, trajectory_of
+from memfactory.seeds import stream_seed
 from memfactory.trainers.base import Run, Trainer
 from memfactory.trainers.checkpoint import TrainState
 from memfactory.trainers.learners import Learners

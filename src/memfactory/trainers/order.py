@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from random import Random
 
-from memfactory.dialogue import stream_seed
+from memfactory.seeds import stream_seed
 from memfactory.types import Task
 
 
