@@ -28,7 +28,7 @@ from benchmarks.workloads import Size, write_model
 from memfactory.build import Stack, build_stack
 from memfactory.config import load_config
 from memfactory.data.benchmarks.ruler import make_vt
-from memfactory.evaluate.attempts import attempt
+from memfactory.evaluate.episodes import play_episodes
 from memfactory.text import token_spans
 from memfactory.types import Codec, SamplingParams, Task
 
@@ -181,7 +181,7 @@ def read(stack: Stack, text: str) -> Sequence[Any]:
     """The turns of one attempt at a question about `text`."""
     task = Task("task", "Which variables have the value 12345?", (), text)
     greedy = stack.drawn_with(SamplingParams(temperature=0.0))
-    (episode,) = attempt(stack.agent, [(task, 0)], stack.engines, decodings=greedy, seed=0)
+    (episode,) = play_episodes(stack.agent, [(task, 0)], stack.engines, decodings=greedy, seed=0)
     return episode.turns
 
 

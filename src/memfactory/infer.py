@@ -14,12 +14,12 @@ from memfactory.console import Console
 from memfactory.episode import Episode
 from memfactory.errors import ConfigError
 from memfactory.evaluate.answer_rows import answer_row
-from memfactory.evaluate.attempts import attempt, attempts_under_way
+from memfactory.evaluate.bank_folder import BankFolder
+from memfactory.evaluate.episodes import episode_window, play_episodes
 from memfactory.evaluate.fingerprint import digest, sampling_fingerprint
-from memfactory.evaluate.kept_bank import KeptBank
 from memfactory.evaluate.memory_view import MemoryView
-from memfactory.evaluate.progress import shown_progress
-from memfactory.evaluate.questions import asked_about_conversation, asked_about_documents, asked_by_rows
+from memfactory.evaluate.progress import progress_display
+from memfactory.evaluate.questions import conversation_question, document_question, row_questions
 from memfactory.evaluate.targets import without_unused
 from memfactory.files import JsonLinesWriter, json_line, read_json_lines
 from memfactory.rollout import texts_read
@@ -59,17 +59,17 @@ def run_inference(
     resolved, limits = reading_all(without_unused(resolved, {}))
     readings: dict[str, Reading | None] = {}
     if input is not None:
-        tasks, problems = asked_by_rows(resolved, input)
+        tasks, problems = row_questions(resolved, input)
     elif conversation is not None:
-        tasks, problems = (asked_about_conversation(resolved, question or "", conversation),), ()
+        tasks, problems = (conversation_question(resolved, question or "", conversation),), ()
     else:
-        tasks, problems = asked_about_documents(question or "", documents), ()
+        tasks, problems = document_question(question or "", documents), ()
     for problem in problems:
         errors.print(f"left out: {problem}", style="red", markup=False, highlight=False, soft_wrap=True)
-    with nullcontext() if bank is None else KeptBank.held(bank, resolved.config.agent) as kept:
+    with nullcontext() if bank is None else BankFolder.open(bank, resolved.config.agent) as kept:
         named: Mapping[str, str | None] = sampling_fingerprint(resolved, sampling_params, resolved.config.eval.seed)
         if kept is not None:
-            tasks, named = kept.named(tasks, named, of_rows=input is not None)
+            tasks, named = kept.bind_tasks(tasks, named, of_rows=input is not None)
         configuration = digest(named)
         missing = tasks if output is None else _unanswered(tasks, output, configuration)
         failed = 0
@@ -169,25 +169,25 @@ def _played(
     resolved: Resolved,
     tasks: Sequence[Task],
     sampling_params: SamplingParams,
-    kept: KeptBank | None,
+    kept: BankFolder | None,
     errors: Console,
     show_memory: bool,
 ) -> Iterator[Episode]:
     """Each task's finished episode, with its memory or the progress shown on the way; what is kept is then kept."""
     stack = build_stack(resolved, training=False)
-    shown = nullcontext(None) if show_memory or len(tasks) == 1 else shown_progress(errors, "answering")
+    shown = nullcontext(None) if show_memory or len(tasks) == 1 else progress_display(errors, "answering")
     try:
         if kept is not None:
             memory = kept.load(stack.agent.banks)
             tasks = [replace(task, memory=memory) for task in tasks]
         with shown as on_progress:
-            played = attempt(
+            played = play_episodes(
                 stack.agent,
                 [(task, 0) for task in tasks],
                 stack.engines,
                 decodings=stack.drawn_with(sampling_params),
                 seed=resolved.config.eval.seed,
-                window=attempts_under_way(resolved.config.engine),
+                window=episode_window(resolved.config.engine),
                 on_turn=MemoryView(errors, named=len(tasks) > 1).show if show_memory else None,
             )
             with closing(played):
@@ -195,7 +195,7 @@ def _played(
                     if on_progress is not None:
                         on_progress(done, len(tasks))
                     if kept is not None and episode.failure is None:
-                        kept.keep(episode.bank)
+                        kept.save(episode.bank)
                     yield episode
     finally:
         stack.close()

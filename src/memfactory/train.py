@@ -20,7 +20,7 @@ from memfactory.config.training import LoopOptions, TrainerOptions
 from memfactory.engines.replies import ReplyStore
 from memfactory.environment import describe_environment, process_rank
 from memfactory.errors import ConfigError, DataError
-from memfactory.evaluate.attempts import UnknownScores, evaluate_tasks
+from memfactory.evaluate.episodes import UnknownScores, evaluate_tasks
 from memfactory.evaluate.results import DatasetResult, EvalHistory
 from memfactory.figures import draw_run
 from memfactory.files import set_aside, write_json, write_whole

@@ -22,7 +22,7 @@ from memfactory.envs.question_rows import FieldNames, read_task
 from memfactory.envs.row_fields import listed_texts
 from memfactory.episode import Episode
 from memfactory.errors import DataError
-from memfactory.evaluate.questions import asked_about_conversation
+from memfactory.evaluate.questions import conversation_question
 from memfactory.memory.bm25 import Postings
 from memfactory.registry import REWARDS
 from memfactory.types import MemoryItem, Task
@@ -48,7 +48,7 @@ def tasks(spec, env=BANK):
 def test_a_conversation_may_begin_with_a_byte_order_mark(here, encoding):
     Path("talk.json").write_text(json.dumps(TALK), encoding=encoding)
     resolved = load_config("tiny", ["env=memory_bank"])
-    task = asked_about_conversation(resolved, "Where?", Path("talk.json"))
+    task = conversation_question(resolved, "Where?", Path("talk.json"))
     assert task.conversation[0].text == "I live in Oslo."
 
 
@@ -67,7 +67,7 @@ def test_a_conversation_may_begin_with_a_byte_order_mark(here, encoding):
 def test_a_hostile_conversation_is_an_error_in_words(here, text, words):
     Path("talk.json").write_text(text)
     with pytest.raises(DataError, match=words):
-        asked_about_conversation(load_config("tiny", ["env=memory_bank"]), "Where?", Path("talk.json"))
+        conversation_question(load_config("tiny", ["env=memory_bank"]), "Where?", Path("talk.json"))
 
 
 def test_a_row_that_is_nested_too_deeply_is_a_bad_row(here):

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from rich.console import Console
 
-from memfactory.evaluate.progress import shown_progress
+from memfactory.evaluate.progress import progress_display
 from memfactory.evaluate.results import DatasetResult, metric_result
 from memfactory.evaluate.tables import detail_table, difference_table, main_table
 
@@ -85,7 +85,7 @@ def test_a_title_is_not_broken_at_the_width_of_its_table():
 def test_progress_names_what_has_brackets_in_its_name():
     for terminal in (False, True):
         console = Console(file=io.StringIO(), width=120, force_terminal=terminal, color_system=None)
-        with shown_progress(console, "run[b] on e[/red]x") as tell:
+        with progress_display(console, "run[b] on e[/red]x") as tell:
             tell(0, 2)
         assert "run[b] on e[/red]x" in console.file.getvalue()
 

@@ -19,7 +19,7 @@ from chat_server import ChatServer, write_tokenizer
 from memfactory.build import build_stack, build_tasks
 from memfactory.config import load_config
 from memfactory.errors import ConfigError, MemFactoryError
-from memfactory.evaluate.attempts import evaluate_tasks
+from memfactory.evaluate.episodes import evaluate_tasks
 from memfactory.evaluate.fingerprint import sampling_fingerprint
 from memfactory.evaluate.results import EvalHistory
 from memfactory.modules.linear_reranker import LinearReranker

@@ -23,7 +23,7 @@ from memfactory.envs.base import Environment, EnvironmentOptions
 from memfactory.envs.rewards.base import RewardFunction
 from memfactory.episode import Episode
 from memfactory.errors import DataError, EngineError, MemFactoryError, PromptTooLong, RequestRefused
-from memfactory.evaluate.attempts import UnknownScores, evaluate_tasks
+from memfactory.evaluate.episodes import UnknownScores, evaluate_tasks
 from memfactory.evaluate.records import RecordFile, read_records
 from memfactory.infer import run_inference
 from memfactory.model.loading import load_chat, load_model

@@ -9,7 +9,7 @@ from memfactory.errors import ConfigError
 from memfactory.transcripts import write_transcripts
 from memfactory.types import Group, Message, Reply, Reward, Task, Tokens, Trajectory, Turn
 from memfactory.view import write_view
-from memfactory.view.attempts import spread
+from memfactory.view.episodes import spread
 
 
 def write_run(folder, steps):

@@ -9,13 +9,13 @@ from contextlib import contextmanager
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from memfactory.console import Console
-from memfactory.evaluate.attempts import OnProgress
+from memfactory.evaluate.episodes import OnProgress
 
 SECONDS_BETWEEN_LINES = 30.0
 
 
 @contextmanager
-def shown_progress(console: Console, title: str) -> Iterator[OnProgress]:
+def progress_display(console: Console, title: str) -> Iterator[OnProgress]:
     """What to tell of (attempts finished, attempts in all) while attempts are played."""
     if console.is_terminal:
         columns = (

@@ -19,7 +19,7 @@ from memfactory.types import Task
 NO_GOLD = {"answers": ["?"]}
 
 
-def asked_about_documents(question: str, documents: Sequence[Path]) -> tuple[Task, ...]:
+def document_question(question: str, documents: Sequence[Path]) -> tuple[Task, ...]:
     """The one question as a task; several documents are numbered as in MemAgent's data."""
     texts = [_read(path) for path in documents]
     numbered = [f"Document {number}:\n{text}" for number, text in enumerate(texts, start=1)]
@@ -27,7 +27,7 @@ def asked_about_documents(question: str, documents: Sequence[Path]) -> tuple[Tas
     return (Task(f"question-{digest([question, context])}", question, (), context),)
 
 
-def asked_about_conversation(resolved: Resolved, question: str, path: Path) -> Task:
+def conversation_question(resolved: Resolved, question: str, path: Path) -> Task:
     """The question about the conversation in a file: a list of utterances, or a row of the environment's own form."""
     value = parse_json(_read(path, "--conversation"), f"--conversation {path}")
     row = {"conversation": value} if isinstance(value, list) else value
@@ -92,7 +92,7 @@ class _InputRows(Dataset):
         return True
 
 
-def asked_by_rows(resolved: Resolved, input: Path) -> tuple[tuple[Task, ...], tuple[str, ...]]:
+def row_questions(resolved: Resolved, input: Path) -> tuple[tuple[Task, ...], tuple[str, ...]]:
     """The tasks of the rows that can be used, and a message for each of the others."""
     env = reading_env(resolved)
     found = env.tasks(_InputRows(input, env))

@@ -19,11 +19,11 @@ from memfactory.data.digest import data_hash
 from memfactory.environment import describe_environment
 from memfactory.envs.base import TaskSet
 from memfactory.errors import ConfigError, MemFactoryError
-from memfactory.evaluate.attempts import attempts_under_way, build_metrics, evaluate_tasks, rules_of
-from memfactory.evaluate.likeness import differing, notes
-from memfactory.evaluate.progress import shown_progress
+from memfactory.evaluate.episodes import build_metrics, episode_window, evaluate_tasks, rules_of
+from memfactory.evaluate.progress import progress_display
 from memfactory.evaluate.records import RecordFile
 from memfactory.evaluate.results import DatasetResult, difference_json, differences
+from memfactory.evaluate.setting_differences import difference_notes, differing_settings
 from memfactory.evaluate.tables import Grid, category_tables, comparable, detail_table, difference_table, main_table
 from memfactory.evaluate.targets import Settings, Target, prepare
 from memfactory.files import write_json, write_whole
@@ -193,7 +193,7 @@ def _evaluate_dataset(
     metrics = tuple(dict.fromkeys((*(target.metrics or stack.env.default_metrics(tasks)), *target.judges)))
     with (
         _records(target, name, every, output, overwrite=False) as records,
-        shown_progress(errors, f"{target.label} on {name}") as on_progress,
+        progress_display(errors, f"{target.label} on {name}") as on_progress,
     ):
         records.score_by(rules_of(build_metrics(stack.env, metrics, stack.engines)))
         return evaluate_tasks(
@@ -207,7 +207,7 @@ def _evaluate_dataset(
             seed=settings.seed,
             records=records,
             max_unknown_share=settings.max_unknown_share,
-            window=attempts_under_way(target.resolved.config.engine),
+            window=episode_window(target.resolved.config.engine),
             on_progress=on_progress,
         )
 
@@ -218,7 +218,7 @@ def _datasets(targets: Sequence[Target]) -> list[str]:
 
 def _grids(targets: Sequence[Target], report: Report) -> list[Grid]:
     names = _datasets(targets)
-    main = main_table(report.results, names, notes(differing(targets)))
+    main = main_table(report.results, names, difference_notes(differing_settings(targets)))
     grids = [main, difference_table(report.results, names)]
     grids += category_tables(report.results, names)
     grids += [detail_table(report.results)] if any(report.results.values()) else []
@@ -246,7 +246,7 @@ def _write(targets: Sequence[Target], output: Path, report: Report, seconds: flo
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
         "seconds": round(seconds, 1),
         "models": models,
-        "differing_settings": {key: dict(by_label) for key, by_label in differing(targets).items()},
+        "differing_settings": {key: dict(by_label) for key, by_label in differing_settings(targets).items()},
         "differences": _differences(report.results),
         "environment": dict(describe_environment()),
     }

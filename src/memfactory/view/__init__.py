@@ -9,7 +9,7 @@ from pathlib import Path
 from memfactory.errors import ConfigError
 from memfactory.files import write_whole
 from memfactory.text import writable
-from memfactory.view.attempts import Page
+from memfactory.view.episodes import Page
 from memfactory.view.outputs import answers_page, evaluation_page
 from memfactory.view.runs import run_page
 

@@ -10,7 +10,7 @@ from typing import Any
 from memfactory.errors import ConfigError, DataError
 from memfactory.evaluate.statistics import Estimate
 from memfactory.files import read_json_lines, tried_json_lines
-from memfactory.view.attempts import ROWS_SHOWN, Attempt, Bank, Group, Page, grouped, scores_told, spread, within
+from memfactory.view.episodes import ROWS_SHOWN, Attempt, Bank, Group, Page, grouped, scores_told, spread, within
 
 
 def answers_page(path: Path) -> Page:

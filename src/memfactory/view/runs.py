@@ -11,7 +11,7 @@ from memfactory.evaluate.results import EvalHistory
 from memfactory.figures import MOST_LINES, pictures
 from memfactory.files import count_lines
 from memfactory.transcripts import Transcript, read_transcripts
-from memfactory.view.attempts import Attempt, Bank, Group, Page, grouped, scores_told, spread, within
+from memfactory.view.episodes import Attempt, Bank, Group, Page, grouped, scores_told, spread, within
 
 
 def run_page(run: Path, steps: int) -> Page:

@@ -19,7 +19,7 @@ from memfactory.registry import AGENTS
 from memfactory.types import MemoryItem, Task
 
 
-class KeptBank:
+class BankFolder:
     """The bank in `folder`, which is this process's alone while it is `held`."""
 
     def __init__(self, folder: Path) -> None:
@@ -28,7 +28,7 @@ class KeptBank:
 
     @staticmethod
     @contextmanager
-    def held(folder: Path, agent: AgentSpec) -> Iterator[KeptBank]:
+    def open(folder: Path, agent: AgentSpec) -> Iterator[BankFolder]:
         """The bank in `folder`, or a new one where there is no folder yet, or an empty one.
 
         Raises ConfigError for an agent without a memory bank, DataError for a folder of something else, InUseError
@@ -38,7 +38,7 @@ class KeptBank:
             keeping = ", ".join(name for name in AGENTS.names() if AGENTS.get(name).keeps_bank)
             raise ConfigError(f"--bank: the agent {agent.name!r} has no memory bank; these have one: {keeping}")
         with folder_lock(folder, called=f"--bank {folder}"):
-            kept = KeptBank(folder)
+            kept = BankFolder(folder)
             others = [path.name for path in folder.iterdir() if path.name != LOCK]
             if others and not kept.is_there:
                 raise DataError(
@@ -50,7 +50,7 @@ class KeptBank:
     def is_there(self) -> bool:
         return (self.folder / MANIFEST).is_file()
 
-    def named(
+    def bind_tasks(
         self, tasks: Sequence[Task], fingerprint: Mapping[str, str | None], *, of_rows: bool
     ) -> tuple[tuple[Task, ...], Mapping[str, str | None]]:
         """The tasks and what their answers depend on, with the bank among it: a question may be asked of it again.
@@ -79,7 +79,7 @@ class KeptBank:
         self._items = tuple(banks.load(self.folder).list()) if self.is_there else ()
         return self._items
 
-    def keep(self, bank: MemoryBank | None) -> None:
+    def save(self, bank: MemoryBank | None) -> None:
         """Write what the bank has become, whole or not at all; one that nothing has changed is left alone."""
         if bank is not None and (not self.is_there or tuple(bank.list()) != self._items):
             bank.save(self.folder)

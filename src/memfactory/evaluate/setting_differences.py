@@ -18,7 +18,7 @@ Differing = Mapping[str, Mapping[str, object]]
 """A setting to its value by target."""
 
 
-def differing(targets: Sequence[Target]) -> Differing:
+def differing_settings(targets: Sequence[Target]) -> Differing:
     """Each setting that is not alike for all targets, with its value by label; what a target lacks is None.
 
     Baselines stand for the target that they are set beside: that they are other agents is their point.
@@ -37,7 +37,7 @@ def differing(targets: Sequence[Target]) -> Differing:
     }
 
 
-def notes(found: Differing) -> tuple[str, ...]:
+def difference_notes(found: Differing) -> tuple[str, ...]:
     """The differences in words; none where all is alike."""
     if not found:
         return ()

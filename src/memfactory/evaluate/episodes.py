@@ -83,7 +83,7 @@ def evaluate_tasks(
 
     report()
     with closing(
-        attempt(agent, missing, engines, decodings=decodings, seed=seed, window=window, on_turn=report)
+        play_episodes(agent, missing, engines, decodings=decodings, seed=seed, window=window, on_turn=report)
     ) as run:
         waiting: list[Episode] = []
         for episode in run:
@@ -104,7 +104,7 @@ def evaluate_tasks(
     return collected.result(tasks, samples, max_unknown_share)
 
 
-def attempt(
+def play_episodes(
     agent: Agent,
     attempts: Sequence[tuple[Task, int]],
     engines: Mapping[str, Engine],
@@ -132,7 +132,7 @@ def attempt(
     )
 
 
-def attempts_under_way(engine: EngineConfig) -> int:
+def episode_window(engine: EngineConfig) -> int:
     """Twice what the engine works on at one time: it never waits, and the first attempts still end early."""
     if isinstance(engine, HfEngineConfig):
         return 2 * engine.max_batch

@@ -20,7 +20,7 @@ from memfactory.envs.base import Environment, EnvironmentOptions
 from memfactory.envs.rewards.base import RewardFunction
 from memfactory.episode import Episode
 from memfactory.errors import ConfigError, DataError, EngineError, MemFactoryError
-from memfactory.evaluate.attempts import attempt, evaluate_tasks
+from memfactory.evaluate.episodes import evaluate_tasks, play_episodes
 from memfactory.evaluate.records import WHOLE_ITEMS, BankRecord, RecordFile, SampleRecord, read_records, record
 from memfactory.memory.bank import BankSource
 from memfactory.play import play
@@ -125,7 +125,7 @@ def test_the_share_of_cut_replies_is_reported():
 
 def test_nothing_is_trained_on_in_an_evaluation_so_an_engine_without_ids_will_do():
     engine = ScriptedEngine(lambda *_: "1", tokens=False)
-    (episode,) = attempt(AGENT, [(TASKS[0], 0)], {"policy": engine}, decodings=SAMPLED, seed=0)
+    (episode,) = play_episodes(AGENT, [(TASKS[0], 0)], {"policy": engine}, decodings=SAMPLED, seed=0)
     assert not episode.turns[0].trainable
 
 
@@ -559,7 +559,7 @@ import sys, time
 sys.path.insert(0, sys.argv[2])
 from pathlib import Path
 from memfactory.engines.scripted import ScriptedEngine
-import test_evaluate_attempts as here
+import test_evaluate_episodes as here
 
 def slow(messages, sampling):
     time.sleep(0.03)
