@@ -32,16 +32,16 @@ def replayed(events):
 def test_new_items_get_ids_that_no_item_ever_had():
     bank = BankSource().open([ANN, BOB])
     # "m2" is Ann's.
-    assert bank.add([Candidate("one"), Candidate("two")]) == ["m1", "m3"]
+    assert [bank.add("one"), bank.add("two")] == ["m1", "m3"]
     bank.delete("m3")
     bank.delete("m2")
-    assert bank.add([Candidate("three")]) == ["m4"]
+    assert bank.add("three") == "m4"
     assert [item.id for item in bank.list()] == ["x", "m1", "m4"]
 
 
 def test_an_item_keeps_all_that_its_candidate_says():
     bank = BankSource().open()
-    [id] = bank.add([Candidate("Ann is a nurse", "job", "UserMemory", ("work",), ("D1:1", "D1:2"), "Ann", "May")])
+    id = bank.add(Candidate("Ann is a nurse", "job", "UserMemory", ("work",), ("D1:1", "D1:2"), "Ann", "May"))
     assert bank.get(id) == MemoryItem(
         "m1", "job", "Ann is a nurse", "UserMemory", ("work",), ("D1:1", "D1:2"), "May", None, 1, "Ann"
     )
@@ -126,7 +126,7 @@ def test_one_invalid_operation_leaves_the_bank_as_it_was_and_no_other_claims_to_
     assert bank.list() == [ANN, BOB]
     assert bank.history("x") == [Event(None, BOB)]
     # The id that the new item would have got is not used up.
-    assert bank.add([Candidate("new")]) == ["m1"]
+    assert bank.add("new") == "m1"
 
 
 def test_keeping_an_item_that_is_not_there_is_invalid():
@@ -141,19 +141,19 @@ def test_two_items_of_one_id_are_no_bank():
 
 def test_forks_do_not_see_each_other_nor_what_they_come_from():
     bank = BankSource().open([ANN, BOB])
-    bank.add([Candidate("before")])
+    bank.add("before")
     left, right = bank.fork(), bank.fork()
     left.update("x", "Bob has a cat")
     deeper = left.fork()
     deeper.delete("x")
-    right.add([Candidate("right")])
+    right.add("right")
     bank.delete("m2")
     assert [item.value for item in bank.list()] == ["Bob has a dog", "before"]
     assert [item.value for item in left.list()] == ["Ann is a nurse", "Bob has a cat", "before"]
     assert [item.value for item in deeper.list()] == ["Ann is a nurse", "before"]
     assert [item.value for item in right.list()] == ["Ann is a nurse", "Bob has a dog", "before", "right"]
     # Both have given "m3" to what they added next.
-    assert left.add([Candidate("left")]) == ["m3"] == [right.list()[-1].id]
+    assert left.add("left") == "m3" == right.list()[-1].id
 
 
 def test_banks_of_equal_items_share_what_was_computed_but_nothing_else():
@@ -175,13 +175,14 @@ def test_a_fork_copies_what_was_changed_and_not_the_bank():
 
 def test_many_changes_become_the_base_of_later_forks():
     bank = BankSource().open([ANN])
-    bank.add([Candidate(f"item {number}") for number in range(100)])
+    for number in range(100):
+        bank.add(f"item {number}")
     bank.update("m7", "changed")
     before = bank.list()
     fork = bank.fork()
     assert (fork._contents.changed, fork._contents.added) == ({}, {})
     assert fork.list() == bank.list() == before
-    assert fork.add([Candidate("new")]) == bank.add([Candidate("new")]) == ["m102"]
+    assert fork.add("new") == bank.add("new") == "m102"
     assert [event.after.value for event in fork.history("m7")] == ["item 5", "changed"]
 
 
@@ -243,7 +244,7 @@ class BankLaws(RuleBasedStateMachine):
     def add(self, data, candidates):
         bank, items, events = self.pick(data)
         used = {event.id for event in events}
-        ids = bank.add(candidates)
+        ids = [bank.add(candidate) for candidate in candidates]
         assert len(set(ids)) == len(candidates) and not used & set(ids)
         for id, candidate in zip(ids, candidates):
             items.append(bank.get(id))

@@ -14,14 +14,15 @@ from hypothesis import strategies as st
 from memfactory.errors import DataError, MemFactoryError
 from memfactory.memory.bank import BankSource, Event
 from memfactory.memory.options import LexicalEmbedderConfig, MemoryConfig
-from memfactory.types import Candidate, MemoryItem
+from memfactory.types import MemoryItem
 
 ANN = MemoryItem("m2", "job", "Ann is a nurse", "UserMemory", ("work", "Ann"), ("D1:1",), "May", "June", 3, "Ann")
 
 
 def bank_with_a_past(source=None):
     bank = (source or BankSource()).open([ANN, MemoryItem("x", "", "Bob has a dog")])
-    bank.add([Candidate("naïve 名前 \u2028 \ud800\n"), Candidate("gone")])
+    bank.add("naïve 名前 \u2028 \ud800\n")
+    bank.add("gone")
     bank.update("x", "Bob has a cat", time="July")
     bank.delete("m3")
     return bank
@@ -41,7 +42,7 @@ def test_a_bank_comes_back_with_its_items_and_its_past(tmp_path):
     assert loaded.history("m3")[-1] == Event(MemoryItem("m3", "", "gone"), None)
     assert loaded.search("Bob", 3) == bank.search("Bob", 3)
     # "m3" was deleted, its id stays used up.
-    assert loaded.add([Candidate("new")]) == bank.add([Candidate("new")]) == ["m4"]
+    assert loaded.add("new") == bank.add("new") == "m4"
 
 
 def joined(text: str) -> str:
@@ -202,7 +203,7 @@ source = BankSource()
 old = source.open([MemoryItem("x", "", "old")])
 new = old.fork()
 new.update("x", "new")
-new.add([Candidate("more")])
+new.add("more")
 old.search("x", 1), new.search("x", 1)
 outcomes = ["new"]
 for first in (True, False):

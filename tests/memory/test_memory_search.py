@@ -16,7 +16,7 @@ from memfactory.memory.index import VectorIndex, exact_scores
 from memfactory.memory.options import LexicalEmbedderConfig, MemoryConfig
 from memfactory.memory.search import fused
 from memfactory.memory.words import stem, terms, words
-from memfactory.types import Candidate, MemoryItem
+from memfactory.types import MemoryItem
 
 REAL = os.environ.get("MEMFACTORY_DATA")
 MODES = ["dense", "bm25", "hybrid"]
@@ -86,7 +86,7 @@ def test_banks_find_alike_whatever_searches_their_vectors_after_updates_and_dele
     fork = bank.fork()
     fork.update("i0", "Ann has a parrot")
     fork.delete("i3")
-    fork.add([Candidate("the dog of Ann")])
+    fork.add("the dog of Ann")
     assert found(fork, "Ann's dog", 1) == ["m1"]
     assert set(found(fork, "dog", 99)) == {"i0", "i1", "i2", "m1"}
     assert found(bank, "Ann's dog", 3) == ["i0", "i3", "i1"]
@@ -110,7 +110,7 @@ def test_a_namespace_is_searched_as_if_there_were_no_other(mode, index):
 def test_nothing_is_found_in_an_empty_bank_or_for_no_places(mode):
     bank = BankSource().open()
     assert bank.search("dog", 5, mode=mode) == []
-    bank.add([Candidate("a dog")])
+    bank.add("a dog")
     assert bank.search("dog", 0, mode=mode) == []
     with pytest.raises(ValueError, match="k must not be negative, got -1"):
         bank.search("dog", -1, mode=mode)

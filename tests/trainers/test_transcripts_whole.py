@@ -84,7 +84,7 @@ class Noting(Module):
 
     def dialogue(self, episode):
         said = yield Ask("add", (Message("user", "What?"),), 8)
-        episode.bank.add([Candidate(said.text, sources=("D1:1",))])
+        episode.bank.add(Candidate(said.text, sources=("D1:1",)))
         said = yield Ask("update", (Message("user", "And?"),), 8)
         episode.bank.update("m1", said.text)
         episode.retrieved = tuple(episode.bank.list())
@@ -98,7 +98,7 @@ class Keeper(Agent):
     def build(self, episode):
         episode.bank = self.banks.open()
         yield Ask("read", (Message("user", "Read."),), 8)
-        episode.bank.add([Candidate("from shared work")])
+        episode.bank.add("from shared work")
 
     def dialogue(self, episode):
         built = yield Shared("bank", episode.task, self.build)

@@ -10,51 +10,131 @@ from pathlib import Path
 from memfactory.memory.contents import Base, Contents, base_of
 from memfactory.memory.embedder import Vectors, VectorStore
 from memfactory.memory.embedders import build_embedder
-from memfactory.memory.operations import Add, ApplyReport, Delete, Invalid, Keep, Operation, Outcome, Update
+from memfactory.memory.operations import (
+    Add,
+    ApplyReport,
+    Delete,
+    Operation,
+    Outcome,
+    Update,
+    invalid_reasons,
+    item_id,
+    rejected,
+)
 from memfactory.memory.options import MemoryConfig, Search
 from memfactory.memory.persistence import load_bank, save_bank
 from memfactory.memory.search import Searcher
 from memfactory.memory.vector_cache import CachedEmbedder
 from memfactory.types import Candidate, Event, MemoryItem
 
-__all__ = ["BankSource", "Event", "Found", "MemoryBank"]
+__all__ = ["BankSource", "Event", "Match", "MemoryBank"]
 
-KEPT_BASES = 32
+CACHED_BASES = 32
 
 
 @dataclass(frozen=True)
-class Found:
-    """An item and how well it matches; higher is better."""
+class Match:
+    """A search result: an item and its score. A higher score is a better match.
+
+    >>> Match(MemoryItem("m1", "", "Anna lives in Oslo."), 0.5).score
+    0.5
+    """
 
     item: MemoryItem
     score: float
 
 
 class MemoryBank:
-    """Opened by a BankSource. Items keep their order of insertion; what is searched is `wording.item.text`.
+    """Memory items with versions, history and search.
 
-    Times come in with what happened, never from a clock. An item whose text is empty matches nothing. A bank is not for
-    two threads at once: also a search may rearrange what it holds.
+    >>> bank = MemoryBank()
+    >>> bank.add("Anna moved to Oslo.", time="2024-05-01")
+    'm1'
+    >>> bank.add("Ben has a dog called Rex.")
+    'm2'
+    >>> bank.search("Where does Anna live?", k=1)[0].item.value
+    'Anna moved to Oslo.'
+    >>> bank.update("m1", "Anna moved to Rome.", time="2025-02-11").version
+    2
+    >>> bank.delete("m2").value
+    'Ben has a dog called Rex.'
+    >>> [event.after.value for event in bank.history("m1")]
+    ['Anna moved to Oslo.', 'Anna moved to Rome.']
+    >>> [item.value for item in bank.list()]
+    ['Anna moved to Rome.']
+
+    Items keep their order of insertion. Search compares the query with `item.text`; an item with an empty text matches
+    nothing. Times come from the data, never from a clock. `options` choose the embedder (default: lexical, which needs
+    no model), the search mode and the index. A bank is not thread-safe: a search may reorganise it.
     """
 
-    def __init__(self, source: BankSource, contents: Contents, searcher: Searcher) -> None:
+    def __init__(self, items: Iterable[MemoryItem] = (), options: MemoryConfig | None = None) -> None:
+        source = BankSource(options)
+        self._connect(source, source.searcher(base_of(items)))
+
+    def _connect(self, source: BankSource, searcher: Searcher, contents: Contents | None = None) -> MemoryBank:
+        """Use the embedder of `source`, and `searcher` for the base of `contents` (default: its base, unchanged)."""
         self._source = source
-        self._contents = contents
-        self._shared = searcher
+        self._searcher = searcher
+        self._contents = Contents(searcher.base) if contents is None else contents
+        return self
+
+    @classmethod
+    def load(cls, folder: str | Path, options: MemoryConfig | None = None) -> MemoryBank:
+        """The bank that `save` wrote to `folder`, history included.
+
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     MemoryBank([MemoryItem("m1", "", "Anna lives in Oslo.")]).save(folder)
+        ...     MemoryBank.load(folder).get("m1").value
+        'Anna lives in Oslo.'
+
+        Vectors of another embedder are computed again. Raises DataError for a folder without a bank and for a damaged
+        bank.
+        """
+        return BankSource(options).load(Path(folder))
 
     def __len__(self) -> int:
         return len(self._contents)
 
-    def add(self, candidates: Iterable[Candidate]) -> list[str]:
-        """Make an item of each candidate; their ids: the next of "m1", "m2", ... that no item ever had."""
-        return [self._add(candidate) for candidate in candidates]
+    def add(self, entry: str | Candidate, *, namespace: str = "", time: str | None = None) -> str:
+        """Add an item and return its id: the next of "m1", "m2", ... that this bank never used.
+
+        >>> bank = MemoryBank()
+        >>> bank.add("Anna plays the cello.", namespace="anna")
+        'm1'
+        >>> bank.add(Candidate("Anna is a nurse.", key="job", kind="fact", tags=("work",)))
+        'm2'
+
+        `namespace` says whose memory the item belongs to and `time` when it was said. A Candidate brings both itself
+        and has the other fields of an item too.
+        """
+        candidate = Candidate(entry, namespace=namespace, time=time) if isinstance(entry, str) else entry
+        item = MemoryItem(
+            self._contents.new_id(),
+            candidate.key,
+            candidate.value,
+            candidate.kind,
+            candidate.tags,
+            candidate.sources,
+            created_at=candidate.time,
+            namespace=candidate.namespace,
+        )
+        self._contents.add(item)
+        return item.id
 
     def update(
         self, id: str, value: str, *, key: str | None = None, sources: tuple[str, ...] = (), time: str | None = None
     ) -> MemoryItem:
-        """The item `id` in its next version, with `value`, `key` if given, and `sources` after those that it has.
+        """Give the item `id` a new `value` and return its next version.
 
-        `time` becomes its `updated_at`. Raises LookupError where there is no such item.
+        >>> bank = MemoryBank()
+        >>> id = bank.add("Anna lives in Oslo.")
+        >>> bank.update(id, "Anna lives in Rome.", time="2025-02-11").updated_at
+        '2025-02-11'
+
+        `key` replaces the key, `sources` are appended to the item's sources and `time` becomes `updated_at`. Raises
+        LookupError if the bank has no such item.
         """
         old = self._existing(id)
         new = replace(
@@ -69,72 +149,99 @@ class MemoryBank:
         return new
 
     def delete(self, id: str) -> MemoryItem:
-        """Remove the item `id` and return it; its history stays. Raises LookupError where there is no such item."""
+        """Remove the item `id` and return it. Its history stays. Raises LookupError if the bank has no such item.
+
+        >>> bank = MemoryBank()
+        >>> bank.delete(bank.add("Anna lives in Oslo.")).value
+        'Anna lives in Oslo.'
+        """
         old = self._existing(id)
         self._contents.remove(id)
         return old
 
     def get(self, id: str) -> MemoryItem | None:
+        """The item `id`; None if the bank has no such item.
+
+        >>> MemoryBank().get("m1") is None
+        True
+        """
         return self._contents.get(id)
 
     def history(self, id: str) -> list[Event]:
-        """The changes of the item `id`, oldest first, also once it is deleted. An item given when the bank was
-        opened enters it by an event as well."""
+        """The changes of the item `id`, oldest first. The history of a deleted item remains.
+
+        >>> bank = MemoryBank()
+        >>> id = bank.add("Anna lives in Oslo.")
+        >>> _ = bank.delete(id)
+        >>> [(event.before is None, event.after is None) for event in bank.history(id)]
+        [(True, False), (False, True)]
+
+        An item that the bank was opened with has an event of its insertion too.
+        """
         return self._contents.history(id)
 
     def changes(self) -> tuple[Event, ...]:
-        """Every change since the bank was opened, oldest first; a fork goes on counting where it began."""
+        """Every change since the bank was opened, oldest first. A fork starts with the changes of its origin."""
         return self._contents.changes()
 
     @property
     def changed_times(self) -> int:
-        """How many `changes` there are."""
+        """The number of `changes`."""
         return self._contents.changed_times
 
     def apply(self, operations: Sequence[Operation]) -> ApplyReport:
-        """Do all of `operations` in order, or none.
+        """Apply all `operations` in order, or none of them.
 
-        Invalid are: an `Invalid`, an unknown id, a second operation on one id. Where one is, nothing is committed:
-        it is reported "invalid" with the reason, and all others as "noop" with the reason "not committed: ...".
+        >>> bank = MemoryBank()
+        >>> bank.apply([Add(Candidate("Anna lives in Oslo.")), Delete("m7")]).outcomes[1].reason
+        "the bank has no item 'm7'"
+        >>> len(bank)
+        0
+
+        An operation is invalid if it is an `Invalid`, names an unknown id or is the second operation on one id. One
+        invalid operation rejects all: its outcome is "invalid" with the reason, the others are "noop".
         """
-        reasons = self._reasons(operations)
+        reasons = invalid_reasons(operations, lambda id: self.get(id) is not None)
         if any(reasons):
-            first = next(number for number, reason in enumerate(reasons, 1) if reason)
-            return ApplyReport(
-                tuple(
-                    Outcome("invalid", _id(operation), reason)
-                    if reason
-                    else Outcome("noop", _id(operation), f"not committed: operation {first} is invalid")
-                    for operation, reason in zip(operations, reasons, strict=True)
-                ),
-                committed=False,
-            )
+            return rejected(operations, reasons)
         return ApplyReport(tuple(self._perform(operation) for operation in operations), committed=True)
 
     def fork(self) -> MemoryBank:
-        """A bank that begins as this one is now; neither sees what the other does from here on. Costs O(changes)."""
+        """A copy that shares nothing with this bank from here on. Costs O(changes), not O(items).
+
+        >>> bank = MemoryBank()
+        >>> fork = bank.fork()
+        >>> _ = fork.add("Only the fork has this item.")
+        >>> len(bank), len(fork)
+        (0, 1)
+        """
         contents = self._contents.fork()
-        return MemoryBank(self._source, contents, self._searcher())
+        return _opened(self._source, self._current_searcher(), contents)
 
     def search(
         self,
         query: str,
-        k: int,
+        k: int = 5,
         *,
         mode: Search | None = None,
         namespaces: Sequence[str] | None = None,
         min_score: float | None = None,
-    ) -> list[Found]:
-        """The `k` items that match `query` best, by score, then by order of insertion; of `namespaces` alone where they
-        are given, and only those that score `min_score` at least.
+    ) -> list[Match]:
+        """The `k` items that match `query` best, by score, then by order of insertion.
 
-        `mode` (None: the config's): "dense" scores the cosine of the vectors, "bm25" only items that share a word with
-        the question, "hybrid" fuses the ranks of both.
+        >>> bank = MemoryBank()
+        >>> _ = bank.add("Anna plays the cello."), bank.add("Ben plays chess.")
+        >>> [match.item.value for match in bank.search("cello", mode="bm25")]
+        ['Anna plays the cello.']
+
+        `mode` is "dense" (cosine of the vectors), "bm25" (items that share a word with the query) or "hybrid" (fused
+        ranks of both); None takes the mode of the options. `namespaces` restricts the search, `min_score` drops weaker
+        matches.
         """
         if k < 0:
             raise ValueError(f"k must not be negative, got {k}")
         self._contents.settle()
-        found = self._searcher().search(
+        ranking = self._current_searcher().search(
             self._contents,
             query,
             k,
@@ -142,43 +249,31 @@ class MemoryBank:
             embed_query=self.embed_query,
             namespaces=namespaces,
         )
-        return [Found(item, score) for item, score in found if min_score is None or score >= min_score]
+        return [Match(item, score) for item, score in ranking if min_score is None or score >= min_score]
 
     def embed(self, texts: Sequence[str]) -> Vectors:
-        """The unit vectors of texts that are searched: float32 [n, d]."""
+        """The unit vectors of stored texts: float32 [n, d]."""
         return self._source.embed(texts)
 
     def embed_query(self, query: str) -> Vectors:
-        """The unit vector of what is searched for: float32 [d]."""
+        """The unit vector of a query: float32 [d]."""
         return self._source.embed_query(query)
 
-    def save(self, folder: Path) -> None:
-        """Write items, history and vectors to `folder`, in place of the bank that is there: a kill leaves either.
+    def save(self, folder: str | Path) -> None:
+        """Write items, history and vectors to `folder` and replace the bank in it.
 
-        Raises MemFactoryError when the disk refuses.
+        The replacement is atomic: a killed process leaves the old bank or the new one. Raises MemFactoryError if the
+        disk refuses.
         """
         items = tuple(self._contents)
-        save_bank(folder, items, self._contents.events(), self._source.known(items), self._source.identity)
+        vectors = self._source.known(items)
+        save_bank(Path(folder), items, self._contents.events(), vectors, self._source.identity)
 
-    def _searcher(self) -> Searcher:
-        """What searches the base that the contents have now."""
-        if self._shared.base is not self._contents.base:
-            self._shared = self._source.searcher(self._contents.base)
-        return self._shared
-
-    def _add(self, candidate: Candidate) -> str:
-        item = MemoryItem(
-            self._contents.new_id(),
-            candidate.key,
-            candidate.value,
-            candidate.kind,
-            candidate.tags,
-            candidate.sources,
-            created_at=candidate.time,
-            namespace=candidate.namespace,
-        )
-        self._contents.add(item)
-        return item.id
+    def _current_searcher(self) -> Searcher:
+        """The searcher of the present base."""
+        if self._searcher.base is not self._contents.base:
+            self._searcher = self._source.searcher(self._contents.base)
+        return self._searcher
 
     def _existing(self, id: str) -> MemoryItem:
         item = self._contents.get(id)
@@ -186,49 +281,41 @@ class MemoryBank:
             raise LookupError(f"the bank has no item {id!r}; it holds {len(self)}")
         return item
 
-    def _reasons(self, operations: Sequence[Operation]) -> list[str | None]:
-        """Why each operation is invalid; None: it is not."""
-        reasons: list[str | None] = []
-        touched: set[str] = set()
-        for operation in operations:
-            id = _id(operation)
-            if isinstance(operation, Invalid):
-                reasons.append(operation.reason)
-            elif id is not None and self.get(id) is None:
-                reasons.append(f"the bank has no item {id!r}")
-            elif id is not None and id in touched:
-                reasons.append(f"a second operation on the item {id!r}")
-            else:
-                reasons.append(None)
-            if id is not None:
-                touched.add(id)
-        return reasons
-
     def _perform(self, operation: Operation) -> Outcome:
-        if isinstance(operation, Add):
-            return Outcome("applied", self._add(operation.candidate))
-        if isinstance(operation, Update):
-            self.update(
-                operation.id, operation.value, key=operation.key, sources=operation.sources, time=operation.time
-            )
-            return Outcome("applied", operation.id)
-        if isinstance(operation, Delete):
-            self.delete(operation.id)
-            return Outcome("applied", operation.id)
-        assert isinstance(operation, Keep)
-        return Outcome("noop", operation.id)
+        """Apply a valid operation."""
+        match operation:
+            case Add(candidate):
+                return Outcome("applied", self.add(candidate))
+            case Update(id, value):
+                self.update(id, value, key=operation.key, sources=operation.sources, time=operation.time)
+                return Outcome("applied", id)
+            case Delete(id):
+                self.delete(id)
+                return Outcome("applied", id)
+            case _:
+                return Outcome("noop", item_id(operation))
 
     # Last, because within the class it hides the builtin of its name.
     def list(self, namespaces: Sequence[str] | None = None) -> list[MemoryItem]:
-        """The items, of `namespaces` alone where they are given, in order of insertion."""
+        """The items in order of insertion; with `namespaces` only those of these namespaces.
+
+        >>> bank = MemoryBank()
+        >>> _ = bank.add("Anna sings.", namespace="anna"), bank.add("Ben cooks.", namespace="ben")
+        >>> [item.value for item in bank.list(["ben"])]
+        ['Ben cooks.']
+        """
         if namespaces is None:
             return [*self._contents]
-        wanted = set(namespaces)
-        return [item for item in self._contents if item.namespace in wanted]
+        names = set(namespaces)
+        return [item for item in self._contents if item.namespace in names]
 
 
 class BankSource:
-    """Opens the banks of one run: one embedder, one store of vectors, shared by every bank and fork."""
+    """Opens the banks of one run. All banks and forks share one embedder and one store of vectors.
+
+    >>> BankSource().open([MemoryItem("m1", "", "Anna lives in Oslo.")]).search("Oslo")[0].item.id
+    'm1'
+    """
 
     def __init__(self, config: MemoryConfig | None = None) -> None:
         self.config = config or MemoryConfig()
@@ -238,37 +325,37 @@ class BankSource:
         self.identity = embedder.identity
         self._texts = VectorStore(embedder.embed)
         self._queries = VectorStore(embedder.embed_queries)
-        self._opened: OrderedDict[tuple[MemoryItem, ...], Searcher] = OrderedDict()
+        self._bases: OrderedDict[tuple[MemoryItem, ...], Searcher] = OrderedDict()
 
     def open(self, items: Sequence[MemoryItem] = ()) -> MemoryBank:
-        """A bank of its own that holds `items`. Equal items share what was computed for them.
+        """A new bank that holds `items`. Banks of equal items share their vectors and index.
 
-        Raises DataError where two items have one id.
+        Raises DataError if two items have the same id.
         """
         key = tuple(items)
-        searcher = self._opened.pop(key, None) or self.searcher(base_of(key))
-        self._opened[key] = searcher
-        while len(self._opened) > KEPT_BASES:
-            self._opened.popitem(last=False)
-        return MemoryBank(self, Contents(searcher.base), searcher)
+        searcher = self._bases.pop(key, None) or self.searcher(base_of(key))
+        self._bases[key] = searcher
+        while len(self._bases) > CACHED_BASES:
+            self._bases.popitem(last=False)
+        return _opened(self, searcher)
 
     def load(self, folder: Path) -> MemoryBank:
-        """The bank that was saved to `folder`. Its vectors are made anew where they do not fit this embedder.
+        """The bank that was saved to `folder`. Vectors that do not fit this embedder are computed again.
 
-        A bank that is opened with the same items afterwards goes on from its history, so ids are not given out twice.
-        Raises DataError for a folder without a bank, or with one that was damaged.
+        A bank that is opened with the same items afterwards continues its history, so no id is used twice. Raises
+        DataError for a folder without a bank and for a damaged bank.
         """
         stored = load_bank(folder, self.identity)
         if stored.vectors is not None:
             self._texts.put([item.text for item in stored.items], stored.vectors)
         searcher = self.searcher(Base(stored.items, stored.events))
-        self._opened[stored.items] = searcher
-        return MemoryBank(self, Contents(searcher.base), searcher)
+        self._bases[stored.items] = searcher
+        return _opened(self, searcher)
 
     def known(self, items: Sequence[MemoryItem]) -> Vectors | None:
-        """The vectors of `items` as far as they were embedded already; None where some never were.
+        """The vectors of `items` if all were embedded before, else None.
 
-        Those that were let go, since only so many are held, are computed again.
+        Vectors that the store dropped for lack of space are computed again.
         """
         texts = [item.text for item in items]
         if not texts or not (self._texts.has(texts) or self._texts.forgetful):
@@ -276,6 +363,7 @@ class BankSource:
         return self.embed(texts)
 
     def searcher(self, base: Base) -> Searcher:
+        """A searcher of `base` with this embedder and index."""
         return Searcher(base, self.embed, self.config.index)
 
     def embed(self, texts: Sequence[str]) -> Vectors:
@@ -288,5 +376,6 @@ class BankSource:
         return vector
 
 
-def _id(operation: Operation) -> str | None:
-    return operation.id if isinstance(operation, Update | Delete | Keep) else None
+def _opened(source: BankSource, searcher: Searcher, contents: Contents | None = None) -> MemoryBank:
+    """A bank of `source` that shares what `searcher` has computed for its base."""
+    return MemoryBank.__new__(MemoryBank)._connect(source, searcher, contents)

@@ -10,7 +10,7 @@ from pydantic import Field
 from memfactory.components import ModuleOptions
 from memfactory.dialogue import Asking, Module
 from memfactory.episode import Episode
-from memfactory.memory.bank import Found, MemoryBank
+from memfactory.memory.bank import Match, MemoryBank
 from memfactory.memory.options import Search
 from memfactory.registry import MODULES
 
@@ -42,7 +42,7 @@ class NaiveRetriever(Module):
         episode.retrieved = tuple(one.item for one in found)
         yield from ()
 
-    def found(self, bank: MemoryBank, question: str) -> list[Found]:
+    def found(self, bank: MemoryBank, question: str) -> list[Match]:
         """The items and their scores, the best first."""
         if not self.options.per_namespace:
             return self._search(bank, question, None)
@@ -50,6 +50,6 @@ class NaiveRetriever(Module):
         each = [one for name in names for one in self._search(bank, question, [name])]
         return sorted(each, key=lambda one: -one.score)
 
-    def _search(self, bank: MemoryBank, question: str, namespaces: Sequence[str] | None) -> list[Found]:
+    def _search(self, bank: MemoryBank, question: str, namespaces: Sequence[str] | None) -> list[Match]:
         options = self.options
         return bank.search(question, options.k, mode=options.search, namespaces=namespaces, min_score=options.min_score)
