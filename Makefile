@@ -1,16 +1,15 @@
 # Two commands do everything on a fresh machine: `make quickstart` trains, `make test` runs the tests.
-.PHONY: quickstart test install lint format clean
+.PHONY: quickstart test install install-dev lint format docs clean
 VENV := .venv/bin
-# Processes that the tests run in.
+# Processes that run the tests.
 JOBS ?= 2
-# Threads that wait must not spin: on a busy machine they would stand in the way of those that work.
+# Threads that wait sleep instead of spinning, which would slow the others down on a busy machine.
 export OMP_WAIT_POLICY ?= PASSIVE
 export HF_HUB_OFFLINE ?= 1
 
 install:
 	@scripts/install.sh
 
-.PHONY: install-dev
 install-dev:
 	@scripts/install.sh dev
 
@@ -31,5 +30,10 @@ format: install-dev
 	$(VENV)/python -m ruff check --fix src tests scripts benchmarks
 	$(VENV)/python -m ruff format src tests scripts benchmarks
 
+# The site needs no torch, so it has an environment of its own.
+docs:
+	[ -x .venv-docs/bin/mkdocs ] || { python3 -m venv .venv-docs && .venv-docs/bin/python -m pip install -q -r requirements/docs.txt; }
+	.venv-docs/bin/mkdocs build --strict $(ARGS)
+
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-docs site .pytest_cache .mypy_cache .ruff_cache .hypothesis
