@@ -19,7 +19,7 @@ from memfactory.config import Resolved, load_config
 from memfactory.dialogue import Asking, Module
 from memfactory.envs.rewards.base import RewardFunction
 from memfactory.episode import Episode
-from memfactory.files import asset
+from memfactory.files.assets import asset
 from memfactory.model.loading import load_architecture
 from memfactory.model.options import ModelConfig
 from memfactory.modules.naive_updater import NaiveUpdater

@@ -28,13 +28,14 @@ from memfactory.engines.options import (
 from memfactory.engines.replies import ReplyStore
 from memfactory.envs.base import Environment, RewardFunction, TaskSet
 from memfactory.errors import ConfigError
+from memfactory.files.checkpoints import TRAINING_ONLY
+from memfactory.files.folders import check_folder
 from memfactory.memory.bank import BankSource
 from memfactory.model.model_files import weights_fingerprint
 from memfactory.model.options import ModelConfig
 from memfactory.plugins.boundary import made
 from memfactory.registry import AGENTS, DATASETS, ENVS, MODULES, REWARDS
 from memfactory.types import Codec, Role, SamplingParams, Task
-from memfactory.whole_folders import NOT_FOR_MODELS, check_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -166,7 +167,7 @@ def check_model_folders(config: RunConfig) -> None:
     learnt = [getattr(module.options, "weights", None) for module in config.agent.modules.values()]
     folders += [Path(weights).expanduser().parent.parent for weights in learnt if weights is not None]
     for folder in dict.fromkeys(folders):
-        check_folder(folder, besides=NOT_FOR_MODELS)
+        check_folder(folder, ignore=TRAINING_ONLY)
 
 
 def build_agent(spec: AgentSpec, codec: Codec, banks: BankSource | None = None) -> Agent:

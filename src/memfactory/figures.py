@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 from memfactory.evaluate.results import EvalHistory, MetricResult
 from memfactory.evaluate.statistics import Estimate
-from memfactory.files import spread_json_lines, write_bytes
+from memfactory.files.atomic import write_bytes
+from memfactory.files.json_lines import spread_json_lines
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -21,7 +21,7 @@ from memfactory.evaluate.memory_view import MemoryView
 from memfactory.evaluate.progress import progress_display
 from memfactory.evaluate.questions import conversation_question, document_question, row_questions
 from memfactory.evaluate.targets import without_unused
-from memfactory.files import JsonLinesWriter, json_line, read_json_lines
+from memfactory.files.json_lines import JsonLinesWriter, json_line, read_json_lines
 from memfactory.rollout import texts_read
 from memfactory.types import Reading, SamplingParams, Task
 

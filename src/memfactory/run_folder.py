@@ -13,8 +13,8 @@ from pathlib import Path
 
 from memfactory.config import Resolved, load_values
 from memfactory.errors import ConfigError, MemFactoryError
-from memfactory.locks import LOCK, folder_lock, new_folder
-from memfactory.whole_folders import checkpoint_damage, checkpoints, newest_whole
+from memfactory.files.checkpoints import checkpoint_damage, checkpoints, newest_intact
+from memfactory.files.locks import LOCK, folder_lock, new_folder
 
 log = logging.getLogger("memfactory")
 RUNS = Path("runs")
@@ -150,7 +150,7 @@ def _newest(folder: Path, resume: str) -> Path | None:
 
     Raises MemFactoryError where there are some and none of them is whole.
     """
-    found, wrong = newest_whole(folder / "checkpoints")
+    found, wrong = newest_intact(folder / "checkpoints")
     if wrong and found is None:
         raise MemFactoryError(
             f"--resume: none of the checkpoints in {folder / 'checkpoints'} can be used. To start anew, name another "

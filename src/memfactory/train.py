@@ -23,7 +23,7 @@ from memfactory.errors import ConfigError, DataError
 from memfactory.evaluate.episodes import UnknownScores, evaluate_tasks
 from memfactory.evaluate.results import DatasetResult, EvalHistory
 from memfactory.figures import draw_run
-from memfactory.files import set_aside, write_json, write_whole
+from memfactory.files.atomic import set_aside, write_json, write_text
 from memfactory.plugins.boundary import made
 from memfactory.plugins.loading import keep_copies
 from memfactory.plugins.trust import trust
@@ -165,7 +165,7 @@ class LiveRun:
         named = {plugin.digest: str(plugin.path or plugin.name) for plugin in plugins}
         trust({**named, **endpoint_marks(self.resolved.config)})
         values = {**self.resolved.values, "plugins": keep_copies(plugins, self.folder)}
-        write_whole(self.folder / "config.yaml", replace(self.resolved, values=values).to_yaml())
+        write_text(self.folder / "config.yaml", replace(self.resolved, values=values).to_yaml())
         start = {
             "date": datetime.now().astimezone().isoformat(timespec="seconds"),
             "command": redacted_command(sys.argv[1:]),

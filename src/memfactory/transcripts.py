@@ -11,7 +11,8 @@ from typing import Any
 
 from memfactory.components import POLICY
 from memfactory.errors import DataError
-from memfactory.files import json_line, read_json_lines, write_whole
+from memfactory.files.atomic import write_text
+from memfactory.files.json_lines import json_line, read_json_lines
 from memfactory.types import BankTrace, Group, Message, Role, Stop, Tokens, Trajectory, Turn
 
 StepAdvantages = Mapping[str, Sequence[float | None]]
@@ -143,7 +144,7 @@ def write_transcripts(
             row = _transcript(step, group, trajectory, advantage, turns)
             rows.append(row if trajectory.bank is None else replace(row, bank=_bank(trajectory, banks)))
     path = transcripts_path(folder, step)
-    write_whole(path, "".join(json_line(row.to_json()) for row in rows))
+    write_text(path, "".join(json_line(row.to_json()) for row in rows))
     return path
 
 

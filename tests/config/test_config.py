@@ -12,7 +12,7 @@ from memfactory.config.interpolation import escape, resolve
 from memfactory.config.problems import Problems
 from memfactory.config.tree import dump, read_text
 from memfactory.errors import ConfigError
-from memfactory.whole_folders import mark
+from memfactory.files.folders import write_marker
 
 BASE = """\
 model: tiny
@@ -193,7 +193,7 @@ def make_run(folder: Path) -> Path:
     for step in (2, 10):
         for name in ("config.json", "state.json", "random.json", "optimizer.pt", "model.safetensors"):
             write(run / f"checkpoints/step-{step}/{name}", "{}")
-        mark(run / f"checkpoints/step-{step}")
+        write_marker(run / f"checkpoints/step-{step}")
     write(run / "checkpoints/step-12/config.json", "{}")
     return run
 

@@ -9,7 +9,7 @@ from memfactory.cli.app import run
 from memfactory.config import load_config, load_side_by_side
 from memfactory.config.strange_endpoints import endpoint_marks
 from memfactory.errors import ConfigError
-from memfactory.files import asset
+from memfactory.files.assets import asset
 from memfactory.plugins.trust import trust
 
 ADDRESS = "https://collector.example/v1"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from memfactory.config import load_config
-from memfactory.files import read_json_lines
+from memfactory.files.json_lines import read_json_lines
 from memfactory.formats.render import TEXT, told, whole
 from memfactory.train import run_training
 from memfactory.types import MemoryItem, Task, Utterance

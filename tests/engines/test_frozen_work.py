@@ -18,7 +18,7 @@ from memfactory.engines.cached import CachedEngine
 from memfactory.engines.options import HfEngineConfig
 from memfactory.engines.replies import ReplyStore, name_of
 from memfactory.engines.scripted import ScriptedEngine
-from memfactory.files import asset
+from memfactory.files.assets import asset
 from memfactory.model.options import ModelConfig
 from memfactory.redaction import keep_secret
 from memfactory.train import run_training

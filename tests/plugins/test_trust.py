@@ -11,10 +11,10 @@ import torch
 from memfactory.cli.app import run
 from memfactory.config import load_config
 from memfactory.errors import ConfigError
+from memfactory.files.folders import write_marker
 from memfactory.plugins.loading import find_plugin, load_plugin
 from memfactory.plugins.trust import trust, trust_file, trusted
 from memfactory.registry import REWARDS
-from memfactory.whole_folders import mark
 
 REWARD = '''
 from memfactory.envs.rewards.base import RewardFunction
@@ -114,7 +114,7 @@ def evil_run(made, place, small_model_path):
         arm_model(folder, traces)
         torch.save({"optimizer": Pickled(traces / "optimizer")}, folder / "optimizer.pt")
         (folder / "random.pt").write_bytes(pickle.dumps(Pickled(traces / "random")))
-        mark(folder)
+        write_marker(folder)
     (place / "x.yaml").write_text(
         CONFIG.format(plugin="plain.py", model=small_model_path, reward="always_one").replace(
             "plugins: [plain.py]\n", ""
@@ -158,7 +158,7 @@ def test_an_evil_run_folder_executes_nothing(made, place, small_model_path, word
         # With weights beside it the optimizer is read, too.
         saved = "checkpoints/step-1"
         shutil.copy(made / "own" / saved / "model.safetensors", place / "RUN" / saved)
-        mark(place / "RUN" / saved)
+        write_marker(place / "RUN" / saved)
         run(given)
         assert [path.name for path in traces.iterdir()] == []
         shown = capsys.readouterr()

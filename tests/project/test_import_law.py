@@ -14,7 +14,7 @@ ROOT = Path(memfactory.__file__).parent
 ROOMS = (
     "__main__ cli train view trainers infer figures run_folder plan evaluate build policy rollout envs agents modules "
     "transcripts play dialogue data config episode formats memory engines model trackers components plugins "
-    "whole_folders files locks registry console terminal redaction errors environment text seeds signals types"
+    "files registry console terminal redaction errors environment text seeds signals types"
 ).split()
 FLOORS = {room: floor for floor, room in enumerate(reversed(ROOMS), 1)}
 MAY_IMPORT_TORCH = (

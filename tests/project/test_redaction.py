@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memfactory.errors import ConfigError
-from memfactory.files import json_line, write_json, write_whole
+from memfactory.files.atomic import write_json, write_text
+from memfactory.files.json_lines import json_line
 from memfactory.redaction import (
     REDACTED,
     is_secret,
@@ -100,7 +101,7 @@ def test_json_says_the_same_and_holds_no_control_character(value):
 
 def test_files_hold_no_key(tmp_path):
     keep_secret("planted-in-a-file-1")
-    write_whole(tmp_path / "a.yaml", "x: planted-in-a-file-1\n")
+    write_text(tmp_path / "a.yaml", "x: planted-in-a-file-1\n")
     write_json(tmp_path / "a.json", {"planted-in-a-file-1": ["planted-in-a-file-1"]})
     assert (tmp_path / "a.yaml").read_text() == f"x: {REDACTED}\n"
     assert json.loads((tmp_path / "a.json").read_text()) == {REDACTED: [REDACTED]}

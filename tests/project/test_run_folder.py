@@ -13,8 +13,8 @@ import memfactory.run_folder as run_folder_module
 from memfactory.cli.app import run
 from memfactory.config import load_config
 from memfactory.errors import ConfigError
-from memfactory.files import JsonLinesWriter
-from memfactory.locks import InUseError, file_lock, folder_lock
+from memfactory.files.json_lines import JsonLinesWriter
+from memfactory.files.locks import InUseError, file_lock, folder_lock
 from memfactory.memory.bank import BankSource
 from memfactory.run_folder import earlier_runs, open_run_folder
 from memfactory.train import run_training

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from memfactory.errors import MemFactoryError
-from memfactory.files import write_json
+from memfactory.files.atomic import write_json
+from memfactory.files.checkpoints import checkpoints, newest_intact
+from memfactory.files.folders import atomic_folder
 from memfactory.trainers.checkpoint import TrainState, load_state, save_checkpoint
-from memfactory.whole_folders import checkpoints, newest_whole, written_whole
 
 
 def save(folder, step, keep=2):
@@ -54,7 +55,7 @@ def test_a_disk_that_safetensors_finds_full_is_told_as_one(tmp_path):
     from safetensors import SafetensorError
 
     with pytest.raises(MemFactoryError, match=r"final could not be written: .*No space left"):
-        with written_whole(tmp_path / "final"):
+        with atomic_folder(tmp_path / "final"):
             raise SafetensorError('Error while serializing: Io(Os { code: 28, message: "No space left on device" })')
     assert list(tmp_path.iterdir()) == []
 
@@ -62,16 +63,16 @@ def test_a_disk_that_safetensors_finds_full_is_told_as_one(tmp_path):
 def test_a_folder_without_the_marker_is_not_a_checkpoint(tmp_path):
     saved = save(tmp_path, 1)
     (saved / "COMPLETE").unlink()
-    assert newest_whole(tmp_path) == (None, [f"{saved} cannot be used: it is not complete (it has no file COMPLETE)"])
+    assert newest_intact(tmp_path) == (None, [f"{saved} cannot be used: it is not complete (it has no file COMPLETE)"])
     with pytest.raises(MemFactoryError, match="not a complete checkpoint"):
         load_state(saved)
 
 
 def test_an_error_while_writing_leaves_the_old_folder_as_it_was(tmp_path):
     target = tmp_path / "final"
-    with written_whole(target) as folder:
+    with atomic_folder(target) as folder:
         (folder / "a").write_text("first")
-    with pytest.raises(RuntimeError), written_whole(target) as folder:
+    with pytest.raises(RuntimeError), atomic_folder(target) as folder:
         (folder / "a").write_text("second")
         raise RuntimeError
     assert (target / "a").read_text() == "first"

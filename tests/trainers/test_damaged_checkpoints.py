@@ -9,8 +9,9 @@ import torch
 
 from memfactory.cli.app import run
 from memfactory.errors import MemFactoryError
+from memfactory.files.checkpoints import checkpoints, newest_intact
+from memfactory.files.folders import atomic_folder, check_folder, damage, write_marker
 from memfactory.trainers.checkpoint import TrainState, save_checkpoint
-from memfactory.whole_folders import check_folder, checkpoints, damage, mark, newest_whole, written_whole
 
 CONFIG = """
 model: {{path: {model}, cpu_threads: 1}}
@@ -67,7 +68,7 @@ def test_every_damaged_file_is_found_before_anything_is_built(trained, tmp_path,
     for file in files:
         shutil.copytree(own, tmp_path / "checkpoints")
         WAYS[way](tmp_path / "checkpoints" / "step-2" / file)
-        found, wrong = newest_whole(tmp_path / "checkpoints")
+        found, wrong = newest_intact(tmp_path / "checkpoints")
         assert found == tmp_path / "checkpoints" / "step-1"
         assert len(wrong) == 1 and (str(file) in wrong[0] or file.name == "COMPLETE")
         shutil.rmtree(tmp_path / "checkpoints")
@@ -133,7 +134,7 @@ def test_a_run_without_final_is_evaluated_at_its_newest_whole_checkpoint(place, 
 def test_a_checkpoint_whose_marker_lacks_what_it_needs_is_damaged(place, capsys, caplog, name):
     newest = place / "own/checkpoints/step-2"
     next(newest.glob(name)).unlink()
-    mark(newest)
+    write_marker(newest)
     assert run(["train", "x.yaml", "--output", "own", "--resume"]) == 0
     said = capsys.readouterr().err + caplog.text
     assert "step-2 cannot be used: its file COMPLETE " in said and "going back to own/checkpoints/step-1" in said
@@ -163,7 +164,7 @@ def test_a_tensor_that_is_missing_is_never_made_up(place, capsys):
     tensors = load_file(weights)
     tensors.pop(sorted(tensors)[-1])
     save_file(tensors, weights, metadata={"format": "pt"})
-    mark(place / "own/checkpoints/step-2")
+    write_marker(place / "own/checkpoints/step-2")
     assert run(["train", "x.yaml", "--resume", "own/checkpoints/step-2", "train.steps=3"]) == 1
     shown = capsys.readouterr().err
     assert "they lack 1 tensors (such as " in shown and "Traceback" not in shown
@@ -216,7 +217,7 @@ def test_a_disk_that_is_full_at_any_file_is_told_with_the_path(trained, tmp_path
 def test_a_library_that_tells_of_a_full_disk_is_understood(tmp_path):
     for error in (Exception("No space left on device (os error 28)"), OSError(28, "No space left on device")):
         with pytest.raises(MemFactoryError, match=r"final could not be written: .*No space left"):
-            with written_whole(tmp_path / "final"):
+            with atomic_folder(tmp_path / "final"):
                 raise error
     assert list(tmp_path.iterdir()) == []
 
@@ -235,6 +236,6 @@ def test_a_link_in_the_place_of_a_folder_is_replaced_and_not_followed(tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "kept").write_text("")
     (tmp_path / "final").symlink_to(tmp_path / "other")
-    with written_whole(tmp_path / "final") as working:
+    with atomic_folder(tmp_path / "final") as working:
         (working / "a").write_text("")
     assert (tmp_path / "other" / "kept").exists() and not (tmp_path / "final").is_symlink()

@@ -17,13 +17,13 @@ from memfactory.config.training import GrpoOptions
 from memfactory.engines.hf.engine import HfEngine
 from memfactory.envs.rewards.base import RewardFunction
 from memfactory.errors import MemFactoryError
+from memfactory.files.checkpoints import checkpoints
 from memfactory.plan.plan import make_plan
 from memfactory.policy.policy import Policy
 from memfactory.registry import REWARDS
 from memfactory.trainers.base import Interrupted
 from memfactory.trainers.checkpoint import TrainState, save_checkpoint
 from memfactory.trainers.grpo import GrpoTrainer
-from memfactory.whole_folders import checkpoints
 from small_policy import small_policy, some_turns
 
 CONFIG = """

@@ -5,7 +5,7 @@ from types import MappingProxyType
 
 import pytest
 
-from memfactory.files import json_line
+from memfactory.files.json_lines import json_line
 from memfactory.transcripts import read_transcripts, write_transcripts
 from memfactory.types import Group, Message, Reply, Reward, Task, Tokens, Trajectory, Turn
 

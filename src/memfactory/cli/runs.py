@@ -215,10 +215,10 @@ def infer(
     if top_p == 0:
         raise ConfigError("--top-p must be above 0")
     resolved = load(config, overrides or [], "infer", trust=trust)
+    from memfactory.files.locks import file_lock
     from memfactory.infer import run_inference
-    from memfactory.locks import file_lock
 
-    with nullcontext() if output is None else file_lock(output, called=f"--output {output}"):
+    with nullcontext() if output is None else file_lock(output, name=f"--output {output}"):
         code = run_inference(
             resolved,
             question=None if question is None else typed(question, "--question"),

@@ -12,7 +12,8 @@ from typing import Any
 from memfactory.config.agent_file import AGENT_FILE, MODULES, AgentFile, published_agent_file, read_agent_file
 from memfactory.config.parts import SUFFIXES, config_folders, is_dir, is_file, runnable_configs, show_path
 from memfactory.errors import ConfigError, unknown
-from memfactory.whole_folders import NOT_FOR_MODELS, check_folder, newest_whole
+from memfactory.files.checkpoints import TRAINING_ONLY, newest_intact
+from memfactory.files.folders import check_folder
 
 log = logging.getLogger("memfactory")
 RUN_CONFIG = "config.yaml"
@@ -134,7 +135,7 @@ def _of_run(run: Path) -> tuple[Path, dict[str, Any]]:
     if is_dir(run / "final"):
         # There is one without a model in it: where that is damage, it is told.
         check_folder(run / "final")
-    newest, wrong = newest_whole(run / "checkpoints", besides=NOT_FOR_MODELS)
+    newest, wrong = newest_intact(run / "checkpoints", ignore=TRAINING_ONLY)
     for reason in wrong:
         log.warning("%s", reason)
     learnt = None if newest is None else _learnt(newest)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -13,6 +11,7 @@ from statistics import fmean
 from typing import IO, Any, Literal
 
 from memfactory.errors import DataError
+from memfactory.files.atomic import atomic_file
 
 Format = Literal["json", "jsonl", "parquet"]
 GeneratedRow = Mapping[str, object]
@@ -53,7 +52,6 @@ def write_rows(
     Raises DataError where the file cannot be written.
     """
     lengths: list[int] = []
-    working = path.with_name(f".{path.name}.partial")
 
     def counted() -> Iterable[GeneratedRow]:
         for done, row in enumerate(rows, start=1):
@@ -64,20 +62,13 @@ def write_rows(
                 on_progress(path.name, done, total)
 
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(working, "wb") as file:
+        with atomic_file(path) as file:
             WRITERS[path.suffix](file, counted())
-            file.flush()
-            os.fsync(file.fileno())
-        digest = _digest(working)
-        os.replace(working, path)
+        digest = _digest(path)
     except OSError as error:
         raise DataError(f"{path} cannot be written: {error.strerror or error}") from error
     except UnicodeEncodeError as error:
         raise DataError(f"{path} cannot be written: a text holds half of a surrogate pair ({error.reason})") from error
-    finally:
-        with suppress(OSError):
-            working.unlink()
     return WrittenFile(path, total, digest, fmean(lengths) if lengths else None)
 
 

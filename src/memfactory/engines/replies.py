@@ -15,7 +15,7 @@ from json import dumps
 from pathlib import Path
 
 from memfactory.errors import MemFactoryError
-from memfactory.files import JsonLinesWriter, tried_json_lines
+from memfactory.files.json_lines import JsonLinesWriter, json_lines_or_problems
 from memfactory.redaction import holds_secret
 from memfactory.types import Message, Reply, Sampling, Stop, Tokens
 
@@ -89,7 +89,7 @@ class ReplyStore:
         """Take up what the file at `path` holds, and keep what comes in it too. A line that is damaged is left out."""
         lost = 0
         if path.is_file():
-            for row in tried_json_lines(path):
+            for row in json_lines_or_problems(path):
                 try:
                     self._hold(*_read(row))
                 except (KeyError, TypeError, ValueError, OverflowError):

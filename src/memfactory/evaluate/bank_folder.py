@@ -11,8 +11,8 @@ from pathlib import Path
 from memfactory.config.schema import AgentSpec
 from memfactory.errors import ConfigError, DataError
 from memfactory.evaluate.fingerprint import digest
+from memfactory.files.locks import LOCK, folder_lock
 from memfactory.formats.render import told
-from memfactory.locks import LOCK, folder_lock
 from memfactory.memory.bank import BankSource, MemoryBank
 from memfactory.memory.persistence import MANIFEST
 from memfactory.registry import AGENTS
@@ -37,7 +37,7 @@ class BankFolder:
         if not AGENTS.get(agent.name).keeps_bank:
             keeping = ", ".join(name for name in AGENTS.names() if AGENTS.get(name).keeps_bank)
             raise ConfigError(f"--bank: the agent {agent.name!r} has no memory bank; these have one: {keeping}")
-        with folder_lock(folder, called=f"--bank {folder}"):
+        with folder_lock(folder, name=f"--bank {folder}"):
             kept = BankFolder(folder)
             others = [path.name for path in folder.iterdir() if path.name != LOCK]
             if others and not kept.is_there:

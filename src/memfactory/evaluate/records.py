@@ -13,7 +13,7 @@ from typing import Any
 
 from memfactory.episode import Episode
 from memfactory.errors import ConfigError, DataError
-from memfactory.files import JsonLinesWriter, read_json_lines
+from memfactory.files.json_lines import JsonLinesWriter, read_json_lines
 from memfactory.memory.bank import BankSource, MemoryBank
 from memfactory.types import AnswerForm, MemoryItem, Reading, Reply, Stop, Task, Turn, item_json
 

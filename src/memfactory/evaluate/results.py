@@ -11,7 +11,7 @@ from typing import Any
 
 from memfactory.errors import DataError
 from memfactory.evaluate.statistics import Estimate, Scores, avg_at_k, mean_pass_at_k, paired_difference
-from memfactory.files import write_whole
+from memfactory.files.atomic import write_text
 from memfactory.rollout import TextsRead
 
 
@@ -191,7 +191,7 @@ class EvalHistory:
             {name: result.by_question for name, result in results.items()} for results in self.evaluations.values()
         ]
         text = json.dumps(readable, indent=2, ensure_ascii=False).removesuffix("\n}")
-        write_whole(path, f'{text},\n  "by_question": {json.dumps(questions, ensure_ascii=False)}\n}}\n')
+        write_text(path, f'{text},\n  "by_question": {json.dumps(questions, ensure_ascii=False)}\n}}\n')
 
     @staticmethod
     def load(path: Path, *, until_step: int | None = None) -> EvalHistory:

@@ -26,8 +26,8 @@ from memfactory.evaluate.results import DatasetResult, difference_json, differen
 from memfactory.evaluate.setting_differences import difference_notes, differing_settings
 from memfactory.evaluate.tables import Grid, category_tables, comparable, detail_table, difference_table, main_table
 from memfactory.evaluate.targets import Settings, Target, prepare
-from memfactory.files import write_json, write_whole
-from memfactory.locks import folder_lock
+from memfactory.files.atomic import write_json, write_text
+from memfactory.files.locks import folder_lock
 from memfactory.types import Task
 
 log = logging.getLogger("memfactory")
@@ -76,7 +76,7 @@ def run_evaluation(
     """
     prepared = prepare(targets, data, Settings(samples, tuple(metrics), limit, judge, tuple(baselines)))
     try:
-        with folder_lock(output, called=f"--output {output}"):
+        with folder_lock(output, name=f"--output {output}"):
             return _run(prepared, output, overwrite, console)
     finally:
         # Nothing is left of a folder that was made for an evaluation which did not begin.
@@ -251,7 +251,7 @@ def _write(targets: Sequence[Target], output: Path, report: Report, seconds: flo
         "environment": dict(describe_environment()),
     }
     write_json(output / "results.json", value)
-    write_whole(output / "results.md", "\n".join(grid.markdown() for grid in _grids(targets, report)))
+    write_text(output / "results.md", "\n".join(grid.markdown() for grid in _grids(targets, report)))
 
 
 def _differences(results: Mapping[str, Mapping[str, DatasetResult]]) -> dict[str, object]:

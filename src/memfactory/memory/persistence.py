@@ -23,8 +23,8 @@ from typing import Any
 import numpy
 
 from memfactory.errors import DataError, MemFactoryError
-from memfactory.files import flush, write_bytes
-from memfactory.locks import file_lock
+from memfactory.files.atomic import PARTIAL, flush, write_bytes
+from memfactory.files.locks import file_lock
 from memfactory.memory.embedder import Vectors
 from memfactory.redaction import holds_secret, redacted_tree
 from memfactory.types import Event, MemoryItem
@@ -67,7 +67,7 @@ def save_bank(
     except OSError as error:
         raise MemFactoryError(f"the memory bank {folder} could not be written: {error.strerror or error}") from error
     # Two savers would sweep away each other's files.
-    with file_lock(folder / MANIFEST, called=f"the memory bank {folder}"):
+    with file_lock(folder / MANIFEST, name=f"the memory bank {folder}"):
         _write(folder, parts, manifest)
 
 
@@ -215,7 +215,7 @@ def _lines(records: Iterable[dict[str, object]]) -> bytes:
 
 def _sweep(folder: Path, kept: set[str]) -> None:
     """Remove the files of banks that were here before; other files are not ours to remove."""
-    for pattern in ("items-*.jsonl", "events-*.jsonl", "vectors-*.npy", ".*.partial"):
+    for pattern in ("items-*.jsonl", "events-*.jsonl", "vectors-*.npy", PARTIAL):
         for path in folder.glob(pattern):
             if path.name not in kept:
                 path.unlink()

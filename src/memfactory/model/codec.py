@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy
 
 from memfactory.errors import ConfigError
-from memfactory.files import asset
+from memfactory.files.assets import asset
 
 
 class FileCodec:

@@ -24,7 +24,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from memfactory.errors import ConfigError, in_one_line
-from memfactory.files import asset
+from memfactory.files.assets import asset
 from memfactory.model.adapters import is_pointer, load_adapter
 from memfactory.model.chat import ChatFormat
 from memfactory.model.fused_layers import fuse_layers

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from memfactory.files import asset
+from memfactory.files.assets import asset
 from memfactory.model.options import ModelConfig
 
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model")

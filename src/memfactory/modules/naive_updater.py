@@ -11,7 +11,7 @@ from pydantic import Field
 from memfactory.components import ModuleOptions
 from memfactory.dialogue import Ask, Asking, Module
 from memfactory.episode import Episode
-from memfactory.files import json_line
+from memfactory.files.json_lines import json_line
 from memfactory.formats.render import numbered
 from memfactory.formats.updates import parse_mem0, parse_operations
 from memfactory.memory.bank import MemoryBank

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 
 from memfactory.errors import ConfigError
-from memfactory.files import write_bytes
+from memfactory.files.atomic import write_bytes
 
 FOLDER = "plugins"
 """Where a run keeps copies of the plugins that it was started with."""

@@ -15,8 +15,8 @@ from datetime import datetime
 from pathlib import Path
 
 from memfactory.errors import MemFactoryError
-from memfactory.files import set_aside, write_json
-from memfactory.locks import InUseError, file_lock
+from memfactory.files.atomic import set_aside, write_json
+from memfactory.files.locks import InUseError, file_lock
 
 log = logging.getLogger("memfactory")
 _TRIES, _PAUSE = 50, 0.1

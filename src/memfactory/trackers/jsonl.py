@@ -7,7 +7,8 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from memfactory.files import JsonLinesWriter, json_line, set_aside, tried_json_lines, write_whole
+from memfactory.files.atomic import set_aside, write_text
+from memfactory.files.json_lines import JsonLinesWriter, json_line, json_lines_or_problems
 from memfactory.trackers.base import RunInfo, State, Tracker
 
 log = logging.getLogger("memfactory")
@@ -44,10 +45,10 @@ def cut_after(path: Path, step: int) -> None:
     """
     rows: list[dict[str, object]] = []
     wrong: list[str] = []
-    for row in tried_json_lines(path):
+    for row in json_lines_or_problems(path):
         wrong.append(row) if isinstance(row, str) else rows.append(row)
     if wrong:
         kept_as = set_aside(path)
         log.warning("%d lines were left out, the whole file is now %s: %s", len(wrong), kept_as, wrong[0])
     kept = [row for row in rows if isinstance(row.get("step"), int) and int(str(row["step"])) <= step]
-    write_whole(path, "".join(json_line(row) for row in kept))
+    write_text(path, "".join(json_line(row) for row in kept))

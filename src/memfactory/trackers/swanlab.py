@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, redi
 from pathlib import Path
 from typing import Any
 
-from memfactory.files import write_whole
+from memfactory.files.atomic import write_text
 from memfactory.redaction import redacted_tree
 from memfactory.trackers.base import RunInfo, State, Tracker
 from memfactory.trackers.options import SwanlabConfig
@@ -94,7 +94,7 @@ def _run_id(path: Path) -> str:
     if re.fullmatch(r"[0-9a-z]{16}", known):
         return known
     new = secrets.token_hex(8)
-    write_whole(path, new + "\n")
+    write_text(path, new + "\n")
     return new
 
 

@@ -24,11 +24,12 @@ from memfactory.config.agent_file import write_agent_file
 from memfactory.config.training import LoopOptions
 from memfactory.engines.base import WeightHolder, Weights
 from memfactory.errors import ConfigError
+from memfactory.files.atomic import PARTIAL
+from memfactory.files.folders import atomic_folder
 from memfactory.plugins.boundary import guarded
 from memfactory.rollout import TextsRead
 from memfactory.seeds import stream_seed
 from memfactory.trainers.checkpoint import TrainState, load_state, save_checkpoint
-from memfactory.whole_folders import written_whole
 
 log = logging.getLogger("memfactory")
 
@@ -288,7 +289,7 @@ class Trainer(ABC):
         self.trained.wait_for_everyone()
         if self.run.main:
             target = self.run.folder / "final"
-            with written_whole(target) as working:
+            with atomic_folder(target) as working:
                 self.trained.save_pretrained(working)
                 self._save_agent(working)
         self.trained.wait_for_everyone()
@@ -305,5 +306,5 @@ class Trainer(ABC):
 
 def remove_partial(folder: Path) -> None:
     """Delete what a killed save left behind in a run folder."""
-    for path in [*folder.glob(".*.partial"), *folder.glob("*/.*.partial")]:
+    for path in [*folder.glob(PARTIAL), *folder.glob(f"*/{PARTIAL}")]:
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType, NoneType, UnionType
 from typing import Any, Union, cast, get_args, get_origin, get_type_hints
 
-from memfactory.files import write_json
+from memfactory.files.atomic import write_json
 from memfactory.policy.batch import TrainingTurn
 from memfactory.types import BankTrace, Group, Task, Trajectory
 

@@ -20,8 +20,9 @@ import numpy
 import torch
 
 from memfactory.errors import MemFactoryError
-from memfactory.files import write_json
-from memfactory.whole_folders import MARKER, checkpoints, written_whole
+from memfactory.files.atomic import write_json
+from memfactory.files.checkpoints import checkpoints
+from memfactory.files.folders import MARKER, atomic_folder
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def save_checkpoint(
     Those of later steps go first: the run went back behind them, and they are no part of its course any more.
     """
     target = folder / f"step-{state.step}"
-    with written_whole(target) as working:
+    with atomic_folder(target) as working:
         save_weights(working)
         save_tensors(optimizer, working / "optimizer.pt")
         write_json(working / "random.json", random_states())

@@ -14,8 +14,8 @@ from memfactory.dialogue import Agent, LearningModule
 from memfactory.environment import process_count
 from memfactory.episode import Episode
 from memfactory.errors import ConfigError, MemFactoryError
+from memfactory.files.checkpoints import MODULES
 from memfactory.plugins.boundary import broken, guarded
-from memfactory.whole_folders import MODULES
 
 
 class Learners:

@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 
 from memfactory.errors import ConfigError
-from memfactory.files import write_whole
+from memfactory.files.atomic import write_text
 from memfactory.text import writable
 from memfactory.view.episodes import Page
 from memfactory.view.outputs import answers_page, evaluation_page
@@ -32,7 +32,7 @@ def write_view(place: Path, output: Path | None = None, *, steps: int = STEPS_SH
     # "<" is escaped so that no text of a transcript can end the script that holds it.
     text = template.replace(PLACE, json.dumps(page.to_json(), ensure_ascii=False).replace("<", "\\u003c"))
     try:
-        write_whole(target, writable(text))
+        write_text(target, writable(text))
     except OSError as error:
         what, hint = (f"--output {target}", "") if output else (str(target), "; name another place with --output FILE")
         raise ConfigError(f"{what} cannot be written: {error.strerror or error}{hint}") from None

@@ -9,7 +9,7 @@ from typing import Any
 
 from memfactory.errors import ConfigError, DataError
 from memfactory.evaluate.statistics import Estimate
-from memfactory.files import read_json_lines, tried_json_lines
+from memfactory.files.json_lines import json_lines_or_problems, read_json_lines
 from memfactory.view.episodes import ROWS_SHOWN, Attempt, Bank, Group, Page, grouped, scores_told, spread, within
 
 
@@ -70,7 +70,7 @@ def _groups(path: Path, notes: list[str]) -> list[Group]:
 def _newest(path: Path) -> list[int]:
     """The numbers of the lines that count: a record of an attempt replaces those before it, as where it is rescored."""
     newest: dict[object, int] = {}
-    for number, row in enumerate(tried_json_lines(path), start=1):
+    for number, row in enumerate(json_lines_or_problems(path), start=1):
         if isinstance(row, str):
             newest[number] = number
         elif "fingerprint" not in row:

@@ -9,7 +9,7 @@ from pathlib import Path
 from memfactory.errors import DataError
 from memfactory.evaluate.results import EvalHistory
 from memfactory.figures import MOST_LINES, pictures
-from memfactory.files import count_lines
+from memfactory.files.json_lines import count_lines
 from memfactory.transcripts import Transcript, read_transcripts
 from memfactory.view.episodes import Attempt, Bank, Group, Page, grouped, scores_told, spread, within
 

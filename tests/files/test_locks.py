@@ -9,10 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from memfactory.errors import MemFactoryError
-from memfactory.locks import LOCK, InUseError, file_lock, folder_lock, new_folder
+from memfactory.files.locks import LOCK, InUseError, file_lock, folder_lock, new_folder
 
 HOLD = (
-    "import sys\nfrom pathlib import Path\nfrom memfactory.locks import folder_lock\n"
+    "import sys\nfrom pathlib import Path\nfrom memfactory.files.locks import folder_lock\n"
     "with folder_lock(Path(sys.argv[1])):\n    print('held', flush=True)\n    sys.stdin.read()\n"
 )
 

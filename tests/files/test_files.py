@@ -6,13 +6,14 @@ import sys
 import pytest
 
 from memfactory.errors import DataError
-from memfactory.files import JsonLinesWriter, read_json_lines, write_whole
+from memfactory.files.atomic import write_text
+from memfactory.files.json_lines import JsonLinesWriter, read_json_lines
 
 
 def test_a_file_is_replaced_whole_and_leaves_no_working_file(tmp_path):
     path = tmp_path / "deep" / "result.json"
-    write_whole(path, "first")
-    write_whole(path, "zweite Zeile ü\n")
+    write_text(path, "first")
+    write_text(path, "zweite Zeile ü\n")
     assert path.read_bytes() == "zweite Zeile ü\n".encode()
     assert [found.name for found in path.parent.iterdir()] == ["result.json"]
 
@@ -66,14 +67,15 @@ def test_a_broken_line_in_the_middle_is_named_by_its_number(tmp_path):
 def test_a_line_that_a_full_disk_cuts_short_is_taken_back(tmp_path):
     """Files may grow to 40 bytes only, as on a disk that fills up in the middle of a line."""
     code = (
-        "import resource, sys\nfrom pathlib import Path\nfrom memfactory.files import JsonLinesWriter, write_whole\n"
+        "import resource, sys\nfrom pathlib import Path\nfrom memfactory.files.atomic import write_text\n"
+        "from memfactory.files.json_lines import JsonLinesWriter\n"
         "path = Path(sys.argv[1])\nresource.setrlimit(resource.RLIMIT_FSIZE, (40, 40))\n"
         "with JsonLinesWriter(path) as file:\n"
         "    file.append({'a': 'x' * 10})\n"
         "    for size in (30, 1):\n"
         "        try:\n            file.append({'a': 'y' * size})\n"
         "        except OSError as error:\n            print(error.filename)\n"
-        "try:\n    write_whole(path.with_name('b'), 'z' * 99)\nexcept OSError as error:\n    print(error.filename)\n"
+        "try:\n    write_text(path.with_name('b'), 'z' * 99)\nexcept OSError as error:\n    print(error.filename)\n"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "a")], capture_output=True, text=True, timeout=60)
     assert done.stdout.split() == [str(tmp_path / "a"), str(tmp_path / "b")], done.stderr

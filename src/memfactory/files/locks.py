@@ -1,4 +1,4 @@
-"""Folders and files that one process writes at a time. A lock ends with its process, however that ends."""
+"""Locks: one process at a time writes a folder or file. A lock ends with its process, however that ends."""
 
 from __future__ import annotations
 
@@ -20,40 +20,39 @@ from memfactory.redaction import redacted_command
 
 log = logging.getLogger("memfactory")
 LOCK = ".lock"
-"""The lock file in a folder that is being written; it is no part of the folder's content."""
+"""The lock file in a folder that a process writes; not part of the folder's content."""
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 class InUseError(MemFactoryError):
-    """Another process writes what this one wants to write."""
+    """Another process is writing this folder or file."""
 
 
 @contextmanager
-def folder_lock(folder: Path, *, called: str | None = None) -> Iterator[None]:
-    """`folder`, which is made where it is not there, is this process's alone to write; messages call it `called`.
+def folder_lock(folder: Path, *, name: str | None = None) -> Iterator[None]:
+    """Lock `folder`, made if missing, for this process; messages call it `name` (default: its path).
 
-    Raises InUseError, naming the holder, where another process (or another part of this one) holds it, ConfigError
-    where there can be no such folder. The lock file is gone afterwards; one that a killed process left behind holds
-    nothing.
+    Raises InUseError, naming the holder, if another process (or another part of this one) holds it, and ConfigError if
+    the folder cannot be made. The lock file is removed afterwards; one left by a killed process locks nothing.
     """
-    _make(folder, called or str(folder))
-    with _locked(folder / LOCK, called or str(folder)):
+    _make(folder, name or str(folder))
+    with _locked(folder / LOCK, name or str(folder)):
         yield
 
 
 @contextmanager
-def file_lock(path: Path, *, called: str | None = None) -> Iterator[None]:
-    """As `folder_lock`, for one file; its folder is made. What is no file, such as /dev/stdout, has no lock."""
+def file_lock(path: Path, *, name: str | None = None) -> Iterator[None]:
+    """As `folder_lock`, for one file; its folder is made. A path that is no regular file (/dev/stdout) has no lock."""
     if path.exists() and not path.is_file():
         yield
         return
-    _make(path.parent, called or str(path))
-    with _locked(path.with_name(f".{path.name}.lock"), called or str(path)):
+    _make(path.parent, name or str(path))
+    with _locked(path.with_name(f".{path.name}.lock"), name or str(path)):
         yield
 
 
 def new_folder(parent: Path, name: str) -> Path:
-    """A folder in `parent` that nobody had before: `name`, or `name-2`, `name-3` and so on where that is taken."""
+    """Make a new folder in `parent`: `name`, or the first free of `name-2`, `name-3`, ..."""
     _make(parent, str(parent))
     for number in count(1):
         folder = parent / (name if number == 1 else f"{name}-{number}")
@@ -63,56 +62,56 @@ def new_folder(parent: Path, name: str) -> Path:
     raise AssertionError("count() never ends")
 
 
-def _make(folder: Path, what: str) -> None:
+def _make(folder: Path, name: str) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"{what} cannot be written to: {error.strerror or error}") from None
+        raise ConfigError(f"{name} cannot be written to: {error.strerror or error}") from None
 
 
 @contextmanager
-def _locked(lock: Path, what: str) -> Iterator[None]:
-    descriptor = _take(lock, what)
+def _locked(lock: Path, name: str) -> Iterator[None]:
+    descriptor = _take(lock, name)
     try:
         yield
     finally:
-        # Removed while it is held, so that nobody can hold the removed file and think the place theirs.
+        # Removed while locked: otherwise another process could lock the removed file and believe it owns the path.
         with suppress(OSError):
             if _is_still(lock, descriptor):
                 lock.unlink()
         os.close(descriptor)
 
 
-def _take(lock: Path, what: str) -> int:
-    """The descriptor of the lock file, locked."""
+def _take(lock: Path, name: str) -> int:
+    """Open and lock the lock file; returns its descriptor."""
     while True:
         try:
             descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         except OSError as error:
-            raise MemFactoryError(f"{what} cannot be locked: {lock}: {error.strerror or error}") from None
+            raise MemFactoryError(f"{name} cannot be locked: {lock}: {error.strerror or error}") from None
         try:
-            claim(descriptor, what, _holder)
+            claim(descriptor, name, _holder)
         except BaseException:
             os.close(descriptor)
             raise
         if _is_still(lock, descriptor):
             _sign(descriptor)
             return descriptor
-        # The holder before us removed this file between our opening and locking it.
+        # The previous holder removed this file between our open and our lock.
         os.close(descriptor)
 
 
-def claim(descriptor: int, what: str, holder: Callable[[int], str] = lambda _: "another process") -> None:
-    """Lock an open file until it is closed. Raises InUseError where another opening of it is locked already."""
+def claim(descriptor: int, name: str, holder: Callable[[int], str] = lambda _: "another process") -> None:
+    """Lock an open file until it is closed. Raises InUseError if another descriptor has it locked."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         held = holder(descriptor)
-        raise InUseError(f"{what} is being written by {held}. Wait for it, or name another place.") from None
+        raise InUseError(f"{name} is being written by {held}. Wait for it, or name another place.") from None
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
-        log.warning("%s: this file system has no locks (%s); see to it that nothing else writes it", what, error)
+        log.warning("%s: this file system has no locks (%s); make sure that nothing else writes it", name, error)
 
 
 def _is_still(lock: Path, descriptor: int) -> bool:
@@ -125,7 +124,7 @@ def _is_still(lock: Path, descriptor: int) -> bool:
 
 
 def _sign(descriptor: int) -> None:
-    """Write who holds the lock, for messages; a disk that is full must not keep anyone from locking."""
+    """Write this process into the lock file, for messages; a full disk must not prevent locking."""
     holder = {
         "pid": os.getpid(),
         "host": socket.gethostname(),
@@ -138,7 +137,7 @@ def _sign(descriptor: int) -> None:
 
 
 def _holder(descriptor: int) -> str:
-    """Who wrote the lock file, in words."""
+    """The process that wrote the lock file, in words."""
     try:
         holder = json.loads(os.pread(descriptor, 4096, 0))
         return f"process {holder['pid']} on {holder['host']} since {holder['since']} ({holder['command']})"
