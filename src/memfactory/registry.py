@@ -14,9 +14,10 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar, get_args
+from typing import Any, ClassVar, Generic, TypeAlias, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, model_validator
+from typing_extensions import TypeVar as DefaultTypeVar
 
 from memfactory.errors import ConfigError, unknown
 
@@ -65,6 +66,33 @@ class Options(BaseModel):
         kind = getattr(default, "kind", None)
         has_kinds = cls.model_fields[name].discriminator == "kind"
         return {"kind": kind, **value} if has_kinds and isinstance(kind, str) else value
+
+
+AnyOptions: TypeAlias = Options
+OptionsT = DefaultTypeVar("OptionsT", bound=Options, default=Options, covariant=True)
+
+
+class Component(Generic[OptionsT]):
+    """Base of configurable components. The type argument declares the options, once:
+
+        class Brevity(RewardFunction[BrevityOptions]): ...
+
+    Then `Brevity.Options` is BrevityOptions, and a type checker knows `self.options` as BrevityOptions.
+    """
+
+    Options: ClassVar[type[AnyOptions]] = AnyOptions
+    options: OptionsT
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "Options" in vars(cls):
+            return
+        for base in vars(cls).get("__orig_bases__", ()):
+            origin = get_origin(base)
+            if isinstance(origin, type) and issubclass(origin, Component):
+                argument = get_args(base)[0]
+                # A base class that is generic itself leaves the choice to its subclasses; its bound is the default.
+                cls.Options = argument if isinstance(argument, type) else argument.__bound__
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 import pytest
 
+from memfactory.components import RewardOptions
+from memfactory.envs.rewards.base import RewardFunction
 from memfactory.errors import ConfigError
 from memfactory.plugins.loading import find_plugin, load_plugin
 from memfactory.registry import AGENTS, ALL, MODULES, Registry
@@ -17,6 +19,26 @@ def test_an_unknown_name_tells_the_nearest_and_what_exists():
         MODULES.get("recurent_memory")
     assert "no module is called 'recurent_memory'; did you mean 'recurrent_memory'?" in str(caught.value)
     assert "There are: " in str(caught.value)
+
+
+def test_a_type_argument_declares_the_options_of_a_component():
+    class BrevityOptions(RewardOptions):
+        characters: int = 40
+
+    class Brevity(RewardFunction[BrevityOptions]):
+        pass
+
+    class Terse(Brevity):
+        pass
+
+    class Plain(RewardFunction):
+        pass
+
+    class Named(RewardFunction):
+        Options = BrevityOptions
+
+    options = [reward.Options for reward in (Brevity, Terse, Plain, Named)]
+    assert options == [BrevityOptions, BrevityOptions, RewardOptions, BrevityOptions]
 
 
 def test_a_name_can_be_held_only_once():

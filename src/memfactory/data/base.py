@@ -10,12 +10,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, overload
+from typing import ClassVar, overload
 
 from pydantic import Field
+from typing_extensions import TypeVar
 
 from memfactory.plugins.boundary import broken, guarded
-from memfactory.registry import Options
+from memfactory.registry import Component, Options
 
 
 @dataclass(frozen=True)
@@ -69,12 +70,15 @@ class DatasetOptions(Options):
         return ()
 
 
-class Dataset(ABC):
+DatasetT = TypeVar("DatasetT", bound=DatasetOptions, default=DatasetOptions, covariant=True)
+
+
+class Dataset(Component[DatasetT], ABC):
     """Rows from somewhere. Relative paths are tried from the working directory first, then from `base_dir`."""
 
     Options: ClassVar[type[DatasetOptions]] = DatasetOptions
 
-    def __init__(self, options: Any, base_dir: Path) -> None:
+    def __init__(self, options: DatasetT, base_dir: Path) -> None:
         self.options = options
         self.base_dir = base_dir
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 from memfactory.data.base import Dataset, DatasetOptions, Row
 from memfactory.data.rows import find_file, read_rows
@@ -18,11 +17,8 @@ class FileOptions(DatasetOptions):
 
 
 @DATASETS.register("file")
-class FileDataset(Dataset):
+class FileDataset(Dataset[FileOptions]):
     """Rows of a local file: a JSON array, JSON lines or parquet."""
-
-    Options: ClassVar[type[FileOptions]] = FileOptions
-    options: FileOptions
 
     @property
     def source(self) -> str:

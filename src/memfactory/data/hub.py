@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 from memfactory.data.base import Dataset, DatasetOptions, Row
 from memfactory.errors import DataError
@@ -29,11 +28,8 @@ class HubOptions(DatasetOptions):
 
 
 @DATASETS.register("hub")
-class HubDataset(Dataset):
+class HubDataset(Dataset[HubOptions]):
     """Rows of a dataset on the Hugging Face hub."""
-
-    Options: ClassVar[type[HubOptions]] = HubOptions
-    options: HubOptions
 
     @property
     def source(self) -> str:

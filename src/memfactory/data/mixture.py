@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
-from typing import Any, ClassVar
+from typing import Any
 
 from pydantic import Field, ValidationError, field_validator
 
@@ -45,11 +45,8 @@ class MixtureOptions(DatasetOptions):
 
 
 @DATASETS.register("mixture")
-class MixtureDataset(Dataset):
+class MixtureDataset(Dataset[MixtureOptions]):
     """Rows of several datasets, in shares."""
-
-    Options: ClassVar[type[MixtureOptions]] = MixtureOptions
-    options: MixtureOptions
 
     def __init__(self, options: MixtureOptions, base_dir: Path) -> None:
         super().__init__(options, base_dir)

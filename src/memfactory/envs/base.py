@@ -10,16 +10,17 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import Field, model_validator
+from typing_extensions import TypeVar
 
 from memfactory.data.base import Dataset, Row
 from memfactory.envs.rewards.base import RewardFunction
 from memfactory.episode import Episode
 from memfactory.errors import DataError
 from memfactory.plugins.boundary import broken, guarded
-from memfactory.registry import Options
+from memfactory.registry import Component, Options
 from memfactory.types import Reward, Task
 
 __all__ = ["Environment", "EnvironmentOptions", "RewardFunction", "TaskSet", "combine"]
@@ -62,12 +63,15 @@ class EnvironmentOptions(Options):
         return self
 
 
-class Environment(ABC):
+EnvironmentT = TypeVar("EnvironmentT", bound=EnvironmentOptions, default=EnvironmentOptions, covariant=True)
+
+
+class Environment(Component[EnvironmentT], ABC):
     """Turns rows into tasks and finished episodes into rewards."""
 
     Options: ClassVar[type[EnvironmentOptions]] = EnvironmentOptions
 
-    def __init__(self, options: Any, rewards: Sequence[RewardFunction]) -> None:
+    def __init__(self, options: EnvironmentT, rewards: Sequence[RewardFunction]) -> None:
         self.options = options
         self.rewards = tuple(rewards)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 from pydantic import Field
 
@@ -30,11 +29,8 @@ class LongcontextOptions(EnvironmentOptions):
 
 
 @ENVS.register("longcontext")
-class LongcontextEnv(Environment):
+class LongcontextEnv(Environment[LongcontextOptions]):
     """A question over a long text; the answer is scored by rule or by a judge."""
-
-    Options: ClassVar[type[LongcontextOptions]] = LongcontextOptions
-    options: LongcontextOptions
 
     def task(self, row: Row) -> Task:
         return read_task(row, self.options.fields)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import ClassVar
 
 from pydantic import Field
+from typing_extensions import TypeVar
 
 from memfactory.data.base import Dataset, Row
 from memfactory.envs.base import Environment, EnvironmentOptions, TaskSet
@@ -28,8 +29,11 @@ class MemoryBankOptions(EnvironmentOptions):
     """Whether a row without gold answers is an error; false: rewards that compare with them are unknown there."""
 
 
+BankT = TypeVar("BankT", bound=MemoryBankOptions, default=MemoryBankOptions, covariant=True)
+
+
 @ENVS.register("memory_bank")
-class MemoryBankEnv(Environment):
+class MemoryBankEnv(Environment[BankT]):
     """A question to a memory bank, after a conversation was read into it; what counts is the answer.
 
     The default reward is Memory-R1's (arXiv 2508.19828), the exact match of the answer that is given from what is
@@ -38,8 +42,6 @@ class MemoryBankEnv(Environment):
     of which none (or each) is right, which of them could be read.
     """
 
-    Options: ClassVar[type[MemoryBankOptions]] = MemoryBankOptions
-    options: MemoryBankOptions
     evidence_metrics: ClassVar[tuple[str, ...]] = ("evidence_kept",)
     """Reported beside the others where nearly every task has gold evidence."""
 

@@ -23,14 +23,12 @@ class RerankOptions(MemoryBankOptions):
 
 
 @ENVS.register("rerank")
-class RerankEnv(MemoryBankEnv):
+class RerankEnv(MemoryBankEnv[RerankOptions]):
     """A question to a memory bank; what counts is the evidence that is retrieved for it, and the answer.
 
     Rows without gold evidence need other rewards, such as {em: 1.0} or RMM's `citations`.
     """
 
-    Options: ClassVar[type[RerankOptions]] = RerankOptions
-    options: RerankOptions
     evidence_metrics: ClassVar[tuple[str, ...]] = ("evidence_recall",)
 
     def default_metrics(self, tasks: Sequence[Task]) -> tuple[str, ...]:

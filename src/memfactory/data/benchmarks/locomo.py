@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -80,11 +80,8 @@ class LocomoOptions(DatasetOptions, LocomoForm):
 
 
 @DATASETS.register("locomo")
-class LocomoDataset(Dataset):
+class LocomoDataset(Dataset[LocomoOptions]):
     """LoCoMo: questions about conversations of many sessions, in Memory-R1's split by conversation."""
-
-    Options: ClassVar[type[LocomoOptions]] = LocomoOptions
-    options: LocomoOptions
 
     @property
     def source(self) -> str:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -54,11 +54,8 @@ class LongMemEvalOptions(DatasetOptions, LongMemEvalForm):
 
 
 @DATASETS.register("longmemeval")
-class LongMemEvalDataset(Dataset):
+class LongMemEvalDataset(Dataset[LongMemEvalOptions]):
     """LongMemEval: questions about a user's chats with an assistant, each with a history of its own."""
-
-    Options: ClassVar[type[LongMemEvalOptions]] = LongMemEvalOptions
-    options: LongMemEvalOptions
 
     @property
     def source(self) -> str:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -85,11 +85,8 @@ class ConversationTracesOptions(DatasetOptions):
 
 
 @DATASETS.register("conversation_traces")
-class ConversationTracesDataset(Dataset):
+class ConversationTracesDataset(Dataset[ConversationTracesOptions]):
     """Generated conversations that demonstrate the modules of memory banks, for supervised fine-tuning."""
-
-    Options: ClassVar[type[ConversationTracesOptions]] = ConversationTracesOptions
-    options: ConversationTracesOptions
 
     def __init__(self, options: ConversationTracesOptions, base_dir: Path) -> None:
         super().__init__(options, base_dir)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -174,11 +174,8 @@ def _sitting(
 
 
 @DATASETS.register("conversations")
-class ConversationsDataset(Dataset):
+class ConversationsDataset(Dataset[ConversationsOptions]):
     """Generated conversations in which people state and change facts about themselves, with questions about them."""
-
-    Options: ClassVar[type[ConversationsOptions]] = ConversationsOptions
-    options: ConversationsOptions
 
     @property
     def source(self) -> str:

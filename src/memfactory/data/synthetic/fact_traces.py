@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
-from typing import Any, ClassVar
+from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -50,11 +50,8 @@ class FactTracesOptions(DatasetOptions, DocumentOptions):
 
 
 @DATASETS.register("fact_traces")
-class FactTracesDataset(Dataset):
+class FactTracesDataset(Dataset[FactTracesOptions]):
     """Generated conversations that demonstrate reading the texts of `facts`, for supervised fine-tuning."""
-
-    Options: ClassVar[type[FactTracesOptions]] = FactTracesOptions
-    options: FactTracesOptions
 
     def __init__(self, options: FactTracesOptions, base_dir: Path) -> None:
         super().__init__(options, base_dir)

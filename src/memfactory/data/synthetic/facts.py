@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -193,11 +193,8 @@ def _section_text(random: Random, statements: Sequence[Statement], size: int) ->
 
 
 @DATASETS.register("facts")
-class FactsDataset(Dataset):
+class FactsDataset(Dataset[FactsOptions]):
     """Generated questions about people, whose facts lie among filler in sections of text."""
-
-    Options: ClassVar[type[FactsOptions]] = FactsOptions
-    options: FactsOptions
 
     @property
     def source(self) -> str:

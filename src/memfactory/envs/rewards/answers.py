@@ -21,7 +21,9 @@ import re
 import string
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Literal
+
+from typing_extensions import TypeVar
 
 from memfactory.components import RewardOptions
 from memfactory.envs.rewards.base import RewardFunction
@@ -50,11 +52,11 @@ class AnswerOptions(ExtractOptions):
     """Options of rewards that compare an answer with gold answers."""
 
 
-class AnswerReward(RewardFunction):
-    """A reward by rule: what the answer is worth against its best gold answer."""
+AnswerT = TypeVar("AnswerT", bound=AnswerOptions, default=AnswerOptions, covariant=True)
 
-    Options: ClassVar[type[AnswerOptions]] = AnswerOptions
-    options: AnswerOptions
+
+class AnswerReward(RewardFunction[AnswerT]):
+    """A reward by rule: what the answer is worth against its best gold answer."""
 
     def score(self, episodes: Sequence[Episode]) -> list[float | None]:
         return [self._score(episode) for episode in episodes]

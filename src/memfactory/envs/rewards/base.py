@@ -8,23 +8,27 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
+
+from typing_extensions import TypeVar
 
 from memfactory.components import RewardOptions
 from memfactory.engines.base import Engine
 from memfactory.episode import Episode
 from memfactory.plugins.boundary import checked_scores, guarded
-from memfactory.registry import REWARDS
+from memfactory.registry import REWARDS, Component
+
+RewardT = TypeVar("RewardT", bound=RewardOptions, default=RewardOptions, covariant=True)
 
 
-class RewardFunction(ABC):
+class RewardFunction(Component[RewardT], ABC):
     """Scores episodes. `engines` are the run's engines by name, for rewards that ask a model."""
 
     Options: ClassVar[type[RewardOptions]] = RewardOptions
     asks_a_model: ClassVar[bool] = False
     """Whether it asks a language model. Its options then have `engine`, which names one of `engines:`."""
 
-    def __init__(self, options: Any, engines: Mapping[str, Engine]) -> None:
+    def __init__(self, options: RewardT, engines: Mapping[str, Engine]) -> None:
         self.options = options
         self.engines = engines
 

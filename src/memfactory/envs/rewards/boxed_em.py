@@ -3,7 +3,6 @@ r"""The reward `boxed_em`: boxed exact match by the rule that MemAgent trains on
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 from pydantic import Field
 
@@ -27,15 +26,12 @@ class BoxedExactMatchOptions(RewardOptions):
 
 
 @REWARDS.register("boxed_em")
-class BoxedExactMatch(RewardFunction):
+class BoxedExactMatch(RewardFunction[BoxedExactMatchOptions]):
     r"""1 when the last \boxed{...} equals a gold answer but for case and spaces, as MemAgent trains.
 
     Where the agent's prompt asks for the answer in another form, the answer that the agent took from the reply counts
     in place of the box, so that agents of every form can be compared.
     """
-
-    Options: ClassVar[type[BoxedExactMatchOptions]] = BoxedExactMatchOptions
-    options: BoxedExactMatchOptions
 
     def score(self, episodes: Sequence[Episode]) -> list[float | None]:
         return [self._score(episode) for episode in episodes]

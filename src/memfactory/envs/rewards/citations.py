@@ -7,7 +7,7 @@ everything.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 
 from memfactory.components import RewardOptions
 from memfactory.envs.rewards.base import RewardFunction
@@ -23,15 +23,12 @@ class CitationsOptions(RewardOptions):
 
 
 @REWARDS.register("citations")
-class Citations(RewardFunction):
+class Citations(RewardFunction[CitationsOptions]):
     """The share of the retrieved items that the answer cites; 0 where nothing was retrieved or rightly cited.
 
     With `kind: evidence` a cited item counts where gold evidence is among its sources; a task without gold evidence is
     unknown. Reads `episode.retrieved` and `episode.citations`, with `kind: evidence` also `task.evidence`.
     """
-
-    Options: ClassVar[type[CitationsOptions]] = CitationsOptions
-    options: CitationsOptions
 
     def score(self, episodes: Sequence[Episode]) -> list[float | None]:
         return [self._score(episode) for episode in episodes]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 from pydantic import Field
 
@@ -22,16 +21,13 @@ class CompressionOptions(RewardOptions):
 
 
 @REWARDS.register("compression")
-class Compression(RewardFunction):
+class Compression(RewardFunction[CompressionOptions]):
     """0 for a bank of at most `share` of the words seen, and minus what it has more, as a share of those seen.
 
     With B words in the bank and T seen: -max(0, B - share T) / T (arXiv 2605.21768), 0 where nothing was seen. A word
     is what stands between spaces, so the penalty needs no tokenizer. Seen are the conversation (or text) and the items
     that were there before it. Reads `episode.bank` (key and value of its items) and the task.
     """
-
-    Options: ClassVar[type[CompressionOptions]] = CompressionOptions
-    options: CompressionOptions
 
     def score(self, episodes: Sequence[Episode]) -> list[float | None]:
         return [self._score(episode) for episode in episodes]

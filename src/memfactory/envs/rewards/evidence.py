@@ -10,18 +10,17 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import ClassVar
 
 from pydantic import Field
 
 from memfactory.components import RewardOptions
-from memfactory.envs.rewards.base import RewardFunction
+from memfactory.envs.rewards.base import RewardFunction, RewardT
 from memfactory.episode import Episode
 from memfactory.registry import REWARDS
 from memfactory.types import MemoryItem
 
 
-class EvidenceReward(RewardFunction):
+class EvidenceReward(RewardFunction[RewardT]):
     """A score by the share of a task's gold evidence that some items come from."""
 
     def score(self, episodes: Sequence[Episode]) -> list[float | None]:
@@ -51,14 +50,11 @@ class EvidenceRecallOptions(RewardOptions):
 
 
 @REWARDS.register("evidence_recall")
-class EvidenceRecall(EvidenceReward):
+class EvidenceRecall(EvidenceReward[EvidenceRecallOptions]):
     """The share of the gold evidence that the retrieved items come from.
 
     Reads `episode.retrieved` (their `sources`) and `task.evidence`.
     """
-
-    Options: ClassVar[type[EvidenceRecallOptions]] = EvidenceRecallOptions
-    options: EvidenceRecallOptions
 
     def items(self, episode: Episode) -> Iterable[MemoryItem]:
         return episode.retrieved[: self.options.k]

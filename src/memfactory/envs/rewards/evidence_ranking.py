@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -31,11 +31,8 @@ class EvidenceRankingOptions(RewardOptions):
     """What evidence is counted by: turns, or the sessions that they are of."""
 
 
-class EvidenceRanking(RewardFunction):
+class EvidenceRanking(RewardFunction[EvidenceRankingOptions]):
     """A score by where in the ranking each piece of gold evidence comes first."""
-
-    Options: ClassVar[type[EvidenceRankingOptions]] = EvidenceRankingOptions
-    options: EvidenceRankingOptions
 
     def score(self, episodes: Sequence[Episode]) -> list[float | None]:
         return [self._score(episode) for episode in episodes]

@@ -3,7 +3,6 @@ r"""The reward `format`: the reply holds exactly one usable `\boxed{}` answer. I
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 from memfactory.components import RewardOptions
 from memfactory.envs.rewards.answers import answer_text
@@ -23,10 +22,8 @@ class BoxedFormatOptions(RewardOptions):
 
 
 @REWARDS.register("format")
-class BoxedFormat(RewardFunction):
+class BoxedFormat(RewardFunction[BoxedFormatOptions]):
     r"""1 when the reply has exactly one \boxed{...}, its braces close and it is not blank."""
-
-    Options: ClassVar[type[BoxedFormatOptions]] = BoxedFormatOptions
 
     def score(self, episodes: Sequence[Episode]) -> list[float | None]:
         return [float(is_one_box(answer_text(episode))) for episode in episodes]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
 
 from pydantic import Field, field_validator
+from typing_extensions import TypeVar
 
 from memfactory.engines.base import Engine
 from memfactory.envs.judge import PROMPT, Case, Judge
@@ -38,15 +38,16 @@ class JudgeOptions(ExtractOptions):
         return prompt
 
 
+JudgeT = TypeVar("JudgeT", bound=JudgeOptions, default=JudgeOptions, covariant=True)
+
+
 @REWARDS.register("judge")
-class JudgeReward(RewardFunction):
+class JudgeReward(RewardFunction[JudgeT]):
     """1 when a language model finds the answer right, 0 when it finds it wrong; unknown when it gives no verdict."""
 
-    Options: ClassVar[type[JudgeOptions]] = JudgeOptions
-    options: JudgeOptions
     asks_a_model = True
 
-    def __init__(self, options: JudgeOptions, engines: Mapping[str, Engine]) -> None:
+    def __init__(self, options: JudgeT, engines: Mapping[str, Engine]) -> None:
         super().__init__(options, engines)
         if options.engine not in engines:
             raise ConfigError(

@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Callable
 from functools import cache
 from statistics import fmean
-from typing import ClassVar
 
 from memfactory.envs.rewards.answers import PUNCTUATION, AnswerOptions, AnswerReward, Extract, answer_of
 from memfactory.episode import Episode
@@ -33,7 +32,7 @@ class LocomoMetricOptions(AnswerOptions):
 
 
 @REWARDS.register("locomo_f1")
-class LocomoF1(AnswerReward):
+class LocomoF1(AnswerReward[LocomoMetricOptions]):
     """LoCoMo's F1: of stemmed words, by the question's category. The best gold answer counts.
 
     F1 = 2 |S & G| / (|S| + |G|) over the multisets of stems (nltk's Porter stemmer) of answer and gold answer; none in
@@ -42,8 +41,6 @@ class LocomoF1(AnswerReward):
     its semicolon. Category 5 is 1 where the answer says "no information available" or "not mentioned", whatever the
     gold answer, else 0. Where the task has no category, as for categories 2 and 4, F1 is plain.
     """
-
-    Options: ClassVar[type[LocomoMetricOptions]] = LocomoMetricOptions
 
     def _score(self, episode: Episode) -> float | None:
         golds = episode.task.answers
@@ -61,10 +58,8 @@ class LocomoF1(AnswerReward):
 
 
 @REWARDS.register("locomo_em")
-class LocomoExactMatch(AnswerReward):
+class LocomoExactMatch(AnswerReward[LocomoMetricOptions]):
     """LoCoMo's exact match: the sets of words are equal, so order and repetition do not count. Nothing is stemmed."""
-
-    Options: ClassVar[type[LocomoMetricOptions]] = LocomoMetricOptions
 
     def against(self, answer: str, gold: str) -> float:
         said = set(words(answer))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
 
 from pydantic import Field
 
@@ -74,15 +73,13 @@ class LongMemEvalJudgeOptions(ExtractOptions):
 
 
 @REWARDS.register("longmemeval_judge")
-class LongMemEvalJudge(RewardFunction):
+class LongMemEvalJudge(RewardFunction[LongMemEvalJudgeOptions]):
     """A judge by LongMemEval's five rules, in our wording: four by the type of question, one for abstention.
 
     Questions about time may be off by one; after an update the new state counts even beside the old; preferences
     follow a description; a question whose id holds "_abs" is right where the answer declines. Unknown as in `judge`.
     """
 
-    Options: ClassVar[type[LongMemEvalJudgeOptions]] = LongMemEvalJudgeOptions
-    options: LongMemEvalJudgeOptions
     asks_a_model = True
 
     def __init__(self, options: LongMemEvalJudgeOptions, engines: Mapping[str, Engine]) -> None:

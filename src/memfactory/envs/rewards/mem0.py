@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from typing import ClassVar
 
 from memfactory.envs.rewards.answers import AnswerOptions, AnswerReward, Extract
 from memfactory.envs.rewards.judge import JudgeOptions, JudgeReward
@@ -45,14 +44,12 @@ class Mem0MetricOptions(AnswerOptions):
 
 
 @REWARDS.register("mem0_f1")
-class Mem0F1(AnswerReward):
+class Mem0F1(AnswerReward[Mem0MetricOptions]):
     """mem0's F1: 2 |S & G| / (|S| + |G|) over the sets of words, for every category alike.
 
     Words are lower case, with . , ! ? as spaces between them; articles, other punctuation and endings count, repetition
     does not. Without words on either side 0.
     """
-
-    Options: ClassVar[type[Mem0MetricOptions]] = Mem0MetricOptions
 
     def against(self, answer: str, gold: str) -> float:
         said, wanted = set(_words(answer)), set(_words(gold))
@@ -60,10 +57,8 @@ class Mem0F1(AnswerReward):
 
 
 @REWARDS.register("mem0_em")
-class Mem0ExactMatch(AnswerReward):
+class Mem0ExactMatch(AnswerReward[Mem0MetricOptions]):
     """mem0's exact match: equal but for case and the space around; an empty answer is 0."""
-
-    Options: ClassVar[type[Mem0MetricOptions]] = Mem0MetricOptions
 
     def against(self, answer: str, gold: str) -> float:
         said = answer.strip().lower()
@@ -71,15 +66,13 @@ class Mem0ExactMatch(AnswerReward):
 
 
 @REWARDS.register("bleu1")
-class Bleu1(AnswerReward):
+class Bleu1(AnswerReward[Mem0MetricOptions]):
     """BLEU-1 of one sentence, as mem0 has it from nltk (weights 1, 0, 0, 0). The best gold answer counts.
 
     p min(1, exp(1 - g / s)), where s and g are the lengths of answer and gold answer in the word tokens of
     `sentence_words` (those of nltk 3.9) of the lower case, and p is the share of the answer's tokens that are in the
     gold answer, each as often as it is there. None in common is 0: nltk's smoothing never comes to it.
     """
-
-    Options: ClassVar[type[Mem0MetricOptions]] = Mem0MetricOptions
 
     def against(self, answer: str, gold: str) -> float:
         return bleu1(tokens(answer), tokens(gold))
@@ -93,10 +86,8 @@ class Mem0JudgeOptions(JudgeOptions):
 
 
 @REWARDS.register("mem0_judge")
-class Mem0Judge(JudgeReward):
+class Mem0Judge(JudgeReward[Mem0JudgeOptions]):
     """A judge by mem0's generous rule (the J of its tables): the same topic or the same time is right. Our wording."""
-
-    Options: ClassVar[type[Mem0JudgeOptions]] = Mem0JudgeOptions
 
 
 def bleu1(said: list[str], wanted: list[str]) -> float:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import fmean
-from typing import ClassVar
 
 from pydantic import Field
 
@@ -29,14 +28,11 @@ class MemoryFormatOptions(RewardOptions):
 
 
 @REWARDS.register("memory_format")
-class MemoryFormat(RewardFunction):
+class MemoryFormat(RewardFunction[MemoryFormatOptions]):
     """The mean, over the module steps that were asked, of how well their replies kept to the format; 0 without any.
 
     Reads `episode.checks`.
     """
-
-    Options: ClassVar[type[MemoryFormatOptions]] = MemoryFormatOptions
-    options: MemoryFormatOptions
 
     def score(self, episodes: Sequence[Episode]) -> list[float | None]:
         return [self._score(episode) for episode in episodes]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import fmean
-from typing import ClassVar
 
 from pydantic import Field, model_validator
 
@@ -33,15 +32,12 @@ class OverlongOptions(RewardOptions):
 
 
 @REWARDS.register("overlong")
-class Overlong(RewardFunction):
+class Overlong(RewardFunction[OverlongOptions]):
     """Minus how far replies reach into the last `buffer` tokens before `limit`, in [-1, 0]: the mean over replies.
 
     For a reply of n tokens: 0 for n <= L - C, (L - C - n) / C up to L, and -1 above (DAPO, arXiv 2503.14476, equation
     13). Reads the token counts of replies; where an API gives none the penalty is unknown. Without a reply it is 0.
     """
-
-    Options: ClassVar[type[OverlongOptions]] = OverlongOptions
-    options: OverlongOptions
 
     def score(self, episodes: Sequence[Episode]) -> list[float | None]:
         return [self._score(episode) for episode in episodes]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import fmean
-from typing import ClassVar
 
 from memfactory.envs.rewards.answers import AnswerOptions, AnswerReward, Extract
 from memfactory.registry import REWARDS
@@ -18,10 +17,8 @@ class StringMatchOptions(AnswerOptions):
 
 
 @REWARDS.register("string_match_all")
-class StringMatchAll(AnswerReward):
+class StringMatchAll(AnswerReward[StringMatchOptions]):
     """RULER: the share of the gold answers that occur in the reply (not rounded)."""
-
-    Options: ClassVar[type[StringMatchOptions]] = StringMatchOptions
 
     def worth(self, answer: str, golds: Sequence[str]) -> float:
         return fmean(self.against(answer, gold) for gold in golds)
