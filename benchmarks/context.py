@@ -29,6 +29,7 @@ from memfactory.build import Stack, build_stack
 from memfactory.config import load_config
 from memfactory.data.benchmarks.ruler import make_vt
 from memfactory.evaluate.episodes import play_episodes
+from memfactory.evaluate.settings import EvaluationSettings
 from memfactory.text import token_spans
 from memfactory.types import Codec, SamplingParams, Task
 
@@ -180,8 +181,8 @@ def written(length: int, codec: Codec) -> str:
 def read(stack: Stack, text: str) -> Sequence[Any]:
     """The turns of one attempt at a question about `text`."""
     task = Task("task", "Which variables have the value 12345?", (), text)
-    greedy = stack.drawn_with(SamplingParams(temperature=0.0))
-    (episode,) = play_episodes(stack.agent, [(task, 0)], stack.engines, decodings=greedy, seed=0)
+    greedy = EvaluationSettings(sampling_params=SamplingParams(temperature=0.0))
+    (episode,) = play_episodes(stack, [(task, 0)], greedy)
     return episode.turns
 
 

@@ -15,11 +15,12 @@ from memfactory.episode import Episode
 from memfactory.errors import ConfigError
 from memfactory.evaluate.answer_rows import answer_row
 from memfactory.evaluate.bank_folder import BankFolder
-from memfactory.evaluate.episodes import episode_window, play_episodes
+from memfactory.evaluate.episodes import play_episodes
 from memfactory.evaluate.fingerprint import digest, sampling_fingerprint
 from memfactory.evaluate.memory_view import MemoryView
 from memfactory.evaluate.progress import progress_display
 from memfactory.evaluate.questions import conversation_question, document_question, row_questions
+from memfactory.evaluate.settings import EvaluationSettings, episode_window
 from memfactory.evaluate.targets import without_unused
 from memfactory.files.json_lines import JsonLinesWriter, json_line, read_json_lines
 from memfactory.rollout import texts_read
@@ -181,15 +182,12 @@ def _played(
             memory = kept.load(stack.agent.banks)
             tasks = [replace(task, memory=memory) for task in tasks]
         with shown as on_progress:
-            played = play_episodes(
-                stack.agent,
-                [(task, 0) for task in tasks],
-                stack.engines,
-                decodings=stack.drawn_with(sampling_params),
-                seed=resolved.config.eval.seed,
-                window=episode_window(resolved.config.engine),
-                on_turn=MemoryView(errors, named=len(tasks) > 1).show if show_memory else None,
+            config = resolved.config
+            settings = EvaluationSettings(
+                seed=config.eval.seed, sampling_params=sampling_params, window=episode_window(config.engine)
             )
+            on_turn = MemoryView(errors, named=len(tasks) > 1).show if show_memory else None
+            played = play_episodes(stack, [(task, 0) for task in tasks], settings, on_turn=on_turn)
             with closing(played):
                 for done, episode in enumerate(played, start=1):
                     if on_progress is not None:

@@ -20,8 +20,10 @@ from memfactory.config.training import LoopOptions, TrainerOptions
 from memfactory.engines.replies import ReplyStore
 from memfactory.environment import describe_environment, process_rank
 from memfactory.errors import ConfigError, DataError
-from memfactory.evaluate.episodes import UnknownScores, evaluate_tasks
+from memfactory.evaluate.collector import UnknownScores
+from memfactory.evaluate.episodes import evaluate_tasks
 from memfactory.evaluate.results import DatasetResult, EvalHistory
+from memfactory.evaluate.settings import EvaluationSettings
 from memfactory.figures import draw_run
 from memfactory.files.atomic import set_aside, write_json, write_text
 from memfactory.plugins.boundary import made
@@ -43,7 +45,7 @@ from memfactory.trackers.base import State
 from memfactory.trackers.fanout import Trackers
 from memfactory.trainers.base import Interrupted, Trained, Trainer, remove_partial
 from memfactory.trainers.learners import Learners
-from memfactory.types import SamplingParams, Task
+from memfactory.types import Task
 
 log = logging.getLogger("memfactory")
 REPLIES = "replies.jsonl"
@@ -223,23 +225,13 @@ class LiveRun:
         """
         if not self.main or self.history.has(step):
             return
-        settings = self.resolved.config.eval
-        sampling_params = SamplingParams(settings.temperature, settings.top_p, settings.top_k)
+        limit = self.resolved.config.eval.limit
+        settings = EvaluationSettings.from_config(self.resolved.config.eval)
         results = {}
         for name, tasks in self.tasks.items():
             try:
-                results[name] = evaluate_tasks(
-                    self.stack.agent,
-                    self.stack.env,
-                    tasks[: settings.limit],
-                    self.stack.engines,
-                    metrics=settings.metrics,
-                    samples=settings.samples,
-                    decodings=self.stack.drawn_with(sampling_params),
-                    seed=settings.seed,
-                    max_unknown_share=settings.max_unknown_share,
-                    on_progress=partial(self._progress, name),
-                )
+                on_progress = partial(self._progress, name)
+                results[name] = evaluate_tasks(self.stack, tasks[:limit], settings, on_progress=on_progress)
             except UnknownScores as error:
                 # Before the first step nothing is lost by stopping, and what is set up wrongly is best told then.
                 if step == 0:

@@ -14,8 +14,8 @@ from chat_server import ChatServer, write_tokenizer
 from memfactory.config import load_config
 from memfactory.episode import Episode
 from memfactory.errors import ConfigError
-from memfactory.evaluate import run_evaluation
-from memfactory.evaluate.targets import Settings, prepare
+from memfactory.evaluate import EvalOverrides, run_evaluation
+from memfactory.evaluate.targets import prepare
 from memfactory.formats.answers import bare_answer
 from memfactory.modules.citing_answer import parse_cited
 from memfactory.registry import MODULES, REWARDS
@@ -84,11 +84,8 @@ def test_an_always_right_endpoint_earns_every_reward_of_answers(place):
     metrics = [name for name in ours if name not in OF_OTHER_THINGS]
     code = run_evaluation(
         [load_config(place / "run.yaml", command="eval")],
-        data=["rows.jsonl"],
+        EvalOverrides(("rows.jsonl",), samples=1, metrics=tuple(metrics), baselines=tuple(AGENTS)),
         output=place / "out",
-        samples=1,
-        metrics=metrics,
-        baselines=AGENTS,
         console=Console(file=io.StringIO()),
     )
     assert code == 0
@@ -131,7 +128,7 @@ def test_a_prompt_of_your_own_says_its_form_by_its_wording_or_by_name(place):
 
 def test_a_metric_of_a_form_that_is_never_asked_for_is_warned_about(place, caplog):
     options = {"metrics": ("em", "format"), "baselines": ("full_context",)}
-    prepare([config(place, command="eval")], ["rows.jsonl"], Settings(**options))
+    prepare([config(place, command="eval")], EvalOverrides(("rows.jsonl",), **options))
     (warning,) = [record.getMessage() for record in caplog.records]
     assert warning.startswith("run full_context: the metric format reads an answer inside \\boxed{}")
 
@@ -172,11 +169,8 @@ def test_what_was_recorded_is_scored_by_any_metric_as_when_it_was_played(place):
     def evaluated(output, metrics):
         run_evaluation(
             [config(place, command="eval")],
-            data=["rows.jsonl"],
+            EvalOverrides(("rows.jsonl",), samples=1, metrics=tuple(metrics), baselines=("naive_rag", "memory_rmm")),
             output=place / output,
-            samples=1,
-            metrics=metrics,
-            baselines=("naive_rag", "memory_rmm"),
             console=Console(file=io.StringIO()),
         )
         models = json.loads((place / output / "results.json").read_text())["models"].values()

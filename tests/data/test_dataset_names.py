@@ -11,7 +11,7 @@ from memfactory.config import load_config
 from memfactory.data.mixture import MixtureDataset, MixtureOptions
 from memfactory.errors import ConfigError, DataError
 from memfactory.evaluate.results import DatasetResult, EvalHistory, metric_result
-from memfactory.evaluate.targets import Settings, prepare
+from memfactory.evaluate.targets import EvalOverrides, prepare
 from memfactory.figures import evaluation_figure
 from memfactory.memory import embedder
 from memfactory.memory.bank import BankSource
@@ -48,15 +48,15 @@ def test_evaluation_sets_whose_names_differ_in_signs_alone_are_refused(load):
 def test_datasets_named_on_the_command_line_are_kept_apart(load):
     Path("a b.jsonl").write_text("{}\n")
     Path("a-b.jsonl").write_text("{}\n")
-    with pytest.raises(ConfigError, match="two datasets are called 'a b' and 'a-b', which differ in signs alone"):
-        prepare([load()], ["a b.jsonl", "a-b.jsonl"], Settings())
+    with pytest.raises(ConfigError, match="two datasets are called 'a b' and 'a-b', which differ in punctuation alone"):
+        prepare([load()], EvalOverrides(("a b.jsonl", "a-b.jsonl")))
 
 
 def test_models_whose_names_differ_in_signs_alone_have_samples_of_their_own(load):
     resolved = load(eval="{held: facts}")
     Path("run one.yaml").write_text(Path("run.yaml").read_text())
     Path("run-one.yaml").write_text(Path("run.yaml").read_text())
-    targets = prepare([load_config("run one.yaml"), load_config("run-one.yaml"), resolved], [], Settings())
+    targets = prepare([load_config("run one.yaml"), load_config("run-one.yaml"), resolved], EvalOverrides())
     assert len({target.records_path(Path("out"), "held") for target in targets}) == 3
 
 

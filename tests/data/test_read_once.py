@@ -11,7 +11,7 @@ from rich.console import Console
 from memfactory.config import load_config
 from memfactory.data.base import Dataset, DatasetOptions, Row
 from memfactory.errors import DataError
-from memfactory.evaluate.running import run_evaluation
+from memfactory.evaluate import EvalOverrides, run_evaluation
 from memfactory.registry import DATASETS
 from memfactory.train import run_training
 
@@ -72,13 +72,13 @@ def test_training_reads_every_dataset_once(config, caplog):
 
 def test_evaluation_reads_a_dataset_once_for_all_its_models(config):
     targets = [config(), config("seed=1")]
-    run_evaluation(targets, data=["held"], output=Path("out"), limit=1, console=Console(quiet=True))
+    run_evaluation(targets, EvalOverrides(("held",), limit=1), output=Path("out"), console=Console(quiet=True))
     assert READS == {"held": 1}
 
 
 def test_another_reading_of_the_same_rows_is_read_for_itself(config):
     targets = [config(), config("env.fields.question=context")]
-    run_evaluation(targets, data=["held"], output=Path("out"), limit=1, console=Console(quiet=True))
+    run_evaluation(targets, EvalOverrides(("held",), limit=1), output=Path("out"), console=Console(quiet=True))
     assert READS == {"held": 2}
 
 

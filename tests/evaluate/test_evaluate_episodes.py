@@ -19,13 +19,16 @@ from memfactory.engines.scripted import ScriptedEngine
 from memfactory.envs.base import Environment, EnvironmentOptions
 from memfactory.envs.rewards.base import RewardFunction
 from memfactory.episode import Episode
-from memfactory.errors import ConfigError, DataError, EngineError, MemFactoryError
+from memfactory.errors import ConfigError, DataError, EngineError
+from memfactory.evaluate.collector import UnknownScores
 from memfactory.evaluate.episodes import evaluate_tasks, play_episodes
 from memfactory.evaluate.records import WHOLE_ITEMS, BankRecord, RecordFile, SampleRecord, read_records, record
+from memfactory.evaluate.settings import EvaluationSettings
 from memfactory.memory.bank import BankSource
 from memfactory.play import play
 from memfactory.registry import REWARDS
-from memfactory.types import MemoryItem, Message, Reply, SamplingParams, Task, Utterance
+from memfactory.types import MemoryItem, Message, Reply, Task, Utterance
+from scripted_stack import scripted_stack
 
 
 class Echo(Module):
@@ -81,17 +84,22 @@ class Quiz(Environment):
 
 AGENT = EchoAgent(None, {"echo": Echo(ModuleOptions(), None)})
 TASKS = [Task("a", "one", ("1",)), Task("b", "two", ("2",)), Task("c", "three", ("3",))]
-SAMPLED = {"policy": SamplingParams()}
 
 
 def quiz(*rewards):
     return Quiz(EnvironmentOptions(), [Exact(RewardOptions(), {}), *rewards])
 
 
+def evaluate(engines, tasks=TASKS, *, agent=AGENT, env=None, records=None, on_progress=None, **settings):
+    """The result of `tasks` in the quiz, by default."""
+    stack = scripted_stack(agent, env or quiz(), engines)
+    return evaluate_tasks(stack, tasks, EvaluationSettings(**settings), records=records, on_progress=on_progress)
+
+
 def answering(answers):
-    """An engine that gives each question its answers in turn, by attempt."""
-    told = {question: iter(given) for question, given in answers.items()}
-    return {"policy": ScriptedEngine(lambda messages, sampling: next(told[messages[0].content]))}
+    """An engine that gives each question its answers in turn, one a sample."""
+    replies = {question: iter(texts) for question, texts in answers.items()}
+    return {"policy": ScriptedEngine(lambda messages, sampling: next(replies[messages[0].content]))}
 
 
 def coin(messages, sampling):
@@ -105,7 +113,7 @@ def coins():
 def test_avg_at_2_of_three_questions_by_hand():
     # Right: a 2 of 2, b 1 of 2, c 0 of 2. Mean 1/2, question sd 1/2, standard error 1/2 / sqrt(3). pass@2: (1+1+0)/3.
     engines = answering({"one": ["1", "1"], "two": ["2", "x"], "three": ["x", "y"]})
-    result = evaluate_tasks(AGENT, quiz(), TASKS, engines, samples=2, decodings=SAMPLED, seed=0)
+    result = evaluate(engines, samples=2)
     exact = result.metrics["exact"]
     assert exact.mean == 0.5
     assert exact.standard_error == pytest.approx(0.5 / sqrt(3), rel=1e-12)
@@ -119,13 +127,14 @@ def test_the_share_of_cut_replies_is_reported():
     cut = {
         "policy": ScriptedEngine(lambda messages, _: Reply("1", "length" if messages[0].content == "one" else "stop"))
     }
-    result = evaluate_tasks(AGENT, quiz(), TASKS, cut, samples=1, decodings=SAMPLED, seed=0)
+    result = evaluate(cut)
     assert result.truncated == 1 / 3
 
 
 def test_nothing_is_trained_on_in_an_evaluation_so_an_engine_without_ids_will_do():
     engine = ScriptedEngine(lambda *_: "1", tokens=False)
-    (episode,) = play_episodes(AGENT, [(TASKS[0], 0)], {"policy": engine}, decodings=SAMPLED, seed=0)
+    stack = scripted_stack(AGENT, quiz(), {"policy": engine})
+    (episode,) = play_episodes(stack, [(TASKS[0], 0)], EvaluationSettings())
     assert not episode.turns[0].trainable
 
 
@@ -141,8 +150,8 @@ def test_a_window_keeps_later_attempts_waiting_until_earlier_ones_end():
 
 def test_every_attempt_has_its_own_seed_whatever_else_is_played():
     alone, together = coins(), coins()
-    evaluate_tasks(AGENT, quiz(), TASKS[2:], alone, samples=4, decodings=SAMPLED, seed=7)
-    evaluate_tasks(AGENT, quiz(), TASKS, together, samples=4, decodings=SAMPLED, seed=7, window=5)
+    evaluate(alone, TASKS[2:], samples=4, seed=7)
+    evaluate(together, samples=4, seed=7, window=5)
     seeds = [sampling.seed for messages, sampling in together["policy"].asked if messages[0].content == "three"]
     assert seeds == [sampling.seed for _, sampling in alone["policy"].asked]
     assert len({sampling.seed for _, sampling in together["policy"].asked}) == 12
@@ -151,73 +160,37 @@ def test_every_attempt_has_its_own_seed_whatever_else_is_played():
 def test_unknown_scores_are_counted_and_left_out():
     # b's answer is unknown to the judge: 1 of 3.
     engines = answering({"one": ["1"], "two": ["?"], "three": ["3"]})
-    result = evaluate_tasks(
-        AGENT,
-        quiz(Judge()),
-        TASKS,
-        engines,
-        samples=1,
-        decodings=SAMPLED,
-        seed=0,
-        metrics=["verdict"],
-        max_unknown_share=0.4,
-    )
-    assert (result.metrics["verdict"].mean, result.metrics["verdict"].n, result.metrics["verdict"].unknown) == (
-        0.5,
-        2,
-        1,
-    )
+    verdict = evaluate(engines, env=quiz(Judge()), metrics=("verdict",), max_unknown=0.4).metrics["verdict"]
+    assert (verdict.mean, verdict.n, verdict.unknown) == (0.5, 2, 1)
 
 
 def test_too_many_unknown_scores_fail_the_dataset():
     engines = answering({"one": ["1"], "two": ["?"], "three": ["3"]})
-    with pytest.raises(MemFactoryError, match=r"1 of 3 scores of 'verdict' are unknown .* share of 0.3 "):
-        evaluate_tasks(
-            AGENT,
-            quiz(Judge()),
-            TASKS,
-            engines,
-            samples=1,
-            decodings=SAMPLED,
-            seed=0,
-            metrics=["verdict"],
-            max_unknown_share=0.3,
-        )
+    with pytest.raises(UnknownScores, match=r"1 of 3 scores of 'verdict' are unknown: .* a fraction of 0.3"):
+        evaluate(engines, env=quiz(Judge()), metrics=("verdict",), max_unknown=0.3)
 
 
 def test_a_metric_that_does_not_exist_is_named_with_what_there_is():
     with pytest.raises(ConfigError, match="no reward is called 'exactt'"):
-        evaluate_tasks(AGENT, quiz(), TASKS, coins(), samples=1, decodings=SAMPLED, seed=0, metrics=["exactt"])
+        evaluate(coins(), metrics=("exactt",))
 
 
 def test_tasks_that_share_an_id_are_refused():
-    with pytest.raises(DataError, match="share an id"):
-        evaluate_tasks(AGENT, quiz(), [TASKS[0], TASKS[0]], coins(), samples=1, decodings=SAMPLED, seed=0)
+    with pytest.raises(DataError, match="Several tasks have the id a"):
+        evaluate(coins(), [TASKS[0], TASKS[0]])
 
 
 def test_progress_ends_at_all_attempts():
-    told = []
-    evaluate_tasks(
-        AGENT, quiz(), TASKS, coins(), samples=2, decodings=SAMPLED, seed=0, on_progress=lambda *now: told.append(now)
-    )
-    assert told[0] == (0, 6) and told[-1] == (6, 6)
+    reports = []
+    evaluate(coins(), samples=2, on_progress=lambda *counts: reports.append(counts))
+    assert reports[0] == (0, 6) and reports[-1] == (6, 6)
 
 
 def evaluate_into(path, engines, *, samples=2, fingerprint=None, metrics=(), judge=None, window=128):
     with RecordFile(path, "quiz", fingerprint or {"model": "tiny", "judge": None}) as records:
-        return evaluate_tasks(
-            AGENT,
-            quiz(*([judge] if judge else [])),
-            TASKS,
-            engines,
-            samples=samples,
-            decodings=SAMPLED,
-            seed=3,
-            metrics=metrics,
-            records=records,
-            max_unknown_share=1.0,
-            window=window,
-        )
+        env = quiz(*([judge] if judge else []))
+        settings = {"samples": samples, "seed": 3, "metrics": metrics, "max_unknown": 1.0, "window": window}
+        return evaluate(engines, env=env, records=records, **settings)
 
 
 def test_a_record_holds_question_answer_scores_and_turns(tmp_path):
@@ -309,17 +282,8 @@ def test_a_score_that_is_known_stays_while_another_is_asked_for_again(tmp_path):
     held = SampleRecord("quiz", "a", 0, "one", ("1",), "x", "", scores, ())
     with RecordFile(tmp_path / "quiz.jsonl", "quiz") as records:
         records.add(held)
-        found = evaluate_tasks(
-            AGENT,
-            quiz(Judge(mended=True)),
-            TASKS[:1],
-            {},
-            samples=1,
-            decodings=SAMPLED,
-            seed=0,
-            metrics=("exact", "verdict"),
-            records=records,
-        )
+        judged = quiz(Judge(mended=True))
+        found = evaluate({}, TASKS[:1], env=judged, metrics=("exact", "verdict"), records=records)
     assert {name: metric.mean for name, metric in found.metrics.items()} == {"exact": 0.75, "verdict": 0.5}
 
 
@@ -427,9 +391,7 @@ HELPED = EchoAgent(None, {"echo": Frozen(ModuleOptions(interface="inference", en
 def helped(path, reader, **options):
     engines = {"policy": ScriptedEngine(lambda *_: "unused"), "reader": ScriptedEngine(reader)}
     with RecordFile(path, "quiz") as records:
-        return evaluate_tasks(
-            HELPED, quiz(), TASKS, engines, samples=1, decodings=SAMPLED, seed=0, records=records, **options
-        )
+        return evaluate(engines, agent=HELPED, records=records, **options)
 
 
 class Together(EchoAgent):
@@ -448,9 +410,9 @@ def test_replies_in_shared_work_that_were_cut_are_told_since_no_record_has_them(
         return Reply("1", "length" if messages[0].content == "read" else "stop")
 
     agent = Together(None, dict(AGENT.modules))
-    found = evaluate_tasks(agent, quiz(), TASKS, {"policy": ScriptedEngine(cut)}, samples=2, decodings=SAMPLED, seed=0)
+    found = evaluate({"policy": ScriptedEngine(cut)}, agent=agent, samples=2)
     assert found.truncated == 0.0
-    assert "2 of 2 replies in work that attempts share" in caplog.text
+    assert "2 of 2 replies in work that episodes share" in caplog.text
 
 
 def test_an_attempt_that_a_helpers_outage_ended_is_unknown_counted_and_played_again(tmp_path, caplog):
@@ -460,7 +422,7 @@ def test_an_attempt_that_a_helpers_outage_ended_is_unknown_counted_and_played_ag
         return {"one": "1", "three": "x"}[messages[0].content]
 
     path = tmp_path / "quiz.jsonl"
-    found = helped(path, two_is_down, max_unknown_share=0.5)
+    found = helped(path, two_is_down, max_unknown=0.5)
     exact = found.metrics["exact"]
     assert (exact.mean, exact.n, exact.unknown) == (0.5, 2, 1)
     assert "1 of 3 attempts were ended by a helper's failure" in caplog.text and "the reader is down" in caplog.text
@@ -487,8 +449,7 @@ def test_attempts_that_failed_are_not_shown_to_a_judge_and_the_others_keep_their
 
     judge = Lengths()
     engines = {"policy": ScriptedEngine(lambda *_: "unused"), "reader": ScriptedEngine(two_is_down)}
-    options = {"samples": 1, "decodings": SAMPLED, "seed": 0, "metrics": ("verdict",), "max_unknown_share": 0.5}
-    found = evaluate_tasks(HELPED, quiz(judge), TASKS, engines, **options)
+    found = evaluate(engines, agent=HELPED, env=quiz(judge), metrics=("verdict",), max_unknown=0.5)
     assert judge.sizes == [2] and found.by_question == {"verdict": {"a": 3.0, "c": 5.0}}
 
 
@@ -496,7 +457,7 @@ def test_an_outage_of_the_helper_beyond_the_share_fails_the_dataset(tmp_path):
     def down(messages, sampling):
         raise EngineError("the reader is down")
 
-    with pytest.raises(MemFactoryError, match=r"3 of 3 scores of 'exact' are unknown \(a judge or a helper failed"):
+    with pytest.raises(UnknownScores, match="3 of 3 scores of 'exact' are unknown: a judge or another engine failed"):
         helped(tmp_path / "quiz.jsonl", down)
 
 

@@ -11,8 +11,8 @@ from chat_server import CODES, NAMES, ChatServer, config_text, reading, rows, wr
 from memfactory.build import build_stack
 from memfactory.config import load_config
 from memfactory.errors import ConfigError
+from memfactory.evaluate import EvalOverrides, run_evaluation
 from memfactory.evaluate.records import read_records
-from memfactory.evaluate.running import run_evaluation
 from memfactory.model.model_files import weights_fingerprint
 from memfactory.model.options import ModelConfig
 
@@ -37,8 +37,9 @@ def place(tmp_path, server, monkeypatch):
 def evaluate(targets, data, **options):
     """The exit code and what was printed."""
     console = Console(file=io.StringIO(), width=200)
-    settings = {"output": options.pop("output"), **options}
-    code = run_evaluation(targets, data=data, console=console, **settings)
+    output, overwrite = options.pop("output"), options.pop("overwrite", False)
+    overrides = EvalOverrides(tuple(data), **options)
+    code = run_evaluation(targets, overrides, output=output, console=console, overwrite=overwrite)
     return code, console.file.getvalue()
 
 

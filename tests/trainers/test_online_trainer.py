@@ -22,6 +22,7 @@ from memfactory.errors import ConfigError, MemFactoryError
 from memfactory.evaluate.episodes import evaluate_tasks
 from memfactory.evaluate.fingerprint import sampling_fingerprint
 from memfactory.evaluate.results import EvalHistory
+from memfactory.evaluate.settings import EvaluationSettings
 from memfactory.modules.linear_reranker import LinearReranker
 from memfactory.plan.plan import make_plan
 from memfactory.train import run_training
@@ -154,16 +155,7 @@ def recall_of(source):
     resolved = load_config(source, command="eval")
     stack = build_stack(resolved, training=False)
     tasks = build_tasks(resolved.config.data.eval["held"], stack.env, resolved.base_dir).tasks
-    found = evaluate_tasks(
-        stack.agent,
-        stack.env,
-        tasks,
-        stack.engines,
-        samples=1,
-        decodings=stack.decodings,
-        seed=0,
-        metrics=("evidence_recall",),
-    )
+    found = evaluate_tasks(stack, tasks, EvaluationSettings(metrics=("evidence_recall",)))
     return found.metrics["evidence_recall"].mean, resolved
 
 

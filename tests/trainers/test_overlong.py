@@ -23,8 +23,10 @@ from memfactory.envs.base import Environment, EnvironmentOptions
 from memfactory.envs.rewards.base import RewardFunction
 from memfactory.episode import Episode
 from memfactory.errors import DataError, EngineError, MemFactoryError, PromptTooLong, RequestRefused
-from memfactory.evaluate.episodes import UnknownScores, evaluate_tasks
+from memfactory.evaluate.collector import UnknownScores
+from memfactory.evaluate.episodes import evaluate_tasks
 from memfactory.evaluate.records import RecordFile, read_records
+from memfactory.evaluate.settings import EvaluationSettings
 from memfactory.infer import run_inference
 from memfactory.model.loading import load_chat, load_model
 from memfactory.model.options import ModelConfig
@@ -36,6 +38,7 @@ from memfactory.train import LiveRun
 from memfactory.trainers.grpo import GrpoTrainer
 from memfactory.transcripts import read_transcripts
 from memfactory.types import Message, Sampling, SamplingParams, Task
+from scripted_stack import scripted_stack
 
 # The small model's context is 2048 tokens, and "seven " is more than one of them.
 LONG = "seven " * 2100
@@ -190,12 +193,10 @@ def test_an_evaluation_goes_on_past_an_attempt_that_does_not_fit(tmp_path, caplo
     tasks = [Task(f"q{count}", str(count), ("x",)) for count in (3, 1, 2)]
 
     def evaluate(share):
-        engines = {"policy": Narrow(lambda *_: "fine")}
+        stack = scripted_stack(Chained(None, {}), QUIZ, {"policy": Narrow(lambda *_: "fine")})
+        settings = EvaluationSettings(metrics=("test_parity",), max_unknown=share)
         with RecordFile(tmp_path / "held.jsonl", "held") as records:
-            return evaluate_tasks(
-                Chained(None, {}), QUIZ, tasks, engines, samples=1, decodings={}, seed=0,
-                metrics=("test_parity",), records=records, max_unknown_share=share,
-            )  # fmt: skip
+            return evaluate_tasks(stack, tasks, settings, records=records)
 
     metric = evaluate(0.5).metrics["test_parity"]
     assert (metric.n, metric.unknown) == (2, 1)
@@ -220,9 +221,7 @@ def test_inference_answers_the_rows_that_an_endpoint_takes(tmp_path, capsys):
 
 
 def test_a_held_out_set_that_outgrew_the_context_ends_no_training(tmp_path, caplog):
-    stack = SimpleNamespace(
-        agent=Chained(None, {}), env=QUIZ, engines={"policy": Narrow(lambda *_: "fine")}, drawn_with=lambda _: {}
-    )
+    stack = scripted_stack(Chained(None, {}), QUIZ, {"policy": Narrow(lambda *_: "fine")})
     settings = EvalConfig(metrics=("test_parity",))
     identity = (tmp_path.stat().st_dev, tmp_path.stat().st_ino)
     resolved = SimpleNamespace(config=SimpleNamespace(eval=settings))

@@ -16,7 +16,7 @@ from test_view import data_of, write_run
 from chat_server import TALK, ChatServer, config_text, managing, rows, write_tokenizer
 from memfactory.config import load_config
 from memfactory.errors import ConfigError, DataError
-from memfactory.evaluate import run_evaluation
+from memfactory.evaluate import EvalOverrides, run_evaluation
 from memfactory.figures import MOST_LINES, draw_run
 from memfactory.infer import run_inference
 from memfactory.transcripts import write_transcripts
@@ -96,8 +96,9 @@ def place(tmp_path, monkeypatch):
 
 def test_the_page_of_an_evaluation_shows_results_and_samples(place):
     folder, _ = place
-    settings = {"data": ["rows.jsonl"], "output": folder / "out", "samples": 2, "metrics": ("boxed_em",)}
-    run_evaluation([load_config("reader.yaml")], console=Console(file=io.StringIO()), **settings)
+    overrides = EvalOverrides(("rows.jsonl",), samples=2, metrics=("boxed_em",))
+    console = Console(file=io.StringIO())
+    run_evaluation([load_config("reader.yaml")], overrides, output=folder / "out", console=console)
     page = write_view(folder / "out")
     assert page == folder / "out/view.html"
     found = data(page)

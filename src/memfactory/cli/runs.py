@@ -163,20 +163,11 @@ def evaluate(
     sources, overrides = sources_and_overrides(targets, "config, run or model")
     resolved = load_targets(sources, overrides, like, trust=trust)
     from memfactory.evaluate.running import run_evaluation
+    from memfactory.evaluate.targets import EvalOverrides
 
     folder = output or Path("runs/eval") / "-".join(one.name for one in resolved)[:100]
-    code = run_evaluation(
-        resolved,
-        data=data or [],
-        output=folder,
-        samples=samples,
-        metrics=metric or [],
-        limit=limit,
-        baselines=baseline or [],
-        overwrite=overwrite,
-        judge=judge,
-        console=stdout(),
-    )
+    replaced = EvalOverrides(tuple(data or ()), samples, tuple(metric or ()), limit, judge, tuple(baseline or ()))
+    code = run_evaluation(resolved, replaced, output=folder, overwrite=overwrite, console=stdout())
     stderr().print(f"Results: {folder}", highlight=False, markup=False, soft_wrap=True)
     raise typer.Exit(code)
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 
-from memfactory.components import ModuleOptions, RewardOptions
+from memfactory.components import ModuleOptions
 from memfactory.config import Resolved
 from memfactory.config.datasets import locate
 from memfactory.engines.addresses import named_address
@@ -16,7 +16,7 @@ from memfactory.memory.options import MemoryConfig
 from memfactory.model.model_files import file_digest, weights_fingerprint
 from memfactory.model.options import ModelConfig
 from memfactory.plugins.boundary import code_digest
-from memfactory.registry import AGENTS, MODULES
+from memfactory.registry import AGENTS, MODULES, Options
 from memfactory.types import SamplingParams
 
 
@@ -59,7 +59,7 @@ def _code_of_users(resolved: Resolved) -> dict[str, str]:
     return {name: code for name, part in parts.items() if (code := code_digest(part)) is not None}
 
 
-def judge_fingerprint(resolved: Resolved, options: RewardOptions, engine: str) -> str:
+def judge_fingerprint(resolved: Resolved, options: Options, engine: str) -> str:
     """Who judges and how: the judge's options and the engine called `engine`."""
     return digest([options.model_dump(mode="json", exclude={"weight"}), _speaker(resolved.config.engines[engine])])
 
