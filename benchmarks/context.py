@@ -28,8 +28,8 @@ from benchmarks.workloads import Size, write_model
 from memfactory.build import Stack, build_stack
 from memfactory.config import load_config
 from memfactory.data.benchmarks.ruler import make_vt
-from memfactory.evaluate.episodes import play_episodes
-from memfactory.evaluate.settings import EvaluationSettings
+from memfactory.evaluation.episodes import play_episodes
+from memfactory.evaluation.settings import EvaluationSettings
 from memfactory.text import token_spans
 from memfactory.types import Codec, SamplingParams, Task
 

@@ -17,7 +17,7 @@ from tiny_weights import CONTEXT, make_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from memfactory.config import load_config
-from memfactory.train import run_training
+from memfactory.training import run_training
 
 ROOT = Path(__file__).resolve().parent.parent
 VOCABULARY = 2432

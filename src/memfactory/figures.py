@@ -14,8 +14,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from memfactory.evaluate.results import EvalHistory, MetricResult
-from memfactory.evaluate.statistics import Estimate
+from memfactory.evaluation.results import EvalHistory, MetricResult
+from memfactory.evaluation.statistics import Estimate
 from memfactory.files.atomic import write_bytes
 from memfactory.files.json_lines import spread_json_lines
 

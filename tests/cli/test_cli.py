@@ -155,7 +155,7 @@ def test_a_checkpoint_that_is_resumed_goes_on_with_its_runs_config(folder, monke
     (folder / "run" / "checkpoints" / "step-3" / "config.json").write_text("{}")
     asked = []
     monkeypatch.setattr("memfactory.cli.runs.load", lambda source, *_, **__: asked.append(source) or BARE)
-    monkeypatch.setattr("memfactory.train.run_training", lambda resolved, resume: asked.append(resume) or folder)
+    monkeypatch.setattr("memfactory.training.run_training", lambda resolved, resume: asked.append(resume) or folder)
     assert run(["train", "run/checkpoints/step-3", "--resume"]) == 0
     assert run(["train", "run", "--resume"]) == 0
     assert asked == ["run", "run/checkpoints/step-3", "run", "auto"]

@@ -14,8 +14,8 @@ from chat_server import ChatServer, write_tokenizer
 from memfactory.config import load_config
 from memfactory.episode import Episode
 from memfactory.errors import ConfigError
-from memfactory.evaluate import EvalOverrides, run_evaluation
-from memfactory.evaluate.targets import prepare
+from memfactory.evaluation import EvalOverrides, run_evaluation
+from memfactory.evaluation.targets import prepare
 from memfactory.formats.answers import bare_answer
 from memfactory.modules.citing_answer import parse_cited
 from memfactory.registry import MODULES, REWARDS

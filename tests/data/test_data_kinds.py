@@ -22,7 +22,7 @@ from memfactory.envs.question_rows import FieldNames, read_task
 from memfactory.envs.row_fields import listed_texts
 from memfactory.episode import Episode
 from memfactory.errors import DataError
-from memfactory.evaluate.questions import conversation_question
+from memfactory.evaluation.questions import conversation_question
 from memfactory.memory.bm25 import Postings
 from memfactory.registry import REWARDS
 from memfactory.types import MemoryItem, Task

@@ -10,8 +10,8 @@ import pytest
 from memfactory.config import load_config
 from memfactory.data.mixture import MixtureDataset, MixtureOptions
 from memfactory.errors import ConfigError, DataError
-from memfactory.evaluate.results import DatasetResult, EvalHistory, metric_result
-from memfactory.evaluate.targets import EvalOverrides, prepare
+from memfactory.evaluation.results import DatasetResult, EvalHistory, metric_result
+from memfactory.evaluation.targets import EvalOverrides, prepare
 from memfactory.figures import evaluation_figure
 from memfactory.memory import embedder
 from memfactory.memory.bank import BankSource

@@ -11,9 +11,9 @@ from rich.console import Console
 from memfactory.config import load_config
 from memfactory.data.base import Dataset, DatasetOptions, Row
 from memfactory.errors import DataError
-from memfactory.evaluate import EvalOverrides, run_evaluation
+from memfactory.evaluation import EvalOverrides, run_evaluation
 from memfactory.registry import DATASETS
-from memfactory.train import run_training
+from memfactory.training import run_training
 
 READS: Counter[str] = Counter()
 

@@ -7,7 +7,7 @@ import pytest
 from memfactory.config import load_config
 from memfactory.files.json_lines import read_json_lines
 from memfactory.formats.render import TEXT, told, whole
-from memfactory.train import run_training
+from memfactory.training import run_training
 from memfactory.types import MemoryItem, Task, Utterance
 
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -21,7 +21,7 @@ from memfactory.engines.scripted import ScriptedEngine
 from memfactory.files.assets import asset
 from memfactory.model.options import ModelConfig
 from memfactory.redaction import keep_secret
-from memfactory.train import run_training
+from memfactory.training import run_training
 from memfactory.types import Message, Reply, Sampling, SamplingParams, Tokens
 
 CONFIG = """

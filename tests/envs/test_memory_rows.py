@@ -8,7 +8,7 @@ import pytest
 
 from memfactory.data.base import Dataset, DatasetOptions, Row
 from memfactory.errors import DataError
-from memfactory.evaluate.questions import NO_GOLD
+from memfactory.evaluation.questions import NO_GOLD
 from memfactory.registry import DATASETS, ENVS
 from memfactory.types import MemoryItem, Utterance
 

@@ -5,7 +5,7 @@ import pytest
 from memfactory.config import load_config
 from memfactory.config.rules import reward_engines
 from memfactory.errors import ConfigError
-from memfactory.evaluate.targets import asks_engine, without_unused
+from memfactory.evaluation.targets import asks_engine, without_unused
 from memfactory.registry import REWARDS
 
 PLUGIN = '''

@@ -17,7 +17,7 @@ from memfactory.model.adapters import merged_weights
 from memfactory.model.loading import load_model
 from memfactory.model.options import ModelConfig
 from memfactory.policy.weights import check_engine, save_weights
-from memfactory.train import run_training
+from memfactory.training import run_training
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12]])
 ATTENTION = ["q_proj", "v_proj"]

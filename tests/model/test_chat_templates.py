@@ -14,7 +14,7 @@ from memfactory.errors import ConfigError
 from memfactory.model.chat import ChatFormat
 from memfactory.model.loading import load_chat, load_model, load_tokenizer
 from memfactory.model.options import ModelConfig
-from memfactory.train import run_training
+from memfactory.training import run_training
 from memfactory.types import Message
 
 QUESTION = "What is the code of Alice?"

@@ -11,7 +11,7 @@ from memfactory.config import load_config
 from memfactory.errors import ConfigError
 from memfactory.registry import REWARDS
 from memfactory.run_folder import open_run_folder
-from memfactory.train import run_training
+from memfactory.training import run_training
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from memfactory.files.json_lines import JsonLinesWriter
 from memfactory.files.locks import InUseError, file_lock, folder_lock
 from memfactory.memory.bank import BankSource
 from memfactory.run_folder import earlier_runs, open_run_folder
-from memfactory.train import run_training
+from memfactory.training import run_training
 
 CONFIG = """
 model: {{path: {model}}}
@@ -109,7 +109,7 @@ def test_a_folder_that_was_made_in_vain_is_removed(place, capsys):
 
 
 def test_a_run_whose_folder_is_deleted_does_not_end_as_done(place, monkeypatch, capsys):
-    from memfactory.train import LiveRun
+    from memfactory.training import LiveRun
 
     log = LiveRun.log
 

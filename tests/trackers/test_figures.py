@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from memfactory.evaluate.intervals import wilson
-from memfactory.evaluate.results import DatasetResult, EvalHistory, metric_result
+from memfactory.evaluation.intervals import wilson
+from memfactory.evaluation.results import DatasetResult, EvalHistory, metric_result
 from memfactory.figures import draw_run, evaluation_figure, read_series, reward_figure, smoothed, training_figure
 
 

@@ -19,15 +19,15 @@ from chat_server import ChatServer, write_tokenizer
 from memfactory.build import build_stack, build_tasks
 from memfactory.config import load_config
 from memfactory.errors import ConfigError, MemFactoryError
-from memfactory.evaluate.episodes import evaluate_tasks
-from memfactory.evaluate.fingerprint import sampling_fingerprint
-from memfactory.evaluate.results import EvalHistory
-from memfactory.evaluate.settings import EvaluationSettings
+from memfactory.evaluation.episodes import evaluate_tasks
+from memfactory.evaluation.fingerprint import sampling_fingerprint
+from memfactory.evaluation.results import EvalHistory
+from memfactory.evaluation.settings import EvaluationSettings
 from memfactory.modules.linear_reranker import LinearReranker
 from memfactory.plan.plan import make_plan
-from memfactory.train import run_training
 from memfactory.trainers.base import Interrupted
 from memfactory.trainers.learners import Learners
+from memfactory.training import run_training
 from memfactory.types import SamplingParams
 
 ASKED = ("feline", "canine", "vessel", "dwelling", "footwear", "beverage")

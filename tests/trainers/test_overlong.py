@@ -23,19 +23,19 @@ from memfactory.envs.base import Environment, EnvironmentOptions
 from memfactory.envs.rewards.base import RewardFunction
 from memfactory.episode import Episode
 from memfactory.errors import DataError, EngineError, MemFactoryError, PromptTooLong, RequestRefused
-from memfactory.evaluate.collector import UnknownScores
-from memfactory.evaluate.episodes import evaluate_tasks
-from memfactory.evaluate.records import RecordFile, read_records
-from memfactory.evaluate.settings import EvaluationSettings
-from memfactory.infer import run_inference
+from memfactory.evaluation.collector import UnknownScores
+from memfactory.evaluation.episodes import evaluate_tasks
+from memfactory.evaluation.records import RecordFile, read_records
+from memfactory.evaluation.settings import EvaluationSettings
+from memfactory.inference import run_inference
 from memfactory.model.loading import load_chat, load_model
 from memfactory.model.options import ModelConfig
 from memfactory.play import play
 from memfactory.policy.policy import Policy
 from memfactory.registry import REWARDS
 from memfactory.run_folder import RunFolder
-from memfactory.train import LiveRun
 from memfactory.trainers.grpo import GrpoTrainer
+from memfactory.training import LiveRun
 from memfactory.transcripts import read_transcripts
 from memfactory.types import Message, Sampling, SamplingParams, Task
 from scripted_stack import scripted_stack

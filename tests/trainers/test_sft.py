@@ -17,7 +17,7 @@ from memfactory.model.options import ModelConfig
 from memfactory.policy.conversations import read_conversations
 from memfactory.policy.policy import Policy
 from memfactory.policy.supervised import Encoder
-from memfactory.train import run_training
+from memfactory.training import run_training
 
 CONFIG = """
 model: {{path: {model}}}

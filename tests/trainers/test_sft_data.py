@@ -21,7 +21,7 @@ from memfactory.model.options import ModelConfig
 from memfactory.plan.plan import make_plan
 from memfactory.policy.conversations import read_conversations
 from memfactory.policy.supervised import Encoder, Longest
-from memfactory.train import run_training
+from memfactory.training import run_training
 from memfactory.types import Message
 
 # As a thinking model's template: a prompt is opened without the block that a whole conversation has in its last reply.

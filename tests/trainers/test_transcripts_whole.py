@@ -13,7 +13,7 @@ from memfactory.engines.scripted import ScriptedEngine
 from memfactory.episode import Episode
 from memfactory.play import play
 from memfactory.rollout import trajectory_of
-from memfactory.train import run_training
+from memfactory.training import run_training
 from memfactory.transcripts import read_transcripts, write_transcripts
 from memfactory.types import Candidate, Group, Message, Reply, Reward, Task, Tokens, Trajectory, Turn
 

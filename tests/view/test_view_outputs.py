@@ -16,9 +16,9 @@ from test_view import data_of, write_run
 from chat_server import TALK, ChatServer, config_text, managing, rows, write_tokenizer
 from memfactory.config import load_config
 from memfactory.errors import ConfigError, DataError
-from memfactory.evaluate import EvalOverrides, run_evaluation
+from memfactory.evaluation import EvalOverrides, run_evaluation
 from memfactory.figures import MOST_LINES, draw_run
-from memfactory.infer import run_inference
+from memfactory.inference import run_inference
 from memfactory.transcripts import write_transcripts
 from memfactory.types import BankTrace, Event, Group, MemoryItem, Message, Reply, Reward, Task, Trajectory, Turn
 from memfactory.view import write_view

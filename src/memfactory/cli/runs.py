@@ -68,8 +68,8 @@ def train(
     resolved = load(config, words, "train", trust=trust)
     if resume == "auto" and resolved.run is not None:
         resume = str(resolved.run)
-    from memfactory.train import run_training
     from memfactory.trainers.base import Interrupted
+    from memfactory.training import run_training
 
     try:
         folder = run_training(resolved, resume=resume)
@@ -162,8 +162,8 @@ def evaluate(
     refuse_options(context, targets)
     sources, overrides = sources_and_overrides(targets, "config, run or model")
     resolved = load_targets(sources, overrides, like, trust=trust)
-    from memfactory.evaluate.running import run_evaluation
-    from memfactory.evaluate.targets import EvalOverrides
+    from memfactory.evaluation.running import run_evaluation
+    from memfactory.evaluation.targets import EvalOverrides
 
     folder = output or Path("runs/eval") / "-".join(one.name for one in resolved)[:100]
     replaced = EvalOverrides(tuple(data or ()), samples, tuple(metric or ()), limit, judge, tuple(baseline or ()))
@@ -207,7 +207,7 @@ def infer(
         raise ConfigError("--top-p must be above 0")
     resolved = load(config, overrides or [], "infer", trust=trust)
     from memfactory.files.locks import file_lock
-    from memfactory.infer import run_inference
+    from memfactory.inference import run_inference
 
     with nullcontext() if output is None else file_lock(output, name=f"--output {output}"):
         code = run_inference(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from memfactory.errors import ConfigError, DataError
-from memfactory.evaluate.statistics import Estimate
+from memfactory.evaluation.statistics import Estimate
 from memfactory.files.json_lines import json_lines_or_problems, read_json_lines
 from memfactory.view.episodes import ROWS_SHOWN, Attempt, Bank, Group, Page, grouped, scores_told, spread, within
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from memfactory.errors import DataError
-from memfactory.evaluate.results import EvalHistory
+from memfactory.evaluation.results import EvalHistory
 from memfactory.figures import MOST_LINES, pictures
 from memfactory.files.json_lines import count_lines
 from memfactory.transcripts import Transcript, read_transcripts

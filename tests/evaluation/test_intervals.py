@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memfactory.evaluate.intervals import student_95, wilson
-from memfactory.evaluate.results import metric_result
-from memfactory.evaluate.statistics import Estimate, avg_at_k, estimate, paired_difference
+from memfactory.evaluation.intervals import student_95, wilson
+from memfactory.evaluation.results import metric_result
+from memfactory.evaluation.statistics import Estimate, avg_at_k, estimate, paired_difference
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from chat_server import CODES, NAMES, ChatServer, config_text, reading, rows, wr
 from memfactory.build import build_stack
 from memfactory.config import load_config
 from memfactory.errors import ConfigError
-from memfactory.evaluate import EvalOverrides, run_evaluation
-from memfactory.evaluate.records import read_records
+from memfactory.evaluation import EvalOverrides, run_evaluation
+from memfactory.evaluation.records import read_records
 from memfactory.model.model_files import weights_fingerprint
 from memfactory.model.options import ModelConfig
 
@@ -255,7 +255,7 @@ def test_a_local_model_is_evaluated_with_the_ids_it_sampled(place, small_model_p
     assert len(records) == 4
     turns = [turn for record in records for turn in record.turns]
     assert all(turn.reply_tokens is not None and 1 <= turn.reply_tokens <= 4 for turn in turns)
-    monkeypatch.setattr("memfactory.evaluate.fingerprint.weights_fingerprint", lambda model: {"weights": "others"})
+    monkeypatch.setattr("memfactory.evaluation.fingerprint.weights_fingerprint", lambda model: {"weights": "others"})
     with pytest.raises(ConfigError, match="weights was"):
         evaluate([target], ["few.json"], output=place / "out", samples=2)
     # What an untrained model says differs from attempt to attempt, and is cut by length.
@@ -382,7 +382,7 @@ def test_a_model_is_loaded_once_for_all_its_agents(place, banks, monkeypatch):
         built.append(resolved.config.agent.name)
         return build_stack(resolved, training=training)
 
-    monkeypatch.setattr("memfactory.evaluate.running.build_stack", counted)
+    monkeypatch.setattr("memfactory.evaluation.running.build_stack", counted)
     target = banks(", baselines: [full_context, no_memory]")
     evaluate([target, banks("", "other")], ["talk.json"], output=place / "out", metrics=("em",))
     assert built == ["naive_rag", "naive_rag"]

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from memfactory.console import Console
-from memfactory.evaluate.episodes import OnProgress
+from memfactory.evaluation.episodes import OnProgress
 
 SECONDS_BETWEEN_LINES = 30.0
 

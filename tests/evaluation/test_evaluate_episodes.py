@@ -20,10 +20,10 @@ from memfactory.envs.base import Environment, EnvironmentOptions
 from memfactory.envs.rewards.base import RewardFunction
 from memfactory.episode import Episode
 from memfactory.errors import ConfigError, DataError, EngineError
-from memfactory.evaluate.collector import UnknownScores
-from memfactory.evaluate.episodes import evaluate_tasks, play_episodes
-from memfactory.evaluate.records import WHOLE_ITEMS, BankRecord, RecordFile, SampleRecord, read_records, record
-from memfactory.evaluate.settings import EvaluationSettings
+from memfactory.evaluation.collector import UnknownScores
+from memfactory.evaluation.episodes import evaluate_tasks, play_episodes
+from memfactory.evaluation.records import WHOLE_ITEMS, BankRecord, RecordFile, SampleRecord, read_records, record
+from memfactory.evaluation.settings import EvaluationSettings
 from memfactory.memory.bank import BankSource
 from memfactory.play import play
 from memfactory.registry import REWARDS

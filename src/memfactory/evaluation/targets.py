@@ -15,9 +15,9 @@ from memfactory.config.answer_forms import reward_options, unearned
 from memfactory.config.datasets import dataset_title, file_stem, locate
 from memfactory.config.schema import Component, EvalConfig, RunConfig
 from memfactory.errors import ConfigError, unknown
-from memfactory.evaluate.fingerprint import judge_fingerprint, sampling_fingerprint
-from memfactory.evaluate.records import Fingerprint
-from memfactory.evaluate.settings import EvaluationSettings
+from memfactory.evaluation.fingerprint import judge_fingerprint, sampling_fingerprint
+from memfactory.evaluation.records import Fingerprint
+from memfactory.evaluation.settings import EvaluationSettings
 from memfactory.registry import REWARDS, Options
 
 log = logging.getLogger("memfactory")

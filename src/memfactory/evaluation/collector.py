@@ -9,10 +9,10 @@ from memfactory.data.digest import data_hash
 from memfactory.envs.rewards.base import RewardFunction
 from memfactory.episode import Episode
 from memfactory.errors import MemFactoryError
-from memfactory.evaluate.categories import by_category
-from memfactory.evaluate.records import RecordFile, SampleRecord, record
-from memfactory.evaluate.results import DatasetResult, MetricResult, metric_result
-from memfactory.evaluate.statistics import question_means
+from memfactory.evaluation.categories import by_category
+from memfactory.evaluation.records import RecordFile, SampleRecord, record
+from memfactory.evaluation.results import DatasetResult, MetricResult, metric_result
+from memfactory.evaluation.statistics import question_means
 from memfactory.rollout import texts_read, warn_of_failures
 from memfactory.types import Task
 

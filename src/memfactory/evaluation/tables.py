@@ -11,8 +11,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from memfactory.evaluate.results import DatasetResult, MetricResult, differences
-from memfactory.evaluate.statistics import Estimate
+from memfactory.evaluation.results import DatasetResult, MetricResult, differences
+from memfactory.evaluation.statistics import Estimate
 from memfactory.rollout import TextsRead
 
 Results = Mapping[str, Mapping[str, DatasetResult]]

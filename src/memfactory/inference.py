@@ -13,15 +13,15 @@ from memfactory.config.reading import Limit, reading_all
 from memfactory.console import Console
 from memfactory.episode import Episode
 from memfactory.errors import ConfigError
-from memfactory.evaluate.answer_rows import answer_row
-from memfactory.evaluate.bank_folder import BankFolder
-from memfactory.evaluate.episodes import play_episodes
-from memfactory.evaluate.fingerprint import digest, sampling_fingerprint
-from memfactory.evaluate.memory_view import MemoryView
-from memfactory.evaluate.progress import progress_display
-from memfactory.evaluate.questions import conversation_question, document_question, row_questions
-from memfactory.evaluate.settings import EvaluationSettings, episode_window
-from memfactory.evaluate.targets import without_unused
+from memfactory.evaluation.answer_rows import answer_row
+from memfactory.evaluation.bank_folder import BankFolder
+from memfactory.evaluation.episodes import play_episodes
+from memfactory.evaluation.fingerprint import digest, sampling_fingerprint
+from memfactory.evaluation.memory_view import MemoryView
+from memfactory.evaluation.progress import progress_display
+from memfactory.evaluation.questions import conversation_question, document_question, row_questions
+from memfactory.evaluation.settings import EvaluationSettings, episode_window
+from memfactory.evaluation.targets import without_unused
 from memfactory.files.json_lines import JsonLinesWriter, json_line, read_json_lines
 from memfactory.rollout import texts_read
 from memfactory.types import Reading, SamplingParams, Task

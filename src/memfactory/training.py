@@ -20,10 +20,10 @@ from memfactory.config.training import LoopOptions, TrainerOptions
 from memfactory.engines.replies import ReplyStore
 from memfactory.environment import describe_environment, process_rank
 from memfactory.errors import ConfigError, DataError
-from memfactory.evaluate.collector import UnknownScores
-from memfactory.evaluate.episodes import evaluate_tasks
-from memfactory.evaluate.results import DatasetResult, EvalHistory
-from memfactory.evaluate.settings import EvaluationSettings
+from memfactory.evaluation.collector import UnknownScores
+from memfactory.evaluation.episodes import evaluate_tasks
+from memfactory.evaluation.results import DatasetResult, EvalHistory
+from memfactory.evaluation.settings import EvaluationSettings
 from memfactory.figures import draw_run
 from memfactory.files.atomic import set_aside, write_json, write_text
 from memfactory.plugins.boundary import made

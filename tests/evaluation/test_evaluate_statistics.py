@@ -4,7 +4,7 @@ from math import sqrt
 
 import pytest
 
-from memfactory.evaluate.statistics import (
+from memfactory.evaluation.statistics import (
     Estimate,
     avg_at_k,
     clustered_standard_error,

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from memfactory.errors import DataError
-from memfactory.evaluate.statistics import Estimate, Scores, avg_at_k, mean_pass_at_k, paired_difference
+from memfactory.evaluation.statistics import Estimate, Scores, avg_at_k, mean_pass_at_k, paired_difference
 from memfactory.files.atomic import write_text
 from memfactory.rollout import TextsRead
 

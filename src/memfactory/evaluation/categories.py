@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from memfactory.evaluate.statistics import Estimate, estimate
+from memfactory.evaluation.statistics import Estimate, estimate
 from memfactory.types import Task
 
 NAMES = ("category_name", "question_type", "category", "kind")

@@ -15,14 +15,14 @@ from memfactory.config import Resolved
 from memfactory.console import Console
 from memfactory.data.digest import data_hash
 from memfactory.errors import ConfigError, MemFactoryError
-from memfactory.evaluate.episodes import evaluate_tasks
-from memfactory.evaluate.metrics import build_metrics, metric_rules
-from memfactory.evaluate.progress import progress_display
-from memfactory.evaluate.records import RecordFile
-from memfactory.evaluate.report import Report
-from memfactory.evaluate.results import DatasetResult
-from memfactory.evaluate.settings import episode_window
-from memfactory.evaluate.targets import EvalOverrides, Target, prepare
+from memfactory.evaluation.episodes import evaluate_tasks
+from memfactory.evaluation.metrics import build_metrics, metric_rules
+from memfactory.evaluation.progress import progress_display
+from memfactory.evaluation.records import RecordFile
+from memfactory.evaluation.report import Report
+from memfactory.evaluation.results import DatasetResult
+from memfactory.evaluation.settings import episode_window
+from memfactory.evaluation.targets import EvalOverrides, Target, prepare
 from memfactory.files.locks import folder_lock
 from memfactory.types import Task
 

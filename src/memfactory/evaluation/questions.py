@@ -13,7 +13,7 @@ from memfactory.data.base import Dataset, DatasetOptions, Row
 from memfactory.data.rows import decoded, find_file, parse_json, read_rows, read_text
 from memfactory.envs.base import Environment
 from memfactory.errors import ConfigError, DataError
-from memfactory.evaluate.fingerprint import digest
+from memfactory.evaluation.fingerprint import digest
 from memfactory.types import Task
 
 NO_GOLD = {"answers": ["?"]}

@@ -10,11 +10,11 @@ from contextlib import closing
 from memfactory.build import Stack
 from memfactory.episode import Episode
 from memfactory.errors import DataError
-from memfactory.evaluate.collector import SampleCollector
-from memfactory.evaluate.metrics import build_metrics
-from memfactory.evaluate.records import RecordFile
-from memfactory.evaluate.results import DatasetResult
-from memfactory.evaluate.settings import EvaluationSettings
+from memfactory.evaluation.collector import SampleCollector
+from memfactory.evaluation.metrics import build_metrics
+from memfactory.evaluation.records import RecordFile
+from memfactory.evaluation.results import DatasetResult
+from memfactory.evaluation.settings import EvaluationSettings
 from memfactory.play import play
 from memfactory.seeds import stream_seed
 from memfactory.types import Task, Turn

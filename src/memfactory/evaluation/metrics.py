@@ -8,7 +8,7 @@ from importlib import metadata
 from memfactory.engines.base import Engine
 from memfactory.envs.base import Environment
 from memfactory.envs.rewards.base import RewardFunction
-from memfactory.evaluate.fingerprint import digest
+from memfactory.evaluation.fingerprint import digest
 from memfactory.plugins.boundary import code_digest, made
 from memfactory.registry import REWARDS
 

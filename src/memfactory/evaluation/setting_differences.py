@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 
 from memfactory.config.agent_file import flattened
-from memfactory.evaluate.targets import Target
+from memfactory.evaluation.targets import Target
 
 SHOWN = 6
 _DRAWN = ("samples", "temperature", "top_p", "top_k", "seed", "limit", "metrics")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from math import comb, sqrt
 from statistics import fmean, stdev
 
-from memfactory.evaluate.intervals import difference_interval, share_interval
+from memfactory.evaluation.intervals import difference_interval, share_interval
 
 Scores = Mapping[str, Sequence[float | None]]
 """A question's id to the scores of its attempts; None: unknown."""

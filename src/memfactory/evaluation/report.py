@@ -12,10 +12,10 @@ from memfactory.console import Console
 from memfactory.environment import describe_environment
 from memfactory.envs.base import TaskSet
 from memfactory.errors import MemFactoryError
-from memfactory.evaluate.results import DatasetResult, difference_json, differences
-from memfactory.evaluate.setting_differences import difference_notes, differing_settings
-from memfactory.evaluate.tables import Grid, category_tables, comparable, detail_table, difference_table, main_table
-from memfactory.evaluate.targets import Target
+from memfactory.evaluation.results import DatasetResult, difference_json, differences
+from memfactory.evaluation.setting_differences import difference_notes, differing_settings
+from memfactory.evaluation.tables import Grid, category_tables, comparable, detail_table, difference_table, main_table
+from memfactory.evaluation.targets import Target
 from memfactory.files.atomic import write_json, write_text
 
 log = logging.getLogger("memfactory")

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 from rich.console import Console
 
-from memfactory.evaluate.progress import progress_display
-from memfactory.evaluate.results import DatasetResult, metric_result
-from memfactory.evaluate.tables import detail_table, difference_table, main_table
+from memfactory.evaluation.progress import progress_display
+from memfactory.evaluation.results import DatasetResult, metric_result
+from memfactory.evaluation.tables import detail_table, difference_table, main_table
 
 
 def result(*means, data="x", metric="sub_em"):

@@ -14,8 +14,8 @@ from rich.console import Console
 from chat_server import TALK, ChatServer, config_text, managing, rows, write_tokenizer
 from memfactory.config import load_config
 from memfactory.errors import ConfigError, DataError
-from memfactory.evaluate.memory_view import bank_difference, word_difference
-from memfactory.infer import run_inference
+from memfactory.evaluation.memory_view import bank_difference, word_difference
+from memfactory.inference import run_inference
 from memfactory.types import MemoryItem, SamplingParams
 
 
@@ -181,7 +181,7 @@ def test_a_missing_document_is_told(place):
 def test_an_endpoint_needs_no_torch(place):
     script = (
         "import sys; from pathlib import Path; from rich.console import Console; from memfactory.config import *; "
-        "from memfactory.infer import run_inference; "
+        "from memfactory.inference import run_inference; "
         "code = run_inference(load_config('reader.yaml'), question='What is the code of Bob?', "
         "documents=[Path('text.txt')], console=Console()); "
         "print(code, sorted({'torch', 'transformers', 'datasets', 'matplotlib', 'swanlab'} & set(sys.modules)))"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from memfactory.config.schema import AgentSpec
 from memfactory.errors import ConfigError, DataError
-from memfactory.evaluate.fingerprint import digest
+from memfactory.evaluation.fingerprint import digest
 from memfactory.files.locks import LOCK, folder_lock
 from memfactory.formats.render import told
 from memfactory.memory.bank import BankSource, MemoryBank

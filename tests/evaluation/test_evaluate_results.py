@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from memfactory.errors import DataError
-from memfactory.evaluate.results import DatasetResult, EvalHistory, metric_result
+from memfactory.evaluation.results import DatasetResult, EvalHistory, metric_result
 
 
 def result(scores):
