@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from memfactory.components import POLICY
 from memfactory.config import Resolved
 from memfactory.config.schema import AgentSpec, Component, RunConfig
+from memfactory.config.trained import trainer_options
 from memfactory.config.training import TrainerOptions
 from memfactory.dialogue import Agent, Module
 from memfactory.engines.addresses import named_address
@@ -143,8 +144,9 @@ def build_stack(
 
         codec = chat = load_chat(config.model)
         if training or isinstance(config.engine, HfEngineConfig):
-            options = config.train.options if config.train else None
-            trained = options if training and isinstance(options, TrainerOptions) else TrainerOptions()
+            options = trainer_options(config)
+            trained = options.policy if training and options is not None else None
+            trained = trained or TrainerOptions()
             model = load_model(
                 config.model,
                 training=training,
@@ -299,8 +301,9 @@ def _adapter_rank(config: RunConfig, model: PreTrainedModel | None) -> int | Non
     if isinstance(model, PeftModel):
         # Other kinds have no rank, and peft leaves out the name of this kind's field.
         return max((int(getattr(adapter, "r", 0)) for adapter in model.peft_config.values()), default=0) or None
-    options = config.train.options if config.train else None
-    return options.lora.rank if isinstance(options, TrainerOptions) and options.lora is not None else None
+    options = trainer_options(config)
+    trained = None if options is None else options.policy
+    return None if trained is None or trained.lora is None else trained.lora.rank
 
 
 def _decodings(config: RunConfig) -> dict[str, SamplingParams]:

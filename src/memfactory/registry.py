@@ -113,13 +113,13 @@ def _resolve(target: str) -> Any:
 class Registry(Generic[T]):
     """The components of one kind (`kind` is the word used in messages), looked up by name."""
 
-    def __init__(self, kind: str, package: str, base: str | None = None, *, heavy: bool = False) -> None:
-        """`base` ("module:attribute") is what every component derives from, as far as it is known; `heavy`: to import
-        it brings torch."""
+    def __init__(self, kind: str, package: str, base: str | None = None, *, options: str | None = None) -> None:
+        """`base` ("module:attribute") is the class that every component derives from. A registry whose base is
+        expensive to import names the base of its `options` as well, so that they are checked without it."""
         self.kind = kind
         self.package = package
         self.base = base
-        self.heavy = heavy
+        self.options_base = options
         self._scanned: dict[str, Entry] | None = None
         self._registered: dict[str, tuple[Entry, Any]] = {}
 
@@ -158,7 +158,7 @@ class Registry(Generic[T]):
         if name not in self._registered or self._registered[name][1].__module__.startswith(f"{self.package}."):
             return None
         try:
-            if not self.heavy:
+            if self.options_base is None:
                 self.get(name)
             self.options(name)
         except ConfigError as error:
@@ -201,16 +201,21 @@ class Registry(Generic[T]):
         entry = self.entry(name)
         if entry.options:
             return _resolve(entry.options)
-        # A trainer's base brings torch; its options are checked by themselves.
         cls = self._registered[name][1] if name in self._registered else self.get(name)
         found = getattr(cls, "Options", Options)
-        wanted = getattr(_resolve(self.base), "Options", Options) if self.base and not self.heavy else Options
+        wanted = self._wanted_options()
         if not (isinstance(found, type) and issubclass(found, wanted)):
             raise ConfigError(
                 f"{self.kind} {name!r} ({_home(cls)}): its Options must derive from {wanted.__name__} of "
                 f"{wanted.__module__}"
             )
         return found
+
+    def _wanted_options(self) -> type[Options]:
+        """The class that the options of every component derive from."""
+        if self.options_base is not None:
+            return _resolve(self.options_base)
+        return getattr(_resolve(self.base), "Options", Options) if self.base else Options
 
     def _builtin(self) -> dict[str, Entry]:
         if self._scanned is None:
@@ -252,7 +257,12 @@ AGENTS: Registry[Any] = Registry("agent", "memfactory.agents", "memfactory.dialo
 ENVS: Registry[Any] = Registry("environment", "memfactory.envs", "memfactory.envs.base:Environment")
 REWARDS: Registry[Any] = Registry("reward", "memfactory.envs.rewards", "memfactory.envs.rewards.base:RewardFunction")
 DATASETS: Registry[Any] = Registry("dataset", "memfactory.data", "memfactory.data.base:Dataset")
-TRAINERS: Registry[Any] = Registry("trainer", "memfactory.trainers", "memfactory.trainers.base:Trainer", heavy=True)
+TRAINERS: Registry[Any] = Registry(
+    "trainer",
+    "memfactory.trainers",
+    "memfactory.trainers.base:Trainer",
+    options="memfactory.config.training:LoopOptions",
+)
 OBJECTIVES: Registry[Any] = Registry("objective", "memfactory.policy.objectives")
 ADVANTAGES: Registry[Any] = Registry("advantage estimator", "memfactory.policy.advantages")
 ALL = (MODULES, AGENTS, ENVS, REWARDS, DATASETS, TRAINERS, OBJECTIVES, ADVANTAGES)

@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 
 from memfactory.config import Resolved, load_values
+from memfactory.config.trained import options_of_trainer
 from memfactory.errors import ConfigError, MemFactoryError
 from memfactory.files.checkpoints import checkpoint_damage, checkpoints, newest_intact
 from memfactory.files.locks import LOCK, folder_lock, new_folder
@@ -24,23 +25,7 @@ RESUMABLE = (
     "engine.temperature",
     "engine.top_p",
     "trackers",
-    "train.steps",
-    "train.valid_groups",
-    "train.save_every",
-    "train.save_seconds",
-    "train.keep_checkpoints",
-    "train.eval_every",
-    "train.eval_at_start",
-    "train.eval_at_end",
-    "train.transcripts_per_step",
-    "train.transcript_tokens",
-    "train.max_unknown_share",
     "eval.max_unknown_share",
-    "train.micro_batch_tokens",
-    "train.packing",
-    "train.gradient_checkpointing",
-    "train.logprob_chunk_tokens",
-    "train.trim_last_layer",
     # Never read from the run's folder, so it differs where the run is its own config.
     "model.trust_remote_code",
     # Compared by themselves: their names depend on where they lie, and a mistake in one may have to be mended.
@@ -222,9 +207,9 @@ def _differences(folder: Path, values: Mapping[str, object]) -> list[str]:
 
 def _may_differ(key: str, trainer: str) -> bool:
     """Whether a run of `trainer` may go on with another value of `key`."""
-    if key == "train.epochs":
-        # For GRPO it says how often the groups of one rollout are gone through, not how long the run is.
-        return trainer == "sft"
+    options = options_of_trainer(trainer)
+    if options is not None and key.partition(".")[0] == "train":
+        return key.partition(".")[2] in options.resumable
     if key.startswith(("engine.", "engines.")) and key.rpartition(".")[2] in RESUMABLE_ENGINE:
         return True
     return any(key == k or key.startswith(k + ".") for k in RESUMABLE)

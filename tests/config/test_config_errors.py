@@ -274,8 +274,8 @@ def test_what_can_work_but_deserves_a_word_is_a_warning(folder):
     warnings = load_config("x.yaml", command="train").warnings
     assert [warning.partition(":")[0] for warning in warnings] == [
         "train.optimizer.warmup_steps",
-        "train.generations",
         "train.top_p",
+        "train.generations",
         "model.dtype",
     ]
 

@@ -1,11 +1,12 @@
-"""A trainer trains what the config says, or the config is refused."""
+"""A trainer's options say what it trains, at which temperature and with which loss; its own checks count."""
 
 import pytest
 
 from memfactory.config import load_config
-from memfactory.config.training import GrpoOptions, LoopOptions, TrainerOptions
+from memfactory.config.training import GrpoOptions, LoopOptions, SftOptions, TrainerOptions
 from memfactory.errors import ConfigError
 from memfactory.registry import TRAINERS, Options
+from memfactory.types import SamplingParams
 
 RERANKED = "model: tiny\nagent: {name: memory_rmm, modules: {retriever: %s}}\nenv: rerank\ntrain: {name: %s}\n"
 
@@ -76,19 +77,64 @@ class Loop(LoopOptions):
     """Loop."""
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [(Bare, "(Bare) derive from none of GrpoOptions"), (Warm, "the supervised loss at temperature 1.0 whatever")],
-)
-def test_a_plugin_trainer_that_would_train_otherwise_is_refused(folder, options, words):
-    trainer_with(options)
+def test_options_of_a_trainer_derive_from_those_of_every_trainer(folder):
+    trainer_with(Bare)
     with pytest.raises(ConfigError) as caught:
         load_config(written(folder, "model: tiny\nagent: memory_agent\nenv: longcontext\ntrain: mine\n"))
-    assert "x.yaml:4: train.name: trainer 'mine' cannot be used" in str(caught.value)
-    assert words in str(caught.value)
+    assert "x.yaml:4: train.name: trainer 'mine'" in str(caught.value)
+    assert "its Options must derive from LoopOptions of memfactory.config.training" in str(caught.value)
 
 
-@pytest.mark.parametrize("options", [Own, Loop])
-def test_a_plugin_trainer_that_trains_as_it_says_is_taken(folder, options):
+@pytest.mark.parametrize("options", [Own, Loop, Warm])
+def test_a_trainer_with_options_of_its_own_is_taken(folder, options):
     trainer_with(options)
     load_config(written(folder, "model: tiny\nagent: memory_agent\nenv: longcontext\ntrain: mine\n"))
+
+
+def test_what_a_trainer_declares_is_what_the_policy_is_trained_with():
+    # Without a loss of its own it is the negative log-likelihood: plain REINFORCE at advantage 1.
+    assert (Warm().sampling.temperature, Warm().policy_loss.objective) == (0.5, "reinforce")
+    assert (SftOptions().sampling.temperature, SftOptions().policy_loss.objective) == (1.0, "reinforce")
+    given = GrpoOptions(temperature=0.7, top_p=0.9, loss={"objective": "sapo"})
+    assert (given.sampling, given.policy_loss.objective) == (SamplingParams(0.7, 0.9), "sapo")
+
+
+def test_a_loss_that_is_no_loss_is_refused_where_it_is_declared():
+    with pytest.raises(TypeError, match="the option `loss` of Wrong must be a LossOptions"):
+
+        class Wrong(TrainerOptions):
+            """Wrong."""
+
+            loss: float = 0.5
+            """Loss."""
+
+
+def test_a_trainers_own_check_refuses_and_warns_with_its_line(folder):
+    class Picky(TrainerOptions):
+        """Picky."""
+
+        power: float = 1.0
+        """Power."""
+
+        def check(self, config, problems):
+            if self.power > 2:
+                problems.add(("train", "power"), "is above 2")
+            return [*super().check(config, problems), "train.power: 1 changes nothing"]
+
+    trainer_with(Picky)
+    text = "model: tiny\nagent: memory_agent\nenv: longcontext\ntrain:\n  name: mine\n  power: %s\n"
+    assert "train.power: 1 changes nothing" in load_config(written(folder, text % 1)).warnings
+    with pytest.raises(ConfigError, match=r"x.yaml:6: train.power: is above 2"):
+        load_config(written(folder, text % 3))
+
+
+def test_a_check_that_fails_is_told_with_its_file(folder):
+    class Broken(LoopOptions):
+        """Broken."""
+
+        def check(self, config, problems):
+            return [self.nothing]
+
+    trainer_with(Broken)
+    with pytest.raises(ConfigError, match=r"the checks of Broken \(.*\) failed: AttributeError"):
+        load_config(written(folder, "model: tiny\nagent: memory_agent\nenv: longcontext\ntrain: mine\n"))

@@ -10,20 +10,19 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from memfactory.config.datasets import dataset_title, dataset_values, file_stem
+from memfactory.config.losses import named
 from memfactory.config.messages import fields_at, holds, sentences, unknown_key
 from memfactory.config.problems import Problems, shown
 from memfactory.config.schema import AgentSpec, Component, DataConfig
 from memfactory.config.slots import misfit, since, swapped_at
-from memfactory.config.training import GrpoOptions
+from memfactory.config.training import LoopOptions
 from memfactory.config.tree import KeyPath, Named, Origin
 from memfactory.errors import unknown
 from memfactory.registry import (
-    ADVANTAGES,
     AGENTS,
     DATASETS,
     ENVS,
     MODULES,
-    OBJECTIVES,
     REWARDS,
     TRAINERS,
     Options,
@@ -204,13 +203,12 @@ class Checker:
         if value is None:
             return None
         found = self.component(TRAINERS, value, ("train",))
-        for index, stage in enumerate(getattr(found.options, "stages", ()) if found else ()):
-            self.dataset(stage.data, ("train", "stages", index, "data"))
-        if found is not None and isinstance(found.options, GrpoOptions):
-            name, own = found.options.loss.named_objective
-            self.options(OBJECTIVES.options(name), own, ("train", "loss", "objective"))
-            name, own = found.options.named_advantage
-            self.options(ADVANTAGES.options(name), own, ("train", "advantage"))
+        if found is not None and isinstance(found.options, LoopOptions):
+            for key, dataset in found.options.datasets():
+                self.dataset(dataset, ("train", *key))
+            for key, registry, component in found.options.components():
+                name, own = named(component)
+                self.options(registry.options(name), own, ("train", *key))
         return found
 
     def dataset(self, spec: object, path: KeyPath) -> Component | None:

@@ -14,7 +14,7 @@ from memfactory.config.problems import Problems, shown
 from memfactory.config.rules import models, reward_engines
 from memfactory.config.schema import Component, RunConfig
 from memfactory.config.slots import layer_of
-from memfactory.config.training import LoopOptions
+from memfactory.config.trained import trainer_options
 from memfactory.config.tree import KeyPath, Origin, Tree, dotted
 from memfactory.engines.options import OpenAIEngineConfig
 from memfactory.registry import MODULES, REWARDS, Options
@@ -71,8 +71,8 @@ def _all_without_effect(config: RunConfig, *, training: bool) -> Iterator[tuple[
             yield from _idle(options, path)
     yield from _unheard_helpers(config)
     yield from _model_behind_an_endpoint(config)
-    train = config.train.options if config.train is not None and training else None
-    if isinstance(train, LoopOptions) and train.eval_every and not config.data.eval:
+    train = trainer_options(config) if training else None
+    if train is not None and train.eval_every and not config.data.eval:
         yield ("train", "eval_every"), f": {train.eval_every} has no effect: data.eval names no evaluation set"
     roles = [set(MODULES.get(module.name).roles) for module in config.agent.modules.values()]
     if roles and all(roles) and not any(known & _BANK_ROLES for known in roles):

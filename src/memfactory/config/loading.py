@@ -110,7 +110,8 @@ def load_config(
         name = agent_name(baseline)
         if name not in (existing := {*AGENTS.names(), *parts["agent"]}):
             problems.add(("eval", "baselines", index), unknown("agent", name, existing))
-    warnings = withheld + check_rules(config, problems)
+    check_rules(config, problems)
+    warnings = list(withheld)
     check_addresses(config, problems)
     if command in (None, "train"):
         warnings += check_trained(config, problems)

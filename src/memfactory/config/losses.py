@@ -116,6 +116,11 @@ class LossOptions(Options):
         return named(self.objective)
 
     @property
+    def needs_reference(self) -> bool:
+        """Whether there is a KL term, in the loss or in the reward, and so a reference."""
+        return self.kl_weight > 0
+
+    @property
     def kl_in_loss(self) -> bool:
         """Whether the loss has a KL term."""
         return self.kl_weight > 0 and not self.kl_in_reward
@@ -154,3 +159,7 @@ class LossOptions(Options):
                 f"objective 'cispo' takes clip_high as the largest ratio itself (5 is usual), got {self.clip_high}"
             )
         return self
+
+
+SUPERVISED = LossOptions(objective="reinforce")
+"""With an advantage of 1 for every turn: the mean negative log-likelihood of the reply tokens."""

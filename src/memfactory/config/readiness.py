@@ -18,7 +18,8 @@ from memfactory.config.parts import is_dir
 from memfactory.config.problems import Problems
 from memfactory.config.rules import models, reward_engines
 from memfactory.config.schema import Component, RunConfig
-from memfactory.config.training import TORCHAO_KINDS, GrpoOptions, SftOptions, TrainerOptions
+from memfactory.config.trained import trainer_options
+from memfactory.config.training import TORCHAO_KINDS
 from memfactory.config.tree import KeyPath, dotted
 from memfactory.engines.options import EngineConfig, OpenAIEngineConfig, VllmEngineConfig, VllmServerConfig
 from memfactory.errors import nearest
@@ -61,33 +62,31 @@ class Readiness:
         return self.warnings
 
     def _can_be_trained(self) -> None:
-        config = self.config
-        if config.train is None:
+        config, options = self.config, trainer_options(self.config)
+        if options is None:
             self.problems.add(("train",), "is missing: training needs a trainer, such as `train: {name: grpo}`")
             return
-        options = config.train.options
-        if isinstance(config.engine, OpenAIEngineConfig) and isinstance(options, TrainerOptions):
+        if isinstance(config.engine, OpenAIEngineConfig) and options.policy is not None:
             self.problems.add(
                 ("engine", "kind"),
                 "an OpenAI-compatible endpoint cannot be trained: its replies have no token ids; use hf or vllm",
             )
-        staged = isinstance(options, SftOptions) and bool(options.stages)
-        if config.data.train is None and not staged:
+        if config.data.train is None and not any(options.datasets()):
             self.problems.add(("data", "train"), "is missing: there is nothing to train on")
         modules = [(MODULES.get(module.name), module.options) for module in config.agent.modules.values()]
         asking = [given for module, given in modules if module.steps]
-        if isinstance(options, GrpoOptions) and modules and all(_frozen(given) for given in asking):
+        if options.policy is not None and options.plays and modules and all(_frozen(given) for given in asking):
             self.problems.add(("agent",), "no module is trained: every one that asks has `interface: inference`")
         learning = [given for module, given in modules if module.learns_itself]
-        if not isinstance(options, TrainerOptions) and all(_frozen(given) for given in learning):
+        if options.policy is None and all(_frozen(given) for given in learning):
             self.problems.add(
                 ("agent",), "no module learns online; write for example `modules: {retriever: linear_reranker}`"
             )
 
     def _rewards_can_be_earned(self) -> None:
         """A reward that counts must not read a form of answers that the agent never asks for. SFT asks no reward."""
-        train, entries = self.config.train, getattr(self.config.env.options, "rewards", {})
-        if train is None or isinstance(train.options, SftOptions) or self.problems.touch(("agent",), ("env",)):
+        train, entries = trainer_options(self.config), getattr(self.config.env.options, "rewards", {})
+        if train is None or not train.plays or self.problems.touch(("agent",), ("env",)):
             return
         options = reward_options(entries)
         credited = {name for weights in getattr(self.config.env.options, "steps", {}).values() for name in weights}
@@ -183,8 +182,9 @@ class Readiness:
             check_key(("memory", "embedder"), self.config.memory.embedder, self.problems)
 
     def _optimizer(self) -> None:
-        options = self.config.train.options if self.config.train is not None else None
-        if not isinstance(options, TrainerOptions):
+        train = trainer_options(self.config)
+        options = None if train is None else train.policy
+        if options is None:
             return
         here, asked = ("train", "optimizer", "kind"), options.optimizer.kind
         kind = options.optimizer.kind_on(cuda=on_gpu(self.config.model), stochastic=options.stochastic)

@@ -102,6 +102,11 @@ class RunConfig(PlainSections):
     data: DataConfig = DataConfig()
     """Which datasets train and evaluate."""
 
+    @property
+    def trainer_name(self) -> str:
+        """The trainer's name; empty without one."""
+        return "" if self.train is None else self.train.name
+
 
 SECTIONS = (
     "model",

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from memfactory.config.losses import LossOptions, Named, Normalize, existing, named
-from memfactory.config.objectives import EstimatorOptions
-from memfactory.registry import ADVANTAGES, Options
+from memfactory.components import ModuleOptions
+from memfactory.config.losses import SUPERVISED, LossOptions, Named, Normalize, existing, named
+from memfactory.config.objectives import EstimatorOptions, ObjectiveOptions
+from memfactory.config.problems import Problems
+from memfactory.config.schema import RunConfig
+from memfactory.config.tree import KeyPath
+from memfactory.errors import unknown
+from memfactory.registry import ADVANTAGES, MODULES, OBJECTIVES, Options, Registry
+from memfactory.types import SamplingParams
 
 
 class LoraOptions(Options):
@@ -73,10 +79,15 @@ Packing = Literal["padded", "packed", "shared"]
 
 
 class LoopOptions(Options):
-    """What every trainer can be told."""
+    """Options of every trainer. A trainer of your own derives its options from these, or from `TrainerOptions` where it
+    trains the language model; the methods below say to the rest of the program what the trainer does."""
 
     plays: ClassVar[bool] = True
     """Whether the trainer has an agent play tasks of an environment, so that a config must name both."""
+    resumable: ClassVar[frozenset[str]] = frozenset(
+        {"steps", "save_every", "save_seconds", "keep_checkpoints", "eval_every", "eval_at_start", "eval_at_end"}
+    )
+    """Options that a resumed run may change."""
     steps: int = Field(100, ge=1)
     """Optimizer steps; with several minibatches or epochs: rollouts, each of which is that many optimizer steps."""
     save_every: int = Field(50, ge=0)
@@ -92,10 +103,51 @@ class LoopOptions(Options):
     eval_at_end: bool = True
     """Evaluate after the last step."""
 
+    @property
+    def policy(self) -> TrainerOptions | None:
+        """These options, if the trainer trains the language model; None: modules learn by themselves."""
+        return None
+
+    @property
+    def sampling(self) -> SamplingParams:
+        """Sampling parameters of the policy in training: the options `temperature`, `top_p` and `top_k`, if any."""
+        names = {"temperature", "top_p", "top_k"} & type(self).model_fields.keys()
+        return SamplingParams(**{name: getattr(self, name) for name in names})
+
+    def datasets(self) -> Iterator[tuple[KeyPath, object]]:
+        """Datasets that the options name beside `data.train`, by their keys."""
+        yield from ()
+
+    def components(self) -> Iterator[tuple[KeyPath, Registry[Any], Named]]:
+        """Registered components that the options name together with options of their own, by their keys."""
+        yield from ()
+
+    def check(self, config: RunConfig, problems: Problems) -> list[str]:
+        """Add to `problems` whatever cannot work, by key; return warnings. Nothing is loaded yet."""
+        return [
+            f"agent.modules.{slot}.interface: trainer {config.trainer_name!r} leaves the language model as it is, so "
+            "`rollout` trains nothing"
+            for slot, module in config.agent.modules.items()
+            if isinstance(module.options, ModuleOptions)
+            and module.options.interface == "rollout"
+            and MODULES.get(module.name).steps
+        ]
+
 
 class TrainerOptions(LoopOptions):
-    """What every trainer of the language model can be told."""
+    """Options of every trainer of the language model.
 
+    An option called `loss` (a `LossOptions`) is the loss of the policy, `temperature` is what it is sampled and scored
+    at. Without them it is the negative log-likelihood at temperature 1.
+    """
+
+    resumable: ClassVar[frozenset[str]] = LoopOptions.resumable | {
+        "micro_batch_tokens",
+        "packing",
+        "gradient_checkpointing",
+        "logprob_chunk_tokens",
+        "trim_last_layer",
+    }
     optimizer: OptimizerOptions = OptimizerOptions()
     """The optimizer."""
     lora: LoraOptions | None = None
@@ -122,10 +174,62 @@ class TrainerOptions(LoopOptions):
     def without_effect(self) -> Mapping[str, str]:
         return {} if self.lora is None else {"master_weights": "adapters are float32"}
 
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        loss = cls.model_fields.get("loss")
+        if loss is not None and not (isinstance(loss.annotation, type) and issubclass(loss.annotation, LossOptions)):
+            raise TypeError(f"the option `loss` of {cls.__name__} must be a LossOptions of memfactory.config.losses")
+
+    @property
+    def policy(self) -> TrainerOptions:
+        return self
+
+    @property
+    def policy_loss(self) -> LossOptions:
+        """The loss of the policy: the option `loss`, or the negative log-likelihood for a trainer without one."""
+        loss: LossOptions = getattr(self, "loss", SUPERVISED)
+        return loss
+
+    @property
+    def updates_per_step(self) -> int:
+        """Optimizer updates on the turns of one rollout or batch."""
+        return 1
+
+    def components(self) -> Iterator[tuple[KeyPath, Registry[Any], Named]]:
+        if "loss" in type(self).model_fields:
+            yield ("loss", "objective"), OBJECTIVES, self.policy_loss.objective
+
+    def check(self, config: RunConfig, problems: Problems) -> list[str]:
+        warnings = [*self._schedule_warnings(), *_uncredited(config, problems)]
+        if not self.plays:
+            return warnings
+        _refuse_own_learners(config, problems)
+        sampling, loss = self.sampling, self.policy_loss
+        if sampling.temperature == 0:
+            problems.add(("train", "temperature"), "must be above 0: a policy that is trained is sampled")
+        low, high = loss.correction_low, loss.correction_high
+        if low > high and not problems.touch(("train", "loss")):
+            problems.add(("train", "loss", "correction_low"), f"{low:g} is above correction_high = {high:g}")
+        cut = [name for name, on in (("train.top_p", sampling.top_p < 1), ("train.top_k", sampling.top_k > 0)) if on]
+        if cut:
+            warnings.append(
+                f"{' and '.join(cut)}: replies are drawn from a cut distribution but scored under the whole one"
+            )
+        return [*warnings, *_idle_objective(loss, self.updates_per_step)]
+
+    def _schedule_warnings(self) -> Iterator[str]:
+        optimizer, updates = self.optimizer, self.planned_updates
+        if optimizer.schedule != "constant" and 0 < updates <= optimizer.warmup_steps:
+            yield (
+                f"train.optimizer.warmup_steps: {optimizer.warmup_steps} of {updates} optimizer steps are warm-up, so "
+                f"the {optimizer.schedule} schedule never falls"
+            )
+
     @property
     def planned_updates(self) -> int:
-        """How many optimizer updates a run takes at most, which is what a falling schedule is spread over; 0: that is
-        known once the data has been read."""
+        """Optimizer updates of a whole run at most, over which a falling schedule is spread; 0: not known before the
+        data has been read."""
         return self.steps
 
     @property
@@ -150,6 +254,13 @@ class TrainerOptions(LoopOptions):
 
 class GrpoOptions(TrainerOptions):
     """Group-relative policy optimization over trajectories of several conversations (arXiv 2402.03300)."""
+
+    resumable: ClassVar[frozenset[str]] = TrainerOptions.resumable | {
+        "valid_groups",
+        "transcripts_per_step",
+        "transcript_tokens",
+        "max_unknown_share",
+    }
 
     prompts_per_step: int = Field(8, ge=1)
     """Tasks whose groups make one optimizer step."""
@@ -206,7 +317,28 @@ class GrpoOptions(TrainerOptions):
         steps = self.steps
         if self.valid_groups is not None and self.require_variance:
             steps = min(steps, math.ceil(self.valid_groups / self.prompts_per_step))
-        return steps * self.minibatches * self.epochs
+        return steps * self.updates_per_step
+
+    @property
+    def updates_per_step(self) -> int:
+        return self.minibatches * self.epochs
+
+    def components(self) -> Iterator[tuple[KeyPath, Registry[Any], Named]]:
+        yield from super().components()
+        yield ("advantage",), ADVANTAGES, self.advantage
+
+    def check(self, config: RunConfig, problems: Problems) -> list[str]:
+        sizes: tuple[KeyPath, ...] = (("train", "minibatches"), ("train", "prompts_per_step"))
+        if self.minibatches > self.prompts_per_step and not problems.touch(*sizes):
+            problems.add(
+                ("train", "minibatches"),
+                f"the {self.prompts_per_step} prompts of a step (prompts_per_step) cannot be split into "
+                f"{self.minibatches} parts",
+            )
+        warnings = super().check(config, problems)
+        if self.generations == 1:
+            warnings.append("train.generations: a group of 1 has no advantage, so nothing will be learned")
+        return warnings
 
     @property
     def named_advantage(self) -> tuple[str, dict[str, Any]]:
@@ -264,6 +396,8 @@ class SftOptions(TrainerOptions):
     """Supervised fine-tuning on conversations; only the assistant's tokens are trained on."""
 
     plays: ClassVar[bool] = False
+    resumable: ClassVar[frozenset[str]] = TrainerOptions.resumable | {"epochs"}
+
     steps: int = Field(0, ge=0)
     """Optimizer steps; 0: as many as `epochs` are, or those of all stages."""
     epochs: float | None = Field(None, gt=0)
@@ -277,6 +411,10 @@ class SftOptions(TrainerOptions):
     is learnt (cut)."""
     stages: tuple[SftStage, ...] = ()
     """A curriculum, one stage after the other; empty: `steps` or `epochs` on `data.train`."""
+
+    def datasets(self) -> Iterator[tuple[KeyPath, object]]:
+        for index, stage in enumerate(self.stages):
+            yield ("stages", index, "data"), stage.data
 
     @model_validator(mode="before")
     @classmethod
@@ -315,6 +453,8 @@ class SftOptions(TrainerOptions):
 class OnlineOptions(LoopOptions):
     """Modules with parameters of their own learn from attempts as they are made; the language model stays as it is."""
 
+    resumable: ClassVar[frozenset[str]] = LoopOptions.resumable | {"transcripts_per_step"}
+
     batch_size: int = Field(4, ge=1)
     """Tasks that are attempted, once each, and then learnt from in one step."""
     temperature: float = Field(0.0, ge=0)
@@ -334,3 +474,47 @@ class OnlineOptions(LoopOptions):
 
     def without_effect(self) -> Mapping[str, str]:
         return dict.fromkeys(("top_p", "top_k"), "temperature is 0") if self.temperature == 0 else {}
+
+
+def _uncredited(config: RunConfig, problems: Problems) -> Iterator[str]:
+    """Warn of each of `env.steps` that no module of the agent has: it credits nothing."""
+    credited = getattr(config.env.options, "steps", {})
+    if not credited or problems.touch(("agent",), ("env",)):
+        return
+    existing = {step for module in config.agent.modules.values() for step in MODULES.get(module.name).steps}
+    for step in credited:
+        if existing and step not in existing:
+            yield f"env.steps.{step} credits nothing: {unknown('step of this agent', step, existing)}"
+
+
+def _refuse_own_learners(config: RunConfig, problems: Problems) -> None:
+    """A module that learns by itself is not trained by a trainer of the language model."""
+    for slot, module in config.agent.modules.items():
+        options = module.options
+        if not MODULES.get(module.name).learns_itself or not isinstance(options, ModuleOptions):
+            continue
+        if options.interface != "inference":
+            problems.add(
+                ("agent", "modules", slot, "name"),
+                f"{module.name!r} learns by itself, so trainer {config.trainer_name!r} does not train it; use "
+                "`train: online`, or `interface: inference` to keep it as it is",
+            )
+
+
+def _idle_objective(loss: LossOptions, updates: int) -> Iterator[str]:
+    """Warn of clip ranges and penalties that cannot take effect in so many `updates` on a rollout."""
+    name, _ = loss.named_objective
+    own = OBJECTIVES.options(name)
+    if issubclass(own, ObjectiveOptions) and own.binds is not None and own.suggested is not None:
+        widest = max(loss.clip_low, loss.clip_high)
+        if widest > own.binds:
+            low, high = own.suggested
+            yield (
+                f"train.loss.clip_low and clip_high: the ratio of {name!r} is a mean over a turn's tokens and stays "
+                f"near 1, so a range of {widest:g} never takes effect; its paper clips at {low:g} and {high:g}"
+            )
+    if name == "kl_cov" and updates == 1:
+        yield (
+            "train.loss.objective: kl_cov penalizes the distance from the policy that sampled, which is 0 in the only "
+            "update on a rollout; raise train.minibatches or train.epochs"
+        )

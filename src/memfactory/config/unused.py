@@ -8,8 +8,8 @@ from typing import Any
 from memfactory.config.model_sources import DEFAULTS
 from memfactory.config.parts import expand_sections, merge
 from memfactory.config.short_forms import write_out
+from memfactory.config.trained import options_of_trainer
 from memfactory.config.tree import Origin, Tree
-from memfactory.registry import TRAINERS, Options
 
 
 def with_unused(tree: Tree, folders: list[Path]) -> Tree:
@@ -19,9 +19,8 @@ def with_unused(tree: Tree, folders: list[Path]) -> Tree:
     written.
     """
     train, data = tree.values.get("train"), tree.values.get("data")
-    name = train.get("name") if isinstance(train, dict) else None
-    options = TRAINERS.options(name) if isinstance(name, str) and name in TRAINERS.names() else Options
-    if getattr(options, "plays", True) or (isinstance(data, dict) and data.get("eval")):
+    options = options_of_trainer(train.get("name")) if isinstance(train, dict) else None
+    if options is None or options.plays or (isinstance(data, dict) and data.get("eval")):
         return tree
     missing: dict[str, Any] = {section: name for section, name in DEFAULTS.items() if tree.values.get(section) is None}
     origin = Origin("the default of a trainer that plays no agent")

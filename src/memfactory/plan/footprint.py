@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from memfactory.config.losses import LossOptions
-from memfactory.config.training import GrpoOptions, TrainerOptions
+from memfactory.config.training import TrainerOptions
 from memfactory.model.fused_layers import fusible
 from memfactory.policy.sliced_adamw import SLICE
 
@@ -221,7 +220,7 @@ def reference_bytes(
     A moving average keeps all of it in float32. Under adapters there is only a copy of them, where the reference moves
     or they were there before (`continued`).
     """
-    loss = options.loss if isinstance(options, GrpoOptions) else LossOptions()
+    loss = options.policy_loss
     if options.lora is not None:
         return 4 * trained if loss.moving_reference or continued else 0
     if loss.moving_reference and loss.reference_mixup < 1:
@@ -232,7 +231,7 @@ def reference_bytes(
 
 def logit_bytes(sizes: Architecture, options: TrainerOptions, width: int) -> int:
     """Of one token: logits, their exponentials and slopes; a gradient of the entropy keeps two more arrays."""
-    bonus = isinstance(options, GrpoOptions) and options.loss.entropy_weight > 0
+    bonus = options.policy_loss.entropy_weight > 0
     return sizes.vocabulary * (12 + (8 if bonus else 0) + (0 if width == 4 else width))
 
 

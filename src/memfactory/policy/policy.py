@@ -22,8 +22,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from memfactory.config.losses import LossOptions
-from memfactory.config.training import GrpoOptions, OptimizerOptions, TrainerOptions
+from memfactory.config.training import OptimizerOptions, TrainerOptions
 from memfactory.errors import ConfigError, MemFactoryError
 from memfactory.model.adapters import Network, base_model
 from memfactory.model.chat import ChatFormat
@@ -52,7 +51,6 @@ from memfactory.policy.weights import (
 from memfactory.seeds import stream_seed
 
 log = logging.getLogger("memfactory")
-SUPERVISED = LossOptions(objective="reinforce")
 
 
 class Policy:
@@ -60,8 +58,8 @@ class Policy:
 
     `model` is loaded for training (`load_model(..., training=True)`); it is changed in place, so an engine that holds
     it speaks with the trained weights at once. A model that already carries an adapter goes on training that adapter.
-    Under `options` of GRPO the loss is theirs, else it is the negative log-likelihood of the replies of turns with
-    advantage 1. The model is in eval mode except while a gradient is computed. `seed` fixes new adapters.
+    The loss is that of `options`: the negative log-likelihood of turns with advantage 1 for a trainer without a loss.
+    The model is in eval mode except while a gradient is computed. `seed` fixes new adapters.
     """
 
     def __init__(
@@ -82,10 +80,10 @@ class Policy:
             raise ConfigError("model.dtype: float16 is too narrow to train in; write bfloat16 or float32")
         self.chat = chat
         self.options = options
-        self.loss = options.loss if isinstance(options, GrpoOptions) else SUPERVISED
+        self.loss = options.policy_loss
         self.objective = make_objective(self.loss)
         self.kl = KlCoefficient(self.loss)
-        self.temperature = options.temperature if isinstance(options, GrpoOptions) else 1.0
+        self.temperature = options.sampling.temperature
         self.skipped_steps = 0
         self.changes = 0
         # Optimizer steps taken or skipped by this process, whatever optimizer took them.
