@@ -25,7 +25,7 @@ import torch
 
 from benchmarks.measure import child_environment, machine, resident_bytes
 from benchmarks.workloads import Size, write_model
-from memfactory.build import Stack, build_stack
+from memfactory.build import Runtime, build_runtime
 from memfactory.config import load_config
 from memfactory.data.benchmarks.ruler import make_vt
 from memfactory.evaluation.episodes import play_episodes
@@ -148,7 +148,7 @@ def measured(length: int, given: argparse.Namespace) -> Reading:
     )
 
 
-def loaded(folder: Path, given: argparse.Namespace) -> Stack:
+def loaded(folder: Path, given: argparse.Namespace) -> Runtime:
     """Model, engine and agent from a config, as `memfactory infer` makes them; replies never end by themselves."""
     model = write_model(folder / "model", given.model or SIZE)
     agent = {
@@ -165,7 +165,7 @@ def loaded(folder: Path, given: argparse.Namespace) -> Stack:
     }
     # JSON is YAML.
     (folder / "bench.yaml").write_text(json.dumps(config))
-    stack = build_stack(load_config(folder / "bench.yaml", given.set, command="infer"), training=False)
+    stack = build_runtime(load_config(folder / "bench.yaml", given.set, command="infer"), training=False)
     assert stack.chat is not None
     stack.chat.stop_ids = frozenset()
     return stack
@@ -178,7 +178,7 @@ def written(length: int, codec: Codec) -> str:
     return make_vt(Random(0), max(5, lines * length // sample), length).context
 
 
-def read(stack: Stack, text: str) -> Sequence[Any]:
+def read(stack: Runtime, text: str) -> Sequence[Any]:
     """The turns of one attempt at a question about `text`."""
     task = Task("task", "Which variables have the value 12345?", (), text)
     greedy = EvaluationSettings(sampling_params=SamplingParams(temperature=0.0))

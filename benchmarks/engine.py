@@ -27,7 +27,7 @@ from benchmarks.measure import Clock, machine, memory_bandwidth
 from benchmarks.plain import PlainEngine
 from benchmarks.product import endless, shorten
 from benchmarks.workloads import Work, Writer, configured, write_model
-from memfactory.build import build_stack
+from memfactory.build import build_runtime
 from memfactory.components import POLICY
 from memfactory.engines.base import sample
 from memfactory.errors import MemFactoryError
@@ -69,7 +69,7 @@ class Side:
     def __init__(self, name: str, given: argparse.Namespace, model: Path, folder: Path) -> None:
         kind = ["engine.kind=vllm"] if name == "vllm" else []
         resolved = configured(Work("rmm"), model, folder / name, settings_of(given, other=name == "other") + kind)
-        stack = endless(build_stack(resolved, training=False), 0.0)
+        stack = endless(build_runtime(resolved, training=False), 0.0)
         self.engine: Any = stack.engines[POLICY]
         assert stack.chat is not None
         if name == "generate":

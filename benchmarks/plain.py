@@ -16,7 +16,7 @@ from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria
 
 from benchmarks.measure import Clock
 from benchmarks.product import endless, shorten
-from memfactory.build import build_stack
+from memfactory.build import build_runtime
 from memfactory.components import POLICY
 from memfactory.config import Resolved
 from memfactory.config.losses import LossOptions
@@ -116,7 +116,7 @@ class PlainSide:
         assert isinstance(options, GrpoOptions)
         refuse_unknown(options)
         self.options, self.rows = options, rows
-        stack = endless(build_stack(resolved, training=True), 0.0)
+        stack = endless(build_runtime(resolved, training=True), 0.0)
         assert stack.model is not None and stack.chat is not None and resolved.config.data.train is not None
         self.chat = stack.chat
         self.dtype = compute_dtype(resolved.config.model, stack.model.device)
@@ -160,7 +160,7 @@ class PlainSide:
             self.tasks[:count],
             self.stack.engines,
             group_size=options.generations,
-            decodings=self.stack.drawn_with(SamplingParams(options.temperature, options.top_p, options.top_k)),
+            decodings=self.stack.sampling_by_engine(SamplingParams(options.temperature, options.top_p, options.top_k)),
             seeds=[stream_seed(self.seed, "rollout", at) for at in range(count)],
         )
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy
 
 from benchmarks.measure import Clock
-from memfactory.build import Stack, build_stack
+from memfactory.build import Runtime, build_runtime
 from memfactory.components import POLICY
 from memfactory.config import Resolved
 from memfactory.config.training import GrpoOptions
@@ -50,7 +50,7 @@ class ProductSide:
         options = resolved.config.train.options
         assert isinstance(options, GrpoOptions)
         self.options = options
-        self.stack = endless(build_stack(resolved, training=True), spread)
+        self.stack = endless(build_runtime(resolved, training=True), spread)
         assert self.stack.model is not None and self.stack.chat is not None
         self.policy = Policy(self.stack.model, self.stack.chat, resolved.config.model, options)
         self.trainer = GrpoTrainer(resolved, options, self.stack, self.policy, QuietRun(folder))
@@ -101,7 +101,7 @@ class ProductSide:
         self.stack.close()
 
 
-def endless(stack: Stack, spread: float) -> Stack:
+def endless(stack: Runtime, spread: float) -> Runtime:
     """The stack, its policy's replies never ending by themselves, so that every side samples equally much.
 
     With a `spread` above 0 the longest length of each reply is drawn (log-normal, median a third of what is asked for)

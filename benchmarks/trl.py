@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from benchmarks.measure import Clock
-from memfactory.build import build_stack
+from memfactory.build import build_runtime
 from memfactory.components import POLICY
 from memfactory.config import Resolved
 from memfactory.config.training import GrpoOptions
@@ -35,7 +35,7 @@ class TrlSide:
         assert isinstance(options, GrpoOptions)
         if options.lora is not None or options.loss.weighting != "token" or options.loss.objective != "ppo":
             raise ConfigError("the side trl trains the whole model with objective ppo and weighting token")
-        stack = build_stack(resolved, training=True)
+        stack = build_runtime(resolved, training=True)
         assert stack.model is not None and stack.chat is not None and resolved.config.data.train is not None
         tasks = stack.tasks(resolved.config.data.train, resolved.base_dir)
         self._engine = stack.engines[POLICY]

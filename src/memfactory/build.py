@@ -72,7 +72,7 @@ class TaskReader:
 
 
 @dataclass(frozen=True)
-class Stack:
+class Runtime:
     """The live objects of a run. `model` and `chat` are None where the policy speaks through an API."""
 
     agent: Agent
@@ -97,11 +97,11 @@ class Stack:
             log.warning("%s: %s", found.source, note)
         return found.tasks
 
-    def drawn_with(self, policy: SamplingParams) -> dict[str, SamplingParams]:
+    def sampling_by_engine(self, policy: SamplingParams) -> dict[str, SamplingParams]:
         """How each engine's replies are drawn: the policy's as given, a helper's as it was configured."""
         return {**self.decodings, POLICY: policy}
 
-    def with_agent(self, spec: AgentSpec) -> Stack:
+    def with_agent(self, spec: AgentSpec) -> Runtime:
         """The same with another agent."""
         return replace(self, agent=build_agent(spec, self.codec, self.agent.banks))
 
@@ -116,9 +116,9 @@ class Stack:
             engine.close()
 
 
-def build_stack(
+def build_runtime(
     resolved: Resolved, *, training: bool, reader: TaskReader | None = None, replies: ReplyStore | None = None
-) -> Stack:
+) -> Runtime:
     """Everything that a run's config names, model loaded. `reader` is the one that has read its datasets already.
 
     With `replies` the greedy replies of every engine whose weights stay are kept there: of the policy's too, unless it
@@ -156,7 +156,7 @@ def build_stack(
     engines = build_engines(config, model, chat, replies, policy_stays=replies is not None and not training)
     agent = build_agent(config.agent, codec, BankSource(config.memory))
     env = build_env(config.env, engines)
-    return Stack(agent, env, engines, _decodings(config), codec, model, chat, reader or TaskReader())
+    return Runtime(agent, env, engines, _decodings(config), codec, model, chat, reader or TaskReader())
 
 
 def check_model_folders(config: RunConfig) -> None:

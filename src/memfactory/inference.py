@@ -7,7 +7,7 @@ from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
-from memfactory.build import build_stack
+from memfactory.build import build_runtime
 from memfactory.config import Resolved
 from memfactory.config.reading import Limit, reading_all
 from memfactory.console import Console
@@ -175,7 +175,7 @@ def _played(
     show_memory: bool,
 ) -> Iterator[Episode]:
     """Each task's finished episode, with its memory or the progress shown on the way; what is kept is then kept."""
-    stack = build_stack(resolved, training=False)
+    stack = build_runtime(resolved, training=False)
     shown = nullcontext(None) if show_memory or len(tasks) == 1 else progress_display(errors, "answering")
     try:
         if kept is not None:

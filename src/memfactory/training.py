@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 
-from memfactory.build import Stack, TaskReader, build_stack, reading_env
+from memfactory.build import Runtime, TaskReader, build_runtime, reading_env
 from memfactory.config import Resolved
 from memfactory.config.strange_endpoints import endpoint_marks
 from memfactory.config.training import LoopOptions, TrainerOptions
@@ -78,7 +78,7 @@ def _run_in(own: RunFolder | None, resolved: Resolved, options: LoopOptions) -> 
     for component in resolved.config.data.eval.values():
         reader.read(component, reading_env(resolved), resolved.base_dir)
     replies = ReplyStore()
-    stack = build_stack(resolved, training=isinstance(options, TrainerOptions), reader=reader, replies=replies)
+    stack = build_runtime(resolved, training=isinstance(options, TrainerOptions), reader=reader, replies=replies)
     try:
         with naming_lost_process():
             trained = _trained(resolved, options, stack)
@@ -101,7 +101,7 @@ def _run_in(own: RunFolder | None, resolved: Resolved, options: LoopOptions) -> 
     return place.folder
 
 
-def _trained(resolved: Resolved, options: LoopOptions, stack: Stack) -> Trained:
+def _trained(resolved: Resolved, options: LoopOptions, stack: Runtime) -> Trained:
     """What the trainer trains: the language model, or the modules that learn by themselves."""
     if not isinstance(options, TrainerOptions):
         return Learners(stack.agent)
@@ -117,7 +117,7 @@ class LiveRun:
 
     resolved: Resolved
     place: RunFolder
-    stack: Stack
+    stack: Runtime
     main: bool = True
     alone: bool = True
     interrupted: bool = False

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memfactory.build import build_stack
+from memfactory.build import build_runtime
 from memfactory.components import POLICY, ModuleOptions
 from memfactory.config import load_config
 from memfactory.dialogue import Agent, Ask, Module
@@ -245,7 +245,7 @@ def test_a_helpers_own_model_is_frozen_and_is_not_the_policys(tmp_path, small_mo
         f"{{reader: {{kind: hf, model: {own}, temperature: 0.5, top_p: 0.25}}, "
         f"judge: {{kind: hf, model: {own}}}, mirror: {{kind: hf, temperature: 0.75}}}}"
     )
-    stack = build_stack(load_config(written(tmp_path, engines)), training=True)
+    stack = build_runtime(load_config(written(tmp_path, engines)), training=True)
     reader = stack.engines["reader"]
     assert isinstance(reader, CachedEngine)
     assert weights(reader._engine) is not stack.model
@@ -287,7 +287,7 @@ def test_the_plan_counts_the_weights_of_helpers_once(tmp_path, small_model_path)
 def test_a_local_helper_serves_a_policy_that_speaks_through_an_api(tmp_path, small_model_path):
     api = "engine: {kind: openai, model: m, base_url: 'http://h.invalid/v1', api_key_env: '', tokenizer: tiny}"
     engines = f"{{reader: {{kind: hf, model: {{path: '{small_model_path}', device: cpu}}}}}}"
-    stack = build_stack(load_config(written(tmp_path, engines, api)), training=False)
+    stack = build_runtime(load_config(written(tmp_path, engines, api)), training=False)
     assert len(sample(stack.engines["reader"], [(said("hello"), Sampling(2, GREEDY))])) == 1
     stack.close()
 

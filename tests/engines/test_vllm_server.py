@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from memfactory.build import build_stack
+from memfactory.build import build_runtime
 from memfactory.config import load_config
 from memfactory.engines.base import WeightHolder, sample, sample_or_errors
 from memfactory.engines.options import VllmServerConfig
@@ -324,6 +324,6 @@ def test_a_config_names_a_server_and_helpers_that_differ_in_decoding_alone_share
         f"engine: {{kind: vllm_server, url: '{server.url}', startup_timeout: 0}}\n"
         f"engines: {{judge: {{kind: vllm_server, url: '{server.url}', startup_timeout: 0, temperature: 0.3}}}}\n"
     )
-    stack = build_stack(load_config(file), training=False)
+    stack = build_runtime(load_config(file), training=False)
     assert isinstance(stack.engines["policy"], VllmServerEngine) and stack.engines["judge"] is stack.engines["policy"]
     assert stack.decodings == {"judge": SamplingParams(0.3)}

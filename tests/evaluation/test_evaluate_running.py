@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from chat_server import CODES, NAMES, ChatServer, config_text, reading, rows, write_tokenizer
-from memfactory.build import build_stack
+from memfactory.build import build_runtime
 from memfactory.config import load_config
 from memfactory.errors import ConfigError
 from memfactory.evaluation import EvalOverrides, run_evaluation
@@ -380,9 +380,9 @@ def test_a_model_is_loaded_once_for_all_its_agents(place, banks, monkeypatch):
 
     def counted(resolved, *, training):
         built.append(resolved.config.agent.name)
-        return build_stack(resolved, training=training)
+        return build_runtime(resolved, training=training)
 
-    monkeypatch.setattr("memfactory.evaluation.running.build_stack", counted)
+    monkeypatch.setattr("memfactory.evaluation.running.build_runtime", counted)
     target = banks(", baselines: [full_context, no_memory]")
     evaluate([target, banks("", "other")], ["talk.json"], output=place / "out", metrics=("em",))
     assert built == ["naive_rag", "naive_rag"]

@@ -1,8 +1,8 @@
 """A stack of given parts: no model, no chat template, and engines that follow a script."""
 
-from memfactory.build import Stack
+from memfactory.build import Runtime
 
 
 def scripted_stack(agent, env, engines):
     """The stack of `agent` in `env` over `engines`."""
-    return Stack(agent, env, engines, {}, None, None, None)
+    return Runtime(agent, env, engines, {}, None, None, None)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_grpo import SilentRun, weights_of
 
-from memfactory.build import build_stack
+from memfactory.build import build_runtime
 from memfactory.config import load_config
 from memfactory.config.training import GrpoOptions
 from memfactory.envs.rewards.base import RewardFunction
@@ -79,7 +79,7 @@ def make(tmp_path, small_model_path):
 
     def trainer(*overrides, folder="run"):
         resolved = load_config(tmp_path / "run.yaml", overrides, command="train")
-        stack = build_stack(resolved, training=True)
+        stack = build_runtime(resolved, training=True)
         options = resolved.config.train.options
         policy = Policy(stack.model, stack.chat, resolved.config.model, options, seed=0)
         run = SilentRun(tmp_path / folder)

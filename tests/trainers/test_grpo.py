@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from memfactory.build import build_stack
+from memfactory.build import build_runtime
 from memfactory.config import load_config
 from memfactory.envs.rewards.base import RewardFunction
 from memfactory.errors import MemFactoryError
@@ -92,7 +92,7 @@ def make(tmp_path, small_model_path):
     def trainer(reward, *overrides):
         (tmp_path / "run.yaml").write_text(CONFIG.format(model=small_model_path, reward=reward))
         resolved = load_config(tmp_path / "run.yaml", overrides, command="train")
-        stack = build_stack(resolved, training=True)
+        stack = build_runtime(resolved, training=True)
         options = resolved.config.train.options
         policy = Policy(stack.model, stack.chat, resolved.config.model, options, seed=0)
         return GrpoTrainer(resolved, options, stack, policy, SilentRun(tmp_path / "run"))

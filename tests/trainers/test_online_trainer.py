@@ -16,7 +16,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from chat_server import ChatServer, write_tokenizer
-from memfactory.build import build_stack, build_tasks
+from memfactory.build import build_runtime, build_tasks
 from memfactory.config import load_config
 from memfactory.errors import ConfigError, MemFactoryError
 from memfactory.evaluation.episodes import evaluate_tasks
@@ -153,7 +153,7 @@ def test_a_run_that_was_interrupted_goes_on_where_it_stopped(world, tmp_path):
 def recall_of(source):
     """evidence_recall of the held-out questions, and the agent it was measured on."""
     resolved = load_config(source, command="eval")
-    stack = build_stack(resolved, training=False)
+    stack = build_runtime(resolved, training=False)
     tasks = build_tasks(resolved.config.data.eval["held"], stack.env, resolved.base_dir).tasks
     found = evaluate_tasks(stack, tasks, EvaluationSettings(metrics=("evidence_recall",)))
     return found.metrics["evidence_recall"].mean, resolved
@@ -202,13 +202,13 @@ def test_what_cannot_be_trained_online_is_told(world, tmp_path):
         load_config("run.yaml", ["agent.modules.retriever.weights=none.safetensors"], command="train")
     with pytest.raises(ConfigError, match="an OpenAI-compatible endpoint cannot be trained"):
         load_config("run.yaml", ["train={name: grpo}"], command="train")
-    stack = build_stack(load_config("run.yaml", ["agent.modules.retriever=naive_retriever"]), training=False)
+    stack = build_runtime(load_config("run.yaml", ["agent.modules.retriever=naive_retriever"]), training=False)
     with pytest.raises(ConfigError, match="none of its modules learns by itself"):
         Learners(stack.agent)
 
 
 def test_several_processes_are_refused(world, monkeypatch):
-    stack = build_stack(load_config("run.yaml"), training=False)
+    stack = build_runtime(load_config("run.yaml"), training=False)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="modules learn online in one process"):
         Learners(stack.agent)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from test_grpo import SilentRun, weights_of
 
-from memfactory.build import build_stack
+from memfactory.build import build_runtime
 from memfactory.config import load_config
 from memfactory.envs.rewards.base import RewardFunction
 from memfactory.policy.policy import Policy
@@ -59,7 +59,7 @@ def train(tmp_path: Path, small_model_path: Path) -> Callable[[int, int, str], i
         path = tmp_path / f"{of}-{rank}.yaml"
         path.write_text(CONFIG.format(model=small_model_path, loss=LOSSES[loss]))
         resolved = load_config(path)
-        stack = build_stack(resolved, training=True)
+        stack = build_runtime(resolved, training=True)
         options = resolved.config.train.options
         policy = Policy(stack.model, stack.chat, resolved.config.model, options, seed=0)
         run = SilentRun(tmp_path / f"run-{of}")

@@ -9,7 +9,7 @@ from rich.console import Console
 from test_grpo import SilentRun, weights_of
 
 from chat_server import ChatServer, config_text, reading, rows, write_tokenizer
-from memfactory.build import build_stack
+from memfactory.build import build_runtime
 from memfactory.components import RewardOptions
 from memfactory.config import load_config
 from memfactory.config.schema import EvalConfig
@@ -158,7 +158,7 @@ def make(tmp_path, small_model_path):
 
     def trainer(*overrides):
         resolved = load_config(tmp_path / "run.yaml", overrides, command="train")
-        stack = build_stack(resolved, training=True)
+        stack = build_runtime(resolved, training=True)
         options = resolved.config.train.options
         policy = Policy(stack.model, stack.chat, resolved.config.model, options, seed=0)
         return GrpoTrainer(resolved, options, stack, policy, SilentRun(tmp_path / "run"))

@@ -11,7 +11,7 @@ import weakref
 import pytest
 import torch
 
-from memfactory.build import build_stack
+from memfactory.build import build_runtime
 from memfactory.config import load_config
 from memfactory.config.training import GrpoOptions
 from memfactory.engines.hf.engine import HfEngine
@@ -118,7 +118,7 @@ def work(tmp_path, small_model_path):
 def make(work):
     def trainer(run, *overrides):
         resolved = load_config(work / "run.yaml", overrides, command="train")
-        stack = build_stack(resolved, training=True)
+        stack = build_runtime(resolved, training=True)
         options = resolved.config.train.options
         policy = Policy(stack.model, stack.chat, resolved.config.model, options, seed=0)
         return GrpoTrainer(resolved, options, stack, policy, run)

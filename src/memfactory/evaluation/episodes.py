@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 
-from memfactory.build import Stack
+from memfactory.build import Runtime
 from memfactory.episode import Episode
 from memfactory.errors import DataError
 from memfactory.evaluation.collector import SampleCollector
@@ -25,7 +25,7 @@ OnProgress = Callable[[int, int], None]
 
 
 def evaluate_tasks(
-    stack: Stack,
+    stack: Runtime,
     tasks: Sequence[Task],
     settings: EvaluationSettings,
     *,
@@ -83,7 +83,7 @@ def evaluate_tasks(
 
 
 def play_episodes(
-    stack: Stack,
+    stack: Runtime,
     samples: Sequence[tuple[Task, int]],
     settings: EvaluationSettings,
     *,
@@ -98,7 +98,7 @@ def play_episodes(
         stack.agent,
         episodes,
         stack.engines,
-        decodings=stack.drawn_with(settings.sampling_params),
+        decodings=stack.sampling_by_engine(settings.sampling_params),
         frozen=True,
         seed=settings.seed,
         window=settings.window,

@@ -10,7 +10,7 @@ from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
-from memfactory.build import Stack, TaskReader, build_stack, reading_env
+from memfactory.build import Runtime, TaskReader, build_runtime, reading_env
 from memfactory.config import Resolved
 from memfactory.console import Console
 from memfactory.data.digest import data_hash
@@ -100,7 +100,7 @@ def _evaluate(targets: Sequence[Target], output: Path, report: Report, errors: C
     try:
         if any(report.readable(target) for target in targets):
             try:
-                stack = build_stack(_with_all_engines(targets), training=False)
+                stack = build_runtime(_with_all_engines(targets), training=False)
             except MemFactoryError as error:
                 if len(targets) == len(report.targets):
                     raise
@@ -125,7 +125,7 @@ def _with_all_engines(targets: Sequence[Target]) -> Resolved:
     return replace(first, config=first.config.model_copy(update={"engines": engines}))
 
 
-def _evaluate_target(target: Target, stack: Stack, output: Path, report: Report, errors: Console) -> None:
+def _evaluate_target(target: Target, stack: Runtime, output: Path, report: Report, errors: Console) -> None:
     for name in report.readable(target):
         own = stack.with_agent(target.resolved.config.agent)
         try:
@@ -138,7 +138,7 @@ def _evaluate_target(target: Target, stack: Stack, output: Path, report: Report,
 
 
 def _evaluate_dataset(
-    target: Target, name: str, all_tasks: Sequence[Task], stack: Stack, output: Path, errors: Console
+    target: Target, name: str, all_tasks: Sequence[Task], stack: Runtime, output: Path, errors: Console
 ) -> DatasetResult:
     tasks = all_tasks[: target.resolved.config.eval.limit]
     metrics = tuple(dict.fromkeys((*(target.settings.metrics or stack.env.default_metrics(tasks)), *target.judges)))

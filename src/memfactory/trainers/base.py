@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import torch
 
-from memfactory.build import Stack, TaskReader, reading_env
+from memfactory.build import Runtime, TaskReader, reading_env
 from memfactory.config import Resolved
 from memfactory.config.agent_file import write_agent_file
 from memfactory.config.training import LoopOptions
@@ -103,7 +103,7 @@ class Trained(Protocol):
 class Trainer(ABC):
     """One optimizer step after the other until `finished`."""
 
-    def __init__(self, resolved: Resolved, options: LoopOptions, stack: Stack, trained: Trained, run: Run) -> None:
+    def __init__(self, resolved: Resolved, options: LoopOptions, stack: Runtime, trained: Trained, run: Run) -> None:
         self.resolved = resolved
         self.config = resolved.config
         self.options = options

@@ -11,7 +11,7 @@ from random import Random
 
 from accelerate.utils import gather_object
 
-from memfactory.build import Stack
+from memfactory.build import Runtime
 from memfactory.config import Resolved
 from memfactory.config.training import GrpoOptions
 from memfactory.data.digest import data_hash
@@ -51,7 +51,7 @@ class GrpoTrainer(Trainer):
 
     options: GrpoOptions
 
-    def __init__(self, resolved: Resolved, options: GrpoOptions, stack: Stack, policy: Policy, run: Run) -> None:
+    def __init__(self, resolved: Resolved, options: GrpoOptions, stack: Runtime, policy: Policy, run: Run) -> None:
         super().__init__(resolved, options, stack, policy, run)
         self.policy = policy
         data = resolved.config.data.train
@@ -65,7 +65,7 @@ class GrpoTrainer(Trainer):
         self.carried: tuple[Group, ...] = ()
         self._surplus: tuple[Group, ...] = ()
         self.watch = Watch(settings_of(options, stack.agent), run)
-        self.decodings = stack.drawn_with(SamplingParams(options.temperature, options.top_p, options.top_k))
+        self.decodings = stack.sampling_by_engine(SamplingParams(options.temperature, options.top_p, options.top_k))
 
     def finished(self) -> bool:
         enough = self.options.valid_groups

@@ -11,7 +11,7 @@ from statistics import fmean
 
 import numpy
 
-from memfactory.build import Stack
+from memfactory.build import Runtime
 from memfactory.config import Resolved
 from memfactory.config.training import OnlineOptions
 from memfactory.data.digest import data_hash
@@ -38,7 +38,9 @@ class OnlineTrainer(Trainer):
 
     options: OnlineOptions
 
-    def __init__(self, resolved: Resolved, options: OnlineOptions, stack: Stack, learners: Learners, run: Run) -> None:
+    def __init__(
+        self, resolved: Resolved, options: OnlineOptions, stack: Runtime, learners: Learners, run: Run
+    ) -> None:
         super().__init__(resolved, options, stack, learners, run)
         data = resolved.config.data.train
         if data is None:
@@ -49,7 +51,7 @@ class OnlineTrainer(Trainer):
         self.overlong = OverlongTasks()
         # The modules that have learnt nothing since this process began.
         self.unchanged, self.learnt_from = set(learners.modules), 0
-        self.decodings = stack.drawn_with(SamplingParams(options.temperature, options.top_p, options.top_k))
+        self.decodings = stack.sampling_by_engine(SamplingParams(options.temperature, options.top_p, options.top_k))
 
     def conclude(self) -> None:
         """Say so where modules have learnt nothing."""

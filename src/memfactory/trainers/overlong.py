@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 
-from memfactory.build import Stack
+from memfactory.build import Runtime
 from memfactory.config.training import Overlong
 from memfactory.dialogue import Agent, Ask, Dialogue, Shared
 from memfactory.engines.base import BoundedEngine, Engine
@@ -38,7 +38,7 @@ class OverlongTasks:
             )
 
 
-def fitting_tasks(tasks: Sequence[Task], stack: Stack, overlong: Overlong) -> tuple[Task, ...]:
+def fitting_tasks(tasks: Sequence[Task], stack: Runtime, overlong: Overlong) -> tuple[Task, ...]:
     """The tasks that training takes under `train.overlong`.
 
     With `drop` and `error` the first prompt of an attempt at each task is measured; what an agent asks later depends on

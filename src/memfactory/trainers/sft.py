@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 
-from memfactory.build import Stack, TaskReader
+from memfactory.build import Runtime, TaskReader
 from memfactory.config import Resolved
 from memfactory.config.training import SftOptions
 from memfactory.data.base import Row
@@ -32,7 +32,7 @@ class SftTrainer(Trainer):
 
     options: SftOptions
 
-    def __init__(self, resolved: Resolved, options: SftOptions, stack: Stack, policy: Policy, run: Run) -> None:
+    def __init__(self, resolved: Resolved, options: SftOptions, stack: Runtime, policy: Policy, run: Run) -> None:
         conversations = self.read(resolved, options, stack.reader)
         super().__init__(resolved, options.model_copy(update={"steps": conversations.steps}), stack, policy, run)
         self.policy = policy
