@@ -22,7 +22,7 @@ def compared(product: ProductSide, plain: PlainSide) -> dict[str, float]:
             ours.copy_(moved)
             theirs.copy_(moved)
     turns = training_turns(product.sampled(1), product.options)
-    scored = product.policy.score_reference(turns) if product.options.loss.kl_weight > 0 else turns
+    scored = product.policy.score_reference(turns) if product.options.loss.kl_coef > 0 else turns
     loss = product.policy.backward(scored)["loss"]
     other = plain.gradients(turns)
     scale, apart = 0.0, 0.0

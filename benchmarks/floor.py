@@ -74,7 +74,7 @@ def needed(sizes: Architecture, groups: Sequence[Group], turns: Sequence[Trainin
     flops = {
         "prefill": prefilled - spared(sizes, distinct([prompt[:-1] for prompt, _ in replies])),
         "decode": sizes.forward_flops(fed, sampled, behind),
-        "reference": forward if options.loss.kl_weight > 0 else 0.0,
+        "reference": forward if options.loss.kl_coef > 0 else 0.0,
         "forward": forward * options.epochs,
         "backward": forward * options.epochs * (2 if options.lora is None else 1),
     }

@@ -40,7 +40,7 @@ class Setting:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-KL = {"loss": {"kl_weight": 0.1}}
+KL = {"loss": {"kl_coef": 0.1}}
 CHECKPOINTED = {"gradient_checkpointing": True}
 SETTINGS = (
     Setting("full, float32"),
@@ -144,7 +144,7 @@ def compare(
         dtype=setting.dtype,
         kv_tokens=0,
         micro_tokens=options.micro_batch_tokens,
-        reference=options.loss.kl_weight > 0,
+        reference=options.loss.kl_coef > 0,
         cuda=False,
         fused_layers=fused,
     )

@@ -67,7 +67,7 @@ ROWS = (
 
 def conversations(split: str, rows: int) -> list[DataRow]:
     """Conversations of careful reading, which is a little other than what the embedded model was taught."""
-    given = {"rows": rows, "seed": 7, "split": split, "drills": 0.0, "sections": 3, "facts_per_section": 2}
+    given = {"rows": rows, "seed": 7, "split": split, "drills": 0.0, "chunks": 3, "facts_per_chunk": 2}
     return list(DATASETS.get("fact_traces")(DATASETS.options("fact_traces").model_validate(given), Path()).rows())
 
 

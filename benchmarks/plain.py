@@ -126,7 +126,7 @@ class PlainSide:
         self.network = trainable(stack.model, options.lora, self.dtype, 0)
         self.model = base_model(self.network)
         self.trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
-        kept = options.loss.kl_weight > 0
+        kept = options.loss.kl_coef > 0
         self.reference = Reference(self.network, self.dtype, continued=False) if kept else None
         self.optimizer = make_optimizer(self.trained, options.optimizer)
         engine = PlainEngine(self.model, self.chat, self.dtype)
@@ -159,7 +159,7 @@ class PlainSide:
             self.stack.env,
             self.tasks[:count],
             self.stack.engines,
-            group_size=options.generations,
+            group_size=options.group_size,
             decodings=self.stack.sampling_by_engine(SamplingParams(options.temperature, options.top_p, options.top_k)),
             seeds=[stream_seed(self.seed, "rollout", at) for at in range(count)],
         )
@@ -234,7 +234,7 @@ class PlainSide:
         loss = -torch.min(ratio * batch["advantages"], clipped * batch["advantages"])
         if reference is not None:
             difference = reference - logprobs
-            loss = loss + options.kl_weight * (difference.exp() - difference - 1)
+            loss = loss + options.kl_coef * (difference.exp() - difference - 1)
         return (loss * batch["weights"] * batch["reply"]).sum()
 
 

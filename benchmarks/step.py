@@ -203,7 +203,7 @@ def arguments(words: Sequence[str]) -> argparse.Namespace:
     add("workload", choices=WORKLOADS)
     add("--sides", nargs="+", choices=SIDES, default=["product", "plain"])
     for field in fields(Work)[1:]:
-        choices = ("faithful", "section_first") if field.name == "prompts" else None
+        choices = ("faithful", "chunk_first") if field.name == "prompts" else None
         add(option(field.name), type=type(field.default), default=field.default, choices=choices, help="of the step")
     add_model(parser)
     add("--ragged", type=float, default=0.0, help="spread (sigma) of log-normal reply lengths; 0: all of full length")

@@ -27,7 +27,7 @@ from memfactory.registry import MODULES, REWARDS
 from memfactory.types import Candidate
 
 WORKLOADS = ("memory_agent", "memory_r1", "rmm")
-Prompts = Literal["faithful", "section_first"]
+Prompts = Literal["faithful", "chunk_first"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Work:
-    """One training step: `tasks` groups of `generations` attempts, each reply `new_tokens` long.
+    """One training step: `tasks` groups of `group_size` attempts, each reply `new_tokens` long.
 
     `chunks`, `chunk_tokens` and `prompts` are memory_agent's; `prompt_tokens` is about how long the prompts of the
     single-turn workloads are (0: as long as published).
@@ -53,7 +53,7 @@ class Work:
 
     name: str
     tasks: int = 1
-    generations: int = 8
+    group_size: int = 8
     new_tokens: int = 64
     chunks: int = 4
     chunk_tokens: int = 625
@@ -186,8 +186,8 @@ def configured(work: Work, model: Path, folder: Path, settings: Sequence[str] = 
             "name": "grpo",
             "steps": 1_000_000,
             "prompts_per_step": work.tasks,
-            "generations": work.generations,
-            "loss": {"kl_weight": 0.001},
+            "group_size": work.group_size,
+            "loss": {"kl_coef": 0.001},
             "transcripts_per_step": 0,
         },
         "trackers": [],

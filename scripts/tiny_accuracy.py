@@ -47,7 +47,7 @@ def demonstrations(rows: int) -> list[tuple[str, str, str]]:
     wanted: list[tuple[str, str, dict[str, object]]] = [
         ("extract", "conversation_traces", {"steps": {"extract": 1}}),
         ("update", "conversation_traces", {"steps": {"update": 1}}),
-        ("rerank 5 of 20", "conversation_traces", {"steps": {"rerank": 1}, "fewest": 20, "paraphrased": 1.0}),
+        ("rerank 5 of 20", "conversation_traces", {"steps": {"rerank": 1}, "min_candidates": 20, "paraphrased": 1.0}),
         ("answer", "conversation_traces", {"steps": {"answer": 1}, "paraphrased": 0.0, "absent": 0.0}),
         ("answer paraphrase", "conversation_traces", {"steps": {"answer": 1}, "paraphrased": 1.0, "absent": 0.0}),
         ("cite", "conversation_traces", {"steps": {"cite": 1}, "paraphrased": 1.0, "absent": 0.0}),

@@ -25,7 +25,7 @@ RESUMABLE = (
     "engine.temperature",
     "engine.top_p",
     "trackers",
-    "eval.max_unknown_share",
+    "eval.max_unknown_fraction",
     # Never read from the run's folder, so it differs where the run is its own config.
     "model.trust_remote_code",
     # Compared by themselves: their names depend on where they lie, and a mistake in one may have to be mended.
@@ -49,7 +49,7 @@ RESUMABLE_ENGINE = (
     "timeout",
     "retries",
     "backoff",
-    "longest_wait",
+    "max_retry_wait",
     "startup_timeout",
     "update_timeout",
 )

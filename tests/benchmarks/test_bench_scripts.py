@@ -25,7 +25,7 @@ BENCH = SimpleNamespace(
     workloads=workloads,
 )
 MODEL = "--layers 1 --hidden 64 --intermediate 96 --heads 2 --kv-heads 1 --head-dim 32 --vocabulary 2500".split()
-SMALL = [*MODEL, *"--generations 3 --new-tokens 6 --chunks 2 --chunk-tokens 40 --prompt-tokens 150".split()]
+SMALL = [*MODEL, *"--group-size 3 --new-tokens 6 --chunks 2 --chunk-tokens 40 --prompt-tokens 150".split()]
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def bench():
 
 def made(bench, folder: Path, *words: str):
     given = bench.step.arguments([*words, *SMALL])
-    work = bench.workloads.Work(given.workload, generations=3, new_tokens=6, prompt_tokens=150)
+    work = bench.workloads.Work(given.workload, group_size=3, new_tokens=6, prompt_tokens=150)
     return bench.step.Bench(
         given, work, bench.workloads.write_model(folder / "model", bench.step.model_of(given)), folder
     )
@@ -74,7 +74,7 @@ def test_the_floor_counts_each_phase_by_hand(bench):
     ]
     group = Group(Task("t", "q?", ()), tuple(Trajectory(n, (turn,), None, Reward(1.0)) for n, turn in enumerate(turns)))
     training = [TrainingTurn((1, 2), (reply, 9), 1.0, n, 0, "ask") for n, reply in enumerate((3, 4))]
-    needed = bench.floor.needed(sizes, [group], training, GrpoOptions(loss={"kl_weight": 0.1}))
+    needed = bench.floor.needed(sizes, [group], training, GrpoOptions(loss={"kl_coef": 0.1}))
     # A token costs 2 x 100, logits 2 x 5 x 2, an attended position 4 x 3. The prompt's first token predicts nothing: in
     # the last layer it needs no query, no output and no MLP (2 x 2 x 3 + 3 x 2 x 4 weights), and attends to nothing.
     spared = 2 * 36 + 12
@@ -130,7 +130,7 @@ def test_ragged_lengths_are_the_same_on_every_side(bench):
 
 
 @pytest.mark.parametrize(
-    "words", ["rmm", "memory_r1", "memory_agent", "memory_agent --prompts section_first", "rmm --ragged 0.7"]
+    "words", ["rmm", "memory_r1", "memory_agent", "memory_agent --prompts chunk_first", "rmm --ragged 0.7"]
 )
 def test_product_and_plain_have_equal_losses_and_gradients(bench, capsys, words):
     bench.step.main([*words.split(), *SMALL, "--check"])
@@ -139,9 +139,9 @@ def test_product_and_plain_have_equal_losses_and_gradients(bench, capsys, words)
 
 
 def test_the_check_sees_another_loss(bench, tmp_path):
-    sides = made(bench, tmp_path, "rmm", "--set", "train.loss.kl_weight=0.2")
+    sides = made(bench, tmp_path, "rmm", "--set", "train.loss.kl_coef=0.2")
     plain = sides.side("plain")
-    plain.options = plain.options.model_copy(update={"loss": plain.options.loss.model_copy(update={"kl_weight": 0.3})})
+    plain.options = plain.options.model_copy(update={"loss": plain.options.loss.model_copy(update={"kl_coef": 0.3})})
     assert bench.check.compared(sides.side("product"), plain)["gradient"] > 1e-3
 
 
@@ -152,7 +152,7 @@ def test_adapters_are_compared_as_well(bench, capsys):
 
 def test_a_step_is_reported_by_phase_and_profiled(bench, tmp_path, capsys):
     report, profile = tmp_path / "report.json", tmp_path / "profile.md"
-    words = ["--sides", "product", "plain", "other", "--other-set", "train.loss.kl_weight=0", "--repeats", "2"]
+    words = ["--sides", "product", "plain", "other", "--other-set", "train.loss.kl_coef=0", "--repeats", "2"]
     files = ["--json", str(report), "--profile", str(profile), "--no-memory"]
     bench.step.main(["rmm", *SMALL, *words, *files])
     found = json.loads(report.read_text())

@@ -17,7 +17,7 @@ model: {{path: {model}, cpu_threads: 1}}
 agent: {{name: memory_agent, chunk_tokens: 200, memory_tokens: 4, answer_tokens: 4}}
 env: longcontext
 data: {{train: {{name: facts, rows: 4}}, eval: {{held: {{name: facts, rows: 2}}}}}}
-train: {{name: grpo, steps: 1, prompts_per_step: 1, generations: 2, eval_at_start: true}}
+train: {{name: grpo, steps: 1, prompts_per_step: 1, group_size: 2, eval_at_start: true}}
 eval: {{samples: 1, limit: 1}}
 trackers: [console]
 """

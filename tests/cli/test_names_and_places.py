@@ -43,7 +43,7 @@ def test_the_home_folder_is_found_in_every_path(place, small_model_path, between
     assert done(["config", "schema"], output="~/schema.json")
     assert done(["eval", "x.yaml", model, *SMALL, "--samples", "1"], data="~/rows.jsonl", output="~/out")
     assert done(["infer", "x.yaml", model, *SMALL], input="~/rows.jsonl", output="~/a.jsonl")
-    train = ["train={name: grpo, steps: 1, prompts_per_step: 1, generations: 2}", "data.train=~/rows.jsonl"]
+    train = ["train={name: grpo, steps: 1, prompts_per_step: 1, group_size: 2}", "data.train=~/rows.jsonl"]
     assert run(["train", "x.yaml", model, *SMALL, *train, "output=~/one"]) == 0
     assert done(["train", "x.yaml", model, *SMALL, *train], output="~/two")
     assert done(["view", "~/one"], output="~/page.html")

@@ -51,7 +51,7 @@ model: {{path: {model}, cpu_threads: 1}}
 agent: {{name: memory_agent, chunk_tokens: 200, memory_tokens: 4, answer_tokens: 4}}
 env: {{name: longcontext, rewards: {{slow_reward: 1.0}}}}
 data: {{train: slow_rows, eval: {{held: slow_rows}}}}
-train: {{name: grpo, steps: 50, prompts_per_step: 1, generations: 2, eval_at_start: false, eval_at_end: false}}
+train: {{name: grpo, steps: 50, prompts_per_step: 1, group_size: 2, eval_at_start: false, eval_at_end: false}}
 eval: {{metrics: [slow_reward], samples: 40}}
 trackers: [console]
 """

@@ -19,7 +19,7 @@ env: {name: longcontext, rewards: {boxed_em: 1.0}}
 data:
   train: {name: facts, rows: 16}
   eval: {held: {name: facts, rows: 4, split: heldout}}
-train: {name: grpo, steps: 1, prompts_per_step: 1, generations: 2, eval_at_start: false, eval_at_end: false}
+train: {name: grpo, steps: 1, prompts_per_step: 1, group_size: 2, eval_at_start: false, eval_at_end: false}
 eval: {samples: 2, temperature: 0.7, metrics: [boxed_em]}
 trackers: [console]
 """

@@ -24,7 +24,7 @@ from memfactory.types import Reply, Task
 from word_codec import WordCodec
 
 GOLDS = {"Where does Ada live?": "New York", "When did Ben move?": "7 May 2023"}
-AGENTS = ("memory_agent_section_first", "full_context", "no_memory", "naive_rag", "memory_r1", "memory_rmm")
+AGENTS = ("memory_agent_chunk_first", "full_context", "no_memory", "naive_rag", "memory_r1", "memory_rmm")
 OF_OTHER_THINGS = {
     "format",
     "memory_format",
@@ -103,7 +103,7 @@ def test_an_always_right_endpoint_earns_every_reward_of_answers(place):
 
 def config(place, *overrides, command="train"):
     rows = "data.train=rows.jsonl"
-    trainer = "train={name: grpo, steps: 1, prompts_per_step: 1, generations: 2}"
+    trainer = "train={name: grpo, steps: 1, prompts_per_step: 1, group_size: 2}"
     local = ["engine={kind: hf}", "model=tiny", "engines={}", rows, trainer] if command == "train" else []
     return load_config(place / "run.yaml", [*local, *overrides], command=command)
 

@@ -66,14 +66,14 @@ def test_parts_and_configs_can_be_based_on_others(folder):
 
 def test_rewards_replace_those_of_the_part_and_other_mappings_merge(folder):
     write(folder / "configs/envs/all.yaml", "name: longcontext\nrewards: {em: 1.0, format: 0.1}\n")
-    write(folder / "configs/train/fast.yaml", "name: grpo\nloss: {kl_weight: 0.5, clip_low: 0.1}\n")
+    write(folder / "configs/train/fast.yaml", "name: grpo\nloss: {kl_coef: 0.5, clip_low: 0.1}\n")
     text = (
         BASE.replace("longcontext", "{name: all, rewards: {f1: 1.0}}") + "train: {name: fast, loss: {clip_low: 0.3}}\n"
     )
     resolved = load_config(write(folder / "configs/run.yaml", text))
     assert resolved.config.env.options.rewards == {"f1": 1.0}
     loss = resolved.config.train.options.loss
-    assert (loss.kl_weight, loss.clip_low) == (0.5, 0.3)
+    assert (loss.kl_coef, loss.clip_low) == (0.5, 0.3)
 
 
 def test_overrides_are_applied_one_by_one_and_whole_parts_first(folder):

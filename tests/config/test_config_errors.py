@@ -266,7 +266,7 @@ def test_an_extra_that_is_not_installed_is_told_with_the_command_that_installs_i
 
 
 def test_what_can_work_but_deserves_a_word_is_a_warning(folder):
-    train = "train: {name: grpo, generations: 1, top_p: 0.9, optimizer: {schedule: linear, warmup_steps: 100}}\n"
+    train = "train: {name: grpo, group_size: 1, top_p: 0.9, optimizer: {schedule: linear, warmup_steps: 100}}\n"
     (folder / "rows.jsonl").write_text("{}")
     (folder / "x.yaml").write_text(
         BASE.replace("tiny", "{path: tiny, dtype: bfloat16}") + train + "data: {train: rows.jsonl}\n"
@@ -275,7 +275,7 @@ def test_what_can_work_but_deserves_a_word_is_a_warning(folder):
     assert [warning.partition(":")[0] for warning in warnings] == [
         "train.optimizer.warmup_steps",
         "train.top_p",
-        "train.generations",
+        "train.group_size",
         "model.dtype",
     ]
 

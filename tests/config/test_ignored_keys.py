@@ -67,15 +67,15 @@ def test_a_written_run_holds_no_decoding_of_the_policy_and_old_ones_load(folder)
 @pytest.mark.parametrize(
     ("text", "override", "word"),
     [
-        (BASE, "train.loss.kl_estimator=k1", "train.loss.kl_estimator: 'k1' has no effect: kl_weight is 0"),
+        (BASE, "train.loss.kl_estimator=k1", "train.loss.kl_estimator: 'k1' has no effect: kl_coef is 0"),
         (BASE, "train.loss.sapo_positive=2", "train.loss.sapo_positive: 2.0 has no effect: objective is ppo"),
         (BASE, "train.loss.kl_horizon=5", "train.loss.kl_horizon: 5 has no effect: kl_target is null"),
         (BASE, "train.loss.correction_high=3", "sampler_correction is none"),
         (BASE, "train.loss.constant_length=3", "weighting is token"),
         (
             BASE,
-            "train.optimizer.final_share=0.5",
-            "train.optimizer.final_share: 0.5 has no effect: schedule is constant",
+            "train.optimizer.min_lr_ratio=0.5",
+            "train.optimizer.min_lr_ratio: 0.5 has no effect: schedule is constant",
         ),
         (BASE, "train.max_rollouts_per_step=3", "require_variance is false"),
         (BASE, "train.eval_every=3", "train.eval_every: 3 has no effect: data.eval names no evaluation set"),

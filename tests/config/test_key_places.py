@@ -11,7 +11,7 @@ from memfactory.errors import ConfigError
 
 
 def test_a_key_is_found_in_every_section_and_component():
-    assert keys_called("generations") == ["train.generations"]
+    assert keys_called("group_size") == ["train.group_size"]
     assert keys_called("chunk_tokens")[0] == "agent.chunk_tokens"
     assert keys_called("temperature")[0] == "train.temperature" and keys_called("steps")[0] == "train.steps"
     assert keys_called("rank") and keys_called("nothing_of_the_kind") == []
@@ -20,7 +20,7 @@ def test_a_key_is_found_in_every_section_and_component():
 @pytest.mark.parametrize(
     ("word", "told"),
     [
-        ("--generations", "An override is written train.generations=VALUE."),
+        ("--group_size", "An override is written train.group_size=VALUE."),
         ("--chunk-tokens", "An override is written agent.chunk_tokens=VALUE."),
         ("--train.steps", "An override is written train.steps=VALUE."),
         ("--nothing-of-the-kind", "An override is written KEY=VALUE."),
@@ -35,5 +35,5 @@ def test_an_option_that_is_an_override_is_hinted_at_by_its_whole_key(monkeypatch
 
 
 def test_an_override_of_a_lone_key_says_where_it_stands():
-    with pytest.raises(ConfigError, match=r"unknown key; there is 'train\.generations'\."):
-        load_config("tiny", ["generations=4"])
+    with pytest.raises(ConfigError, match=r"unknown key; there is 'train\.group_size'\."):
+        load_config("tiny", ["group_size=4"])

@@ -60,8 +60,8 @@ def test_options_beside_a_preset_win() -> None:
 
 
 def test_a_preset_of_the_other_order_is_refused() -> None:
-    with pytest.raises(ValidationError, match="the update prompt is memory_first, but `order` is section_first"):
-        RecurrentMemoryOptions(prompts="memagent", order="section_first")
+    with pytest.raises(ValidationError, match="the update prompt is memory_first, but `order` is chunk_first"):
+        RecurrentMemoryOptions(prompts="memagent", order="chunk_first")
 
 
 def test_an_unknown_preset_is_named_with_those_that_exist(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def change(tmp_path):
         "engines.judge.retries=9",
         "train.micro_batch_tokens=512",
         "train.gradient_checkpointing=true",
-        "train.max_unknown_share=0.5",
+        "train.max_unknown_fraction=0.5",
     ],
 )
 def test_what_an_error_asks_for_may_be_changed_when_a_run_goes_on(change, word):
@@ -44,7 +44,7 @@ def test_what_an_error_asks_for_may_be_changed_when_a_run_goes_on(change, word):
 
 
 @pytest.mark.parametrize(
-    "word", ["train.epochs=2", "train.generations=2", "engines.judge.model=other", "train.overlong=drop", "seed=3"]
+    "word", ["train.epochs=2", "train.group_size=2", "engines.judge.model=other", "train.overlong=drop", "seed=3"]
 )
 def test_what_trains_otherwise_is_refused(change, word):
     with pytest.raises(ConfigError, match="cannot be resumed"):

@@ -126,7 +126,7 @@ def test_a_short_form_below_a_mapping_keeps_what_it_names(folder):
 
 def test_an_override_of_a_name_or_kind_drops_what_stood_there(folder):
     text = (
-        "train: {name: grpo, generations: 3}\nengine: {kind: hf, max_batch: 3}\ndata: {train: {name: facts, rows: 3}}\n"
+        "train: {name: grpo, group_size: 3}\nengine: {kind: hf, max_batch: 3}\ndata: {train: {name: facts, rows: 3}}\n"
     )
     config = written(folder, "memory_agent", text)
     found = load_config(config, ["train.name=online", "engine.kind=vllm", "data.train.name=locomo", "env.name=rerank"])

@@ -278,7 +278,7 @@ def test_a_careful_choice_begins_with_the_memory_that_answers():
 
 def test_a_careless_choice_is_right_no_more_often_than_chance():
     right = 0
-    for asked, said in exchanges("rerank", 200, careless_rerank=1.0, fewest=20):
+    for asked, said in exchanges("rerank", 200, careless_rerank=1.0, min_candidates=20):
         right += answering(*question_and_lines(asked)) + 1 in parse_choice(said, 20, 5).numbers
     # 5 of 20: 50 expected, standard deviation sqrt(200 x .25 x .75) = 6.1.
     assert 30 < right < 70
@@ -343,8 +343,8 @@ def test_steps_without_a_share_are_refused():
 
 def test_a_mixture_has_its_parts_in_their_shares():
     parts = [
-        {"share": 3, "data": {"name": "conversation_traces", "steps": {"drill": 1}}},
-        {"share": 1, "data": {"name": "fact_traces"}},
+        {"weight": 3, "data": {"name": "conversation_traces", "steps": {"drill": 1}}},
+        {"weight": 1, "data": {"name": "fact_traces"}},
     ]
     mixed = rows(MixtureDataset, parts=parts, rows=400)
     drills = sum(row.source.startswith("conversation_traces") for row in mixed)

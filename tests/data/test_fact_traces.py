@@ -102,5 +102,5 @@ def test_a_drill_repeats_the_same_facts():
 
 
 def test_carelessness_needs_another_fact_to_write():
-    with pytest.raises(ValueError, match="at least 2 facts_per_section"):
-        DATASETS.options("fact_traces").model_validate({"facts_per_section": 1, "distraction": 0.5})
+    with pytest.raises(ValueError, match="at least 2 facts_per_chunk"):
+        DATASETS.options("fact_traces").model_validate({"facts_per_chunk": 1, "distraction": 0.5})

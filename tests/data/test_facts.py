@@ -42,7 +42,7 @@ def test_rows_are_counted_sliced_and_limited():
 
 
 def test_every_section_has_exactly_the_wanted_size_and_begins_with_filler():
-    options = DocumentOptions(sections=4, facts_per_section=3, section_words=61, corrections=0.5, two_hops=0.5)
+    options = DocumentOptions(chunks=4, facts_per_chunk=3, chunk_words=61, corrections=0.5, two_hops=0.5)
     for index in range(40):
         document = draw_document(options, index)
         assert [units(section) for section in document.sections] == [61] * 4
@@ -111,12 +111,12 @@ def test_a_question_of_two_hops_leads_over_the_mentor():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"sections": 17, "facts_per_section": 4}, "68, but there are only 64 people"),
+        ({"chunks": 17, "facts_per_chunk": 4}, "68, but there are only 64 people"),
         ({"corrections": 0.6, "two_hops": 0.5}, "corrections + two_hops is 1.1"),
-        ({"sections": 1, "corrections": 0.5}, "at least 2 sections"),
-        ({"sections": 1, "facts_per_section": 1, "two_hops": 1.0}, "at least 2 people"),
+        ({"chunks": 1, "corrections": 0.5}, "at least 2 chunks"),
+        ({"chunks": 1, "facts_per_chunk": 1, "two_hops": 1.0}, "at least 2 people"),
         # 4 statements of at most 8, and 8 for filler.
-        ({"section_words": 39}, "section_words is 39; 4 statements need at least 40"),
+        ({"chunk_words": 39}, "chunk_words is 39; 4 statements need at least 40"),
     ],
 )
 def test_options_that_do_not_fit_say_why(options, words):

@@ -47,7 +47,7 @@ env: {name: longcontext, rewards: {boxed_em: 1.0}}
 data:
   train: {name: counted_rows, title: train, bad: true, skip_bad_rows: true}
   eval: {held: {name: counted_rows, title: held}}
-train: {name: grpo, steps: 1, prompts_per_step: 2, generations: 2}
+train: {name: grpo, steps: 1, prompts_per_step: 2, group_size: 2}
 trackers: []
 eval: {samples: 1, baselines: [no_memory]}
 """

@@ -90,7 +90,7 @@ def small(path: Path, command: str) -> list[str]:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_header_names_a_command_for_its_config(path: Path) -> None:
     own = f"configs/{path.name}"
-    derived = {"memagent_qwen3_1.7b", "memagent_qwen3_4b_section_first", "tiny_sft"}
+    derived = {"memagent_qwen3_1.7b", "memagent_qwen3_4b_chunk_first", "tiny_sft"}
     assert path.stem in derived or any(own in command for command in commands(path))
 
 
@@ -118,7 +118,7 @@ def test_every_other_command_of_a_header_is_there(folder: Path, path: Path) -> N
 @pytest.mark.parametrize("name", ["memory_r1", "memory_r1_answer", "memory_r1_faithful", "rmm"])
 def test_a_stage_trains_and_is_evaluated_on_the_test_split(folder: Path, name: str) -> None:
     path = ROOT / "configs" / f"{name}.yaml"
-    short = ["train.steps=1", "train.prompts_per_step=1", "train.generations=2", "eval.limit=1", "eval.baselines=[]"]
+    short = ["train.steps=1", "train.prompts_per_step=1", "train.group_size=2", "eval.limit=1", "eval.baselines=[]"]
     tokens = [
         f"agent.modules.{slot}.max_tokens=8"
         for slot, module in load_config(path).values["agent"]["modules"].items()

@@ -24,11 +24,11 @@ SHORT = [
     "train.steps=1",
     "train.prompts_per_step=2",
     "train.rollout_prompts=2",
-    "train.generations=2",
+    "train.group_size=2",
     "train.minibatches=1",
     "train.require_variance=false",
 ]
-QUICK = ["train.steps=1", "train.prompts_per_step=2", "train.generations=2", "eval.limit=4", "eval.samples=1"]
+QUICK = ["train.steps=1", "train.prompts_per_step=2", "train.group_size=2", "eval.limit=4", "eval.samples=1"]
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ agent: {name: memory_agent, chunk_tokens: 64, memory_tokens: 8, answer_tokens: 4
 env: {name: longcontext, rewards: {boxed_em: 1.0}}
 data: {train: {name: facts, rows: 2}}
 train:
-  {name: grpo, steps: 1, prompts_per_step: 1, generations: 2, max_rollouts_per_step: 1, require_variance: false,
+  {name: grpo, steps: 1, prompts_per_step: 1, group_size: 2, max_rollouts_per_step: 1, require_variance: false,
    eval_at_start: false, eval_at_end: false}
 trackers: [console, swanlab]
 """

@@ -14,7 +14,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 AGENTS = sorted(path.stem for path in (CONFIGS / "agents").glob("*.yaml"))
 # Each environment with rows of its own kind.
 ENVS = {
-    "longcontext": {"name": "facts", "rows": 4, "sections": 1},
+    "longcontext": {"name": "facts", "rows": 4, "chunks": 1},
     "memory_bank": {"name": "conversations", "rows": 4},
     "rerank": {"name": "conversations", "form": "rerank", "rows": 4},
 }
@@ -75,7 +75,7 @@ def test_every_pair_takes_a_step_of_training(agent, env, lottery, tmp_path):
         config,
         [
             "model={path: tiny, dtype: float32, cpu_threads: 1}",
-            "train={name: grpo, steps: 1, prompts_per_step: 2, generations: 4}",
+            "train={name: grpo, steps: 1, prompts_per_step: 2, group_size: 4}",
             *short,
             *EXTRA.get((agent, env), ()),
             f"data.train={ENVS[env]}",

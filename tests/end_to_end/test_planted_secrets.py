@@ -192,7 +192,7 @@ def test_a_run_with_a_judge_leaks_nothing(place, server, capfd, mode):
         "env: {name: longcontext, rewards: {judge: 1.0}}\n"
         f"engines: {{judge: {{{judge}}}}}\n"
         "data: {train: {name: facts, rows: 2}}\n"
-        "train: {name: grpo, steps: 1, prompts_per_step: 1, generations: 2, max_rollouts_per_step: 1, "
+        "train: {name: grpo, steps: 1, prompts_per_step: 1, group_size: 2, max_rollouts_per_step: 1, "
         "eval_at_start: false, eval_at_end: false}\n"
         "trackers: [console, swanlab]\n"
     )

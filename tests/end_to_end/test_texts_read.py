@@ -121,7 +121,7 @@ model: {path: tiny, dtype: float32, cpu_threads: 1}
 agent: {name: memory_agent, chunk_tokens: 16, max_chunks: 2, memory_tokens: 4, answer_tokens: 4}
 env: longcontext
 data: {train: {name: facts, rows: 8}, eval: {held: {name: facts, rows: 2, split: heldout}}}
-train: {name: grpo, steps: 2, prompts_per_step: 2, generations: 2, eval_every: 1}
+train: {name: grpo, steps: 2, prompts_per_step: 2, group_size: 2, eval_every: 1}
 eval: {samples: 1, limit: 2}
 trackers: [console]
 """

@@ -199,7 +199,7 @@ def test_vectors_of_whole_numbers_are_vectors(serve):
 def test_no_server_is_waited_for_longer_than_configured(serve, ask, asked):
     server = serve(answering(b'{"error": "slow down"}', "429 Too Many Requests", Retry_After=asked))
     began = time.monotonic()
-    outcome = ask(server, retries=2, longest_wait=0.1)
+    outcome = ask(server, retries=2, max_retry_wait=0.1)
     assert "slow down" in str(outcome) and len(server.requests) == 3
     assert time.monotonic() - began < 1.0
 

@@ -105,7 +105,7 @@ def test_compression_counts_what_was_in_the_memory_before_as_seen():
     # Seen: 2 words heard and 8 in the memory; kept: 8 words, "key: value" among them. (8 - 0.5 x 10) / 10.
     before = (MemoryItem("a", "pet", "a b c"), MemoryItem("b", "", "a b c d"))
     task = replace(TASK, memory=before, conversation=(Utterance("Ada", "two words"),))
-    assert score("compression", Episode(task, bank=BANKS.open(before)), share=0.5) == pytest.approx(-0.3)
+    assert score("compression", Episode(task, bank=BANKS.open(before)), fraction=0.5) == pytest.approx(-0.3)
     assert score("compression", Episode(TASK, bank=bank_of(5))) == 0.0  # nothing was seen
 
 

@@ -202,7 +202,7 @@ def test_training_a_tied_end_warns_of_nothing_and_loads(targets: str, tmp_path: 
         "agent: {name: memory_agent, chunk_tokens: 64, memory_tokens: 12, answer_tokens: 8}\n"
         "env: {name: longcontext, rewards: {f1: 1.0}}\n"
         "data: {train: {name: facts, rows: 8}}\n"
-        f"train: {{name: grpo, steps: 2, prompts_per_step: 2, generations: 2, lora: {{rank: 4, "
+        f"train: {{name: grpo, steps: 2, prompts_per_step: 2, group_size: 2, lora: {{rank: 4, "
         f"target_modules: {targets}}}, optimizer: {{learning_rate: 0.02}}}}\n"
         "trackers: []\n",
         encoding="utf-8",

@@ -226,7 +226,7 @@ def test_a_padding_token_without_embedding_trains(share: str, model_folder: Path
         "agent: {name: memory_agent, chunk_tokens: 64, memory_tokens: 6, answer_tokens: 6}\n"
         "env: {name: longcontext, rewards: {f1: 1.0}}\n"
         "data: {train: {name: facts, rows: 4}}\n"
-        "train: {name: grpo, steps: 1, prompts_per_step: 1, generations: 2, eval_at_end: false}\n"
+        "train: {name: grpo, steps: 1, prompts_per_step: 1, group_size: 2, eval_at_end: false}\n"
         f"engine: {{kind: hf, share_prefixes: {share}}}\n"
         "trackers: []\n",
         encoding="utf-8",

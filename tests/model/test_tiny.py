@@ -78,7 +78,7 @@ def test_a_token_is_a_word_or_a_mark_in_every_memory_and_a_number_is_one(tokeniz
 
 
 def test_chunks_of_as_many_tokens_as_a_section_has_words_are_the_sections(tokenizer):
-    options = DocumentOptions(section_words=64, corrections=0.3, two_hops=0.3)
+    options = DocumentOptions(chunk_words=64, corrections=0.3, two_hops=0.3)
     module = RecurrentMemoryModule(RecurrentMemoryOptions(chunk_tokens=64), ChatFormat(tokenizer))
     for index in range(20):
         document = draw_document(options, index)

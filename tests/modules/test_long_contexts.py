@@ -166,7 +166,7 @@ def read(context: str, **options: object) -> tuple[list[int], Episode]:
     return lengths, done
 
 
-@pytest.mark.parametrize("order", ["memory_first", "section_first"])
+@pytest.mark.parametrize("order", ["memory_first", "chunk_first"])
 def test_what_is_asked_grows_linearly_with_the_text_and_no_prompt_grows_at_all(order):
     codec, chunk = FileCodec("tiny"), 200
     counts, asked, longest = [], [], []

@@ -155,7 +155,7 @@ def plan(tmp_path, small_model_path):
         "agent: {name: memory_agent, chunk_tokens: 100, memory_tokens: 16, answer_tokens: 8}\n"
         "env: longcontext\n"
         "data: {train: rows.jsonl}\n"
-        "train: {name: grpo, steps: 7, prompts_per_step: 3, generations: 5}\n"
+        "train: {name: grpo, steps: 7, prompts_per_step: 3, group_size: 5}\n"
     )
 
     def planned(*overrides):
@@ -175,7 +175,7 @@ def test_the_plan_counts_trajectories_turns_and_conversations(plan, small_model_
     turns = -(-tokens // 100) + 1
     assert found.problems == ()
     assert work["optimizer steps"] == "7"
-    assert work["prompts x generations"] == "3 x 5 = 15 trajectories per rollout"
+    assert work["prompts x group size"] == "3 x 5 = 15 trajectories per rollout"
     assert work["turns per trajectory"] == f"{turns:.1f}"
     assert work["conversations per optimizer step"] == f"{15 * turns}"
     assert work["trained steps of modules"] == "update, answer"

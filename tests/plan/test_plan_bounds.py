@@ -16,7 +16,7 @@ model: {path: tiny}
 agent: {name: memory_agent, chunk_tokens: 64, memory_tokens: 24, answer_tokens: 12}
 env: longcontext
 data: {train: {name: facts, rows: 64}}
-train: {name: grpo, prompts_per_step: 2, generations: 4}
+train: {name: grpo, prompts_per_step: 2, group_size: 4}
 """
 SMALL = Device("a GPU of 1 byte", 1, cuda=True)
 

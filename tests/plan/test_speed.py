@@ -33,11 +33,11 @@ FORWARD = 1600 + 126 + 640
     [
         (GrpoOptions(), 3),
         (GrpoOptions(lora=LoraOptions()), 2),
-        (GrpoOptions(loss=LossOptions(kl_weight=0.1)), 4),
-        (GrpoOptions(loss=LossOptions(kl_weight=0.1), minibatches=2), 5),
+        (GrpoOptions(loss=LossOptions(kl_coef=0.1)), 4),
+        (GrpoOptions(loss=LossOptions(kl_coef=0.1), minibatches=2), 5),
         (GrpoOptions(epochs=2), 3 * 2 + 1),
         # With the KL in the reward both log-probabilities are needed before there is an advantage.
-        (GrpoOptions(loss=LossOptions(kl_weight=0.1, kl_in_reward=True)), 3 + 2),
+        (GrpoOptions(loss=LossOptions(kl_coef=0.1, kl_in_reward=True)), 3 + 2),
         # Tokens are chosen by a forward pass before each update.
         (GrpoOptions(epochs=2, loss=LossOptions(objective="clip_cov")), 3 * 2 + 1 + 2),
     ],

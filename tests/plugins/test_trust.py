@@ -34,7 +34,7 @@ model: {{path: {model}, cpu_threads: 1}}
 agent: {{name: memory_agent, chunk_tokens: 200, memory_tokens: 4, answer_tokens: 4}}
 env: {{name: longcontext, rewards: {{{reward}: 1.0}}}}
 data: {{train: {{name: facts, rows: 4}}, eval: {{held: {{name: facts, rows: 2}}}}}}
-train: {{name: grpo, steps: 1, prompts_per_step: 1, generations: 2, eval_at_start: false, eval_at_end: false}}
+train: {{name: grpo, steps: 1, prompts_per_step: 1, group_size: 2, eval_at_start: false, eval_at_end: false}}
 eval: {{samples: 1, metrics: [{reward}]}}
 trackers: []
 """

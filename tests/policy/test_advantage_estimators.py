@@ -105,7 +105,7 @@ train:
   name: grpo
   steps: 1
   prompts_per_step: 1
-  generations: 2
+  group_size: 2
   minibatches: 1
   advantage: member_parity
   loss: {{objective: {{name: tempered, power: 0.5}}}}

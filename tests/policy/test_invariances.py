@@ -27,7 +27,7 @@ def loss(weighting: str) -> dict[str, object]:
     return {
         "weighting": weighting,
         "constant_length": 12,
-        "kl_weight": 0.05,
+        "kl_coef": 0.05,
         "sampler_correction": "token_truncate",
         "clip_high": 0.28,
     }

@@ -24,7 +24,7 @@ RATE = {"learning_rate": 1e-2}
 
 
 def test_the_kl_coefficient_follows_its_target() -> None:
-    kl = KlCoefficient(LossOptions(kl_weight=0.01, kl_target=0.1, kl_horizon=1000))
+    kl = KlCoefficient(LossOptions(kl_coef=0.01, kl_target=0.1, kl_horizon=1000))
     # KL .2: e = clip(1, .2) = .2, so beta grows by 1 + .2 x 64 / 1000.
     kl.adapt(0.2, 64)
     assert kl.value == pytest.approx(0.01 * 1.0128)
@@ -34,14 +34,14 @@ def test_the_kl_coefficient_follows_its_target() -> None:
 
 
 def test_without_a_target_the_kl_coefficient_is_constant() -> None:
-    kl = KlCoefficient(LossOptions(kl_weight=0.01))
+    kl = KlCoefficient(LossOptions(kl_coef=0.01))
     kl.adapt(5.0, 1000)
     assert kl.value == 0.01 and not kl.adapts
 
 
-@pytest.mark.parametrize("key", ["kl_in_reward", "kl_target", "reference_every"])
+@pytest.mark.parametrize("key", ["kl_in_reward", "kl_target", "reference_sync_steps"])
 def test_options_of_the_kl_need_a_kl(key: str) -> None:
-    with pytest.raises(ValidationError, match=f"{key} needs a kl_weight above 0"):
+    with pytest.raises(ValidationError, match=f"{key} needs a kl_coef above 0"):
         LossOptions(**{key: 1})
 
 
@@ -80,7 +80,7 @@ def group() -> Group:
 
 
 def test_the_kl_is_taken_off_the_reward_of_a_trajectory() -> None:
-    penalty = KlPenalty(Scorer(LossOptions(kl_weight=0.1, kl_in_reward=True, kl_estimator="k1")), [group()])
+    penalty = KlPenalty(Scorer(LossOptions(kl_coef=0.1, kl_in_reward=True, kl_estimator="k1")), [group()])
     # k1 = log pi - log ref = .5 a token: 1 - .1 x 2.5 and 1 - .1 x 2; the step with a reward of its own: .5 - .1 x 1.
     rewards = [trajectory.reward for trajectory in penalty.credited[0].trajectories]
     assert [reward.total for reward in rewards] == [pytest.approx(0.75), pytest.approx(0.8), None]
@@ -90,7 +90,7 @@ def test_the_kl_is_taken_off_the_reward_of_a_trajectory() -> None:
 
 
 def test_with_the_kl_in_the_reward_the_loss_has_none() -> None:
-    options = LossOptions(kl_weight=0.1, kl_in_reward=True)
+    options = LossOptions(kl_coef=0.1, kl_in_reward=True)
     logprobs, mask = torch.tensor([[-1.0]]), torch.tensor([[True]])
     result = token_losses(logprobs, None, torch.tensor([1.0]), mask, options)
     assert float(result.loss) == -1
@@ -98,7 +98,7 @@ def test_with_the_kl_in_the_reward_the_loss_has_none() -> None:
 
 @pytest.mark.parametrize("lora", [None, LoraOptions(rank=4, alpha=8)])
 def test_a_reset_reference_is_the_policy_of_that_step(small_model_path: Path, lora: LoraOptions | None) -> None:
-    policy = small_policy(small_model_path, lora=lora, optimizer=RATE, loss={"kl_weight": 0.1, "reference_every": 2})
+    policy = small_policy(small_model_path, lora=lora, optimizer=RATE, loss={"kl_coef": 0.1, "reference_sync_steps": 2})
     turns = some_turns()
     first = policy.score_reference(turns)
     for step in (1, 2):
@@ -113,7 +113,7 @@ def test_a_reset_reference_is_the_policy_of_that_step(small_model_path: Path, lo
 
 @pytest.mark.parametrize("lora", [None, LoraOptions(rank=4, alpha=8)])
 def test_an_averaged_reference_mixes_the_weights(small_model_path: Path, lora: LoraOptions | None) -> None:
-    loss = {"kl_weight": 0.1, "reference_every": 1, "reference_mixup": 0.25}
+    loss = {"kl_coef": 0.1, "reference_sync_steps": 1, "reference_mixup": 0.25}
     policy = small_policy(small_model_path, lora=lora, optimizer=RATE, loss=loss)
     before = [parameter.detach().clone() for parameter in policy.trained]
     policy.update(policy.score_reference(some_turns()))
@@ -127,7 +127,7 @@ def test_an_averaged_reference_mixes_the_weights(small_model_path: Path, lora: L
 def test_a_moving_reference_and_its_weight_are_in_checkpoints(
     small_model_path: Path, tmp_path: Path, lora: LoraOptions | None
 ) -> None:
-    loss = {"kl_weight": 0.1, "reference_every": 1, "reference_mixup": 0.25, "kl_target": 1e-3, "kl_horizon": 10}
+    loss = {"kl_coef": 0.1, "reference_sync_steps": 1, "reference_mixup": 0.25, "kl_target": 1e-3, "kl_horizon": 10}
     made = [small_policy(small_model_path, lora=lora, optimizer=RATE, loss=loss) for _ in range(2)]
     turns = some_turns()
     made[0].update(made[0].score_reference(turns))
@@ -145,7 +145,7 @@ def test_the_plan_counts_what_a_moving_reference_holds() -> None:
     sizes = Architecture(1000, 200, 2, 10, 20, 20, 10, 10, 64)
 
     def planned(lora: LoraOptions | None = None, continued: bool = False, **loss: object) -> int:
-        options: TrainerOptions = GrpoOptions(lora=lora, loss={"kl_weight": 0.1, **loss})
+        options: TrainerOptions = GrpoOptions(lora=lora, loss={"kl_coef": 0.1, **loss})
         found = memory_by_component(
             sizes,
             options,
@@ -159,10 +159,10 @@ def test_the_plan_counts_what_a_moving_reference_holds() -> None:
         return found["reference"]
 
     # 800 weights of two bytes and an embedding of 200 in float32; a moving average: 1,000 of four bytes.
-    assert planned() == planned(reference_every=5) == 2400
-    assert planned(reference_every=5, reference_mixup=0.5) == 4000
+    assert planned() == planned(reference_sync_steps=5) == 2400
+    assert planned(reference_sync_steps=5, reference_mixup=0.5) == 4000
     # Adapters of rank 1: 2 layers of (10 + 10) + (10 + 10) + (10 + 10) + (10 + 10) + 3 x 30 weights.
     assert planned(LoraOptions(rank=1)) == 0
-    assert planned(LoraOptions(rank=1), reference_every=5) == 4 * 2 * 170
+    assert planned(LoraOptions(rank=1), reference_sync_steps=5) == 4 * 2 * 170
     # So do the first values of adapters that go on.
     assert planned(LoraOptions(rank=1), continued=True) == 4 * 2 * 170

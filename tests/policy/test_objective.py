@@ -119,7 +119,7 @@ def test_every_kl_estimator_gives_the_values_worked_out_by_hand(
 
 
 def test_the_kl_term_is_added_with_its_weight_and_without_the_correction() -> None:
-    options = LossOptions(kl_weight=0.5, sampler_correction="token_truncate", correction_high=2.0)
+    options = LossOptions(kl_coef=0.5, sampler_correction="token_truncate", correction_high=2.0)
     old = LOGPROBS - LOG_RATIO
     result = token_losses(LOGPROBS, old, ADVANTAGES, MASK, options, REFERENCE, sampler_logprobs=old - math.log(3))
     # Every weight is 3, cut to 2: the first token is 2 x -.84 + .5 x .004837.
@@ -136,7 +136,7 @@ def test_the_unbiased_kl_has_the_gradient_of_the_kl_itself() -> None:
     reference = torch.full((2, 1), math.log(0.5), dtype=torch.float64)
     slopes = []
     for unbiased in (True, False):
-        options = LossOptions(kl_weight=1.0, kl_unbiased=unbiased)
+        options = LossOptions(kl_coef=1.0, kl_unbiased=unbiased)
         kl = token_losses(logprobs, None, torch.zeros(2), mask, options, reference).loss
         slopes.append(float(torch.autograd.grad((logprobs.detach().exp() * kl).sum(), z, retain_graph=True)[0]))
     p = 1 / (1 + math.exp(-0.8))
@@ -209,7 +209,7 @@ def test_nan_and_infinity_off_the_mask_reach_neither_loss_nor_gradient() -> None
     for objective in ("ppo", "gspo", "cispo", "sapo", "vespo", "reinforce"):
         logprobs = torch.full((2, 2), -1.0, requires_grad=True)
         options = LossOptions(
-            objective=objective, clip_high=1.5, kl_weight=0.1, sampler_correction="sequence_mask", dual_clip=3.0
+            objective=objective, clip_high=1.5, kl_coef=0.1, sampler_correction="sequence_mask", dual_clip=3.0
         )
         result = token_losses(logprobs, poison, torch.tensor([1.0, -1.0]), mask, options, poison, poison)
         (gradient,) = torch.autograd.grad(result.loss.sum(), logprobs)
@@ -323,7 +323,7 @@ def test_a_reward_that_is_not_a_number_is_refused() -> None:
 
 def test_missing_logprobs_are_refused_by_name() -> None:
     with pytest.raises(ValueError, match="no reference log-probabilities"):
-        token_losses(LOGPROBS, None, ADVANTAGES, MASK, LossOptions(kl_weight=0.1))
+        token_losses(LOGPROBS, None, ADVANTAGES, MASK, LossOptions(kl_coef=0.1))
     with pytest.raises(ValueError, match="token_mask needs the sampler"):
         token_losses(LOGPROBS, None, ADVANTAGES, MASK, LossOptions(sampler_correction="token_mask"))
 

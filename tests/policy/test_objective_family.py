@@ -57,14 +57,14 @@ def test_a_token_that_gmpo_clips_passes_no_gradient() -> None:
 def test_clip_cov_draws_among_tokens_of_high_covariance() -> None:
     # Mean log pi -1.016667, mean A -.5: covariances .62, -.22, -.49, .59, -.19, .29.
     # Of those in (.1, .6), .59 is clipped already (r = e^-.5 < .8 at A < 0).
-    objective = make_objective(LossOptions(objective={"name": "clip_cov", "share": 0.5, "low": 0.1, "high": 0.6}))
+    objective = make_objective(LossOptions(objective={"name": "clip_cov", "fraction": 0.5, "low": 0.1, "high": 0.6}))
     assert objective.mark(TOKENS, Random(0)) == [5]
 
 
 def test_clip_cov_draws_its_share_and_at_least_one_token() -> None:
     # Token 0 (r = 1.35 at A > 0) is clipped already; the other five lie in the band.
     for share, expected in ((0.5, 3), (1e-9, 1), (1.0, 5)):
-        spec = {"name": "clip_cov", "share": share, "low": -0.5, "high": 9.0}
+        spec = {"name": "clip_cov", "fraction": share, "low": -0.5, "high": 9.0}
         chosen = make_objective(LossOptions(objective=spec, clip_low=0.9)).mark(TOKENS, Random(1))
         assert len(chosen) == expected and 0 not in chosen
 
@@ -78,7 +78,7 @@ def test_a_token_that_clip_cov_chose_has_no_loss() -> None:
 
 
 def test_kl_cov_penalizes_the_largest_covariances() -> None:
-    objective = make_objective(LossOptions(objective={"name": "kl_cov", "share": 1 / 6}))
+    objective = make_objective(LossOptions(objective={"name": "kl_cov", "fraction": 1 / 6}))
     assert objective.mark(TOKENS, Random(0)) == [0]
     marked = torch.zeros_like(MASK)
     marked[0, 0] = True
@@ -92,7 +92,7 @@ def test_kl_cov_penalizes_the_largest_covariances() -> None:
 def test_marks_do_not_depend_on_the_micro_batches(small_model_path: Path, name: str) -> None:
     found = []
     for tokens in (20, 10_000):
-        spec = {"name": name, "share": 0.2, **({"low": -9.0, "high": 9.0} if name == "clip_cov" else {})}
+        spec = {"name": name, "fraction": 0.2, **({"low": -9.0, "high": 9.0} if name == "clip_cov" else {})}
         policy = small_policy(small_model_path, micro_batch_tokens=tokens, loss={"objective": spec})
         turns = policy.with_marks(policy.score_old(some_turns()))
         count = sum(len(turn.reply_ids) for turn in turns)
@@ -132,16 +132,16 @@ def test_entropies_carry_their_gradient_where_asked(wrapped: bool) -> None:
 
 def test_the_entropy_bonus_lowers_the_loss_by_its_weight() -> None:
     entropies = torch.full_like(LOGPROBS, 2.0)
-    plain, rich = losses(), losses(Extras(entropies=entropies), entropy_weight=0.01)
+    plain, rich = losses(), losses(Extras(entropies=entropies), entropy_coef=0.01)
     assert rich.loss[MASK].tolist() == pytest.approx((plain.loss[MASK] - 0.02).tolist(), abs=1e-12)
     assert rich.loss[~MASK].tolist() == [0, 0] and rich.policy.equal(plain.policy)
     with pytest.raises(ValueError, match="no entropies"):
-        losses(entropy_weight=0.01)
+        losses(entropy_coef=0.01)
 
 
 def test_the_entropy_bonus_raises_entropy(small_model_path: Path) -> None:
     policy = small_policy(
-        small_model_path, loss={"entropy_weight": 10.0}, optimizer={"learning_rate": 1e-3}, temperature=1.0
+        small_model_path, loss={"entropy_coef": 10.0}, optimizer={"learning_rate": 1e-3}, temperature=1.0
     )
     entropies = [policy.update(some_turns())["entropy"] for _ in range(8)]
     assert entropies[-1] > entropies[0] + 0.01
@@ -152,7 +152,7 @@ def test_what_is_off_the_mask_reaches_no_objective(name: str) -> None:
     poison = torch.tensor([[-1.0, math.nan], [-1.0, -math.inf]])
     mask = torch.tensor([[True, False], [True, False]])
     logprobs = torch.full((2, 2), -1.0, requires_grad=True)
-    options = LossOptions(objective=name, clip_high=1.5, kl_weight=0.1, sampler_correction="sequence_mask")
+    options = LossOptions(objective=name, clip_high=1.5, kl_coef=0.1, sampler_correction="sequence_mask")
     result = token_losses(logprobs, poison, torch.tensor([1.0, -1.0]), mask, options, poison, poison)
     (gradient,) = torch.autograd.grad(result.loss.sum(), logprobs)
     assert result.loss[:, 1].tolist() == [0, 0]

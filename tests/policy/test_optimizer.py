@@ -203,7 +203,7 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch):
 # The whole policy
 
 STEEP = {"learning_rate": 1e-2, "schedule": "cosine", "warmup_steps": 2}
-BFLOAT16 = {"master_weights": "bfloat16_stochastic", "loss": {"kl_weight": 0.1}, "steps": 6}
+BFLOAT16 = {"master_weights": "bfloat16_stochastic", "loss": {"kl_coef": 0.1}, "steps": 6}
 
 
 @pytest.mark.parametrize("kind", ["adamw", "adamw_offload", *TORCHAO])

@@ -109,7 +109,7 @@ def test_updates_make_rewarded_replies_likelier_and_punished_ones_less_likely(sm
 
 
 def test_the_measures_are_means_over_tokens_and_weighted_sums(small_model_path: Path) -> None:
-    policy = small_policy(small_model_path, loss={"kl_weight": 0.1, "clip_low": 0.1, "clip_high": 0.1})
+    policy = small_policy(small_model_path, loss={"kl_coef": 0.1, "clip_low": 0.1, "clip_high": 0.1})
     first, second = some_turns()[:2]
     (one, two) = policy.score_reference(policy.score_old([first, second]))
     # Shifted so that every ratio of the first turn is e^.2 and every one of the second e^-.2; k3 of a reference
@@ -149,7 +149,7 @@ def test_what_a_run_does_not_have_is_not_measured(small_model_path: Path) -> Non
 def test_the_reference_is_the_policy_as_it_was_before_the_first_update(
     small_model_path: Path, dtype: str, lora: LoraOptions | None
 ) -> None:
-    policy = small_policy(small_model_path, dtype, lora=lora, loss={"kl_weight": 0.1}, optimizer=steep())
+    policy = small_policy(small_model_path, dtype, lora=lora, loss={"kl_coef": 0.1}, optimizer=steep())
     start = [turn.old_logprobs for turn in policy.score_old(some_turns())]
     assert [turn.reference_logprobs for turn in policy.score_reference(some_turns())] == start
     policy.update(policy.score_reference(some_turns()))
@@ -163,7 +163,7 @@ def test_an_adapter_that_goes_on_training_is_its_own_reference(small_model_path:
     first.save_pretrained(tmp_path / "adapter")
     start = [turn.old_logprobs for turn in first.score_old(some_turns())]
 
-    policy = small_policy(tmp_path / "adapter", lora=LORA, loss={"kl_weight": 0.1}, optimizer=steep())
+    policy = small_policy(tmp_path / "adapter", lora=LORA, loss={"kl_coef": 0.1}, optimizer=steep())
     policy.update(policy.score_reference(some_turns()))
     assert [turn.old_logprobs for turn in policy.score_old(some_turns())] != start
     assert [turn.reference_logprobs for turn in policy.score_reference(some_turns())] == start
@@ -172,7 +172,7 @@ def test_an_adapter_that_goes_on_training_is_its_own_reference(small_model_path:
 def test_no_reference_is_kept_without_a_kl_term(small_model_path: Path) -> None:
     policy = small_policy(small_model_path)
     assert policy.reference is None
-    with pytest.raises(ValueError, match="kl_weight is 0"):
+    with pytest.raises(ValueError, match="kl_coef is 0"):
         policy.score_reference(some_turns())
 
 
@@ -397,7 +397,7 @@ def test_eight_bit_adam_without_a_gpu_says_what_to_do() -> None:
     ],
 )
 def test_schedules_warm_up_and_fall_as_worked_out_by_hand(schedule: str, shares: list[float]) -> None:
-    options = OptimizerOptions(schedule=schedule, warmup_steps=2, final_share=0.2)
+    options = OptimizerOptions(schedule=schedule, warmup_steps=2, min_lr_ratio=0.2)
     given = [learning_rate_share(step, options, 6) for step in range(7)]
     assert given == pytest.approx(shares, abs=1e-6)
     assert learning_rate_share(99, options, 6) == pytest.approx(shares[-1])

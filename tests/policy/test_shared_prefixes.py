@@ -77,7 +77,7 @@ def policy_of(path: Path, packing: str, **options: object) -> Policy:
 def scored(path: Path) -> list[TrainingTurn]:
     """The turns with old and reference log-probabilities that differ from the policy's."""
     draw = Random(4)
-    policy = policy_of(path, "padded", loss={"kl_weight": 0.1})
+    policy = policy_of(path, "padded", loss={"kl_coef": 0.1})
     return [
         replace(
             turn,
@@ -110,7 +110,7 @@ def assert_all_agree(path: Path, loss: dict[str, object], *, adapters: bool = Fa
 @pytest.mark.parametrize("adapters", [False, True], ids=["whole", "adapters"])
 @pytest.mark.parametrize("weighting", ["token", "turn", "trajectory", "prompt", "constant"])
 def test_every_weighting_has_one_gradient(small_model_path: Path, weighting: str, adapters: bool) -> None:
-    loss = {"weighting": weighting, "constant_length": 12, "kl_weight": 0.1, "sampler_correction": "token_truncate"}
+    loss = {"weighting": weighting, "constant_length": 12, "kl_coef": 0.1, "sampler_correction": "token_truncate"}
     assert_all_agree(small_model_path, loss, adapters=adapters)
 
 
@@ -173,7 +173,7 @@ def test_several_steps_on_one_rollout_end_at_the_same_weights(small_model_path: 
     options = {"optimizer": {"learning_rate": 1e-2, "epsilon": 1e-2}, "minibatches": 2, "epochs": 2}
     ends = []
     for packing in ("padded", "shared"):
-        policy = policy_of(small_model_path, packing, loss={"kl_weight": 0.1}, **options)
+        policy = policy_of(small_model_path, packing, loss={"kl_coef": 0.1}, **options)
         given = policy.score_old(policy.score_reference(turns()))
         for _ in range(2):
             for prompt in (0, 1):
@@ -200,7 +200,7 @@ def test_bfloat16_is_as_far_from_float32_as_it_is_in_padded_rows(small_model_pat
 
 
 def test_the_model_attends_as_before_once_a_pass_is_over(small_model_path: Path) -> None:
-    policy = policy_of(small_model_path, "shared", loss={"kl_weight": 0.1})
+    policy = policy_of(small_model_path, "shared", loss={"kl_coef": 0.1})
     before = policy.model.config._attn_implementation
     policy.update(policy.score_reference(turns()))
     assert policy.model.config._attn_implementation == before

@@ -51,7 +51,7 @@ CASES = {
 @pytest.fixture(scope="module")
 def policy(small_model_path: Path) -> Policy:
     config = ModelConfig(path=str(small_model_path), dtype="float32", device="cpu")
-    options = GrpoOptions(temperature=TEMPERATURE, loss={"kl_weight": 0.1}, logprob_chunk_tokens=7)
+    options = GrpoOptions(temperature=TEMPERATURE, loss={"kl_coef": 0.1}, logprob_chunk_tokens=7)
     return Policy(load_model(config, training=True), load_chat(config), config, options)
 
 
@@ -141,14 +141,14 @@ def their_batch(turns: list[TrainingTurn], pad_id: int) -> dict[str, torch.Tenso
 
 
 @pytest.mark.parametrize("corrected", [False, True], ids=["", "token truncation"])
-@pytest.mark.parametrize("kl_weight", [0.0, 0.3])
+@pytest.mark.parametrize("kl_coef", [0.0, 0.3])
 @pytest.mark.parametrize("case", CASES)
 def test_loss_and_gradient_agree_with_trl(
-    policy: Policy, trainer, turns: list[TrainingTurn], case: str, kl_weight: float, corrected: bool
+    policy: Policy, trainer, turns: list[TrainingTurn], case: str, kl_coef: float, corrected: bool
 ) -> None:
     settings, options = CASES[case]
     correction = {"sampler_correction": "token_truncate", "correction_high": 2.0} if corrected else {}
-    policy.loss = GrpoOptions(loss={**options, **correction, "kl_weight": kl_weight}).loss
+    policy.loss = GrpoOptions(loss={**options, **correction, "kl_coef": kl_coef}).loss
     policy.passes.micro_batch_tokens = 60
     mine = policy.backward(turns)["loss"]
     my_gradient = gradients(policy)
@@ -157,7 +157,7 @@ def test_loss_and_gradient_agree_with_trl(
         setattr(trainer, name, value)
     for name, value in {"delta": None, "use_bias_correction_kl": False, **settings.arguments}.items():
         setattr(trainer.args, name, value)
-    trainer.beta = kl_weight
+    trainer.beta = kl_coef
     trainer.epsilon_low, trainer.epsilon_high = policy.loss.clip_low, policy.loss.clip_high
     trainer.use_vllm = trainer.vllm_importance_sampling_correction = corrected
     batch = their_batch(turns, policy.chat.pad_id)

@@ -24,7 +24,7 @@ model: {{path: {model}}}
 agent: {{name: memory_agent, chunk_tokens: 200, memory_tokens: 4, answer_tokens: 4}}
 env: longcontext
 data: {{train: {{name: facts, rows: 4}}}}
-train: {{name: grpo, steps: 1, prompts_per_step: 1, generations: 2}}
+train: {{name: grpo, steps: 1, prompts_per_step: 1, group_size: 2}}
 trackers: []
 """
 

@@ -44,7 +44,7 @@ train:
   name: grpo
   steps: 2
   prompts_per_step: 6
-  generations: 4
+  group_size: 4
   eval_at_start: false
   optimizer: {{learning_rate: 1.0e-2, epsilon: 1.0e-2}}
 trackers: []
@@ -96,7 +96,7 @@ def places(groups):
 @pytest.mark.slow
 def test_any_number_of_processes_takes_the_same_optimizer_steps(make, tmp_path):
     """Of six tasks four vary: three parts of one or two prompts each, so three updates in each of two steps."""
-    words = ["train.minibatches=3", "train.rollout_prompts=1", "data.shuffle=false", "train.loss.kl_weight=0.1"]
+    words = ["train.minibatches=3", "train.rollout_prompts=1", "data.shuffle=false", "train.loss.kl_coef=0.1"]
 
     def train(rank, of):
         trainer = make(*words, folder=f"run-{of}")
@@ -164,7 +164,7 @@ def test_unknown_rewards_of_a_step_stop_the_run_before_anything_is_trained(make)
 def test_unknown_rewards_are_counted_by_what_they_credit(make):
     rewards = "env.rewards={test_two_of_three: 1.0, test_unknown_step: 0.0}"
     steps = "env.steps={update: {test_unknown_step: 1.0}}"
-    trainer = make(rewards, steps, "train.max_unknown_share=1", "train.steps=1")
+    trainer = make(rewards, steps, "train.max_unknown_fraction=1", "train.steps=1")
     trainer.train()
     (row,) = trainer.run.logged
     assert (row["unknown/update"], row["unknown/test_unknown_step"], row["groups/unknown"]) == (1.0, 1.0, 0.0)

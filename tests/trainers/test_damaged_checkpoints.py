@@ -18,7 +18,7 @@ model: {{path: {model}, cpu_threads: 1}}
 agent: {{name: memory_agent, chunk_tokens: 200, memory_tokens: 4, answer_tokens: 4}}
 env: longcontext
 data: {{train: {{name: facts, rows: 4}}}}
-train: {{name: grpo, steps: 2, prompts_per_step: 1, generations: 2, save_every: 1, keep_checkpoints: 3{more}}}
+train: {{name: grpo, steps: 2, prompts_per_step: 1, group_size: 2, save_every: 1, keep_checkpoints: 3{more}}}
 trackers: []
 """
 

@@ -10,7 +10,7 @@ from memfactory.errors import MemFactoryError
 from memfactory.trainers.diagnosis import Facts, Settings, diagnose, mismatch
 from memfactory.trainers.watch import Watch
 
-USUAL = Settings(generations=8, temperature=1.0, limits={"answer": ("agent.modules.memory.answer_tokens", 12)})
+USUAL = Settings(group_size=8, temperature=1.0, limits={"answer": ("agent.modules.memory.answer_tokens", 12)})
 LEARNT = Facts(5, groups=10, valid=4, attempts=80, lowest=0.0, highest=1.0, tokens=99, updates=5, largest_norm=0.3)
 FLAT = Facts(5, groups=10, attempts=80, replies={"answer": 80, "update": 80}, cut={"answer": 8}, updates=5)
 
@@ -32,9 +32,9 @@ def facts(base, **changed):
         ),
         (facts(FLAT, lowest=1.0, highest=1.0), USUAL, r"Every reward was 1: take harder data"),
         (facts(FLAT, lowest=0.5, highest=0.5), USUAL, r"Every reward was 0\.5: env\.rewards gives the same"),
-        (facts(FLAT, lowest=0.0, highest=1.0), USUAL, r"always or never: raise train\.generations \(now 8\)"),
+        (facts(FLAT, lowest=0.0, highest=1.0), USUAL, r"always or never: raise train\.group_size \(now 8\)"),
         (facts(FLAT, lowest=0.0, highest=1.0), Settings(8, 0.2), r"raise train\.temperature \(now 0\.2\), raise"),
-        (facts(FLAT, lowest=0.0, highest=0.0), Settings(1, 1.0), r"raise train\.generations \(8 is usual\)"),
+        (facts(FLAT, lowest=0.0, highest=0.0), Settings(1, 1.0), r"raise train\.group_size \(8 is usual\)"),
         (facts(FLAT, lowest=0.0, highest=0.0, overlong=70), USUAL, r"70 of 80 attempts did not fit .*overlong: drop"),
         (facts(FLAT, unknown=80), USUAL, r"No reward is known"),
         (

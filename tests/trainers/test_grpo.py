@@ -23,7 +23,7 @@ train:
   name: grpo
   steps: 3
   prompts_per_step: 2
-  generations: 4
+  group_size: 4
   eval_at_start: false
   optimizer: {{learning_rate: 1.0e-2}}
 trackers: []
@@ -114,7 +114,7 @@ def test_an_epoch_has_every_task_once_and_each_epoch_its_own_order(make):
 
 
 def test_training_raises_a_reward_that_can_be_learnt(make):
-    trainer = make("test_letters", "train.steps=12", "train.prompts_per_step=3", "train.generations=8")
+    trainer = make("test_letters", "train.steps=12", "train.prompts_per_step=3", "train.group_size=8")
     trainer.train()
     rewards = [row["reward"] for row in trainer.run.logged]
     assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.2
@@ -163,7 +163,7 @@ def test_a_step_in_which_only_an_api_spoke_is_logged_without_lengths():
 def test_a_judge_that_is_down_stops_the_run_before_anything_is_trained(make):
     trainer = make("test_judge_down")
     before = weights_of(trainer)
-    with pytest.raises(MemFactoryError, match=r"4 of 8 rewards are unknown.*max_unknown_share = 0\.2"):
+    with pytest.raises(MemFactoryError, match=r"4 of 8 rewards are unknown.*max_unknown_fraction = 0\.2"):
         trainer.train()
     assert trainer.run.logged == []
     assert all(torch.equal(old, new) for old, new in zip(before, trainer.policy.trained, strict=True))
@@ -185,7 +185,7 @@ def test_a_run_that_an_error_stops_keeps_its_whole_steps(make, monkeypatch):
 
 
 def test_unknown_rewards_below_the_limit_are_left_out_not_counted_as_zero(make):
-    trainer = make("test_judge_down", "train.max_unknown_share=0.5", "train.steps=1")
+    trainer = make("test_judge_down", "train.max_unknown_fraction=0.5", "train.steps=1")
     trainer.train()
     (row,) = trainer.run.logged
     # Of eight attempts the odd ones are unknown and the even ones have 1, 0, 1, 0.

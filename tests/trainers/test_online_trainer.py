@@ -225,7 +225,7 @@ def test_attempts_that_a_helper_failed_stop_the_run_when_they_are_many(world, tm
     down = ChatServer(lambda request: 500)
     helper = f'engines.helper={{kind: openai, model: h, base_url: "{down.url}", api_key_env: "", retries: 0}}'
     answerer = "agent.modules.answerer={name: citing_answer, interface: inference, engine: helper}"
-    with pytest.raises(MemFactoryError, match=r"8 of 8 attempts failed, more than train\.max_failed_share = 0\.2"):
+    with pytest.raises(MemFactoryError, match=r"8 of 8 attempts failed, more than train\.max_failed_fraction = 0\.2"):
         trained(helper, answerer, "train.eval_at_start=false")
     down.close()
 

@@ -27,7 +27,7 @@ train:
   name: grpo
   steps: 2
   prompts_per_step: 3
-  generations: 4
+  group_size: 4
   minibatches: 2
   rollout_prompts: 1
   eval_at_start: false
@@ -36,9 +36,9 @@ train:
 trackers: []
 """
 LOSSES = {
-    "clip_cov": "{objective: {name: clip_cov, share: 0.3, low: -9, high: 9}, entropy_weight: 0.05}",
-    "kl_cov": "{objective: {name: kl_cov, share: 0.3}}",
-    "KL in the reward": "{kl_weight: 0.1, kl_in_reward: true, kl_target: 0.001, kl_horizon: 20, reference_every: 1}",
+    "clip_cov": "{objective: {name: clip_cov, fraction: 0.3, low: -9, high: 9}, entropy_coef: 0.05}",
+    "kl_cov": "{objective: {name: kl_cov, fraction: 0.3}}",
+    "KL in the reward": "{kl_coef: 0.1, kl_in_reward: true, kl_target: 0.001, kl_horizon: 20, reference_sync_steps: 1}",
 }
 
 

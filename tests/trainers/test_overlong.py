@@ -52,7 +52,7 @@ train:
   name: grpo
   steps: 3
   prompts_per_step: 1
-  generations: 4
+  group_size: 4
   eval_at_start: false
   optimizer: {{learning_rate: 1.0e-2}}
 trackers: []

@@ -34,10 +34,10 @@ train:
   name: grpo
   steps: {steps}
   prompts_per_step: 2
-  generations: 4
+  group_size: 4
   minibatches: 2
   optimizer: {{learning_rate: 1.0e-3, schedule: cosine, warmup_steps: 2, weight_decay: 0.01}}
-  loss: {{kl_weight: 0.01}}
+  loss: {{kl_coef: 0.01}}
   {lora}
   save_every: 1
   eval_every: 3

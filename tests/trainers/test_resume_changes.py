@@ -20,7 +20,7 @@ model: {{path: {model}}}
 agent: {{name: memory_agent, chunk_tokens: 64, memory_tokens: 4, answer_tokens: 4}}
 env: {{name: longcontext, rewards: {{em: 1.0}}}}
 data: {{train: rows.jsonl}}
-train: {{name: grpo, steps: 1, prompts_per_step: 1, generations: 2, eval_at_start: false, eval_at_end: false}}
+train: {{name: grpo, steps: 1, prompts_per_step: 1, group_size: 2, eval_at_start: false, eval_at_end: false}}
 trackers: []
 output: out
 """
@@ -33,7 +33,7 @@ train: {{name: sft, steps: 1, batch_size: 2, eval_at_start: false, eval_at_end: 
 trackers: []
 output: out
 """
-MIXTURE = "{name: mixture, rows: 50, parts: [{share: 1, data: {name: file, path: chats.jsonl}}]}"
+MIXTURE = "{name: mixture, rows: 50, parts: [{weight: 1, data: {name: file, path: chats.jsonl}}]}"
 
 
 def task(number: int) -> dict[str, object]:

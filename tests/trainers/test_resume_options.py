@@ -31,7 +31,7 @@ data: {{train: rows.jsonl}}
 train:
   name: grpo
   prompts_per_step: 2
-  generations: 3
+  group_size: 3
   minibatches: 2
   eval_at_start: false
   eval_at_end: false
@@ -40,11 +40,11 @@ train:
 trackers: []
 """
 VARIANTS = {
-    "adaptive KL to an average": "loss: {kl_weight: 0.1, kl_target: 0.001, kl_horizon: 20, reference_every: 1, "
+    "adaptive KL to an average": "loss: {kl_coef: 0.1, kl_target: 0.001, kl_horizon: 20, reference_sync_steps: 1, "
     "reference_mixup: 0.3}",
-    "reset under adapters": "lora: {rank: 4}\n  loss: {kl_weight: 0.1, reference_every: 2}",
-    "KL in the reward": "loss: {kl_weight: 0.1, kl_in_reward: true, kl_target: 0.001, kl_horizon: 20}",
-    "clip_cov and entropy": "loss: {objective: {name: clip_cov, share: 0.3, low: -9, high: 9}, entropy_weight: 0.01}",
+    "reset under adapters": "lora: {rank: 4}\n  loss: {kl_coef: 0.1, reference_sync_steps: 2}",
+    "KL in the reward": "loss: {kl_coef: 0.1, kl_in_reward: true, kl_target: 0.001, kl_horizon: 20}",
+    "clip_cov and entropy": "loss: {objective: {name: clip_cov, fraction: 0.3, low: -9, high: 9}, entropy_coef: 0.01}",
 }
 
 
@@ -80,4 +80,4 @@ def test_a_stopped_run_ends_as_one_that_never_stopped(
     )  # fmt: skip
     assert first and [name for name in first if not first[name].equal(second[name])] == []
     if "KL" in variant:
-        assert len({row["kl_weight"] for row in whole}) > 1
+        assert len({row["kl_coef"] for row in whole}) > 1

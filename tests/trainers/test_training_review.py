@@ -36,7 +36,7 @@ train:
   name: grpo
   steps: 3
   prompts_per_step: 2
-  generations: 4
+  group_size: 4
   save_every: 0
   eval_every: 2
   optimizer: {{learning_rate: 1.0e-2}}
@@ -147,11 +147,11 @@ class OneUnknown(RewardFunction):
 
 def test_the_share_of_unknown_rewards_is_one_of_the_step_not_of_a_part_that_is_rolled_out_together(make, work):
     words = ["env.rewards={review_unknown: 1.0}", "train.prompts_per_step=4", "train.rollout_prompts=1"]
-    trainer = make(StoppingRun(work / "run"), *words, "train.max_unknown_share=0.1")
+    trainer = make(StoppingRun(work / "run"), *words, "train.max_unknown_fraction=0.1")
     groups, _ = trainer.collect(1)
     # 1 of 16 rewards of the step, though 1 of 4 of one of its parts.
     assert len(groups) == 4
-    strict = make(StoppingRun(work / "run"), *words, "train.max_unknown_share=0.05")
+    strict = make(StoppingRun(work / "run"), *words, "train.max_unknown_fraction=0.05")
     with pytest.raises(MemFactoryError, match="1 of 16 rewards are unknown"):
         strict.collect(1)
 

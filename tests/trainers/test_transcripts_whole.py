@@ -136,7 +136,7 @@ def test_a_training_run_writes_them(tmp_path, monkeypatch, tokens):
     (tmp_path / "run.yaml").write_text(
         "model: {path: tiny, device: cpu}\nagent: {name: memory_agent, memory_tokens: 4, answer_tokens: 4}\n"
         "env: longcontext\ndata: {train: rows.jsonl}\ntrackers: []\n"
-        "train: {name: grpo, steps: 1, prompts_per_step: 1, generations: 2}\n"
+        "train: {name: grpo, steps: 1, prompts_per_step: 1, group_size: 2}\n"
     )
     kept = f"train.transcript_tokens={str(tokens).lower()}"
     folder = run_training(load_config(tmp_path / "run.yaml", [kept], command="train"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from memfactory.config.overrides import Override
     from memfactory.data.writing import OnProgress, Report
 
+log = logging.getLogger("memfactory")
 app = typer.Typer(help="Make training and evaluation sets, seeded and reproducible.", no_args_is_help=True)
 Output = Annotated[Path, typer.Option(help="The folder to write into.")]
 Tokenizer = Annotated[
@@ -225,13 +227,16 @@ def export(
     """Write the rows of a dataset to a file, for example: export facts rows=500 split=heldout --output facts.jsonl"""
     start_logging()
     from memfactory.config import dataset_component
-    from memfactory.config.overrides import parse_overrides
+    from memfactory.config.overrides import parse_overrides, with_present_names
     from memfactory.data.writing import WRITERS, Report, write_rows
     from memfactory.registry import DATASETS
 
     if output.suffix not in WRITERS:
         raise ConfigError(f"--output {output}: expected a file that ends in {', '.join(WRITERS)}")
-    given = _options(parse_overrides(options or []))
+    overrides, renamed = with_present_names(parse_overrides(options or []), ("data", "train"))
+    for former in renamed:
+        log.warning("%s", former.warning)
+    given = _options(overrides)
     component = dataset_component({"name": dataset, **given}, Path())
     found = DATASETS.get(component.name)(component.options, Path()).rows()
     problems = [f"{row.source}: {row.problem}" for row in found if row.problem is not None]

@@ -17,7 +17,8 @@ from typing import Any
 from memfactory.config.datasets import locate
 from memfactory.config.interpolation import escape
 from memfactory.config.parts import is_file
-from memfactory.config.tree import KeyPath, Origin, Tree, dump, read_file
+from memfactory.config.renames import use_present_names
+from memfactory.config.tree import KeyPath, Origin, Renamed, Tree, dump, read_file
 from memfactory.errors import ConfigError
 from memfactory.redaction import redacted
 from memfactory.registry import REWARDS
@@ -43,6 +44,7 @@ class AgentFile:
     sections: Mapping[str, Any]
     model: Mapping[str, Any]
     plugins: tuple[str, ...]
+    renamed: tuple[Renamed, ...] = ()
 
     def tree(self, names: tuple[str, ...] = SECTIONS) -> Tree:
         """The sections called `names` as part of a config, each with this file as its origin.
@@ -55,7 +57,7 @@ class AgentFile:
             if self.endpoint is not None:
                 del values["memory"]["embedder"]
         origins: dict[KeyPath, Origin] = {(name,): Origin(self.shown) for name in values}
-        return Tree(escape(values), origins)
+        return Tree(escape(values), origins, renamed=tuple(one for one in self.renamed if one.path[:1] in origins))
 
     @property
     def endpoint(self) -> str | None:
@@ -119,7 +121,8 @@ def published_agent_file(repository: str) -> AgentFile | None:
 
 
 def _read(path: Path, shown: str) -> AgentFile:
-    values = read_file(path, shown).values
+    tree = use_present_names(read_file(path, shown))
+    values = tree.values
     known = (*SECTIONS, "model", "plugins")
     if strange := [key for key in values if key not in known]:
         raise ConfigError(f"{shown}: {strange[0]}: no such section here. There are: {', '.join(known)}")
@@ -133,6 +136,7 @@ def _read(path: Path, shown: str) -> AgentFile:
         sections={name: values[name] for name in SECTIONS if name in values},
         model={key: value for key, value in model.items() if key in MODEL_KEYS},
         plugins=tuple(plugins),
+        renamed=tree.renamed,
     )
 
 

@@ -18,11 +18,12 @@ from memfactory.config.interpolation import escape, resolve
 from memfactory.config.key_places import keys_called
 from memfactory.config.messages import unknown_key
 from memfactory.config.model_sources import Like, fill_in_agent, note_withheld, of_another_agent, tree_of_model
-from memfactory.config.overrides import COMMAND_LINE, apply_overrides, parse_overrides
+from memfactory.config.overrides import COMMAND_LINE, apply_overrides, parse_overrides, with_present_names
 from memfactory.config.parts import PART_FOLDERS, compose_file, config_folders, expand_sections, merge, part_names
 from memfactory.config.plugin_code import leave_out_training, load_plugins, withhold_remote_code
 from memfactory.config.problems import Problems
 from memfactory.config.readiness import Command, Readiness
+from memfactory.config.renames import restore_own_names, use_present_names, warnings_of
 from memfactory.config.rules import check_rules
 from memfactory.config.schema import SECTIONS, AgentSpec, Component, DataConfig, PlainSections, RunConfig
 from memfactory.config.secrets import resolved_secrets, written_secrets
@@ -104,6 +105,7 @@ def load_config(
     if command == "infer" and found.file is None and agent_file is not None and agent_file.plugins:
         leave_out_training(tree)
     plugins = load_plugins(tree, found, problems, command=command, trusting=trust)
+    restore_own_names(tree)
     parts = {section: part_names(section, folders) for section in PART_FOLDERS}
     config = _validated(tree, problems, Checker(problems, tree.origins, found.base_dir, parts, tree.named))
     for index, baseline in enumerate(config.eval.baselines):
@@ -111,7 +113,7 @@ def load_config(
         if name not in (existing := {*AGENTS.names(), *parts["agent"]}):
             problems.add(("eval", "baselines", index), unknown("agent", name, existing))
     check_rules(config, problems)
-    warnings = list(withheld)
+    warnings = warnings_of(tree) + withheld
     check_addresses(config, problems)
     if command in (None, "train"):
         warnings += check_trained(config, problems)
@@ -196,7 +198,7 @@ def with_agent(resolved: Resolved, agent: str | Mapping[str, object]) -> Resolve
     folders = config_folders(resolved.base_dir)
     here = Origin(f"the agent {agent_name(agent)!r}")
     values = {"agent": deepcopy(agent)}
-    tree = Tree(values, said_by(values, here))
+    tree = use_present_names(Tree(values, said_by(values, here)))
     expand_sections(tree, folders)
     write_out(tree)
     problems = Problems(tree.origins, here.source)
@@ -223,13 +225,14 @@ def _spoken_as(before: Component | None, new: Component) -> Component:
 def load_values(path: Path) -> dict[str, Any]:
     """The plain values of a written config.yaml, as `Resolved.values` was when it was written."""
     tree = compose_file(path)
+    restore_own_names(tree)
     return resolve(tree.values, Problems(tree.origins, str(path)))
 
 
 def _composed(found: Source, overrides: Sequence[str], like: Like | None) -> tuple[Tree, list[Path], AgentFile | None]:
     """The file with its parts, what the source itself says laid over it, and the overrides; where parts are looked for;
     and the memfactory.yaml that may have said what the agent is."""
-    parsed = parse_overrides(overrides)
+    parsed, renamed = with_present_names(parse_overrides(overrides))
     folders = config_folders(found.base_dir if found.file is not None or like is not None else None)
     agent_file = found.agent
     if found.file is None:
@@ -240,6 +243,7 @@ def _composed(found: Source, overrides: Sequence[str], like: Like | None) -> tup
             tree = merge(write_out(tree), Tree(found.values, said_by(found.values, Origin(found.shown))))
         if found.run is None:
             agent_file = fill_in_agent(tree, parsed, found.base_dir)
+    tree.renamed += renamed
     apply_overrides(tree, parsed, folders, _LISTS)
     return with_unused(write_out(tree), folders), folders, agent_file
 

@@ -46,7 +46,7 @@ class LossOptions(Options):
     dual_clip: float | None = Field(None, gt=1)
     """The loss of a token with a negative advantage is at most this many times its size (arXiv 1912.09729); null:
     off."""
-    entropy_weight: float = Field(0.0, ge=0)
+    entropy_coef: float = Field(0.0, ge=0)
     """Weight of the entropy bonus: the loss of a token is lowered by this times the entropy of its distribution."""
     sapo_positive: float = Field(1.0, gt=0)
     """SAPO's temperature for positive advantages (arXiv 2511.20347)."""
@@ -56,21 +56,21 @@ class LossOptions(Options):
     """Each trained token weighs the same (token), or each turn, trajectory or prompt does; constant: Dr. GRPO."""
     constant_length: int | None = Field(None, ge=1)
     """The length L that `weighting: constant` divides by: each token weighs 1 / (turns x L)."""
-    kl_weight: float = Field(0.0, ge=0)
+    kl_coef: float = Field(0.0, ge=0)
     """Weight of the KL term against the reference; 0: no reference is kept at all."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
     """The per-token KL estimator."""
     kl_unbiased: bool = False
     """Multiply the KL estimate by the token's ratio, which makes its gradient that of the KL (arXiv 2512.02556)."""
     kl_in_reward: bool = False
-    """Subtract kl_weight times the KL estimate of a trajectory's tokens from its reward, in place of a term in the
+    """Subtract kl_coef times the KL estimate of a trajectory's tokens from its reward, in place of a term in the
     loss."""
     kl_target: float | None = Field(None, gt=0)
     """Adapt the KL weight so that the mean KL of a trained token comes to this (arXiv 1909.08593); null: constant."""
     kl_horizon: int = Field(10_000, ge=1)
     """With kl_target: after this many trajectories the KL weight has changed by a fifth at most, twice that for twice
     as many."""
-    reference_every: int = Field(0, ge=0)
+    reference_sync_steps: int = Field(0, ge=0)
     """Move the reference towards the policy after every so many steps; 0: it stays the policy as it was before
     training."""
     reference_mixup: float = Field(1.0, gt=0, le=1)
@@ -90,10 +90,10 @@ class LossOptions(Options):
         correction = self.sampler_correction
         idle = {
             "constant_length": self.weighting != "constant" and f"weighting is {self.weighting}",
-            "kl_estimator": self.kl_weight == 0 and "kl_weight is 0",
-            "kl_unbiased": self.kl_weight == 0 and "kl_weight is 0",
+            "kl_estimator": self.kl_coef == 0 and "kl_coef is 0",
+            "kl_unbiased": self.kl_coef == 0 and "kl_coef is 0",
             "kl_horizon": self.kl_target is None and "kl_target is null",
-            "reference_mixup": self.reference_every == 0 and "reference_every is 0",
+            "reference_mixup": self.reference_sync_steps == 0 and "reference_sync_steps is 0",
             "correction_low": not correction.endswith("mask") and f"sampler_correction is {correction}",
             "correction_high": correction == "none" and "sampler_correction is none",
             "correction_turn": not correction.startswith("sequence") and f"sampler_correction is {correction}",
@@ -118,17 +118,17 @@ class LossOptions(Options):
     @property
     def needs_reference(self) -> bool:
         """Whether there is a KL term, in the loss or in the reward, and so a reference."""
-        return self.kl_weight > 0
+        return self.kl_coef > 0
 
     @property
     def kl_in_loss(self) -> bool:
         """Whether the loss has a KL term."""
-        return self.kl_weight > 0 and not self.kl_in_reward
+        return self.kl_coef > 0 and not self.kl_in_reward
 
     @property
     def moving_reference(self) -> bool:
         """Whether the reference follows the policy."""
-        return self.kl_weight > 0 and self.reference_every > 0
+        return self.kl_coef > 0 and self.reference_sync_steps > 0
 
     @field_validator("objective")
     @classmethod
@@ -142,12 +142,12 @@ class LossOptions(Options):
             for name, on in (
                 ("kl_in_reward", self.kl_in_reward),
                 ("kl_target", self.kl_target is not None),
-                ("reference_every", self.reference_every > 0),
+                ("reference_sync_steps", self.reference_sync_steps > 0),
             )
             if on
         ]
-        if wanted and self.kl_weight == 0:
-            raise ValueError(f"{wanted[0]} needs a kl_weight above 0: without one there is no KL and no reference")
+        if wanted and self.kl_coef == 0:
+            raise ValueError(f"{wanted[0]} needs a kl_coef above 0: without one there is no KL and no reference")
         if self.kl_in_reward and self.kl_unbiased:
             raise ValueError("kl_unbiased corrects the gradient of a KL term in the loss, but kl_in_reward has none")
         return self

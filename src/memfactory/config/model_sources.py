@@ -45,7 +45,7 @@ def tree_of_model(found: Source, like: Like | None, folders: list[Path]) -> Tree
     own = found.agent
     if own is not None and (like is None or not like.strictly):
         taken = own.tree() if like is None else own.tree(_THE_AGENTS)
-        tree = Tree({**tree.values, **taken.values}, {**tree.origins, **taken.origins})
+        tree = Tree({**tree.values, **taken.values}, {**tree.origins, **taken.origins}, renamed=taken.renamed)
         if like is None and own.model:
             tree.values["model"] = {key: own.model[key] for key in _NOTED if key in own.model}
     for section, name in DEFAULTS.items():
@@ -83,6 +83,7 @@ def fill_in_agent(tree: Tree, overrides: Sequence[Override], base_dir: Path) -> 
             taken = found.tree(names)
             tree.values.update(taken.values)
             tree.origins.update(taken.origins)
+            tree.renamed += taken.renamed
             if "agent" in taken.values:
                 tree.named = named_in(tree.values["agent"], tree.origins, ("agent",))
             return found

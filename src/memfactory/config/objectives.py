@@ -73,8 +73,8 @@ class ClipCovOptions(ObjectiveOptions):
 
     reads = CLIP | {"dual_clip"}
 
-    share: float = Field(2e-4, gt=0, le=1)
-    """The share of a step's tokens that lose their gradient, at least one token."""
+    fraction: float = Field(2e-4, gt=0, le=1)
+    """The fraction of a step's tokens that lose their gradient, at least one token."""
     low: float = 1.0
     """Only tokens with a covariance above this can be chosen."""
     high: float = 5.0
@@ -92,8 +92,8 @@ class KlCovOptions(ObjectiveOptions):
 
     reads = frozenset()
 
-    share: float = Field(2e-3, gt=0, le=1)
-    """The share of a step's tokens, those with the largest covariance, that are penalized; at least one token."""
+    fraction: float = Field(2e-3, gt=0, le=1)
+    """The fraction of a step's tokens, those with the largest covariance, that are penalized; at least one token."""
     penalty: float = Field(1.0, ge=0)
     """Weight of |log r| on the penalized tokens."""
 

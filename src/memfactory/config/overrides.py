@@ -8,13 +8,25 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 from memfactory.config.parts import PART_FOLDERS, expand, merged, named_below
 from memfactory.config.problems import shown
+from memfactory.config.renames import both_names, present_path, use_present_names
 from memfactory.config.short_forms import DEFAULT_KINDS, chooses_kind, is_slot, said_by, short_key
 from memfactory.config.slots import named_in
-from memfactory.config.tree import DEEPEST, KeyPath, Origin, Tree, dotted, moved, origin_of, parse_scalar
+from memfactory.config.tree import (
+    DEEPEST,
+    KeyPath,
+    Origin,
+    Renamed,
+    Tree,
+    dotted,
+    leaves,
+    moved,
+    origin_of,
+    parse_scalar,
+)
 from memfactory.errors import ConfigError
 from memfactory.redaction import is_secret, redacted_message
 
@@ -100,6 +112,31 @@ def parse_overrides(texts: Sequence[str]) -> list[Override]:
     return parsed
 
 
+def with_present_names(overrides: Sequence[Override], root: KeyPath = ()) -> tuple[list[Override], tuple[Renamed, ...]]:
+    """The overrides with the present name of each key and value, and the former names that they use.
+
+    `root` is where their keys stand in the config. Raises ConfigError where the command line has a key by both names.
+    """
+    present: list[Override] = []
+    by_former: dict[KeyPath, Renamed] = {}
+    by_present: dict[KeyPath, Origin] = {}
+    renamed: tuple[Renamed, ...] = ()
+    for override in overrides:
+        values = _nested(override.path, override.value)
+        tree = use_present_names(Tree(values, said_by(values, override.origin)), root)
+        path = cast("tuple[str, ...]", present_path((*root, *override.path))[len(root) :])
+        present.append(replace(override, path=path, value=_at(tree.values, path)))
+        former = {one.path: one for one in tree.renamed if one.former is not None}
+        by_former |= former
+        written = {place[:n] for place, _ in leaves(tree.values, root) for n in range(len(place) + 1)}
+        by_present |= dict.fromkeys(written - {*former}, override.origin)
+        renamed += tree.renamed
+    both = [both_names(one, by_present[path]) for path, one in by_former.items() if path in by_present]
+    if both:
+        raise ConfigError(both)
+    return present, renamed
+
+
 def apply_overrides(
     tree: Tree, overrides: Sequence[Override], folders: list[Path], defaults: Mapping[str, Any] = MappingProxyType({})
 ) -> None:
@@ -143,6 +180,7 @@ def _apply(tree: Tree, override: Override, folders: list[Path], defaults: Mappin
     if len(path) == 1 and path[0] in PART_FOLDERS:
         part = expand(str(path[0]), value, origins, folders)
         value, above.named = part.values, part.named
+        tree.renamed += part.renamed
         above.origins = moved(part.origins, (), path) | {path: override.origin}
     elif path[:1] == ("agent",):
         above.named = named_in(_nested(path[1:], value), above.origins, ("agent",))
@@ -163,6 +201,12 @@ def _nested(path: KeyPath, value: Any) -> Any:
     for part in reversed(path):
         value = {part: value}
     return value
+
+
+def _at(values: Any, path: KeyPath) -> Any:
+    for part in path:
+        values = values[part]
+    return values
 
 
 def _place(values: dict[str, Any], override: Override, defaults: Mapping[str, Any]) -> tuple[Any, KeyPath]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import memfactory
+from memfactory.config.renames import use_present_names
 from memfactory.config.short_forms import DEFAULT_KINDS, chooses_kind, is_slot, short_key
 from memfactory.config.slots import named_in
 from memfactory.config.tree import KeyPath, Named, Origin, Tree, moved, read_file
@@ -102,7 +103,7 @@ def compose_file(path: Path, chain: tuple[Path, ...] = ()) -> Tree:
     """
     if path.resolve() in chain:
         raise ConfigError(f"{show_path(path)}: base: a circle of configs based on each other")
-    tree = read_file(path, show_path(path))
+    tree = use_present_names(read_file(path, show_path(path)))
     folders = config_folders(path.parent)
     expand_sections(tree, folders)
     base = tree.values.pop("base", None)
@@ -131,6 +132,7 @@ def expand_sections(tree: Tree, folders: list[Path]) -> None:
                 del tree.origins[path]
             tree.origins.update(moved(part.origins, (), (section,)))
             tree.named = part.named or tree.named
+            tree.renamed += part.renamed
 
 
 @dataclass(frozen=True)
@@ -179,7 +181,7 @@ def expand(
 def _read_part(section: str, file: Path, folders: list[Path], chain: tuple[Path, ...]) -> Tree:
     if file.resolve() in chain:
         raise ConfigError(f"{show_path(file)}: base: a circle of parts based on each other")
-    part = read_file(file, show_path(file))
+    part = use_present_names(read_file(file, show_path(file)), (section,))
     if section == "agent":
         part.named = named_in(part.values, part.origins)
     base = part.values.pop("base", None)
@@ -206,7 +208,8 @@ def merge(below: Tree, above: Tree, root: KeyPath = ()) -> Tree:
     lift = max((origin.layer for origin in below.origins.values()), default=-1) + 1
     origins |= {path: replace(origin, layer=origin.layer + lift) for path, origin in above.origins.items()}
     lifted = tuple(replace(named, layer=named.layer + lift) for named in above.named)
-    return Tree(values, origins, (*named_below(below, above.values, root), *lifted))
+    renamed = (*below.renamed, *above.renamed)
+    return Tree(values, origins, (*named_below(below, above.values, root), *lifted), renamed)
 
 
 def named_below(below: Tree, above: Any, root: KeyPath) -> tuple[Named, ...]:

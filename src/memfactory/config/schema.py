@@ -49,7 +49,7 @@ class EvalConfig(Options):
     or what could stand under `agent:`."""
     seed: int = 0
     """Seed of the attempts."""
-    max_unknown_share: float = Field(0.1, ge=0, le=1)
+    max_unknown_fraction: float = Field(0.1, ge=0, le=1)
     """A dataset fails when a larger share of a metric's scores is unknown (the judge failed)."""
 
     def without_effect(self) -> Mapping[str, str]:

@@ -54,10 +54,10 @@ class OptimizerOptions(Options):
     epsilon: float = Field(1e-8, gt=0)
     """Added to the root of the second moment."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """How the learning rate falls after the warm-up: not at all, or to `final_share` of its peak."""
+    """How the learning rate falls after the warm-up: not at all, or to `min_lr_ratio` of its peak."""
     warmup_steps: int = Field(0, ge=0)
     """Optimizer steps over which the learning rate rises linearly from 0."""
-    final_share: float = Field(0.0, ge=0, le=1)
+    min_lr_ratio: float = Field(0.0, ge=0, le=1)
     """The share of the peak that a falling schedule ends at."""
     max_grad_norm: float = Field(1.0, gt=0)
     """The gradient is scaled down to this norm."""
@@ -71,7 +71,7 @@ class OptimizerOptions(Options):
         return "adamw_8bit_torchao" if stochastic else "adamw_8bit"
 
     def without_effect(self) -> Mapping[str, str]:
-        return {"final_share": "schedule is constant"} if self.schedule == "constant" else {}
+        return {"min_lr_ratio": "schedule is constant"} if self.schedule == "constant" else {}
 
 
 Overlong = Literal["unknown", "drop", "error"]
@@ -259,12 +259,12 @@ class GrpoOptions(TrainerOptions):
         "valid_groups",
         "transcripts_per_step",
         "transcript_tokens",
-        "max_unknown_share",
+        "max_unknown_fraction",
     }
 
     prompts_per_step: int = Field(8, ge=1)
     """Tasks whose groups make one optimizer step."""
-    generations: int = Field(8, ge=1)
+    group_size: int = Field(8, ge=1)
     """Attempts at each task: the group size G."""
     rollout_prompts: int | None = Field(None, ge=1)
     """Tasks that are rolled out together; null: prompts_per_step."""
@@ -307,7 +307,7 @@ class GrpoOptions(TrainerOptions):
     """Groups whose conversations are written to transcripts/ each step."""
     transcript_tokens: bool = False
     """Whether they also hold the ids that were fed and sampled and the log-probabilities, some 20 bytes a token."""
-    max_unknown_share: float = Field(0.2, ge=0, le=1)
+    max_unknown_fraction: float = Field(0.2, ge=0, le=1)
     """The run stops when a larger share of a step's rewards is unknown (the judge failed). Attempts that do not fit the
     context do not count."""
 
@@ -336,8 +336,8 @@ class GrpoOptions(TrainerOptions):
                 f"{self.minibatches} parts",
             )
         warnings = super().check(config, problems)
-        if self.generations == 1:
-            warnings.append("train.generations: a group of 1 has no advantage, so nothing will be learned")
+        if self.group_size == 1:
+            warnings.append("train.group_size: a group of 1 has no advantage, so nothing will be learned")
         return warnings
 
     @property
@@ -468,7 +468,7 @@ class OnlineOptions(LoopOptions):
     does not fit are left out (drop) or refused (error) before training; both measure every task."""
     transcripts_per_step: int = Field(2, ge=0)
     """Attempts whose conversations are written to transcripts/ each step."""
-    max_failed_share: float = Field(0.2, ge=0, le=1)
+    max_failed_fraction: float = Field(0.2, ge=0, le=1)
     """The run stops when a larger share of a step's attempts could not be played to their end (a helper failed).
     Attempts that do not fit the context do not count."""
 

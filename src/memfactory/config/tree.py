@@ -48,13 +48,33 @@ class Named:
     layer: int
 
 
+@dataclass(frozen=True)
+class Renamed:
+    """A layer wrote something by its former name: `old` and `new` as a user writes them.
+
+    `path` is the present place of the value and `former` its former key, where the key is what changed.
+    """
+
+    origin: Origin
+    old: str
+    new: str
+    path: KeyPath = ()
+    former: str | None = None
+
+    @property
+    def warning(self) -> str:
+        return f"{self.origin}: {self.old} is now called {self.new}; the old name will go with the next release"
+
+
 @dataclass
 class Tree:
-    """Nested mappings, lists and scalars, the origin of each by its path, and the modules that its layers name."""
+    """Nested mappings, lists and scalars, the origin of each by its path, the modules that its layers name, and the
+    former names that they use."""
 
     values: dict[str, Any] = field(default_factory=dict)
     origins: dict[KeyPath, Origin] = field(default_factory=dict)
     named: tuple[Named, ...] = ()
+    renamed: tuple[Renamed, ...] = ()
 
 
 def dotted(path: KeyPath) -> str:

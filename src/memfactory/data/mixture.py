@@ -17,8 +17,8 @@ from memfactory.registry import DATASETS, Options
 class PartOptions(Options):
     """One of the datasets of a mixture."""
 
-    share: float = Field(1.0, gt=0)
-    """How many of the rows are of this dataset, against the shares of the others."""
+    weight: float = Field(1.0, gt=0)
+    """The rows of this dataset, relative to the weights of the others."""
     data: dict[str, object]
     """The dataset: its name and its options."""
 
@@ -34,7 +34,7 @@ class MixtureOptions(DatasetOptions):
     """Options of `mixture`."""
 
     parts: list[PartOptions] = Field(min_length=1)
-    """The datasets and their shares."""
+    """The datasets and their weights."""
     seed: int = 0
     """Seed of which dataset each row is of."""
     rows: int = Field(100_000, ge=1)
@@ -61,7 +61,7 @@ class MixtureDataset(Dataset[MixtureOptions]):
 
     def _row(self, index: int) -> Row:
         random = Random(f"mixture {self.options.seed} {index}")
-        (part,) = random.choices(self.parts, [part.share for part in self.options.parts])
+        (part,) = random.choices(self.parts, [part.weight for part in self.options.parts])
         return part[index % len(part)]
 
 

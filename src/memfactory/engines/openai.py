@@ -27,7 +27,7 @@ class OpenAIEngine:
     """Chat completions of `config.model`.
 
     A rate limit, a server error, a timeout, a broken connection and an answer without a reply are tried again with
-    exponential backoff and jitter (a Retry-After counts, up to `longest_wait`); any other refusal fails at once, with
+    exponential backoff and jitter (a Retry-After counts, up to `max_retry_wait`); any other refusal fails at once, with
     the server's words. A request that has failed for good comes from `step` as its EngineError. Raises ConfigError
     where the key's environment variable is not set or holds what is no key, or the address is none.
     """
@@ -40,7 +40,7 @@ class OpenAIEngine:
         self.config = config
         self._where = f"{config.model!r} at {shown_address(address)}"
         self._endpoint = Endpoint(address, name=self._where, key=key, timeout=config.timeout, largest=32 * MIB)
-        self._patience = Patience(config.retries, config.backoff, config.longest_wait)
+        self._patience = Patience(config.retries, config.backoff, config.max_retry_wait)
         self._pool = RequestPool(config.concurrency, "openai")
 
     def submit(self, key: Key, messages: Sequence[Message], sampling: Sampling) -> None:

@@ -112,7 +112,7 @@ class OpenAIEngineConfig(Sampled):
     """Further tries after 429, 5xx, a timeout or a broken connection, with exponential backoff and jitter."""
     backoff: float = Field(1.0, gt=0)
     """Seconds before the first further try; doubled each time."""
-    longest_wait: float = Field(20.0, ge=0)
+    max_retry_wait: float = Field(20.0, ge=0)
     """Seconds of the longest pause between two tries, whatever the server asks for by Retry-After."""
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     """What the endpoint calls the reply's limit."""

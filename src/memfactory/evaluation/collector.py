@@ -79,7 +79,7 @@ class SampleCollector:
                 raise UnknownScores(
                     f"{unknown} of {len(tasks) * samples} scores of {name!r} are unknown: a judge or another engine "
                     "failed, a prompt exceeded the context, or a question has no gold answer. "
-                    f"eval.max_unknown_share allows a fraction of {max_unknown:g}"
+                    f"eval.max_unknown_fraction allows a fraction of {max_unknown:g}"
                 )
             metrics[name] = result
         means = {name: question_means(by_task) for name, by_task in scores.items()}

@@ -35,7 +35,7 @@ class EvaluationSettings:
             seed=config.seed,
             sampling_params=SamplingParams(config.temperature, config.top_p, config.top_k),
             metrics=config.metrics,
-            max_unknown=config.max_unknown_share,
+            max_unknown=config.max_unknown_fraction,
         )
 
 

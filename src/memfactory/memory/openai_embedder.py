@@ -31,7 +31,7 @@ class OpenAIEmbedder:
         # A vector of 16,384 numbers, of 20 signs each, for every text.
         largest = (1 + config.batch_size) * MIB // 2
         self._endpoint = Endpoint(address, name=self._where, key=key, timeout=config.timeout, largest=largest)
-        self._patience = Patience(config.retries, config.backoff, config.longest_wait)
+        self._patience = Patience(config.retries, config.backoff, config.max_retry_wait)
         # It names vectors on disk; vectors of earlier versions bear the address with the slash.
         self.identity = identity_of(kind=config.kind, model=config.model, endpoint=public_address(address) + "/")
 

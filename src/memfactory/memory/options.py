@@ -63,7 +63,7 @@ class OpenAIEmbedderConfig(Options):
     """Further tries after 429, 5xx, a timeout or a broken connection, with exponential backoff and jitter."""
     backoff: float = Field(0.5, gt=0)
     """Seconds before the first further try; doubled each time."""
-    longest_wait: float = Field(20.0, ge=0)
+    max_retry_wait: float = Field(20.0, ge=0)
     """Seconds of the longest pause between two tries, whatever the server asks for by Retry-After."""
 
 

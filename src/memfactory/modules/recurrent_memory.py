@@ -18,7 +18,7 @@ from memfactory.registry import MODULES, Options
 from memfactory.text import after_thinking, chunk_cuts, fill, keep_ends, placeholders, token_spans
 from memfactory.types import Codec, Message, Reading
 
-Order = Literal["memory_first", "section_first"]
+Order = Literal["memory_first", "chunk_first"]
 
 UPDATE_PROMPT = """\
 Read the section and rewrite the memory: keep what helps with the problem, add what is new, correct what has changed.
@@ -56,7 +56,7 @@ brings, correct what it changes.
 Updated memory:"""
 
 UPDATE_PROMPTS: Mapping[Order, str] = MappingProxyType(
-    {"memory_first": UPDATE_PROMPT, "section_first": SECTION_FIRST_PROMPT}
+    {"memory_first": UPDATE_PROMPT, "chunk_first": SECTION_FIRST_PROMPT}
 )
 
 ANSWER_PROMPT = """\
@@ -136,9 +136,9 @@ class Prompts(Options):
 
     @property
     def order(self) -> Order:
-        """section_first where nothing of the section stands behind any of the memory."""
+        """chunk_first where nothing of the section stands behind any of the memory."""
         section = max(self.update.rfind(name) for name in ("{section}", "{chunk}"))
-        return "section_first" if section < self.update.find("{memory}") else "memory_first"
+        return "chunk_first" if section < self.update.find("{memory}") else "memory_first"
 
 
 class RecurrentMemoryOptions(AnswerModuleOptions):

@@ -32,7 +32,7 @@ def training_flops(sizes: Architecture, turns: Sequence[TrainingTurn], options: 
     forward = sizes.forward_flops(tokens, logits, attended)
     passes = options.epochs * (3 if options.lora is None else 2)
     loss = options.loss
-    scored = (loss.kl_weight > 0) + (loss.kl_in_reward or options.minibatches * options.epochs > 1)
+    scored = (loss.kl_coef > 0) + (loss.kl_in_reward or options.minibatches * options.epochs > 1)
     # Objectives that choose tokens over a whole step score its turns before each update.
     chosen = options.epochs if make_objective(loss).marks else 0
     return forward * (passes + scored + chosen)

@@ -231,7 +231,7 @@ def reference_bytes(
 
 def logit_bytes(sizes: Architecture, options: TrainerOptions, width: int) -> int:
     """Of one token: logits, their exponentials and slopes; a gradient of the entropy keeps two more arrays."""
-    bonus = options.policy_loss.entropy_weight > 0
+    bonus = options.policy_loss.entropy_coef > 0
     return sizes.vocabulary * (12 + (8 if bonus else 0) + (0 if width == 4 else width))
 
 

@@ -42,7 +42,7 @@ def planned_memory(
         dtype=compute_type(config.model, cuda=device.cuda),
         kv_tokens=_kv_tokens(resolved, lengths),
         micro_tokens=max(options.micro_batch_tokens, lengths.longest) if lengths else options.micro_batch_tokens,
-        reference=isinstance(options, GrpoOptions) and options.loss.kl_weight > 0,
+        reference=isinstance(options, GrpoOptions) and options.loss.kl_coef > 0,
         continued=places(config.model)[1] is not None,
         cuda=device.cuda,
         prefixes_shared=own is None or own.share_prefixes,

@@ -216,13 +216,13 @@ def _as_trained(model: ModelConfig, options: TrainerOptions, problems: list[str]
 
 
 def _grpo_work(options: GrpoOptions, lengths: Lengths) -> list[tuple[str, str]]:
-    prompts, group = options.prompts_per_step, options.generations
+    prompts, group = options.prompts_per_step, options.group_size
     trajectories = prompts * group
     conversations = trajectories * lengths.turns
     tokens = conversations * (lengths.prompt + lengths.reply)
     rows = [
         ("trained steps of modules", ", ".join(lengths.trained) or "none"),
-        ("prompts x generations", f"{prompts} x {group} = {trajectories:,} trajectories per rollout"),
+        ("prompts x group size", f"{prompts} x {group} = {trajectories:,} trajectories per rollout"),
         ("optimizer steps per rollout", str(options.minibatches * options.epochs)),
         ("turns per trajectory", f"{lengths.turns:.1f}"),
         ("conversations per optimizer step", f"{conversations / options.minibatches:,.0f}"),

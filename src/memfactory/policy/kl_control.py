@@ -17,7 +17,7 @@ class KlCoefficient:
 
     def __init__(self, options: LossOptions) -> None:
         self.options = options
-        self.value = options.kl_weight
+        self.value = options.kl_coef
 
     @property
     def adapts(self) -> bool:

@@ -71,7 +71,7 @@ def advantages(
 class TokenLosses:
     """Per-token results, all [rows, tokens] and 0 where the mask is off.
 
-    `loss` = `policy` + kl_weight x `kl` - entropy_weight x entropy. `ratio` (detached) is the token's ratio, or its
+    `loss` = `policy` + kl_coef x `kl` - entropy_coef x entropy. `ratio` (detached) is the token's ratio, or its
     turn's for GSPO, GMPO and VESPO. `clipped_low` and `clipped_high` (bool) mark where a bound of the objective took
     effect. `correction` (detached) is the sampler's importance weight.
     """
@@ -89,11 +89,11 @@ class TokenLosses:
 class Extras:
     """What a step adds to the loss, each [rows, tokens] where it is a tensor.
 
-    `kl_weight` is the KL coefficient at this step, None: that of the options. `entropies` carry a gradient where
-    `entropy_weight` is above 0. `marked` (bool) are the tokens that the objective chose over the whole step.
+    `kl_coef` is the KL coefficient at this step, None: that of the options. `entropies` carry a gradient where
+    `entropy_coef` is above 0. `marked` (bool) are the tokens that the objective chose over the whole step.
     """
 
-    kl_weight: float | None = None
+    kl_coef: float | None = None
     entropies: Tensor | None = None
     marked: Tensor | None = None
 
@@ -108,7 +108,7 @@ def token_losses(
     sampler_logprobs: Tensor | None = None,
     extras: Extras | None = None,
 ) -> TokenLosses:
-    """The loss of every token: correction x objective + kl_weight x KL - entropy_weight x entropy.
+    """The loss of every token: correction x objective + kl_coef x KL - entropy_coef x entropy.
 
     `logprobs`, `old_logprobs`, `ref_logprobs` and `sampler_logprobs` are [rows, tokens] in nats, `advantages` [rows],
     `mask` bool [rows, tokens]. `old_logprobs` None means on-policy: r is exactly 1 and only its gradient remains.
@@ -117,9 +117,9 @@ def token_losses(
     a gradient. With `kl_in_reward` the loss has no KL term.
     """
     extras = extras or Extras()
-    kl_weight = (options.kl_weight if extras.kl_weight is None else extras.kl_weight) if options.kl_in_loss else 0.0
-    if kl_weight > 0 and ref_logprobs is None:
-        raise ValueError("kl_weight is above 0 but there are no reference log-probabilities")
+    kl_coef = (options.kl_coef if extras.kl_coef is None else extras.kl_coef) if options.kl_in_loss else 0.0
+    if kl_coef > 0 and ref_logprobs is None:
+        raise ValueError("kl_coef is above 0 but there are no reference log-probabilities")
     if options.sampler_correction != "none" and sampler_logprobs is None:
         raise ValueError(f"{options.sampler_correction} needs the sampler's log-probabilities")
     zero = torch.zeros((), dtype=_precise(logprobs).dtype, device=logprobs.device)
@@ -142,11 +142,11 @@ def token_losses(
         kl = kl_estimate(current, reference, options.kl_estimator)
         if options.kl_unbiased:
             kl = kl * log_ratio.exp()
-    loss = policy if kl is None or kl_weight == 0 else policy + kl_weight * kl
-    if options.entropy_weight > 0:
+    loss = policy if kl is None or kl_coef == 0 else policy + kl_coef * kl
+    if options.entropy_coef > 0:
         if extras.entropies is None:
-            raise ValueError("entropy_weight is above 0 but there are no entropies")
-        loss = loss - options.entropy_weight * torch.where(mask, _precise(extras.entropies), zero)
+            raise ValueError("entropy_coef is above 0 but there are no entropies")
+        loss = loss - options.entropy_coef * torch.where(mask, _precise(extras.entropies), zero)
     return TokenLosses(
         loss=loss,
         policy=policy,

@@ -68,7 +68,7 @@ def learning_rate_share(step: int, options: OptimizerOptions, total_steps: int) 
     """The share of the peak learning rate at optimizer step `step`, counted from 0.
 
     Of W warm-up steps the n-th has n / W, so the first is not wasted on a rate of 0. After them a falling schedule
-    goes from 1 to `final_share`, which it reaches when `total_steps` have been taken and keeps from then on.
+    goes from 1 to `min_lr_ratio`, which it reaches when `total_steps` have been taken and keeps from then on.
     """
     warmup = options.warmup_steps
     if step < warmup:
@@ -77,7 +77,7 @@ def learning_rate_share(step: int, options: OptimizerOptions, total_steps: int) 
         return 1.0
     done = min(1.0, (step - warmup) / max(1, total_steps - warmup))
     left = 1 - done if options.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
-    return options.final_share + (1 - options.final_share) * left
+    return options.min_lr_ratio + (1 - options.min_lr_ratio) * left
 
 
 class Schedule:

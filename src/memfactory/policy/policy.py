@@ -109,8 +109,8 @@ class Policy:
         self.passes = Passes(self.model, chat, self.compute_dtype, options)
         with self.autocast():
             check_head(self.model)
-        kept = self.loss.kl_weight > 0
-        with _fitting("the reference model", "train without one (train.loss.kl_weight: 0)"):
+        kept = self.loss.kl_coef > 0
+        with _fitting("the reference model", "train without one (train.loss.kl_coef: 0)"):
             self.reference = self._reference(continued=continued) if kept else None
         self.set_optimizer(options.optimizer, options.planned_updates)
 
@@ -158,7 +158,7 @@ class Policy:
         None: the temperature in training. float32 whatever the model computes in; entropies carry a gradient only
         where the loss has an entropy bonus.
         """
-        graded = with_entropy and self.loss.entropy_weight > 0
+        graded = with_entropy and self.loss.entropy_coef > 0
         return self.passes.logprobs(
             self.model, batch, temperature or self.temperature, with_entropy=with_entropy, entropy_gradient=graded
         )
@@ -171,7 +171,7 @@ class Policy:
     def score_reference(self, turns: Sequence[TrainingTurn]) -> list[TrainingTurn]:
         """The turns with the reference's log-probabilities."""
         if self.reference is None:
-            raise ValueError("no reference is kept: kl_weight is 0")
+            raise ValueError("no reference is kept: kl_coef is 0")
         with self.reference.model() as model:
             scored = self.passes.scores(model, turns, self.temperature)
         return [replace(turn, reference_logprobs=row) for turn, row in zip(turns, scored, strict=True)]
@@ -183,7 +183,7 @@ class Policy:
         """
         if kl is not None:
             self.kl.adapt(kl, trajectories)
-        if self.reference is not None and self.loss.moving_reference and step % self.loss.reference_every == 0:
+        if self.reference is not None and self.loss.moving_reference and step % self.loss.reference_sync_steps == 0:
             self.reference.move(self.loss.reference_mixup)
 
     # Optimizer steps
@@ -267,7 +267,7 @@ class Policy:
 
     def optimizer_state(self) -> dict[str, object]:
         """Optimizer, schedule and counters: with the weights of `save_masters` all that a step depends on."""
-        adapted = {"kl_weight": self.kl.value} if self.kl.adapts else {}
+        adapted = {"kl_coef": self.kl.value} if self.kl.adapts else {}
         return {
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -297,7 +297,7 @@ class Policy:
         self.optimizer.load_state_dict(optimizer["optimizer"])
         self.schedule.load_state_dict(optimizer["schedule"])
         self.skipped_steps = int(optimizer["skipped_steps"])
-        self.kl.value = float(optimizer.get("kl_weight", self.loss.kl_weight))
+        self.kl.value = float(optimizer.get("kl_coef", optimizer.get("kl_weight", self.loss.kl_coef)))
         if self.reference is not None:
             self.reference.load(folder)
 

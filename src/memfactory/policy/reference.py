@@ -97,7 +97,9 @@ class Reference:
             return
         path = folder / FILE
         if not path.is_file():
-            raise MemFactoryError(f"{folder} has no {FILE}, which a run with train.loss.reference_every resumes from")
+            raise MemFactoryError(
+                f"{folder} has no {FILE}, which a run with train.loss.reference_sync_steps resumes from"
+            )
         saved, own = load_file(str(path)), self._values()
         if len(saved) != len(own) or any(saved[str(i)].shape != value.shape for i, value in enumerate(own)):
             raise MemFactoryError(f"{path} holds {len(saved)} tensors that do not fit the {len(own)} of this model")

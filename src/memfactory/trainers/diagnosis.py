@@ -63,7 +63,7 @@ class Settings:
     """The settings that a diagnosis can name. `limits` maps a module step to the key of its longest reply and the
     value."""
 
-    generations: int = 1
+    group_size: int = 1
     temperature: float = 1.0
     mask_truncated: bool = False
     learning_rate: float = 1e-6
@@ -148,8 +148,8 @@ def mismatch(difference: float | None, correction: str) -> str | None:
 
 def _without_variance(facts: Facts, settings: Settings) -> list[str]:
     """The likely causes, each with what to change."""
-    if settings.generations == 1:
-        return ["A group of one attempt has nothing to differ from: raise train.generations (8 is usual)."]
+    if settings.group_size == 1:
+        return ["A group of one attempt has nothing to differ from: raise train.group_size (8 is usual)."]
     if facts.overlong > MOSTLY * facts.attempts:
         return [
             f"{facts.overlong} of {facts.attempts} attempts did not fit the context: shorten what the agent shows, "
@@ -177,7 +177,7 @@ def _equal(facts: Facts, settings: Settings) -> list[str]:
     if facts.lowest < facts.highest:
         hotter = f"raise train.temperature (now {settings.temperature:g}), " if settings.temperature < 1 else ""
         return [
-            f"Tasks are solved always or never: {hotter}raise train.generations (now {settings.generations}), take "
+            f"Tasks are solved always or never: {hotter}raise train.group_size (now {settings.group_size}), take "
             "tasks of middling difficulty, or a reward with more than two values."
         ]
     if facts.highest <= 0:

@@ -118,9 +118,9 @@ class GrpoTrainer(Trainer):
     def adapted(self, step: int, metrics: Mapping[str, float]) -> dict[str, float]:
         """Let the KL coefficient and the reference follow this step; the coefficient of the step, if it adapts."""
         used = self.policy.kl.value
-        trajectories = int(metrics["groups"]) * self.options.generations
+        trajectories = int(metrics["groups"]) * self.options.group_size
         self.policy.after_step(step, metrics.get("kl"), trajectories)
-        return {"kl_weight": used} if self.policy.kl.adapts else {}
+        return {"kl_coef": used} if self.policy.kl.adapts else {}
 
     def conclude(self) -> None:
         self.watch.end()
@@ -162,7 +162,7 @@ class GrpoTrainer(Trainer):
                     break
                 told = diagnose(gathered_facts(groups), self.watch.settings)
                 raise MemFactoryError(
-                    f"step {step}: {rollouts} rollouts ({cursor - self.state.cursor} tasks x {options.generations} "
+                    f"step {step}: {rollouts} rollouts ({cursor - self.state.cursor} tasks x {options.group_size} "
                     f"attempts) gave no group whose rewards differ, so there is nothing to learn from: {told}"
                 )
             size = options.rollout_prompts or options.prompts_per_step
@@ -205,7 +205,7 @@ class GrpoTrainer(Trainer):
                 self.stack.env,
                 [self.task_at(place) for place in places],
                 self.stack.engines,
-                group_size=self.options.generations,
+                group_size=self.options.group_size,
                 decodings=self.decodings,
                 # A task can come again, even within a step, and is then attempted anew.
                 seeds=[stream_seed(self.config.seed, "rollout", place) for place in places],
@@ -263,11 +263,11 @@ class GrpoTrainer(Trainer):
         would not fit the next time either, so they stop no run.
         """
         unknown = summed(gather_object([count_unknown(groups)]))
-        share = self.options.max_unknown_share
-        found = excess(unknown, share, max(unknown.attempts, wanted * self.options.generations))
+        share = self.options.max_unknown_fraction
+        found = excess(unknown, share, max(unknown.attempts, wanted * self.options.group_size))
         if found is not None:
             raise MemFactoryError(
                 f"step {step}: {found} (a judge or a helper failed, or rows lack gold answers or evidence), more than "
-                f"train.max_unknown_share = {share:g} allows. Nothing was trained on them; mend it and go on with "
+                f"train.max_unknown_fraction = {share:g} allows. Nothing was trained on them; mend it and go on with "
                 "--resume."
             )

@@ -127,12 +127,12 @@ class OnlineTrainer(Trainer):
         """Raise MemFactoryError when too many attempts ended early: a helper is down."""
         self.overlong.tell({e.task.id: e.failure for e in episodes if e.failure is not None and e.overlong})
         failures = [episode.failure for episode in episodes if episode.failure is not None and not episode.overlong]
-        allowed = self.options.max_failed_share
+        allowed = self.options.max_failed_fraction
         if len(failures) > allowed * len(episodes):
             raise MemFactoryError(
                 f"step {step}: {len(failures)} of {len(episodes)} attempts failed, more than "
-                f"train.max_failed_share = {allowed:g} allows; the first: {failures[0]}. Nothing was learnt from them; "
-                "mend it and go on with --resume."
+                f"train.max_failed_fraction = {allowed:g} allows; the first: {failures[0]}. Nothing was learnt from "
+                "them; mend it and go on with --resume."
             )
 
 

@@ -55,7 +55,7 @@ class Watch:
 def settings_of(options: GrpoOptions, agent: Agent) -> Settings:
     """What a diagnosis can name."""
     return Settings(
-        generations=options.generations,
+        group_size=options.group_size,
         temperature=options.temperature,
         mask_truncated=options.loss.mask_truncated,
         learning_rate=options.optimizer.learning_rate,

@@ -54,9 +54,9 @@ class ConversationTracesOptions(DatasetOptions):
     are no module's: drill, memories to be repeated in another order, and quiz, questions about memories."""
     items: int = Field(8, ge=1, le=2 * len(TOPICS))
     """The most memories that an updater and an answer are shown."""
-    fewest: int = Field(1, ge=1)
+    min_candidates: int = Field(1, ge=1)
     """The fewest memories that a reranker chooses from."""
-    found: int = Field(20, ge=1, le=2 * len(TOPICS))
+    max_candidates: int = Field(20, ge=1, le=2 * len(TOPICS))
     """The most memories that a reranker chooses from."""
     keep: int = Field(5, ge=1)
     """The memories that a reranker chooses."""
@@ -77,8 +77,10 @@ class ConversationTracesOptions(DatasetOptions):
 
     @model_validator(mode="after")
     def _a_step_is_shown(self) -> ConversationTracesOptions:
-        if self.fewest > self.found:
-            raise ValueError(f"fewest is {self.fewest}, more than found, which is {self.found}")
+        if self.min_candidates > self.max_candidates:
+            raise ValueError(
+                f"min_candidates is {self.min_candidates}, more than max_candidates, which is {self.max_candidates}"
+            )
         if min(self.steps.values(), default=0) < 0 or not sum(self.steps.values()):
             raise ValueError(f"steps should name at least one step with a share above 0, got {self.steps}")
         return self
@@ -180,7 +182,7 @@ def update(random: Random, options: ConversationTracesOptions) -> Shown:
 
 def rerank(random: Random, options: ConversationTracesOptions) -> Shown:
     """Memories found for a question, and the numbers of some: the one that answers it first, then any others."""
-    story, states = _asked(random, options, random.randint(options.fewest, options.found))
+    story, states = _asked(random, options, random.randint(options.min_candidates, options.max_candidates))
     numbers = list(range(1, len(states) + 1))
     random.shuffle(numbers)
     if random.random() >= options.careless_rerank:
@@ -221,7 +223,7 @@ def drill(random: Random, options: ConversationTracesOptions) -> Shown:
 
 def quiz(random: Random, options: ConversationTracesOptions) -> Shown:
     """Memories, and questions about them, each with the number of the one that answers it or with the answer."""
-    _, states = _asked(random, options, random.randint(2, options.found))
+    _, states = _asked(random, options, random.randint(2, options.max_candidates))
     number, lines = random.choice([numbered, bracketed]), [state.sentence for state in states]
     values = random.random() < 0.5
     first = 1 if number is numbered else 0

@@ -44,8 +44,8 @@ class FactTracesOptions(DatasetOptions, DocumentOptions):
 
     @model_validator(mode="after")
     def _others_to_choose_from(self) -> FactTracesOptions:
-        if self.facts_per_section < 2 and (self.distraction or self.forgetting):
-            raise ValueError("distraction and forgetting need at least 2 facts_per_section: another one is written")
+        if self.facts_per_chunk < 2 and (self.distraction or self.forgetting):
+            raise ValueError("distraction and forgetting need at least 2 facts_per_chunk: another one is written")
         return self
 
 
@@ -80,10 +80,10 @@ class FactTracesDataset(Dataset[FactTracesOptions]):
         """One conversation of an episode: the update at a random section, or the answer after the last."""
         options, reader = self.options, self.reader
         document = draw_document(options, index)
-        step = random.randrange(options.sections + 1)
+        step = random.randrange(options.chunks + 1)
         memories = [reader.empty_memory, *read(random, document, options.distraction, options.forgetting)]
         values = {"question": document.question, "prompt": document.question, "memory": memories[step]}
-        if step < options.sections:
+        if step < options.chunks:
             values |= {"section": document.sections[step], "chunk": document.sections[step]}
             return fill(reader.prompts.update, values), memories[step + 1]
         return fill(reader.prompts.answer, values), f"\\boxed{{{answer_from(memories[step])}}}"

@@ -27,11 +27,11 @@ class DocumentOptions(Options):
     """Seed of the rows."""
     split: Split = "train"
     """train or heldout: a quarter of all facts that could be stated occurs only in held-out rows."""
-    sections: int = Field(3, ge=1)
+    chunks: int = Field(3, ge=1)
     """Sections of a text."""
-    facts_per_section: int = Field(4, ge=1)
+    facts_per_chunk: int = Field(4, ge=1)
     """People about whom a section states a fact."""
-    section_words: int = Field(64, ge=1)
+    chunk_words: int = Field(64, ge=1)
     """Words and punctuation marks of a section, filled up with filler: tokens of the embedded model."""
     corrections: float = Field(0.0, ge=0, le=1)
     """Share of rows in which a later section corrects the fact that is asked for."""
@@ -43,21 +43,21 @@ class DocumentOptions(Options):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> DocumentOptions:
-        people = self.sections * self.facts_per_section
+        people = self.chunks * self.facts_per_chunk
         if people > len(NAMES):
             raise ValueError(
-                f"sections x facts_per_section is {people}, but there are only {len(NAMES)} people to state facts about"
+                f"chunks x facts_per_chunk is {people}, but there are only {len(NAMES)} people to state facts about"
             )
         if self.corrections + self.two_hops > 1:
             raise ValueError(f"corrections + two_hops is {self.corrections + self.two_hops:g}, more than all rows")
-        if self.corrections and self.sections < 2:
-            raise ValueError("corrections need at least 2 sections: they come in a later one")
+        if self.corrections and self.chunks < 2:
+            raise ValueError("corrections need at least 2 chunks: they come in a later one")
         if self.two_hops and people < 2:
             raise ValueError("two_hops need at least 2 people")
-        statements = self.facts_per_section + (2 if self.corrections else 0)
+        statements = self.facts_per_chunk + (2 if self.corrections else 0)
         least = statements * LONGEST_STATEMENT + ROOM_FOR_FILLER
-        if self.section_words < least:
-            raise ValueError(f"section_words is {self.section_words}; {statements} statements need at least {least}")
+        if self.chunk_words < least:
+            raise ValueError(f"chunk_words is {self.chunk_words}; {statements} statements need at least {least}")
         return self
 
 
@@ -98,17 +98,17 @@ class Document:
 def draw_document(options: DocumentOptions, index: int) -> Document:
     """Document number `index` under `options`."""
     random = Random(f"{options.seed} {options.split} {index}")
-    people = random.sample(NAMES, options.sections * options.facts_per_section)
+    people = random.sample(NAMES, options.chunks * options.facts_per_chunk)
     relation = random.choice(list(RELATIONS)) if random.random() < options.one_relation else None
     facts = [draw_fact(random, person, options.split, relation) for person in people]
     kind = _kind(random, options)
     if kind == "two_hops":
         first, last = _link(random, facts, options.split)
     elif kind == "correction":
-        first = last = random.randrange((options.sections - 1) * options.facts_per_section)
+        first = last = random.randrange((options.chunks - 1) * options.facts_per_chunk)
     else:
         first = last = random.randrange(len(facts))
-    per = options.facts_per_section
+    per = options.facts_per_chunk
     stated = [[Statement(fact) for fact in facts[start : start + per]] for start in range(0, len(facts), per)]
     asked = facts[last]
     if kind == "correction":
@@ -120,7 +120,7 @@ def draw_document(options: DocumentOptions, index: int) -> Document:
     subject = people[first] if first == last else f"{people[first]}'s mentor"
     return Document(
         statements=tuple(map(tuple, stated)),
-        sections=tuple(_section_text(random, section, options.section_words) for section in stated),
+        sections=tuple(_section_text(random, section, options.chunk_words) for section in stated),
         hops=hops,
         question=RELATIONS[asked.relation].question.format(subject),
         answer=asked.value,
@@ -174,8 +174,8 @@ def _correct_another(
     random: Random, stated: list[list[Statement]], facts: list[Fact], asked: int, options: DocumentOptions
 ) -> None:
     """Correct a fact that is not asked for too, so that a correction alone is no sign of what matters."""
-    per = options.facts_per_section
-    others = [place for place in range((options.sections - 1) * per) if place != asked]
+    per = options.facts_per_chunk
+    others = [place for place in range((options.chunks - 1) * per) if place != asked]
     if others:
         place = random.choice(others)
         _correct(random, stated, place // per, facts[place], options.split)

@@ -16,13 +16,13 @@ from memfactory.registry import REWARDS
 class CompressionOptions(RewardOptions):
     """Options of `compression`."""
 
-    share: float = Field(0.7, ge=0)
-    """A bank of at most this share of the words that were seen costs nothing. Memory-R2 weighs the rest by 0.3."""
+    fraction: float = Field(0.7, ge=0)
+    """A bank of at most this fraction of the words that were seen costs nothing. Memory-R2 weighs the rest by 0.3."""
 
 
 @REWARDS.register("compression")
 class Compression(RewardFunction[CompressionOptions]):
-    """0 for a bank of at most `share` of the words seen, and minus what it has more, as a share of those seen.
+    """0 for a bank of at most `fraction` of the words seen, and minus what it has more, as a share of those seen.
 
     With B words in the bank and T seen: -max(0, B - share T) / T (arXiv 2605.21768), 0 where nothing was seen. A word
     is what stands between spaces, so the penalty needs no tokenizer. Seen are the conversation (or text) and the items
@@ -38,4 +38,4 @@ class Compression(RewardFunction[CompressionOptions]):
         seen = heard + sum(len(item.text.split()) for item in task.memory)
         items = () if episode.bank is None else episode.bank.list()
         kept = sum(len(item.text.split()) for item in items)
-        return min(0.0, self.options.share * seen - kept) / seen if seen else 0.0
+        return min(0.0, self.options.fraction * seen - kept) / seen if seen else 0.0

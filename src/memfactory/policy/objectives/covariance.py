@@ -52,7 +52,7 @@ class ClipCov(Objective):
         candidates = ((found > self.options.low) & (found < self.options.high) & ~stopped).nonzero().flatten()
         # In the order of their covariances the draw does not depend on how tokens are spread over processes.
         ordered = candidates[found[candidates].argsort(stable=True)].tolist()
-        return draw.sample(ordered, min(_budget(self.options.share, len(found)), len(ordered)))
+        return draw.sample(ordered, min(_budget(self.options.fraction, len(found)), len(ordered)))
 
     def parts(self, terms: Terms) -> Parts:
         parts = clipped(terms.log_ratio.exp(), terms)
@@ -75,7 +75,7 @@ class KlCov(Objective):
 
     def mark(self, tokens: StepTokens, draw: Random) -> Sequence[int]:
         found = covariances(tokens)
-        chosen: list[int] = torch.topk(found, _budget(self.options.share, len(found))).indices.tolist()
+        chosen: list[int] = torch.topk(found, _budget(self.options.fraction, len(found))).indices.tolist()
         return chosen
 
     def parts(self, terms: Terms) -> Parts:

@@ -67,7 +67,7 @@ def shared_text(chat, prompts: list[str]) -> list[str]:
 
 
 def test_the_attempts_share_all_ids_up_to_the_end_of_the_section_and_differ_behind_it(chat):
-    episodes = played("section_first", chat)
+    episodes = played("chunk_first", chat)
     steps = [[episode.turns[step] for episode in episodes] for step in range(len(episodes[0].turns))]
     sections = list(RecurrentMemoryModule(RecurrentMemoryOptions(chunk_tokens=60), chat).chunks(CONTEXT, "t"))
     assert len(steps) == len(sections) + 1 and len(sections) > 5
@@ -86,7 +86,7 @@ def test_by_default_the_memory_comes_first_and_the_section_is_not_shared(chat):
 
 
 def test_both_orders_show_the_same_and_ask_for_the_same_replies():
-    first, second = (played(order, FileCodec("tiny")) for order in ("memory_first", "section_first"))
+    first, second = (played(order, FileCodec("tiny")) for order in ("memory_first", "chunk_first"))
     for one, other in zip(first, second):
         assert [turn.step for turn in one.turns] == [turn.step for turn in other.turns]
         assert one.turns[-1].messages == other.turns[-1].messages
@@ -98,12 +98,12 @@ def test_both_orders_show_the_same_and_ask_for_the_same_replies():
     ("given", "wording"),
     [
         ({}, UPDATE_PROMPT),
-        ({"order": "section_first"}, SECTION_FIRST_PROMPT),
-        ({"order": "section_first", "prompts": {"system": "Be brief."}}, SECTION_FIRST_PROMPT),
+        ({"order": "chunk_first"}, SECTION_FIRST_PROMPT),
+        ({"order": "chunk_first", "prompts": {"system": "Be brief."}}, SECTION_FIRST_PROMPT),
         # A written config names order and wording; another order on the command line takes its own wording along.
-        ({"order": "section_first", "prompts": {"update": UPDATE_PROMPT}}, SECTION_FIRST_PROMPT),
+        ({"order": "chunk_first", "prompts": {"update": UPDATE_PROMPT}}, SECTION_FIRST_PROMPT),
         ({"order": "memory_first", "prompts": {"update": SECTION_FIRST_PROMPT}}, UPDATE_PROMPT),
-        ({"order": "section_first", "prompts": {"update": "{chunk}{prompt}{memory}"}}, "{chunk}{prompt}{memory}"),
+        ({"order": "chunk_first", "prompts": {"update": "{chunk}{prompt}{memory}"}}, "{chunk}{prompt}{memory}"),
         ({"prompts": {"update": "{prompt}{memory}{chunk}{memory}"}}, "{prompt}{memory}{chunk}{memory}"),
     ],
 )
@@ -118,20 +118,20 @@ def test_the_built_in_wording_follows_the_order_and_ones_own_stays(given, wordin
     ("agent", "told"),
     [
         (
-            '{name: memory_agent, order: section_first, prompts: {update: "{question} {memory} {section}"}}',
-            "the update prompt is memory_first, but `order` is section_first",
+            '{name: memory_agent, order: chunk_first, prompts: {update: "{question} {memory} {section}"}}',
+            "the update prompt is memory_first, but `order` is chunk_first",
         ),
         # Some of the section behind the memory would not be shared.
         (
-            '{name: memory_agent, order: section_first, prompts: {update: "{question} {section} {memory} {section}"}}',
-            "the update prompt is memory_first, but `order` is section_first",
+            '{name: memory_agent, order: chunk_first, prompts: {update: "{question} {section} {memory} {section}"}}',
+            "the update prompt is memory_first, but `order` is chunk_first",
         ),
         (
             '{name: memory_agent, prompts: {update: "{question} {section} {memory}"}}',
-            "the update prompt is section_first, but `order` is memory_first",
+            "the update prompt is chunk_first, but `order` is memory_first",
         ),
-        ("{name: memory_agent, order: section}", "expected one of 'memory_first' or 'section_first'"),
-        ("{name: memory_agent, order: [1]}", "expected one of 'memory_first' or 'section_first'"),
+        ("{name: memory_agent, order: section}", "expected one of 'memory_first' or 'chunk_first'"),
+        ("{name: memory_agent, order: [1]}", "expected one of 'memory_first' or 'chunk_first'"),
     ],
 )
 def test_a_wording_of_another_order_is_refused_where_it_stands(tmp_path, agent, told):
@@ -143,7 +143,7 @@ def test_a_wording_of_another_order_is_refused_where_it_stands(tmp_path, agent, 
 
 
 def test_a_written_config_can_be_run_in_the_other_order(tmp_path):
-    (tmp_path / "run.yaml").write_text(CONFIG.format(agent="memory_agent_section_first"))
+    (tmp_path / "run.yaml").write_text(CONFIG.format(agent="memory_agent_chunk_first"))
     written = load_config(tmp_path / "run.yaml")
     assert written.config.agent.modules["memory"].options.prompts.update == SECTION_FIRST_PROMPT
     (tmp_path / "again.yaml").write_text(yaml.safe_dump(written.values))
@@ -154,7 +154,7 @@ def test_a_written_config_can_be_run_in_the_other_order(tmp_path):
 
 def test_the_part_differs_from_the_published_agent_in_the_order_alone(tmp_path):
     loaded = []
-    for name in ("memory_agent", "memory_agent_section_first"):
+    for name in ("memory_agent", "memory_agent_chunk_first"):
         (tmp_path / f"{name}.yaml").write_text(CONFIG.format(agent=name))
         options = load_config(tmp_path / f"{name}.yaml").config.agent.modules["memory"].options
         loaded.append(options.model_dump(exclude={"order": True, "prompts": {"update"}}))
@@ -162,7 +162,7 @@ def test_the_part_differs_from_the_published_agent_in_the_order_alone(tmp_path):
 
 
 def test_demonstrations_can_be_worded_in_this_order():
-    options = FactTracesOptions(rows=20, reader={"order": "section_first"})
+    options = FactTracesOptions(rows=20, reader={"order": "chunk_first"})
     users = [row.values["messages"][0]["content"] for row in FactTracesDataset(options, None).rows()]
     updates = [user for user in users if "<section>" in user]
     assert updates and all(user.index("<section>") < user.index("<memory>") for user in updates)
@@ -170,8 +170,8 @@ def test_demonstrations_can_be_worded_in_this_order():
 
 def test_train_eval_and_infer_go_in_this_order(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    agent = "{name: memory_agent, order: section_first, chunk_tokens: 64, memory_tokens: 6, answer_tokens: 4}"
-    train = "{name: grpo, steps: 1, prompts_per_step: 1, generations: 2, eval_at_start: false}"
+    agent = "{name: memory_agent, order: chunk_first, chunk_tokens: 64, memory_tokens: 6, answer_tokens: 4}"
+    train = "{name: grpo, steps: 1, prompts_per_step: 1, group_size: 2, eval_at_start: false}"
     (tmp_path / "run.yaml").write_text(
         CONFIG.format(agent=agent) + f"train: {train}\ndata: {{train: {{name: facts, rows: 2}}}}\ntrackers: []\n"
     )
