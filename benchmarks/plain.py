@@ -75,7 +75,7 @@ class PlainEngine:
         device, width = self.model.device, max(map(len, prompts))
         ids = torch.tensor([[self.chat.pad_id] * (width - len(prompt)) + list(prompt) for prompt in prompts])
         mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-        decoding = like.decoding
+        decoding = like.params
         settings = GenerationConfig(
             max_new_tokens=max(limits),
             do_sample=decoding.temperature > 0,
@@ -155,12 +155,10 @@ class PlainSide:
         """The groups of a step without training on them."""
         options, count = self.options, self.options.prompts_per_step
         return rollout(
-            self.stack.agent,
+            self.stack.sampler(SamplingParams(options.temperature, options.top_p, options.top_k)),
             self.stack.env,
             self.tasks[:count],
-            self.stack.engines,
             group_size=options.group_size,
-            decodings=self.stack.sampling_by_engine(SamplingParams(options.temperature, options.top_p, options.top_k)),
             seeds=[stream_seed(self.seed, "rollout", at) for at in range(count)],
         )
 

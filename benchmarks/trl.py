@@ -15,6 +15,7 @@ from memfactory.config import Resolved
 from memfactory.config.training import GrpoOptions
 from memfactory.engines.scripted import ScriptedEngine
 from memfactory.errors import ConfigError
+from memfactory.play import Sampler
 from memfactory.rollout import rollout
 from memfactory.types import Message, Reply, Tokens
 
@@ -171,13 +172,6 @@ def single_turns(stack: Any, tasks: Any) -> list[tuple[Message, ...]]:
         return Reply("", "stop", Tokens((0,), (0,), (0.0,)))
 
     engine = ScriptedEngine(silent)
-    rollout(
-        stack.agent,
-        stack.env,
-        tasks,
-        {**stack.engines, POLICY: engine},
-        group_size=1,
-        decodings={},
-        seeds=range(len(tasks)),
-    )
+    sampler = Sampler(stack.agent, {**stack.engines, POLICY: engine})
+    rollout(sampler, stack.env, tasks, group_size=1, seeds=range(len(tasks)))
     return [messages for messages, _ in engine.asked]

@@ -34,6 +34,7 @@ from memfactory.files.folders import check_folder
 from memfactory.memory.bank import BankSource
 from memfactory.model.model_files import weights_fingerprint
 from memfactory.model.options import ModelConfig
+from memfactory.play import Sampler
 from memfactory.plugins.boundary import made
 from memfactory.registry import AGENTS, DATASETS, ENVS, MODULES, REWARDS
 from memfactory.types import Codec, Role, SamplingParams, Task
@@ -78,7 +79,7 @@ class Runtime:
     agent: Agent
     env: Environment
     engines: Mapping[str, Engine]
-    decodings: Mapping[str, SamplingParams]
+    sampling_params: Mapping[str, SamplingParams]
     codec: Codec
     model: PreTrainedModel | None
     chat: ChatFormat | None
@@ -97,9 +98,9 @@ class Runtime:
             log.warning("%s: %s", found.source, note)
         return found.tasks
 
-    def sampling_by_engine(self, policy: SamplingParams) -> dict[str, SamplingParams]:
-        """How each engine's replies are drawn: the policy's as given, a helper's as it was configured."""
-        return {**self.decodings, POLICY: policy}
+    def sampler(self, policy: SamplingParams) -> Sampler:
+        """The agent over the engines; the policy samples with `policy`, every other engine as its config says."""
+        return Sampler(self.agent, self.engines, {**self.sampling_params, POLICY: policy})
 
     def with_agent(self, spec: AgentSpec) -> Runtime:
         """The same with another agent."""
@@ -156,7 +157,7 @@ def build_runtime(
     engines = build_engines(config, model, chat, replies, policy_stays=replies is not None and not training)
     agent = build_agent(config.agent, codec, BankSource(config.memory))
     env = build_env(config.env, engines)
-    return Runtime(agent, env, engines, _decodings(config), codec, model, chat, reader or TaskReader())
+    return Runtime(agent, env, engines, _sampling_params(config), codec, model, chat, reader or TaskReader())
 
 
 def check_model_folders(config: RunConfig) -> None:
@@ -306,5 +307,5 @@ def _adapter_rank(config: RunConfig, model: PreTrainedModel | None) -> int | Non
     return None if trained is None or trained.lora is None else trained.lora.rank
 
 
-def _decodings(config: RunConfig) -> dict[str, SamplingParams]:
+def _sampling_params(config: RunConfig) -> dict[str, SamplingParams]:
     return {name: SamplingParams(settings.temperature, settings.top_p) for name, settings in config.engines.items()}

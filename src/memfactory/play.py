@@ -1,10 +1,11 @@
-"""The driver: plays the dialogues of all episodes at once over the engines, and never waits for the slowest."""
+"""The driver: plays the dialogues of all episodes over the engines at once and never waits for the slowest."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from memfactory.components import POLICY
@@ -17,8 +18,60 @@ from memfactory.seeds import stream_seed
 from memfactory.types import Reply, Reward, Sampling, SamplingParams, Turn
 
 REFUSALS = 8
-"""After so many refusals in a row, without a reply in between, the policy's engine is taken to be set up wrongly."""
+"""So many refusals in a row, with no reply in between, mean that the policy's engine is set up wrongly."""
 Score = Callable[[Sequence[Episode]], list[Reward]]
+OnTurn = Callable[[Episode, Turn], None]
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """An agent, its engines by name, and the sampling parameters of each engine.
+
+    An engine that is not in `sampling_params` samples from the model's own distribution.
+    """
+
+    agent: Agent
+    engines: Mapping[str, Engine]
+    sampling_params: Mapping[str, SamplingParams] = field(default_factory=lambda: MappingProxyType({}))
+
+
+@dataclass(frozen=True)
+class PlaySettings:
+    """How episodes are played.
+
+    `frozen`: no turn is trainable (evaluation, inference), so an engine without token ids may be the policy.
+    `seed` names the random streams of the work that frozen episodes share.
+    `window`: at most so many episodes are under way at one time, so the first end long before the last begin.
+    `keep_prompts`: False drops the prompt of every turn of a frozen episode, so that an episode's size does not grow
+    with the text it reads.
+    """
+
+    frozen: bool = False
+    seed: int = 0
+    window: int | None = None
+    keep_prompts: bool = True
+
+
+def play(
+    sampler: Sampler,
+    episodes: Sequence[Episode],
+    settings: PlaySettings = PlaySettings(),
+    *,
+    score: Score | None = None,
+    on_turn: OnTurn | None = None,
+) -> Iterator[Episode]:
+    """Play every episode to its end and yield each as it finishes; the slowest never holds up the others.
+
+    An ask goes to its engine at once, and every reply goes back to its dialogue as soon as it is ready.
+    `score` answers the requests of modules played through `rollout`; without it their reward is unknown. `on_turn` is
+    called with every finished turn, those of shared work too, after the dialogue has received the reply.
+
+    An engine other than the policy's (or an embedder) that fails ends the episode with a `failure`, and so does a
+    request that the policy's engine refuses, such as a prompt beyond the context. All other errors of the policy's
+    engine, REFUSALS refusals in a row and errors of a dialogue propagate, after every engine has cancelled its pending
+    requests.
+    """
+    return _Play(sampler, episodes, settings, score, on_turn).run()
 
 
 def _share(agent: type, wanted: object) -> Shared:
@@ -27,37 +80,6 @@ def _share(agent: type, wanted: object) -> Shared:
         return wanted
     hint = "an agent plays its modules by `yield from self.modules[slot].play(episode)`"
     raise broken(agent, "dialogue", f"yielded {type(wanted).__name__}; {hint}")
-
-
-def play(
-    agent: Agent,
-    episodes: Sequence[Episode],
-    engines: Mapping[str, Engine],
-    *,
-    decodings: Mapping[str, SamplingParams] | None = None,
-    score: Score | None = None,
-    frozen: bool = False,
-    seed: int = 0,
-    window: int | None = None,
-    keep_prompts: bool = True,
-    on_turn: Callable[[Episode, Turn], None] | None = None,
-) -> Iterator[Episode]:
-    """Play every episode to its end and yield each as it finishes; the slowest never holds up the others.
-
-    An ask goes to its engine at once; whichever replies are ready are sent back into their dialogues. With `frozen`
-    nothing is marked trainable (evaluation, inference), so an engine without token ids may speak as the policy.
-    With `window` at most so many episodes are under way at one time, so the first end long before the last begin.
-    Without `keep_prompts` frozen episodes keep of each turn what was said and its lengths, so that what they hold does
-    not grow with what they read.
-    `decodings` says how each engine's replies are drawn (default: the model's own distribution); `seed` names the
-    random streams of work that frozen attempts share. `score` answers the requests of modules played through
-    `rollout`; without it they are sent an unknown reward. `on_turn` is told of every finished turn, shared ones too,
-    once the dialogue has taken it in. A helper engine (or an embedder) that fails ends that episode with a `failure`,
-    and so does a request that the policy's engine refuses, such as a prompt beyond the context. Other errors of the
-    policy's engine, refusals in a row (see REFUSALS) and errors of a dialogue propagate, after the engines were told to
-    forget their pending work.
-    """
-    return _Play(agent, episodes, engines, decodings or {}, score, frozen, seed, window, keep_prompts, on_turn).run()
 
 
 @dataclass
@@ -74,29 +96,23 @@ class _Work:
 
 
 class _Play:
-    """What `play` keeps while it plays."""
+    """The state of one call of `play`."""
 
     def __init__(
         self,
-        agent: Agent,
+        sampler: Sampler,
         episodes: Sequence[Episode],
-        engines: Mapping[str, Engine],
-        decodings: Mapping[str, SamplingParams],
+        settings: PlaySettings,
         score: Score | None,
-        frozen: bool,
-        seed: int,
-        window: int | None,
-        keep_prompts: bool,
-        on_turn: Callable[[Episode, Turn], None] | None,
+        on_turn: OnTurn | None,
     ) -> None:
-        self.engines = engines
-        self.decodings = decodings
+        self.engines = sampler.engines
+        self.sampling_params = sampler.sampling_params
+        self.settings = settings
         self.score = score
-        self.frozen = frozen
-        self.seed = seed
-        self.window = window
-        self.keep_prompts = keep_prompts or not frozen
+        self.keep_prompts = settings.keep_prompts or not settings.frozen
         self.on_turn = on_turn
+        agent = sampler.agent
         self.agent = type(agent)
         self.components = (self.agent, *(type(module) for module in agent.modules.values()))
         with guarded(*self.components):
@@ -120,9 +136,9 @@ class _Play:
                     engine.cancel()
 
     def _admit(self) -> Iterator[Episode]:
-        while self.upcoming and (self.window is None or self.under_way < self.window):
+        while self.upcoming and (self.settings.window is None or self.under_way < self.settings.window):
             work = self.upcoming.popleft()
-            work.episode.frozen = self.frozen
+            work.episode.frozen = self.settings.frozen
             self.under_way += 1
             yield from self._advance(work, None)
 
@@ -159,14 +175,14 @@ class _Play:
                 yield from self._end(work, part.failure)
                 return
             value = part.episode
-        if work.shared is not None and wanted.trainable and not self.frozen:
+        if work.shared is not None and wanted.trainable and not self.settings.frozen:
             raise ConfigError(f"the step {wanted.step!r} is trained, so it cannot be shared by several episodes")
         yield from self._submit(work, wanted)
 
     def _part(self, work: _Work, wanted: Shared) -> _Work:
         """The shared work that `wanted` names, there already or new. In training a group has its own."""
         episode = work.episode
-        seed, index = (self.seed, episode.index) if episode.frozen else (episode.seed, 0)
+        seed, index = (self.settings.seed, episode.index) if episode.frozen else (episode.seed, 0)
         key = f"{wanted.key} {seed} {index}"
         if key not in self.shared:
             scratch = Episode(wanted.task, index, stream_seed("shared", key), frozen=episode.frozen)
@@ -177,8 +193,8 @@ class _Play:
         """Hand an ask to its engine; the episodes that end because it takes no such prompt."""
         episode = work.episode
         stream = stream_seed(episode.seed, episode.index, len(episode.turns))
-        sampling_params = self.decodings.get(ask.engine, SamplingParams())
         self.submitted += 1
+        sampling_params = self.sampling_params.get(ask.engine, SamplingParams())
         sampling = Sampling(ask.max_tokens, sampling_params, ask.stop, stream)
         try:
             self.engines[ask.engine].submit(self.submitted, ask.messages, sampling)
@@ -194,7 +210,7 @@ class _Play:
             return
         if self._is_policy(ask.engine):
             self.refused = 0
-        turn = Turn(ask.step, ask.messages, reply, ask.trainable and not self.frozen, engine=ask.engine)
+        turn = Turn(ask.step, ask.messages, reply, ask.trainable and not self.settings.frozen, engine=ask.engine)
         work.episode.turns.append(turn if self.keep_prompts else turn.without_prompt())
         ended = list(self._advance(work, reply))
         bank = work.episode.bank

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Protocol
 
 from memfactory.components import ModuleOptions
-from memfactory.dialogue import Agent
-from memfactory.engines.base import Engine
 from memfactory.episode import Episode, bank_trace
-from memfactory.play import play
+from memfactory.play import OnTurn, Sampler, play
 from memfactory.plugins.boundary import broken, guarded, short_repr
 from memfactory.registry import Options
-from memfactory.types import Group, Reading, Reward, SamplingParams, Task, Trajectory, Turn
+from memfactory.types import Group, Reading, Reward, Task, Trajectory
 
 log = logging.getLogger("memfactory")
 
@@ -28,28 +26,27 @@ class Scorer(Protocol):
 
 
 def rollout(
-    agent: Agent,
+    sampler: Sampler,
     env: Scorer,
     tasks: Sequence[Task],
-    engines: Mapping[str, Engine],
     *,
     group_size: int,
-    decodings: Mapping[str, SamplingParams],
     seeds: Sequence[int],
-    on_turn: Callable[[Episode, Turn], None] | None = None,
+    on_turn: OnTurn | None = None,
 ) -> list[Group]:
-    """Play `group_size` attempts at each task and score them; the groups come in the order of the tasks.
+    """Play `group_size` episodes of each task and score them; the groups come in the order of the tasks.
 
-    `seeds`, one a task, name the random streams: with the attempt's number and the turn's number a seed fixes every
-    draw, so equal weights and an equal seed give equal groups whatever else ran before. A warning counts the attempts
-    that a helper's failure or a refused request ended; those that did not fit the context are the caller's to tell.
+    `seeds`, one a task, name the random streams. The seed, the episode's index and the turn's number fix every sampled
+    token, so equal weights and equal seeds give equal groups, whatever else ran before. A warning counts the episodes
+    that ended by the failure of another engine or by a refused request; the caller reports those that did not fit the
+    context.
     """
     episodes = [
         Episode(task, index=index, seed=seed)
         for task, seed in zip(tasks, seeds, strict=True)
         for index in range(group_size)
     ]
-    for _ in play(agent, episodes, engines, decodings=decodings, score=env.score, on_turn=on_turn):
+    for _ in play(sampler, episodes, score=env.score, on_turn=on_turn):
         pass
     warn_of_failures([(e.task.id, e.failure) for e in episodes if e.failure and not e.overlong], len(episodes))
     rewards = scored(env, episodes)

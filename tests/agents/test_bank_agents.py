@@ -18,9 +18,9 @@ from memfactory.engines.scripted import ScriptedEngine
 from memfactory.episode import Episode
 from memfactory.errors import EngineError
 from memfactory.memory.bank import BankSource
-from memfactory.play import play
+from memfactory.play import PlaySettings, Sampler, play
 from memfactory.seeds import stream_seed
-from memfactory.types import MemoryItem, Message, Reward, Sampling, Task, Utterance
+from memfactory.types import MemoryItem, Message, Reward, Sampling, Task, Turn, Utterance
 from word_codec import WordCodec
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -74,7 +74,7 @@ def task(question: str = "Where does Ada live?", **values: object) -> Task:
 
 
 def played(agent: Agent, episodes: Sequence[Episode], engine: ScriptedEngine, **options) -> list[Episode]:
-    done = list(play(agent, episodes, {"policy": engine}, **options))
+    done = list(play(Sampler(agent, {"policy": engine}), episodes, **options))
     return sorted(done, key=lambda episode: (episode.task.id, episode.index))
 
 
@@ -113,13 +113,17 @@ def test_memory_r1_reads_session_after_session_then_answers_from_what_is_found(t
     assert done.memory.splitlines()[:2] == ["- Ada likes tea.", "- 8 May: Ada said: live in Rome."]
 
 
-def test_the_memory_is_shown_as_it_grows_also_while_a_shared_bank_is_built(tmp_path):
-    for frozen in (False, True):
-        memories = []
-        list(play(agent_of(tmp_path, "memory_r1"), [Episode(task())], {"policy": ScriptedEngine(says)}, frozen=frozen,
-                  on_turn=lambda episode, turn: memories.append(len(episode.memory.splitlines()))))  # fmt: skip
-        # Nothing yet (one line says so), two entries, then three; the answer comes last.
-        assert memories == [1, 2, 2, 3, 3]
+@pytest.mark.parametrize("frozen", [False, True])
+def test_the_memory_is_shown_as_it_grows_also_in_a_shared_bank(tmp_path, frozen):
+    memories = []
+
+    def on_turn(episode: Episode, turn: Turn) -> None:
+        memories.append(len(episode.memory.splitlines()))
+
+    sampler = Sampler(agent_of(tmp_path, "memory_r1"), {"policy": ScriptedEngine(says)})
+    list(play(sampler, [Episode(task())], PlaySettings(frozen=frozen), on_turn=on_turn))
+    # Nothing yet (one line says so), two entries, then three; the answer comes last.
+    assert memories == [1, 2, 2, 3, 3]
 
 
 @pytest.mark.parametrize(
@@ -185,7 +189,7 @@ def test_evaluation_builds_one_bank_for_all_questions_of_a_conversation_and_atte
     questions = ["Where does Ada live?", "What does Bob keep?", "Where did Ada live?"]
     episodes = [Episode(task(question), member, seed) for seed, question in enumerate(questions) for member in (0, 1)]
     other = Episode(task("Where is Cy?", conversation=(Utterance("Cy", "I live in Bonn.", "D1:1"),)), 0, 9)
-    done = played(agent_of(tmp_path, "memory_r1"), [*episodes, other], engine, frozen=True)
+    done = played(agent_of(tmp_path, "memory_r1"), [*episodes, other], engine, settings=PlaySettings(frozen=True))
     # Two sessions for each of the two numbers, and the other conversation's one.
     assert asked(engine, "memory_list") == 2 * 2 + 1
     assert [asked(engine, words) for words in ("Ada live?", "Bob keep?", "Cy?")] == [2 * 2, 2, 1]
@@ -196,7 +200,7 @@ def test_banks_of_other_memories_or_related_items_are_not_shared(tmp_path):
     for different in ({"memory": (OLD,)}, {"related": ()}, {"conversation": TALK[:2]}):
         engine = ScriptedEngine(says)
         episodes = [Episode(task("a")), Episode(task("b", **different))]
-        played(agent_of(tmp_path, "memory_r1"), episodes, engine, frozen=True)
+        played(agent_of(tmp_path, "memory_r1"), episodes, engine, settings=PlaySettings(frozen=True))
         assert asked(engine, "memory_list") > 2
 
 
@@ -212,7 +216,7 @@ def test_without_a_conversation_nothing_is_built_and_the_given_memory_answers(tm
     for frozen in (False, True):
         engine = ScriptedEngine(says)
         (done,) = played(agent_of(tmp_path, "memory_r1"), [Episode(task(conversation=(), memory=(OLD,)))], engine,
-                         frozen=frozen)  # fmt: skip
+                         settings=PlaySettings(frozen=frozen))  # fmt: skip
         assert (steps(done), done.answer) == (["answer"], "- Ada likes tea.")
 
 
@@ -245,7 +249,7 @@ def test_a_helper_that_fails_while_a_shared_bank_is_built_fails_all_who_wait_for
 
     helped = "{name: memory_rmm, modules: {extractor: {interface: inference, engine: helper}}}"
     engines = {"policy": ScriptedEngine(says), "helper": ScriptedEngine(down)}
-    done = list(play(agent_of(tmp_path, helped), group(2), engines))
+    done = list(play(Sampler(agent_of(tmp_path, helped), engines), group(2)))
     assert [episode.failure for episode in done] == ["the endpoint is down"] * 2
 
 

@@ -10,7 +10,7 @@ from memfactory.build import build_agent
 from memfactory.config import load_config
 from memfactory.engines.scripted import ScriptedEngine
 from memfactory.episode import Episode
-from memfactory.play import play
+from memfactory.play import PlaySettings, Sampler, play
 from memfactory.types import MemoryItem, Reading, Task, Utterance
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -42,7 +42,11 @@ def asked(words: list[str], memory=(), codec=None) -> tuple[Episode, str]:
     task = Task(
         "t", "What is the boat called?", ("Rosa",), memory=memory, conversation=CONVERSATION, evidence=("D1:3",)
     )
-    (episode,) = play(build_agent(config.agent, codec or Words()), [Episode(task)], {"policy": engine}, frozen=True)
+    (episode,) = play(
+        Sampler(build_agent(config.agent, codec or Words()), {"policy": engine}),
+        [Episode(task)],
+        PlaySettings(frozen=True),
+    )
     ((messages, _),) = engine.asked
     return episode, messages[-1].content
 

@@ -20,7 +20,7 @@ from memfactory.errors import EngineError
 from memfactory.evaluation.records import SampleRecord, record
 from memfactory.memory.bank import BankSource
 from memfactory.memory.options import LexicalEmbedderConfig, MemoryConfig
-from memfactory.play import play
+from memfactory.play import Sampler, play
 from memfactory.policy.batch import step_advantages
 from memfactory.registry import AGENTS, ENVS, MODULES
 from memfactory.types import Group, MemoryItem, Message, Reply, Reward, Sampling, Task, Tokens, Trajectory, Utterance
@@ -319,7 +319,7 @@ def test_any_output_plays_on_is_scored_and_leaves_a_lawful_bank(name):
         rounds += 1
         task = TASKS[rounds % len(TASKS)]
         episodes = [Episode(task, member, seed=rounds) for member in range(GROUP)]
-        assert len(list(play(played, episodes, engines))) == GROUP
+        assert len(list(play(Sampler(played, engines), episodes))) == GROUP
         rewards = env.score(episodes)
         for episode, reward in zip(episodes, rewards, strict=True):
             check_reward(episode, reward)

@@ -11,7 +11,7 @@ from memfactory.build import build_rewards
 from memfactory.engines.scripted import ScriptedEngine
 from memfactory.episode import Episode
 from memfactory.memory.bank import BankSource
-from memfactory.play import play
+from memfactory.play import Sampler, play
 from memfactory.registry import AGENTS, ENVS, MODULES
 from memfactory.types import MemoryItem, Task, Utterance
 from word_codec import WordCodec
@@ -53,7 +53,9 @@ def played(extract=FOUND, update="", rerank=None, answer="**Answer:** Bob", bank
     def said(messages, sampling):
         return next((r for mark, r in replies.items() if mark in messages[-1].content), answer)
 
-    (episode,) = play(agent(banks or BankSource(), **modules), [Episode(task)], {"policy": ScriptedEngine(said)})
+    (episode,) = play(
+        Sampler(agent(banks or BankSource(), **modules), {"policy": ScriptedEngine(said)}), [Episode(task)]
+    )
     return episode
 
 

@@ -14,7 +14,7 @@ from memfactory.model.codec import FileCodec
 from memfactory.modules.full_context_answer import FullContextAnswer, FullContextAnswerOptions
 from memfactory.modules.naive_extractor import NaiveExtractor, NaiveExtractorOptions
 from memfactory.modules.recurrent_memory import RecurrentMemoryModule, RecurrentMemoryOptions
-from memfactory.play import play
+from memfactory.play import PlaySettings, Sampler, play
 from memfactory.registry import AGENTS
 from memfactory.rollout import texts_read
 from memfactory.types import Reading, Task, Utterance
@@ -152,7 +152,7 @@ def played(module, task, reply="**Answer:** x"):
     episode = Episode(task)
     engine = ScriptedEngine(lambda messages, sampling: reply)
     agent = AGENTS.get("memory_agent")(None, {"memory": module})
-    list(play(agent, [episode], {"policy": engine}, frozen=True))
+    list(play(Sampler(agent, {"policy": engine}), [episode], PlaySettings(frozen=True)))
     return episode.reading
 
 

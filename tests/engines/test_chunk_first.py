@@ -24,7 +24,7 @@ from memfactory.modules.recurrent_memory import (
     RecurrentMemoryModule,
     RecurrentMemoryOptions,
 )
-from memfactory.play import play
+from memfactory.play import Sampler, play
 from memfactory.registry import Options
 from memfactory.types import Message, Task
 
@@ -54,7 +54,7 @@ def played(order: str, codec) -> list[Episode]:
         return said[sampling.seed]
 
     episodes = [Episode(task, index=member, seed=1) for member in range(8)]
-    return list(play(agent, episodes, {"policy": ScriptedEngine(reply)}))
+    return list(play(Sampler(agent, {"policy": ScriptedEngine(reply)}), episodes))
 
 
 def shared_text(chat, prompts: list[str]) -> list[str]:

@@ -18,6 +18,7 @@ from memfactory.model.loading import load_model
 from memfactory.model.options import ModelConfig
 from memfactory.plan.footprint import peak_bytes
 from memfactory.plan.plan import make_plan
+from memfactory.play import Sampler
 from memfactory.registry import Options
 from memfactory.rollout import rollout
 from memfactory.types import Message, Reply, Reward, Sampling, SamplingParams, Task
@@ -198,8 +199,9 @@ class Right:
 
 def noted(tasks, reader, group_size=8):
     engines = {POLICY: ScriptedEngine(echo), "reader": CachedEngine(reader)}
-    decodings = {POLICY: SamplingParams(), "reader": GREEDY}
-    return rollout(NOTES, Right(), tasks, engines, group_size=group_size, decodings=decodings, seeds=[3] * len(tasks))
+    sampling_params = {POLICY: SamplingParams(), "reader": GREEDY}
+    sampler = Sampler(NOTES, engines, sampling_params)
+    return rollout(sampler, Right(), tasks, group_size=group_size, seeds=[3] * len(tasks))
 
 
 def test_eight_rollouts_with_equal_reader_prompts_ask_the_reader_once():
@@ -253,7 +255,7 @@ def test_a_helpers_own_model_is_frozen_and_is_not_the_policys(tmp_path, small_mo
     assert any(parameter.requires_grad for parameter in stack.model.parameters())
     # Sampling parameters apart the two are one, and so are the policy and what mirrors it.
     assert stack.engines["judge"] is reader and stack.engines["mirror"] is stack.engines[POLICY]
-    assert stack.decodings == {
+    assert stack.sampling_params == {
         "reader": SamplingParams(0.5, 0.25),
         "judge": SamplingParams(0.0),
         "mirror": SamplingParams(0.75),

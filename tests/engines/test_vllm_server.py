@@ -326,4 +326,4 @@ def test_a_config_names_a_server_and_helpers_that_differ_in_decoding_alone_share
     )
     stack = build_runtime(load_config(file), training=False)
     assert isinstance(stack.engines["policy"], VllmServerEngine) and stack.engines["judge"] is stack.engines["policy"]
-    assert stack.decodings == {"judge": SamplingParams(0.3)}
+    assert stack.sampling_params == {"judge": SamplingParams(0.3)}

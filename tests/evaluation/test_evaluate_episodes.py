@@ -25,7 +25,7 @@ from memfactory.evaluation.episodes import evaluate_tasks, play_episodes
 from memfactory.evaluation.records import WHOLE_ITEMS, BankRecord, RecordFile, SampleRecord, read_records, record
 from memfactory.evaluation.settings import EvaluationSettings
 from memfactory.memory.bank import BankSource
-from memfactory.play import play
+from memfactory.play import PlaySettings, Sampler, play
 from memfactory.registry import REWARDS
 from memfactory.types import MemoryItem, Message, Reply, Task, Utterance
 from scripted_stack import scripted_stack
@@ -142,7 +142,7 @@ def test_a_window_keeps_later_attempts_waiting_until_earlier_ones_end():
     engine = ScriptedEngine(lambda *_: "1")
     episodes = [Episode(TASKS[0], index=member) for member in range(5)]
     under_way = []
-    for _ in play(AGENT, episodes, {"policy": engine}, frozen=True, window=2):
+    for _ in play(Sampler(AGENT, {"policy": engine}), episodes, PlaySettings(frozen=True, window=2)):
         under_way.append(len(engine.asked))
     # Two are asked, both end; two more, both end; the fifth.
     assert under_way == [2, 2, 4, 4, 5]

@@ -13,7 +13,7 @@ from memfactory.engines.scripted import ScriptedEngine
 from memfactory.episode import Episode
 from memfactory.modules.answer import ANSWER_PROMPT, DIRECT_PROMPT, AnswerModule, AnswerOptions, memory_of_each
 from memfactory.modules.citing_answer import Cited, CitingAnswer, CitingAnswerOptions, parse_cited
-from memfactory.play import play
+from memfactory.play import Sampler, play
 from memfactory.registry import Options
 from memfactory.text import after_marker
 from memfactory.types import MemoryItem, Task, Utterance
@@ -44,7 +44,7 @@ def played(module, reply: str, items: Sequence[MemoryItem] = ITEMS) -> tuple[Epi
     """The episode after the answer, and the prompt that was asked."""
     engine = ScriptedEngine(lambda messages, sampling: reply)
     episode = Episode(Task("t", "Which cat?", ("Tom",), conversation=CONVERSATION), retrieved=tuple(items))
-    list(play(Answering(Options(), {"answerer": module}), [episode], {"policy": engine}))
+    list(play(Sampler(Answering(Options(), {"answerer": module}), {"policy": engine}), [episode]))
     ((messages, _),) = engine.asked
     return episode, messages[-1].content
 

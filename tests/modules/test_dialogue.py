@@ -16,12 +16,13 @@ from memfactory.engines.scripted import END, ScriptedEngine
 from memfactory.episode import Episode
 from memfactory.errors import ConfigError, DataError, EngineError
 from memfactory.modules.recurrent_memory import Prompts, RecurrentMemoryModule, RecurrentMemoryOptions
-from memfactory.play import play
+from memfactory.play import PlaySettings, Sampler, play
 from memfactory.registry import Options
 from memfactory.seeds import stream_seed
 from memfactory.text import after_thinking, chunk_cuts, fill, keep_ends, last_boxed, placeholders
 from memfactory.types import Message, Reply, Reward, Sampling, SamplingParams, Task, Turn
 
+FROZEN = PlaySettings(frozen=True)
 PROMPTS = Prompts(update="U|{question}|{memory}|{section}", answer="A|{question}|{memory}")
 
 
@@ -52,7 +53,7 @@ def remember(messages: Sequence[Message], sampling: Sampling) -> str:
 
 
 def played(agent: Agent, episodes: Sequence[Episode], engine: ScriptedEngine, **options) -> list[Episode]:
-    return list(play(agent, episodes, {"policy": engine}, **options))
+    return list(play(Sampler(agent, {"policy": engine}), episodes, **options))
 
 
 # The recurrent memory module
@@ -181,15 +182,17 @@ def test_rollout_without_an_environment_leaves_the_reward_unknown():
 def test_inference_lets_another_engine_speak_and_trains_nothing():
     policy, judge = ScriptedEngine(remember), ScriptedEngine(remember, tokens=False)
     frozen = agent(interface="inference", engine="judge")
-    decodings = {"judge": SamplingParams(0.25), "policy": SamplingParams(0.75)}
-    (done,) = play(frozen, [episode("ab")], {"policy": policy, "judge": judge}, decodings=decodings)
+    sampling_params = {"judge": SamplingParams(0.25), "policy": SamplingParams(0.75)}
+    (done,) = play(Sampler(frozen, {"policy": policy, "judge": judge}, sampling_params), [episode("ab")])
     assert policy.asked == [] and len(judge.asked) == 2
     assert {sampling.params for _, sampling in judge.asked} == {SamplingParams(0.25)}
     assert [(turn.trainable, turn.reply.tokens) for turn in done.turns] == [(False, None)] * 2
 
 
 def test_nothing_is_trainable_when_play_is_frozen_so_an_api_may_speak_as_the_policy():
-    (done,) = played(agent(), [episode("ab")], ScriptedEngine(remember, tokens=False), frozen=True)
+    (done,) = played(
+        agent(), [episode("ab")], ScriptedEngine(remember, tokens=False), settings=PlaySettings(frozen=True)
+    )
     assert not any(turn.trainable for turn in done.turns)
 
 
@@ -220,7 +223,7 @@ def test_a_slow_episode_does_not_hold_up_the_others():
 
 def test_at_most_a_window_of_episodes_is_under_way():
     engine = ScriptedEngine(remember)
-    done = played(agent(), [episode("ab", str(number)) for number in range(5)], engine, window=2)
+    done = played(agent(), [episode("ab", str(number)) for number in range(5)], engine, settings=PlaySettings(window=2))
     assert [finished.task.question for finished in done] == ["0", "1", "2", "3", "4"]
     assert [messages[-1].content[:3] for messages, _ in engine.asked[:4]] == ["U|0", "U|1", "A|0", "A|1"]
 
@@ -266,7 +269,7 @@ def test_an_engines_error_ends_the_play_and_nothing_stays_pending():
     engine, other = ScriptedEngine(script), ScriptedEngine(script, delay=lambda messages, sampling: 9)
     episodes = [episode("abcd", "good"), episode("ab", "bad"), episode("abcd", "good")]
     with pytest.raises(EngineError, match="down"):
-        list(play(agent(), episodes, {"policy": engine, "judge": other}))
+        list(play(Sampler(agent(), {"policy": engine, "judge": other}), episodes))
     assert engine.pending() == other.pending() == 0
 
 
@@ -289,7 +292,7 @@ def test_an_error_in_a_dialogue_ends_the_play_and_nothing_stays_pending():
 
 def test_a_play_that_is_abandoned_leaves_nothing_pending():
     engine = ScriptedEngine(remember, delay=lambda messages, sampling: len(messages[-1].content) - 8)
-    playing = play(agent(), [episode("ab"), episode("ab", "slower")], {"policy": engine})
+    playing = play(Sampler(agent(), {"policy": engine}), [episode("ab"), episode("ab", "slower")])
     next(playing)
     assert engine.pending() == 1
     playing.close()
@@ -319,14 +322,16 @@ def test_two_names_for_one_engine_step_it_once():
         def dialogue(self, episode: Episode):
             yield from modules[episode.index].play(episode)
 
-    done = list(play(Both(Options(), {}), [episode("", index=number) for number in (0, 1)],
-                     {"policy": engine, "judge": engine}))  # fmt: skip
+    both = Sampler(Both(Options(), {}), {"policy": engine, "judge": engine})
+    done = list(play(both, [episode("", index=number) for number in (0, 1)]))
     assert len(done) == 2 and engine.steps == 3
 
 
 def test_a_whole_reply_can_be_scripted():
     cut = Reply("so f", "length")
-    (done,) = played(agent(), [episode("ab")], ScriptedEngine(lambda messages, sampling: cut), frozen=True)
+    (done,) = played(
+        agent(), [episode("ab")], ScriptedEngine(lambda messages, sampling: cut), settings=PlaySettings(frozen=True)
+    )
     assert done.turns[0].reply is cut
 
 
@@ -463,7 +468,7 @@ def echo(messages: Sequence[Message], sampling: Sampling) -> str:
 
 
 def prefaced(episodes: Sequence[Episode], policy: ScriptedEngine, helper: ScriptedEngine, **options) -> list[Episode]:
-    return list(play(Preface(Options(), {}), episodes, {"policy": policy, "helper": helper}, **options))
+    return list(play(Sampler(Preface(Options(), {}), {"policy": policy, "helper": helper}), episodes, **options))
 
 
 def test_shared_work_is_played_once_for_all_who_want_it_and_each_is_sent_the_episode():
@@ -485,14 +490,14 @@ def test_groups_in_training_share_within_the_group_and_frozen_attempts_by_their_
     prefaced(episodes, policy, ScriptedEngine(echo))
     assert len(policy.asked) == 2  # one a group: their seeds differ
     policy = ScriptedEngine(echo)
-    prefaced(episodes, policy, ScriptedEngine(echo), frozen=True)
+    prefaced(episodes, policy, ScriptedEngine(echo), settings=FROZEN)
     assert len(policy.asked) == 2  # one a number: two questions, each attempted twice
     seeds = {sampling.seed for _, sampling in policy.asked}
     again = ScriptedEngine(echo)
-    prefaced(episodes[::-1], again, ScriptedEngine(echo), frozen=True)
+    prefaced(episodes[::-1], again, ScriptedEngine(echo), settings=FROZEN)
     assert {sampling.seed for _, sampling in again.asked} == seeds
     other = ScriptedEngine(echo)
-    prefaced(episodes, other, ScriptedEngine(echo), frozen=True, seed=1)
+    prefaced(episodes, other, ScriptedEngine(echo), settings=PlaySettings(frozen=True, seed=1))
     assert not {sampling.seed for _, sampling in other.asked} & seeds
 
 
@@ -505,7 +510,7 @@ def test_shared_work_that_asks_for_nothing_is_sent_at_once():
 
     helper = ScriptedEngine(echo)
     engines = {"policy": ScriptedEngine(echo), "helper": helper}
-    done = list(play(Silent(Options(), {}), [episode("x", "a"), episode("x", "b")], engines))
+    done = list(play(Sampler(Silent(Options(), {}), engines), [episode("x", "a"), episode("x", "b")]))
     assert [e.answer for e in done] == ["<a after known>", "<b after known>"]
 
 
@@ -523,7 +528,7 @@ def test_a_thousand_pieces_of_shared_work_that_ask_for_nothing_are_not_nested():
             episode.answer = "read"
 
     engines = {"policy": ScriptedEngine(echo)}
-    done = list(play(Pieces(Options(), {}), [episode("x", q) for q in "ab"], engines))
+    done = list(play(Sampler(Pieces(Options(), {}), engines), [episode("x", q) for q in "ab"]))
     assert [e.answer for e in done] == ["read", "read"]
 
 
@@ -533,13 +538,13 @@ def test_trained_work_cannot_be_shared():
 
     engines = {"policy": ScriptedEngine(echo), "helper": ScriptedEngine(echo)}
     with pytest.raises(ConfigError, match="'read' is trained, so it cannot be shared"):
-        list(play(Trained(Options(), {}), [episode("x")], engines))
-    assert len(list(play(Trained(Options(), {}), [episode("x")], engines, frozen=True))) == 1
+        list(play(Sampler(Trained(Options(), {}), engines), [episode("x")]))
+    assert len(list(play(Sampler(Trained(Options(), {}), engines), [episode("x")], PlaySettings(frozen=True)))) == 1
 
 
 def test_shared_work_and_windows_go_together():
     policy, helper = ScriptedEngine(echo), ScriptedEngine(echo)
-    done = prefaced([episode("x", q) for q in "abcde"], policy, helper, window=2)
+    done = prefaced([episode("x", q) for q in "abcde"], policy, helper, settings=PlaySettings(window=2))
     assert sorted(e.answer for e in done) == [f"<{q} after <read x>>" for q in "abcde"]
     assert len(policy.asked) == 1
 
@@ -585,7 +590,7 @@ def test_a_failure_in_shared_work_ends_all_who_wait_for_it():
             yield Ask("read", (Message("user", "b"),), 10, engine="helper")
 
     engines = {"policy": ScriptedEngine(echo), "helper": ScriptedEngine(out)}
-    done = list(play(ByHelper(Options(), {}), [episode("x", q) for q in "pq"], engines))
+    done = list(play(Sampler(ByHelper(Options(), {}), engines), [episode("x", q) for q in "pq"]))
     assert [e.failure for e in done] == ["the helper is down"] * 2
 
 
@@ -597,5 +602,5 @@ def test_an_embedder_that_fails_within_a_dialogue_ends_its_episode():
             yield from super().dialogue(episode)
 
     engines = {"policy": ScriptedEngine(echo), "helper": ScriptedEngine(echo)}
-    done = list(play(Searching(Options(), {}), [episode("x", q) for q in "abc"], engines))
+    done = list(play(Sampler(Searching(Options(), {}), engines), [episode("x", q) for q in "abc"]))
     assert {e.task.question: e.failure for e in done} == {"a": None, "b": "the embeddings are down", "c": None}

@@ -23,7 +23,7 @@ from memfactory.modules.linear_maps import (
     softmax,
 )
 from memfactory.modules.linear_reranker import LinearReranker, LinearRerankerOptions
-from memfactory.play import play
+from memfactory.play import PlaySettings, Sampler, play
 from memfactory.registry import Options
 from memfactory.seeds import stream_seed
 from memfactory.types import MemoryItem, Task
@@ -196,7 +196,9 @@ def retrieved(module, question="red cat", items=ITEMS, evidence=(), seed=0, inde
     task = Task("t", question, ("gold",), memory=tuple(items), evidence=tuple(evidence))
     agent = Retrieving(Options(), {"retriever": module}, BANKS)
     engine = ScriptedEngine(lambda messages, sampling: "")
-    (episode,) = play(agent, [Episode(task, index=index, seed=seed)], {"policy": engine}, frozen=True)
+    (episode,) = play(
+        Sampler(agent, {"policy": engine}), [Episode(task, index=index, seed=seed)], PlaySettings(frozen=True)
+    )
     assert not engine.asked
     return episode
 

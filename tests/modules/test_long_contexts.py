@@ -18,7 +18,7 @@ from memfactory.evaluation.records import turn_record
 from memfactory.formats.render import whole
 from memfactory.model.codec import FileCodec
 from memfactory.modules.recurrent_memory import RecurrentMemoryModule, RecurrentMemoryOptions
-from memfactory.play import play
+from memfactory.play import PlaySettings, Sampler, play
 from memfactory.registry import Options
 from memfactory.text import Offsets, chunk_cuts, token_spans
 from memfactory.types import Message, Reply, Sampling, Task, Turn, Utterance
@@ -162,7 +162,7 @@ def read(context: str, **options: object) -> tuple[list[int], Episode]:
     given = RecurrentMemoryOptions.model_validate({"memory_tokens": 32, "answer_tokens": 8, **options})
     agent = MemoryAgent(Options(), {"memory": RecurrentMemoryModule(given, codec)})
     episode = Episode(Task("t", "Who built the tower?", (), context))
-    (done,) = play(agent, [episode], {"policy": ScriptedEngine(reply)}, frozen=True)
+    (done,) = play(Sampler(agent, {"policy": ScriptedEngine(reply)}), [episode], PlaySettings(frozen=True))
     return lengths, done
 
 
@@ -216,17 +216,20 @@ def test_a_finished_reading_holds_what_was_said_and_how_long_but_not_what_was_re
     told: list[Turn] = []
     task = Task("t", "Who?", (), text)
 
-    def finished(**options: object) -> Episode:
+    def finished(settings: PlaySettings) -> Episode:
         (done,) = play(
-            agent, [Episode(task)], {"policy": engine}, on_turn=lambda episode, turn: told.append(turn), **options
+            Sampler(agent, {"policy": engine}),
+            [Episode(task)],
+            settings,
+            on_turn=lambda episode, turn: told.append(turn),
         )
         return done
 
-    kept, slim = finished(frozen=True), finished(frozen=True, keep_prompts=False)
+    kept, slim = finished(PlaySettings(frozen=True)), finished(PlaySettings(frozen=True, keep_prompts=False))
     assert all(turn.messages == () and turn.reply == Reply("né", "stop") for turn in slim.turns)
     assert [turn_record(turn) for turn in slim.turns] == [turn_record(turn) for turn in kept.turns]
     # Three bytes and the end token.
     assert slim.turns[0].lengths[1] == 4
     assert told[len(kept.turns) :] == kept.turns
     # What is to be trained on is kept all the same.
-    assert finished(keep_prompts=False).turns[0].reply.tokens is not None
+    assert finished(PlaySettings(keep_prompts=False)).turns[0].reply.tokens is not None

@@ -13,7 +13,7 @@ from memfactory.episode import Episode
 from memfactory.memory.bank import BankSource
 from memfactory.modules.naive_retriever import NaiveRetriever, NaiveRetrieverOptions
 from memfactory.modules.rerank_retriever import Choice, RerankRetriever, RerankRetrieverOptions, parse_choice
-from memfactory.play import play
+from memfactory.play import Sampler, play
 from memfactory.registry import Options
 from memfactory.types import MemoryItem, Task
 
@@ -45,7 +45,9 @@ def played(module, reply="", items: Sequence[MemoryItem] = ITEMS, question="red 
     """The episode after retrieval, and the prompts that were asked."""
     engine = ScriptedEngine(lambda messages, sampling: reply)
     agent = Retrieving(Options(), {"retriever": module}, BankSource())
-    (episode,) = play(agent, [Episode(Task("t", question, ("gold",), memory=tuple(items)))], {"policy": engine})
+    (episode,) = play(
+        Sampler(agent, {"policy": engine}), [Episode(Task("t", question, ("gold",), memory=tuple(items)))]
+    )
     return episode, [messages[-1].content for messages, _ in engine.asked]
 
 

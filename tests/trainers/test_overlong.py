@@ -30,7 +30,7 @@ from memfactory.evaluation.settings import EvaluationSettings
 from memfactory.inference import run_inference
 from memfactory.model.loading import load_chat, load_model
 from memfactory.model.options import ModelConfig
-from memfactory.play import play
+from memfactory.play import Sampler, play
 from memfactory.policy.policy import Policy
 from memfactory.registry import REWARDS
 from memfactory.run_folder import RunFolder
@@ -102,7 +102,7 @@ def questions(*counts):
 
 
 def test_a_prompt_that_grew_too_long_ends_its_attempt_and_no_other():
-    done = list(play(Chained(None, {}), questions(1, 2, 3, 2), {"policy": Narrow(lambda *_: "fine")}))
+    done = list(play(Sampler(Chained(None, {}), {"policy": Narrow(lambda *_: "fine")}), questions(1, 2, 3, 2)))
     (failed,) = [e for e in done if e.failure is not None]
     # Two characters, then four, then eight.
     assert (failed.task.id, failed.overlong, len(failed.turns)) == ("q3", True, 2)
@@ -115,7 +115,7 @@ def test_shared_work_that_does_not_fit_ends_all_who_wait_for_it():
         def dialogue(self, episode):
             yield Shared("read", Task("long", "5", ("x",)), super().dialogue)
 
-    done = list(play(Reading(None, {}), questions(1, 2), {"policy": Narrow(lambda *_: "fine")}))
+    done = list(play(Sampler(Reading(None, {}), {"policy": Narrow(lambda *_: "fine")}), questions(1, 2)))
     assert [e.overlong for e in done] == [True, True]
 
 
@@ -130,14 +130,14 @@ def refuses(text):
 
 def test_a_request_that_the_policy_refuses_ends_its_attempt_alone():
     # The second prompt is the first that has four characters.
-    done = list(play(Chained(None, {}), questions(1, 2, 1), {"policy": ScriptedEngine(refuses("abab"))}))
+    done = list(play(Sampler(Chained(None, {}), {"policy": ScriptedEngine(refuses("abab"))}), questions(1, 2, 1)))
     (failed,) = [e for e in done if e.failure is not None]
     assert (failed.task.id, failed.failure, failed.overlong) == ("q2", "the content filter", False)
 
 
 def test_a_policy_that_refuses_everything_is_an_error():
     with pytest.raises(EngineError, match="the content filter"):
-        list(play(Chained(None, {}), questions(*[1] * 20), {"policy": ScriptedEngine(refuses("ab"))}))
+        list(play(Sampler(Chained(None, {}), {"policy": ScriptedEngine(refuses("ab"))}), questions(*[1] * 20)))
 
 
 @pytest.mark.parametrize("wrap", [lambda engine: engine, CachedEngine])

@@ -11,7 +11,7 @@ from memfactory.config import load_config
 from memfactory.dialogue import Agent, Ask, Module, Shared
 from memfactory.engines.scripted import ScriptedEngine
 from memfactory.episode import Episode
-from memfactory.play import play
+from memfactory.play import Sampler, play
 from memfactory.rollout import trajectory_of
 from memfactory.training import run_training
 from memfactory.transcripts import read_transcripts, write_transcripts
@@ -110,7 +110,7 @@ class Keeper(Agent):
 def test_a_bank_is_told_with_what_each_turn_did_and_an_equal_one_once(tmp_path):
     episodes = [Episode(Task("t", "Who?", ("x",)), index=member) for member in range(4)]
     agent = Keeper(None, {"noter": Noting(ModuleOptions(), None)})
-    list(play(agent, episodes, {"policy": ScriptedEngine(lambda messages, _: f"said {messages[0].content}")}))
+    list(play(Sampler(agent, {"policy": ScriptedEngine(lambda messages, _: f"said {messages[0].content}")}), episodes))
     trajectories = tuple(trajectory_of(episode, Reward(1.0)) for episode in episodes)
     first, second, third, fourth = written(tmp_path, Group(episodes[0].task, trajectories))
     assert [(one["turn"], one["operation"], one["id"]) for one in first["bank"]["changes"]] == [

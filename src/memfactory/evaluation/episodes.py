@@ -15,7 +15,7 @@ from memfactory.evaluation.metrics import build_metrics
 from memfactory.evaluation.records import RecordFile
 from memfactory.evaluation.results import DatasetResult
 from memfactory.evaluation.settings import EvaluationSettings
-from memfactory.play import play
+from memfactory.play import PlaySettings, play
 from memfactory.seeds import stream_seed
 from memfactory.types import Task, Turn
 
@@ -94,17 +94,8 @@ def play_episodes(
     No turn is trainable, and the episodes keep no prompts.
     """
     episodes = [Episode(task, index=index, seed=stream_seed(settings.seed, task.id)) for task, index in samples]
-    yield from play(
-        stack.agent,
-        episodes,
-        stack.engines,
-        decodings=stack.sampling_by_engine(settings.sampling_params),
-        frozen=True,
-        seed=settings.seed,
-        window=settings.window,
-        keep_prompts=False,
-        on_turn=on_turn,
-    )
+    how = PlaySettings(frozen=True, seed=settings.seed, window=settings.window, keep_prompts=False)
+    yield from play(stack.sampler(settings.sampling_params), episodes, how, on_turn=on_turn)
 
 
 def _refuse_equal_ids(tasks: Sequence[Task]) -> None:

@@ -17,7 +17,7 @@ from memfactory.errors import ConfigError, MemFactoryError
 from memfactory.formats.render import whole
 from memfactory.model.loading import load_chat
 from memfactory.model.options import ModelConfig
-from memfactory.play import play
+from memfactory.play import PlaySettings, Sampler, play
 from memfactory.rollout import TextsRead, texts_read
 from memfactory.types import Codec, Message, Sampling, Task
 
@@ -104,7 +104,7 @@ def _play_longest(resolved: Resolved, codec: Codec, tasks: Sequence[Task]) -> Le
     lengths: list[tuple[int, int]] = []
     engines = dict.fromkeys([POLICY, *resolved.config.engines], ScriptedEngine(reply))
     episodes = [Episode(task) for task in tasks]
-    for _ in play(agent, episodes, engines, frozen=True, keep_prompts=False):
+    for _ in play(Sampler(agent, engines), episodes, PlaySettings(frozen=True, keep_prompts=False)):
         pass
     trained = [
         step

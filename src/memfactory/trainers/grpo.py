@@ -65,7 +65,7 @@ class GrpoTrainer(Trainer):
         self.carried: tuple[Group, ...] = ()
         self._surplus: tuple[Group, ...] = ()
         self.watch = Watch(settings_of(options, stack.agent), run)
-        self.decodings = stack.sampling_by_engine(SamplingParams(options.temperature, options.top_p, options.top_k))
+        self.sampler = stack.sampler(SamplingParams(options.temperature, options.top_p, options.top_k))
 
     def finished(self) -> bool:
         enough = self.options.valid_groups
@@ -201,12 +201,10 @@ class GrpoTrainer(Trainer):
         groups: list[Group] = []
         with suppress(Interrupted):
             groups = rollout(
-                self.stack.agent,
+                self.sampler,
                 self.stack.env,
                 [self.task_at(place) for place in places],
-                self.stack.engines,
                 group_size=self.options.group_size,
-                decodings=self.decodings,
                 # A task can come again, even within a step, and is then attempted anew.
                 seeds=[stream_seed(self.config.seed, "rollout", place) for place in places],
                 on_turn=on_turn,

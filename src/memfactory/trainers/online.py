@@ -17,7 +17,7 @@ from memfactory.config.training import OnlineOptions
 from memfactory.data.digest import data_hash
 from memfactory.episode import Episode
 from memfactory.errors import ConfigError, MemFactoryError
-from memfactory.play import play
+from memfactory.play import PlaySettings, play
 from memfactory.registry import TRAINERS
 from memfactory.rollout import scored, texts_read, trajectory_of
 from memfactory.seeds import stream_seed
@@ -51,7 +51,7 @@ class OnlineTrainer(Trainer):
         self.overlong = OverlongTasks()
         # The modules that have learnt nothing since this process began.
         self.unchanged, self.learnt_from = set(learners.modules), 0
-        self.decodings = stack.sampling_by_engine(SamplingParams(options.temperature, options.top_p, options.top_k))
+        self.sampler = stack.sampler(SamplingParams(options.temperature, options.top_p, options.top_k))
 
     def conclude(self) -> None:
         """Say so where modules have learnt nothing."""
@@ -103,16 +103,8 @@ class OnlineTrainer(Trainer):
         # A task can come again and is then attempted anew.
         episodes = [Episode(task, seed=stream_seed(config.seed, "online", at)) for at, task in enumerate(tasks, cursor)]
         with self.learners.learning():
-            for _ in play(
-                self.stack.agent,
-                episodes,
-                self.stack.engines,
-                decodings=self.decodings,
-                score=self.stack.env.score,
-                frozen=True,
-                seed=stream_seed(config.seed, "online", cursor),
-                on_turn=on_turn,
-            ):
+            settings = PlaySettings(frozen=True, seed=stream_seed(config.seed, "online", cursor))
+            for _ in play(self.sampler, episodes, settings, score=self.stack.env.score, on_turn=on_turn):
                 pass
         return episodes
 
