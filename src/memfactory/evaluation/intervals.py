@@ -1,41 +1,46 @@
 """The 95 % interval of a mean over questions, from its standard error. Pure functions on plain numbers.
 
-Scores are between 0 and 1, and an interval that leaves that range, or that is a point because every question was right,
-says something that cannot be. The rule:
+Scores lie between 0 and 1. An interval that leaves that range is wrong, and so is one that is a single point because
+every question had the same score.
 
-- a mean of scores: Wilson's score interval (1927) for as many questions as would give this standard error with right or
-  wrong answers, mean (1 - mean) / standard error^2 (the effective number of Korn and Graubard, 1998), which Student's t
-  makes smaller where the error itself is estimated from few questions. One attempt at each question that is right or
-  wrong has no such error beside its mean: Wilson's interval of the n questions as it is. So has a mean without any
-  spread, of which the standard error says nothing.
-- a difference: Student's t about the mean, cut at -1 and 1; without any spread what Wilson gives n questions of which
-  none differs.
-- numbers that cannot be means of scores between 0 and 1 (a penalty): Student's t.
+A mean of scores takes Wilson's score interval (1927) for an effective number of questions. With p the mean, s its
+standard error, n the questions, t Student's quantile for n - 1 degrees of freedom and z = 1.96:
+
+    estimated  p (1 - p) / s^2 * (z / t)^2        the questions that would give this standard error with right or wrong
+                                                  answers (Korn and Graubard, 1998), fewer by t because s is an estimate
+    at least   n                                  no variable between 0 and 1 with the mean p varies more than right or
+                                                  wrong answers do
+    at most    n (n p (1 - p) + z^2/4) / (z^2/4)  the same number for scores that do not differ at all: a standard error
+                                                  near 0 says little about the questions that were not asked
+
+All scores equal to 0 or 1 give `at most` = n, Wilson's interval of n questions. The interval changes continuously with
+the scores.
+
+A difference takes Student's t about the mean, cut at -1 and 1. If no question differs, it takes Wilson's upper limit of
+0 in n instead of a point. Numbers that cannot be scores between 0 and 1 (a penalty, for example) take Student's t.
 """
 
 from __future__ import annotations
 
 from functools import cache
-from math import atan, cos, isclose, pi, sin, sqrt
+from math import atan, cos, inf, pi, sin, sqrt
 from statistics import NormalDist
 
 NORMAL_95 = NormalDist().inv_cdf(0.975)
-"""Standard deviations of a normal variable to either side of its mean that hold it 95 times in 100: 1.96."""
+"""The normal distribution's two-sided 95 % quantile, 1.96."""
 ROUNDING = 1e-9
 
 
-def share_interval(mean: float, standard_error: float, n: int) -> tuple[float, float]:
+def score_interval(mean: float, standard_error: float, n: int) -> tuple[float, float]:
     """The interval of a mean of scores over `n` (2 or more) questions."""
     spread = mean * (1 - mean)
     if not 0 <= mean <= 1 or standard_error**2 * (n - 1) > spread * (1 + ROUNDING) + ROUNDING**2:
         half = student_95(n - 1) * standard_error
         return mean - half, mean + half
-    if standard_error <= ROUNDING:
-        return wilson(mean, n)
-    effective = spread / standard_error**2
-    if isclose(effective, n - 1, rel_tol=1e-6):
-        return wilson(mean, n)
-    return wilson(mean, effective * (NORMAL_95 / student_95(n - 1)) ** 2)
+    corrected = standard_error * student_95(n - 1) / NORMAL_95
+    estimated = spread / corrected**2 if standard_error > ROUNDING else inf
+    at_most = n * (4 * n * spread / NORMAL_95**2 + 1)
+    return wilson(mean, min(max(estimated, n), at_most))
 
 
 def difference_interval(mean: float, standard_error: float, n: int) -> tuple[float, float]:
@@ -45,25 +50,25 @@ def difference_interval(mean: float, standard_error: float, n: int) -> tuple[flo
     return (max(-1.0, mean - half), min(1.0, mean + half)) if bounded else (mean - half, mean + half)
 
 
-def wilson(share: float, n: float) -> tuple[float, float]:
-    """Wilson's interval of a share of `n`: where a test of the true share would not reject what was found."""
+def wilson(fraction: float, n: float) -> tuple[float, float]:
+    """Wilson's interval for `fraction` of `n`: every true fraction that a test at 5 % would not reject."""
     z2 = NORMAL_95**2
-    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = NORMAL_95 / (1 + z2 / n) * sqrt(share * (1 - share) / n + z2 / (4 * n**2))
+    centre = (fraction + z2 / (2 * n)) / (1 + z2 / n)
+    half = NORMAL_95 / (1 + z2 / n) * sqrt(fraction * (1 - fraction) / n + z2 / (4 * n**2))
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
 @cache
 def student_95(degrees: int) -> float:
-    """What a Student's t of so many degrees of freedom is within, to either side of 0, 95 times in 100."""
+    """Student's two-sided 95 % quantile for `degrees` of freedom, by bisection of the exact distribution."""
     low, high = 0.0, 16.0
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if _within(middle, degrees) < 0.95 else (low, middle)
+        low, high = (middle, high) if _central_probability(middle, degrees) < 0.95 else (low, middle)
     return (low + high) / 2
 
 
-def _within(t: float, degrees: int) -> float:
+def _central_probability(t: float, degrees: int) -> float:
     """P(|T| <= t) for whole degrees of freedom (Abramowitz and Stegun 26.7.3 and 26.7.4)."""
     angle = atan(t / sqrt(degrees))
     square = cos(angle) ** 2

@@ -1,8 +1,8 @@
-"""The statistics of repeated attempts: avg@k, standard errors clustered by question, paired differences, pass@k.
+"""The statistics of k samples per question: avg@k, clustered standard errors, paired differences, pass@k.
 
-A question is asked k times, and its attempts are not independent draws from the data: the question is the unit. So a
-mean is taken over questions of the mean over attempts, and its standard error is the standard deviation of the
-question means over the root of their number (Miller 2024, arXiv 2411.00640). Pure functions on plain numbers.
+The samples of one question are not independent draws from the data; the question is the unit. So the mean is taken over
+questions of the mean over samples, and its standard error is the standard deviation of the question means divided by
+the square root of their number (Miller 2024, arXiv 2411.00640). Pure functions on plain numbers.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from dataclasses import dataclass, replace
 from math import comb, sqrt
 from statistics import fmean, stdev
 
-from memfactory.evaluation.intervals import difference_interval, share_interval
+from memfactory.evaluation.intervals import difference_interval, score_interval
 
 Scores = Mapping[str, Sequence[float | None]]
-"""A question's id to the scores of its attempts; None: unknown."""
+"""The scores of each question's samples by the question's id; None: unknown."""
 
 
 @dataclass(frozen=True)
 class Estimate:
     """A mean over `n` questions, of scores or (`signed`) of their differences.
 
-    `standard_error` is None for a single question, which says nothing about others.
+    `standard_error` is None for a single question, which carries no information about others.
     """
 
     mean: float
@@ -35,14 +35,14 @@ class Estimate:
         """The 95 % interval by the rule of `intervals.py`; None for a single question."""
         if self.standard_error is None or self.n < 2:
             return None
-        rule = difference_interval if self.signed else share_interval
+        rule = difference_interval if self.signed else score_interval
         return rule(self.mean, self.standard_error, self.n)
 
 
 def question_means(scores: Scores) -> dict[str, float]:
-    """Each question's mean over its known scores; a question without a known score is not there."""
-    known = {question: [score for score in given if score is not None] for question, given in scores.items()}
-    return {question: fmean(given) for question, given in known.items() if given}
+    """The mean of each question over its known scores. Questions without a known score are left out."""
+    known = {question: [score for score in values if score is not None] for question, values in scores.items()}
+    return {question: fmean(values) for question, values in known.items() if values}
 
 
 def clustered_standard_error(means: Sequence[float]) -> float | None:
@@ -56,34 +56,34 @@ def estimate(means: Sequence[float]) -> Estimate | None:
 
 
 def avg_at_k(scores: Scores) -> Estimate | None:
-    """The mean over questions of the mean over attempts; None when every score is unknown."""
+    """The mean over questions of the mean over samples; None when every score is unknown."""
     return estimate(list(question_means(scores).values()))
 
 
 def paired_difference(first: Mapping[str, float], second: Mapping[str, float]) -> Estimate | None:
-    """`second` minus `first` by question, over the questions that both hold; None when they share none.
+    """`second` minus `first` by question, over the questions in both; None without a common question.
 
-    Both arguments are question means. That the same question is hard for both models cancels out here, so the
-    interval is narrower than that of two separate means.
+    Both arguments are question means. The difficulty of a question cancels out of the difference, so the interval is
+    narrower than that of two separate means.
     """
-    found = estimate([second[question] - mean for question, mean in first.items() if question in second])
-    return None if found is None else replace(found, signed=True)
+    difference = estimate([second[question] - mean for question, mean in first.items() if question in second])
+    return None if difference is None else replace(difference, signed=True)
 
 
-def pass_at_k(attempts: int, correct: int, k: int) -> float:
-    """The unbiased probability that at least one of `k` attempts is right (arXiv 2107.03374).
+def pass_at_k(samples: int, correct: int, k: int) -> float:
+    """The unbiased probability that at least one of `k` samples is right (arXiv 2107.03374).
 
-    1 - C(attempts - correct, k) / C(attempts, k), of `attempts` drawn, `correct` of them right; needs k <= attempts.
+    1 - C(samples - correct, k) / C(samples, k), with `correct` of `samples` right; needs k <= samples.
     """
-    if not 1 <= k <= attempts:
-        raise ValueError(f"pass@k needs 1 <= k <= attempts, got k={k}, attempts={attempts}")
-    if not 0 <= correct <= attempts:
-        raise ValueError(f"{correct} of {attempts} attempts cannot be right")
-    return 1 - comb(attempts - correct, k) / comb(attempts, k)
+    if not 1 <= k <= samples:
+        raise ValueError(f"pass@k needs 1 <= k <= samples, got k={k}, samples={samples}")
+    if not 0 <= correct <= samples:
+        raise ValueError(f"{correct} of {samples} samples cannot be right")
+    return 1 - comb(samples - correct, k) / comb(samples, k)
 
 
 def mean_pass_at_k(scores: Scores, k: int) -> float | None:
     """The mean of `pass_at_k` over the questions with at least `k` known scores; right means a score of 1."""
-    known = [[score for score in given if score is not None] for given in scores.values()]
-    values = [pass_at_k(len(given), sum(score >= 1 for score in given), k) for given in known if len(given) >= k]
-    return fmean(values) if values else None
+    known = [[score for score in values if score is not None] for values in scores.values()]
+    passes = [pass_at_k(len(values), sum(score >= 1 for score in values), k) for values in known if len(values) >= k]
+    return fmean(passes) if passes else None
