@@ -115,7 +115,7 @@ def test_the_page_of_an_evaluation_shows_results_and_samples(place):
     assert section["title"] == "reader / rows" and [len(group["attempts"]) for group in section["groups"]] == [2] * 4
     assert "memory_agent" in found["config"]
     shown = shown_text(page)
-    assert "What is the code of Alice?" in shown and "0.3006 to" in shown and "Scores: boxed_em 1.000" in shown
+    assert "What is the code of Alice?" in shown and "0.3006 to" in shown and "Scores: boxed_em " in shown
     samples = write_view(folder / "out/samples/reader/rows.jsonl", folder / "samples.html")
     assert len(attempts(data(samples)["sections"][0])) == 8
 
