@@ -79,6 +79,9 @@ class Module(ABC):
     roles: ClassVar[tuple[str, ...]] = ()
     learns_itself: ClassVar[bool] = False
     """Whether the module has parameters of its own that it trains (see `LearningModule`)."""
+    answers_last: ClassVar[bool] = False
+    """Whether a reader starts from the text in `episode.memory`, rewrites it while reading and asks its last step once,
+    for the answer."""
 
     def __init__(self, options: Any, codec: Codec) -> None:
         self.options = options
@@ -167,6 +170,13 @@ class Agent(ABC):
     @abstractmethod
     def dialogue(self, episode: Episode) -> Dialogue:
         """Play the modules over one episode (`yield from self.modules[slot].play(episode)`)."""
+
+    def read(self, episode: Episode) -> Dialogue | None:
+        """Read the task's text into `episode.bank` or `episode.memory` and answer nothing.
+
+        None: the agent reads only while it answers.
+        """
+        return None
 
 
 def _spoken(module: Module, episode: Episode, engine: str, trainable: bool) -> Dialogue:

@@ -51,16 +51,16 @@ class BankAgent(Agent):
         conversation = told(task)
         if conversation and self._is_frozen(episode, "extractor", "updater"):
             key = _digest("bank", conversation, task.memory, task.related)
-            built = yield Shared(key, _unasked(replace(task, conversation=conversation), key), self.build)
+            built = yield Shared(key, _unasked(replace(task, conversation=conversation), key), self.read)
             assert isinstance(built, Episode) and built.bank is not None
             episode.bank, episode.memory = built.bank.fork(), built.memory
             _take_notes(episode, built)
         else:
-            yield from self.build(episode)
+            yield from self.read(episode)
         yield from self.modules["retriever"].play(episode)
         yield from self.modules["answerer"].play(episode)
 
-    def build(self, episode: Episode) -> Dialogue:
+    def read(self, episode: Episode) -> Dialogue:
         """Read the conversation into the bank."""
         episode.bank = self.banks.open(episode.task.memory)
         episode.memory = _listed(episode.bank)

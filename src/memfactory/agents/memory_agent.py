@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-from memfactory.dialogue import Agent, Dialogue
+from memfactory.dialogue import Agent, Ask, Dialogue
 from memfactory.episode import Episode
 from memfactory.registry import AGENTS
 
@@ -18,3 +18,16 @@ class MemoryAgent(Agent):
 
     def dialogue(self, episode: Episode) -> Dialogue:
         yield from self.modules["memory"].play(episode)
+
+    def read(self, episode: Episode) -> Dialogue | None:
+        """Read the text for the task's question and stop before the answer."""
+        return self._until_answer(episode) if self.modules["memory"].answers_last else None
+
+    def _until_answer(self, episode: Episode) -> Dialogue:
+        module = self.modules["memory"]
+        playing = module.play(episode)
+        asked = next(playing)
+        while isinstance(asked, Ask) and asked.step != module.steps[-1]:
+            reply = yield asked
+            asked = playing.send(reply)
+        playing.close()

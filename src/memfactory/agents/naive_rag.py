@@ -33,14 +33,19 @@ class NaiveRag(Agent):
     slots: ClassVar[Mapping[str, str]] = {"retriever": "naive_retriever", "answerer": "answer"}
 
     def dialogue(self, episode: Episode) -> Dialogue:
+        yield from self.read(episode)
+        yield from self.modules["retriever"].play(episode)
+        yield from self.modules["answerer"].play(episode)
+
+    def read(self, episode: Episode) -> Dialogue:
+        """Store the conversation as memory items; no model is asked."""
         task = episode.task
         conversation = told(task)
         if conversation:
             episode.note_reading(len(self.modules["answerer"].codec.offsets(spoken(conversation))))
         said = as_items(conversation, self.options.turns_per_item, taken={item.id for item in task.memory})
         episode.bank = self.banks.open((*task.memory, *said))
-        yield from self.modules["retriever"].play(episode)
-        yield from self.modules["answerer"].play(episode)
+        yield from ()
 
 
 def as_items(

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import memfactory
 from memfactory.config.renames import use_present_names
 from memfactory.config.short_forms import DEFAULT_KINDS, chooses_kind, is_slot, short_key
 from memfactory.config.slots import named_in
@@ -42,7 +41,7 @@ def is_dir(path: Path) -> bool:
 
 def packaged_configs() -> Path:
     """The configs that come with MemFactory: in the package, or at the root of an editable checkout."""
-    package = Path(memfactory.__file__).parent
+    package = Path(__file__).parents[1]
     inside = package / "configs"
     return inside if inside.is_dir() else package.parents[1] / "configs"
 

@@ -206,6 +206,10 @@ class MemoryBank:
             return rejected(operations, reasons)
         return ApplyReport(tuple(self._perform(operation) for operation in operations), committed=True)
 
+    def contents(self) -> Base:
+        """The present items and every change that led to them."""
+        return Base(tuple(self._contents), self._contents.events())
+
     def fork(self) -> MemoryBank:
         """A copy that shares nothing with this bank from here on. Costs O(changes), not O(items).
 
@@ -351,6 +355,11 @@ class BankSource:
         searcher = self.searcher(Base(stored.items, stored.events))
         self._bases[stored.items] = searcher
         return _opened(self, searcher)
+
+    def adopt(self, bank: MemoryBank) -> None:
+        """Let a bank that is opened with the items of `bank` continue its history."""
+        base = bank.contents()
+        self._bases[base.items] = self.searcher(base)
 
     def known(self, items: Sequence[MemoryItem]) -> Vectors | None:
         """The vectors of `items` if all were embedded before, else None.

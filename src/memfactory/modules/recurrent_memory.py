@@ -209,6 +209,7 @@ class RecurrentMemoryModule(Module):
     options: RecurrentMemoryOptions
     roles = ("reader",)
     steps = ("update", "answer")
+    answers_last = True
 
     def __init__(self, options: Any, codec: Codec) -> None:
         super().__init__(options, codec)
@@ -256,7 +257,7 @@ class RecurrentMemoryModule(Module):
 
     def dialogue(self, episode: Episode) -> Asking:
         options, task = self.options, episode.task
-        episode.memory = options.empty_memory
+        episode.memory = episode.memory or options.empty_memory
         text = whole(task)
         sections, reading = self.chunks(text, task.id), self.reading(text)
         episode.note_reading(reading.read, reading.dropped)
