@@ -75,13 +75,13 @@ class PlainEngine:
         device, width = self.model.device, max(map(len, prompts))
         ids = torch.tensor([[self.chat.pad_id] * (width - len(prompt)) + list(prompt) for prompt in prompts])
         mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-        decoding = like.params
+        params = like.params
         settings = GenerationConfig(
             max_new_tokens=max(limits),
-            do_sample=decoding.temperature > 0,
-            temperature=decoding.temperature or None,
-            top_k=decoding.top_k,
-            top_p=decoding.top_p,
+            do_sample=params.temperature > 0,
+            temperature=params.temperature or None,
+            top_k=params.top_k,
+            top_p=params.top_p,
             pad_token_id=self.chat.pad_id,
             eos_token_id=sorted(self.chat.stop_ids) or None,
         )
