@@ -1,4 +1,4 @@
-// A document of the few things that page.html uses: runs the script of a page and prints all text that it shows.
+// A document of the few things that page.js uses: runs the script of a page and prints all text that it shows.
 const fs = require("fs");
 class Element {
   constructor(tag) { this.tag = tag; this.children = []; this.handlers = {}; this.attributes = {}; this.value = 0; }
@@ -18,8 +18,9 @@ global.document = {
   getElementById: (id) => elements[id] ||= new Element(id),
 };
 const html = fs.readFileSync(process.argv[2], "utf8");
-eval(html.slice(html.indexOf('"use strict";'), html.indexOf("</script>")));
-for (const place of ["step", "group"]) if (elements[place].handlers.change) elements[place].handlers.change();
+const begin = html.indexOf("<script>");
+if (begin >= 0) eval(html.slice(begin + "<script>".length, html.indexOf("</script>")));
+for (const id of ["section", "group"]) if (elements[id]) elements[id].handlers.change();
 const show = () => console.log(Object.values(elements).map((element) => element.text).join("\n"));
 show();
-for (const button of elements.members ? elements.members.children : []) { button.click(); show(); }
+for (const button of elements.episodes ? elements.episodes.children : []) { button.click(); show(); }

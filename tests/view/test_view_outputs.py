@@ -4,14 +4,12 @@ import io
 import json
 import os
 import re
-import shutil
-import subprocess
 import time
-from pathlib import Path
 
 import pytest
+from pages import PageReader, shown_text
 from rich.console import Console
-from test_view import data_of, write_run
+from test_view import HOSTILE, write_run
 
 from chat_server import TALK, ChatServer, config_text, managing, rows, write_tokenizer
 from memfactory.config import load_config
@@ -23,27 +21,6 @@ from memfactory.transcripts import write_transcripts
 from memfactory.types import BankTrace, Event, Group, MemoryItem, Message, Reply, Reward, Task, Trajectory, Turn
 from memfactory.view import write_view
 
-HOSTILE = "</script><img src=x onerror=alert(1)>"
-
-
-def shown_text(page: Path) -> str:
-    """All text that the page's script shows, first section and attempt after attempt; skipped without node."""
-    if shutil.which("node") is None:
-        pytest.skip("node is not installed")
-    done = subprocess.run(
-        ["node", Path(__file__).with_name("dom.js"), page], capture_output=True, text=True, timeout=30
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def data(page: Path):
-    return data_of(page.read_text(encoding="utf-8"))
-
-
-def attempts(section):
-    return [attempt for group in section["groups"] for attempt in group["attempts"]]
-
 
 def write_bank_run(folder):
     old, new = MemoryItem("m1", "", "Ada lives in Oslo", sources=("D1:1",)), MemoryItem("m2", "", HOSTILE)
@@ -54,27 +31,27 @@ def write_bank_run(folder):
     turns = tuple(
         Turn(step, (Message("user", "Who?"),), Reply(HOSTILE, "stop"), False) for step in ("update", "answer")
     )
-    attempts = tuple(Trajectory(n, turns, HOSTILE, Reward(1.0), bank=trace) for n in range(2))
-    group = Group(Task("t1", HOSTILE, ("Ana",)), attempts)
+    trajectories = tuple(Trajectory(n, turns, HOSTILE, Reward(1.0), bank=trace) for n in range(2))
+    group = Group(Task("t1", HOSTILE, ("Ana",)), trajectories)
     write_transcripts(folder, 1, [group], [{}], frame=lambda roles: "SYSTEM PROMPT {0} END")
 
 
 def test_a_runs_page_shows_items_provenance_and_what_each_turn_did(tmp_path):
     write_bank_run(tmp_path)
     page = write_view(tmp_path)
-    first, second = attempts(data(page)["sections"][0])
+    first, second = PageReader(page).episodes()
     assert [item["sources"] for item in first["bank"]["items"][:1]] == [["D1:1", "D2:3"]]
     assert [(one["turn"], one["operation"]) for one in first["bank"]["changes"]] == [
         (None, "ADD"),
         (1, "UPDATE"),
         (1, "ADD"),
     ]
-    # The second attempt ends with the same bank, which its own turns did not make.
+    # The second episode ends with the same bank, which its own turns did not make.
     assert second["bank"]["items"] == first["bank"]["items"]
     assert {one["turn"] for one in second["bank"]["changes"]} == {None}
     shown = shown_text(page)
-    for told in ("Memory bank: 2 items", "D1:1, D2:3", "UPDATE m1", "1 changes made outside", "SYSTEM PROMPT Who? END"):
-        assert told in shown
+    for text in ("Memory bank: 2 items", "D1:1, D2:3", "UPDATE m1", "1 change outside", "SYSTEM PROMPT Who? END"):
+        assert text in shown
     assert HOSTILE in shown and page.read_text().count("</script>") == 1
 
 
@@ -101,23 +78,18 @@ def test_the_page_of_an_evaluation_shows_results_and_samples(place):
     run_evaluation([load_config("reader.yaml")], overrides, output=folder / "out", console=console)
     page = write_view(folder / "out")
     assert page == folder / "out/view.html"
-    found = data(page)
-    (row,) = found["evaluations"]
-    assert (row["what"], row["dataset"], row["metric"], row["mean"], row["n"], row["k"]) == (
-        "reader",
-        "rows",
-        "boxed_em",
-        0.75,
-        4,
-        2,
-    )
-    (section,) = found["sections"]
-    assert section["title"] == "reader / rows" and [len(group["attempts"]) for group in section["groups"]] == [2] * 4
-    assert "memory_agent" in found["config"]
+    read = PageReader(page)
+    titles = ["dataset", "metric", "model", "mean", "± standard error", "95 % confidence interval", "questions"]
+    # Right, right, right, wrong: Wilson's interval of 3 in 4.
+    row = ["rows", "boxed_em", "reader", "0.7500", "0.2500", "0.3006 to 0.9544", "4", "2"]
+    assert read.rows == [[*titles, "samples per question"], row]
+    (section,) = read.sections
+    assert section["title"] == "reader / rows" and [len(group["episodes"]) for group in section["groups"]] == [2] * 4
+    assert "memory_agent" in read.config
     shown = shown_text(page)
-    assert "What is the code of Alice?" in shown and "0.3006 to" in shown and "Scores: boxed_em " in shown
+    assert "What is the code of Alice?" in shown and "Scores: boxed_em " in shown and "sample 1: " in shown
     samples = write_view(folder / "out/samples/reader/rows.jsonl", folder / "samples.html")
-    assert len(attempts(data(samples)["sections"][0])) == 8
+    assert len(PageReader(samples).episodes()) == 8
 
 
 def test_the_page_of_answers_shows_the_bank_that_they_rest_on(place):
@@ -132,16 +104,16 @@ def test_the_page_of_answers_shows_the_bank_that_they_rest_on(place):
     )
     page = write_view(folder / "answers.jsonl")
     assert page == folder / "answers.html"
-    ((attempt,),) = [attempts(section) for section in data(page)["sections"]]
-    assert [turn["step"] for turn in attempt["turns"]] == ["extract", "update", "extract", "update", "answer"]
-    assert [(one["turn"], one["operation"], one["id"]) for one in attempt["bank"]["changes"]] == [
+    (episode,) = PageReader(page).episodes()
+    assert [turn["step"] for turn in episode["turns"]] == ["extract", "update", "extract", "update", "answer"]
+    assert [(one["turn"], one["operation"], one["id"]) for one in episode["bank"]["changes"]] == [
         (2, "ADD", "m1"),
         (4, "DELETE", "m1"),
         (4, "ADD", "m2"),
     ]
     shown = shown_text(page)
-    for told in ("Memory bank: 1 items", "DELETE m1", "Bob's code is ten", "D2:1", "Answer: ten"):
-        assert told in shown
+    for text in ("Memory bank: 1 item", "DELETE m1", "Bob's code is ten", "D2:1", "Answer: ten"):
+        assert text in shown
 
 
 def test_links_out_of_a_run_are_neither_followed_nor_written_through(tmp_path):
@@ -159,8 +131,8 @@ def test_links_out_of_a_run_are_neither_followed_nor_written_through(tmp_path):
         write_view(run)
     (run / ".view.html.partial").unlink(missing_ok=True)
     (run / "view.html").symlink_to(outside / "kept.png")
-    found = data(write_view(run))
-    assert found["config"] == "" and found["notes"] == ["config.yaml is a link out of the folder and is not shown."]
+    page = PageReader(write_view(run))
+    assert page.config == "" and page.notes == ["config.yaml is a link out of the folder and is not shown."]
     assert draw_run(run) == []
     assert sorted(path.name for path in outside.iterdir()) == ["kept.png", "secret.yaml"]
     assert (outside / "kept.png").read_text() == "kept" and not (run / "view.html").is_symlink()
@@ -175,17 +147,17 @@ def test_a_linked_figure_is_replaced_and_not_written_through(tmp_path):
     assert (tmp_path / "kept").read_text() == "kept" and not (tmp_path / "figures/reward.png").is_symlink()
 
 
-def test_a_hundred_thousand_steps_are_drawn_from_a_sample_and_said_so(tmp_path):
+def test_curves_of_100_000_steps_show_a_sample_and_a_note(tmp_path):
     metrics = {name: 0.5 for name in ("reward", "reward/em", "kl", "entropy", "grad_norm", "loss")}
     (tmp_path / "metrics.jsonl").write_text(
         "".join(json.dumps({"step": step, **metrics}) + "\n" for step in range(1, 100_001))
     )
     begun = time.perf_counter()
-    found = data(write_view(tmp_path))
-    # Two minutes before, some seconds now.
+    page = PageReader(write_view(tmp_path))
+    # Some seconds; all lines would take two minutes.
     assert time.perf_counter() - begun < 30
-    assert found["notes"] == [f"Curves are drawn from {MOST_LINES:,} of 100,000 lines of metrics, evenly spread."]
-    assert set(found["figures"]) == {"reward", "training"}
+    assert page.notes == [f"The curves show {MOST_LINES:,} of 100,000 lines of metrics, evenly spread."]
+    assert page.figures == ["reward", "training"]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
@@ -209,38 +181,38 @@ def test_a_page_that_cannot_be_written_names_the_way_out(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         ('{"id": 1}\n', "a row that neither infer nor eval writes"),
         ("[1]\n", "should be a JSON object"),
         ('{"id": "a", "question": "q", "answer": "x", "turns": [1]}\n', "neither infer nor eval writes"),
     ],
 )
-def test_files_of_something_else_are_told(tmp_path, content, told):
+def test_files_that_no_command_writes_are_refused(tmp_path, content, message):
     (tmp_path / "rows.jsonl").write_text(content)
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=message):
         write_view(tmp_path / "rows.jsonl")
     with pytest.raises(ConfigError, match="there is no"):
         write_view(tmp_path / "nothing")
     (tmp_path / "results.json").write_text('{"models": {"a": {}}}')
-    with pytest.raises(DataError, match="is not what eval writes"):
+    with pytest.raises(DataError, match=r"is not a results\.json of eval"):
         write_view(tmp_path)
 
 
-def test_a_record_that_was_scored_anew_is_shown_once(tmp_path):
+def test_a_record_that_was_scored_again_is_shown_once(tmp_path):
     row = {"task_id": "t", "sample": 0, "question": "q", "answer": "x", "memory": "", "turns": []}
     other = {**row, "task_id": "u", "scores": {"em": 1.0}}
     lines = [{"fingerprint": {}}, {**row, "scores": {"em": 0.0}}, other, {**row, "scores": {"em": 0.5}}]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    shown = attempts(data(write_view(tmp_path / "rows.jsonl"))["sections"][0])
-    assert [attempt["score"] for attempt in shown] == [1.0, 0.5]
+    episodes = PageReader(write_view(tmp_path / "rows.jsonl")).episodes()
+    assert [episode["score"] for episode in episodes] == [1.0, 0.5]
 
 
-def test_long_files_are_thinned_out_and_said_so(tmp_path):
+def test_long_files_are_thinned_out_with_a_note(tmp_path):
     row = {"question": "q", "answer": "x", "memory": "m", "turns": []}
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"id": str(n), **row}) + "\n" for n in range(900)))
-    found = data(write_view(tmp_path / "rows.jsonl"))
-    assert len(found["sections"][0]["groups"]) == 400 and "at most 400 rows" in found["notes"][0]
+    page = PageReader(write_view(tmp_path / "rows.jsonl"))
+    assert len(page.sections[0]["groups"]) == 400 and "shows 400 rows" in page.notes[0]
     assert not re.findall(r"https?://", (tmp_path / "rows.html").read_text())
 
 
@@ -269,7 +241,7 @@ WHOLE = {
         {"answers": [1]},
     ],
 )
-def test_transcripts_that_no_run_writes_are_told(tmp_path, damage):
+def test_transcripts_that_no_run_writes_are_refused(tmp_path, damage):
     (tmp_path / "transcripts").mkdir()
     (tmp_path / "transcripts/step-000001.jsonl").write_text(json.dumps({**WHOLE, **damage}) + "\n")
     with pytest.raises(DataError, match=r"step-000001\.jsonl holds a"):
@@ -283,5 +255,5 @@ def test_odd_numbers_and_texts_are_shown_as_far_as_they_can_be(tmp_path):
     (tmp_path / "config.yaml").write_bytes(b"name: \xff\n")
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "reward": 1' + "0" * 400 + '}\n{"step": 2, "reward": 0.5}\n')
     page = write_view(tmp_path)
-    assert "half \ufffd" in page.read_text(encoding="utf-8") and set(data(page)["figures"]) == {"reward"}
+    assert "half \ufffd" in page.read_text(encoding="utf-8") and PageReader(page).figures == ["reward"]
     shown_text(page)

@@ -1,11 +1,9 @@
-"""What a page shows: attempts with their turns and memory banks, in one shape whatever command wrote them."""
+"""Episodes with their turns and memory banks as a page shows them, in one shape for every command that wrote them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from types import MappingProxyType
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -15,7 +13,10 @@ ROWS_SHOWN = 400
 
 @dataclass(frozen=True)
 class Bank:
-    """A memory bank: its items and every change, each with the number of the turn that led to it (None: none shown)."""
+    """A memory bank: its items and its changes. A change names the number of its turn (None: no turn of the episode).
+
+    `size` counts all items, shown or not.
+    """
 
     items: Sequence[Mapping[str, Any]]
     changes: Sequence[Mapping[str, Any]]
@@ -24,19 +25,21 @@ class Bank:
     size: int
 
     @staticmethod
-    def of(value: Mapping[str, Any]) -> Bank:
-        """The bank of a record: `items`, `changes` or `operations`, `retrieved` by id or as items, `citations`."""
-        items = value.get("items") or [item for item in value.get("retrieved", ()) if isinstance(item, dict)]
-        retrieved = [item["id"] if isinstance(item, dict) else item for item in value.get("retrieved", ())]
-        changes = value.get("changes") or value.get("operations") or ()
-        size = value.get("size", len(items))
-        return Bank(items[:ITEMS_SHOWN], changes[:ITEMS_SHOWN], retrieved, value.get("citations") or (), size)
+    def from_record(record: Mapping[str, Any]) -> Bank:
+        """The bank of a record: `items`, `changes` or `operations`, `retrieved` (ids or items), `citations`."""
+        items = record.get("items") or [item for item in record.get("retrieved", ()) if isinstance(item, dict)]
+        retrieved = [item["id"] if isinstance(item, dict) else item for item in record.get("retrieved", ())]
+        changes = record.get("changes") or record.get("operations") or ()
+        size = record.get("size", len(items))
+        return Bank(items[:ITEMS_SHOWN], changes[:ITEMS_SHOWN], retrieved, record.get("citations") or (), size)
 
 
 @dataclass(frozen=True)
-class Attempt:
-    """One attempt. `label` and `score` name it among the attempts of its group, `facts` are titled lines above its
-    turns, and each turn is as its command records it."""
+class ShownEpisode:
+    """One episode. `label` and `score` tell it from others of its group, `facts` are titled lines above its turns.
+
+    The turns are as the command recorded them.
+    """
 
     label: str
     score: float | None
@@ -46,37 +49,19 @@ class Attempt:
 
 
 @dataclass(frozen=True)
-class Group:
-    """Attempts at one task."""
+class EpisodeGroup:
+    """The episodes of one task."""
 
     title: str
-    attempts: Sequence[Attempt]
+    episodes: Sequence[ShownEpisode]
 
 
-@dataclass(frozen=True)
-class Page:
-    """A whole page: notes, figures (data: URLs by name), a table of evaluations, the config, and groups by section (an
-    optimizer step, or a dataset under a model)."""
-
-    name: str
-    sections_are: str
-    sections: Sequence[tuple[str, Sequence[Group]]]
-    notes: Sequence[str] = ()
-    figures: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    evaluations: Sequence[Mapping[str, object]] = ()
-    config: str = ""
-
-    def to_json(self) -> dict[str, object]:
-        sections = [{"title": title, "groups": [asdict(group) for group in groups]} for title, groups in self.sections]
-        return {**vars(self), "figures": dict(self.figures), "sections": sections}
-
-
-def grouped(rows: Iterable[tuple[str, str, Attempt]]) -> list[Group]:
-    """Groups of (task, question, attempt), in the order in which their tasks first come."""
-    groups: dict[str, tuple[str, list[Attempt]]] = {}
-    for task, question, attempt in rows:
-        groups.setdefault(task, (question, []))[1].append(attempt)
-    return [Group(question[:80], attempts) for question, attempts in groups.values()]
+def group_by_task(rows: Iterable[tuple[str, str, ShownEpisode]]) -> list[EpisodeGroup]:
+    """Groups of (task, question, episode), in the order in which their tasks first appear."""
+    groups: dict[str, tuple[str, list[ShownEpisode]]] = {}
+    for task, question, episode in rows:
+        groups.setdefault(task, (question, []))[1].append(episode)
+    return [EpisodeGroup(question[:80], episodes) for question, episodes in groups.values()]
 
 
 def spread(items: Sequence[T], count: int) -> list[T]:
@@ -86,11 +71,10 @@ def spread(items: Sequence[T], count: int) -> list[T]:
     return [items[index * (len(items) - 1) // (count - 1)] for index in range(count)]
 
 
-def within(folder: Path, path: Path) -> bool:
-    """Whether `path` is there and is, with every link followed, inside `folder`."""
-    return path.exists() and path.resolve().is_relative_to(folder.resolve())
+def format_scores(scores: Mapping[str, float | None]) -> str:
+    """The scores by name in one line."""
+    return ", ".join(f"{name} {format_score(score)}" for name, score in scores.items())
 
 
-def scores_told(scores: Mapping[str, float | None]) -> str:
-    """Named scores in a line."""
-    return ", ".join(f"{name} {'unknown' if score is None else format(score, '.3f')}" for name, score in scores.items())
+def format_score(score: float | None) -> str:
+    return "unknown" if score is None else format(score, ".3f")
