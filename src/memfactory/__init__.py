@@ -15,13 +15,16 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from memfactory.api.agent import Answer, LoadedAgent, load_agent
+    from memfactory.api.agent import LoadedAgent, load_agent
+    from memfactory.api.evaluation import EvalOptions, EvaluationResult, evaluate
+    from memfactory.api.inference import infer
     from memfactory.api.training import TrainResult, train
     from memfactory.data.base import Dataset, Row
     from memfactory.dialogue import Agent, Ask, LearningModule, Module
     from memfactory.envs.base import Environment, RewardFunction
     from memfactory.episode import Episode
     from memfactory.errors import ConfigError, DataError, EngineError, MemFactoryError, PluginError
+    from memfactory.inference import Answer, InferOptions, InferRequest, InferResult, InferWatcher
     from memfactory.memory.bank import Match, MemoryBank
     from memfactory.memory.options import MemoryConfig
     from memfactory.registry import Options
@@ -55,8 +58,14 @@ __all__ = [
     "EngineError",
     "Environment",
     "Episode",
+    "EvalOptions",
+    "EvaluationResult",
     "Event",
     "Group",
+    "InferOptions",
+    "InferRequest",
+    "InferResult",
+    "InferWatcher",
     "LearningModule",
     "LoadedAgent",
     "Match",
@@ -81,18 +90,23 @@ __all__ = [
     "Turn",
     "Utterance",
     "__version__",
+    "evaluate",
+    "infer",
     "load_agent",
     "train",
 ]
 
 _NAMES = {
-    "api.agent": "Answer LoadedAgent load_agent",
+    "api.agent": "LoadedAgent load_agent",
+    "api.evaluation": "EvalOptions EvaluationResult evaluate",
+    "api.inference": "infer",
     "api.training": "TrainResult train",
     "data.base": "Dataset Row",
     "dialogue": "Agent Ask LearningModule Module",
     "envs.base": "Environment RewardFunction",
     "episode": "Episode",
     "errors": "ConfigError DataError EngineError MemFactoryError PluginError",
+    "inference": "Answer InferOptions InferRequest InferResult InferWatcher",
     "memory.bank": "Match MemoryBank",
     "memory.options": "MemoryConfig",
     "registry": "Options",

@@ -1,104 +1,264 @@
-"""`memfactory infer`: answer one question about documents, or every row of a file, with a trained agent."""
+"""Inference: answer one question about documents or a conversation, or every row of a file, with an agent."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from memfactory.build import build_runtime
 from memfactory.config import Resolved
 from memfactory.config.reading import Limit, reading_all
-from memfactory.console import Console
 from memfactory.episode import Episode
 from memfactory.errors import ConfigError
 from memfactory.evaluation.answer_rows import answer_row
 from memfactory.evaluation.bank_folder import BankFolder
 from memfactory.evaluation.episodes import play_episodes
 from memfactory.evaluation.fingerprint import digest, sampling_fingerprint
-from memfactory.evaluation.memory_view import MemoryView
-from memfactory.evaluation.progress import progress_display
 from memfactory.evaluation.questions import conversation_question, document_question, row_questions
 from memfactory.evaluation.settings import EvaluationSettings, episode_window
 from memfactory.evaluation.targets import without_unused
-from memfactory.files.json_lines import JsonLinesWriter, json_line, read_json_lines
+from memfactory.files.json_lines import JsonLinesWriter, read_json_lines
+from memfactory.files.locks import file_lock
 from memfactory.rollout import texts_read
-from memfactory.types import Reading, SamplingParams, Task
+from memfactory.types import Reading, SamplingParams, Task, Turn
 
 GREEDY = SamplingParams(temperature=0.0)
-IGNORED = ("temperature", "top_p", "top_k")
+EVAL_SAMPLING = ("temperature", "top_p", "top_k")
 
 
-def run_inference(
-    resolved: Resolved,
-    *,
-    question: str | None = None,
-    documents: Sequence[Path] = (),
-    conversation: Path | None = None,
-    input: Path | None = None,
-    output: Path | None = None,
-    bank: Path | None = None,
-    sampling_params: SamplingParams = GREEDY,
-    as_json: bool = False,
-    show_memory: bool = False,
-    console: Console,
-) -> int:
-    """Answer `question` about `documents` ("-": stdin) or a `conversation`, or each row of `input`; the exit code.
+@dataclass(frozen=True)
+class InferRequest:
+    """A question about `documents` or a `conversation`, or a file of rows with their own questions and texts.
 
-    A conversation is a file with a list of utterances, or with a row that holds one. Answers go to the file `output`,
-    one JSON object a row (append-only: rows that it answers already are not played again), or else to `console`: the
-    bare answer of a question (`as_json`: all that it rests on), JSON lines for rows. The memory (`show_memory`) and
-    progress go to stderr. The memory bank in the folder `bank` is what the agent begins with, and what it has become is
-    kept there. Rows that cannot be used, and those whose answer a helper's failure prevented, are reported and left
-    out, and make the exit code 1. Raises ConfigError for options that do not fit and for an `output` of another model
-    or agent, DataError for a file that cannot be read.
+    >>> InferRequest("Where does Anna live?", documents=(Path("anna.txt"),)).rows is None
+    True
+
+    Paths are files; "-" reads standard input. A conversation is a JSON file with a list of utterances, or a row that
+    holds one. Raises ConfigError for a combination that has no meaning.
     """
-    errors = Console(stderr=True)
-    _refuse_misfits(question, documents, conversation, input)
-    _refuse_ignored(resolved)
+
+    question: str | None = None
+    documents: tuple[Path, ...] = ()
+    conversation: Path | None = None
+    rows: Path | None = None
+
+    def __post_init__(self) -> None:
+        question, texts = self.question, bool(self.documents) or self.conversation is not None
+        problems = []
+        if question is None and self.rows is None:
+            problems.append("nothing to answer: give --question (and --document FILE), or --input ROWS.jsonl")
+        if self.rows is not None and (question is not None or texts):
+            problems.append(
+                "--input brings its own questions and texts; leave out --question, --document and --conversation"
+            )
+        elif question is None and texts:
+            problems.append(f"{'--document' if self.documents else '--conversation'} needs a --question")
+        if self.documents and self.conversation is not None:
+            problems.append("--document and --conversation are two ways to say what is read; choose one")
+        if question is not None and not question.strip():
+            problems.append("--question is empty")
+        if problems:
+            raise ConfigError(problems)
+
+    def tasks(self, resolved: Resolved) -> tuple[tuple[Task, ...], tuple[str, ...]]:
+        """The tasks to play, and a message for every row that cannot be used. Raises DataError for unreadable files."""
+        if self.rows is not None:
+            return row_questions(resolved, self.rows)
+        if self.conversation is not None:
+            return (conversation_question(resolved, self.question or "", self.conversation),), ()
+        return document_question(self.question or "", self.documents), ()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer, the memory it rests on and the turns that led to it.
+
+    `text` is None if the reply has no answer in the requested form; `str(answer)` is the text. `memory` is the text
+    memory, or the items of the bank one a line. `record` is the row that `infer` writes to a file: the answer with its
+    turns, token counts, memory items and citations.
+
+    >>> print(Answer("q1", "Where does Anna live?", "Oslo", "- Anna lives in Oslo."))
+    Oslo
+    """
+
+    id: str
+    question: str
+    text: str | None
+    memory: str = ""
+    turns: tuple[Turn, ...] = ()
+    record: Mapping[str, object] = field(default_factory=dict, repr=False)
+
+    def __str__(self) -> str:
+        return self.text or ""
+
+    @staticmethod
+    def of(episode: Episode, configuration: str | None = None) -> Answer:
+        """The answer of a finished episode."""
+        task, record = episode.task, answer_row(episode, configuration)
+        return Answer(task.id, task.question, episode.answer, episode.memory, tuple(episode.turns), record)
+
+
+class InferWatcher:
+    """Receives the events of an inference while it runs; every method may be overridden.
+
+    >>> class Printer(InferWatcher):
+    ...     def answered(self, answer):
+    ...         print(answer)
+    >>> Printer().answered(Answer("q1", "Where does Anna live?", "Oslo"))
+    Oslo
+    """
+
+    def left_out(self, problem: str) -> None:
+        """A row cannot be used."""
+
+    def started(self, total: int) -> None:
+        """`total` tasks are about to be played."""
+
+    def turn(self, episode: Episode, turn: Turn) -> None:
+        """A turn has ended and the agent has received its reply."""
+
+    def progressed(self, done: int, total: int) -> None:
+        """`done` of `total` tasks are finished."""
+
+    def answered(self, answer: Answer) -> None:
+        """A task is answered."""
+
+    def failed(self, task_id: str, reason: str) -> None:
+        """A task has no answer, because an engine failed or refused its prompt."""
+
+
+@dataclass(frozen=True)
+class InferOptions:
+    """How to infer.
+
+    `output` is a file that receives one JSON object per answer; rows that it answers already are not played again.
+    `bank` is the folder of a memory bank: the agent starts from it and its changes are saved there. Replies are greedy
+    unless `sampling` says otherwise. `watcher` receives answers as they come.
+
+    >>> InferOptions(sampling=SamplingParams(temperature=0.7)).output is None
+    True
+    """
+
+    output: Path | None = None
+    bank: Path | None = None
+    sampling: SamplingParams = GREEDY
+    watcher: InferWatcher = field(default_factory=InferWatcher)
+
+
+@dataclass(frozen=True)
+class InferResult:
+    """The new answers of an inference, in the order they were finished.
+
+    `answered_before` counts the rows that the output file already answered. `problems` names the rows that cannot be
+    used, `failures` maps the ids of unanswered tasks to the reason, and `notes` tell which parts of long texts were
+    not read.
+
+    >>> InferResult((Answer("q1", "Where does Anna live?", "Oslo"),)).complete
+    True
+    """
+
+    answers: tuple[Answer, ...]
+    answered_before: int = 0
+    problems: tuple[str, ...] = ()
+    failures: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def complete(self) -> bool:
+        """Whether every row has an answer."""
+        return not self.problems and not self.failures
+
+
+def run_inference(resolved: Resolved, request: InferRequest, options: InferOptions = InferOptions()) -> InferResult:
+    """Answer `request` with the agent that `resolved` describes.
+
+    Raises ConfigError for options that do not fit and for an `output` of another model or agent, DataError for a file
+    that cannot be read.
+    """
+    name = f"--output {options.output}"
+    with nullcontext() if options.output is None else file_lock(options.output, name=name):
+        return _run(resolved, request, options)
+
+
+def _run(resolved: Resolved, request: InferRequest, options: InferOptions) -> InferResult:
+    _refuse_eval_sampling(resolved)
     resolved, limits = reading_all(without_unused(resolved, {}))
-    readings: dict[str, Reading | None] = {}
-    if input is not None:
-        tasks, problems = row_questions(resolved, input)
-    elif conversation is not None:
-        tasks, problems = (conversation_question(resolved, question or "", conversation),), ()
-    else:
-        tasks, problems = document_question(question or "", documents), ()
+    tasks, problems = request.tasks(resolved)
     for problem in problems:
-        errors.print(f"left out: {problem}", style="red", markup=False, highlight=False, soft_wrap=True)
-    with nullcontext() if bank is None else BankFolder.open(bank, resolved.config.agent) as kept:
-        named: Mapping[str, str | None] = sampling_fingerprint(resolved, sampling_params, resolved.config.eval.seed)
-        if kept is not None:
-            tasks, named = kept.bind_tasks(tasks, named, of_rows=input is not None)
-        configuration = digest(named)
-        missing = tasks if output is None else _unanswered(tasks, output, configuration)
-        failed = 0
-        if missing:
-            with nullcontext() if output is None else JsonLinesWriter(output) as file:
-                for episode in _played(resolved, missing, sampling_params, kept, errors, show_memory):
-                    if episode.failure is not None:
-                        failed += 1
-                        told = f"not answered: {episode.task.id}: {episode.failure}"
-                        errors.print(told, style="red", markup=False, highlight=False, soft_wrap=True)
-                        continue
-                    readings[episode.task.id] = episode.reading
-                    row = answer_row(episode, configuration)
-                    if file is not None:
-                        file.append(row)
-                    else:
-                        bare = input is None and not as_json
-                        console.out(f"{episode.answer or ''}\n" if bare else json_line(row), end="", highlight=False)
-    for note in _of_reading(resolved, readings, limits):
-        errors.print(note, style="yellow", markup=False, highlight=False, soft_wrap=True)
-    if output is not None:
-        told = f"{output}: {len(missing) - failed} answers written, {len(tasks) - len(missing)} were there"
-        errors.print(told, highlight=False, markup=False, soft_wrap=True)
-    return 1 if problems or failed else 0
+        options.watcher.left_out(problem)
+    opened = nullcontext() if options.bank is None else BankFolder.open(options.bank, resolved.config.agent)
+    with opened as bank:
+        fingerprint: Mapping[str, str | None] = sampling_fingerprint(
+            resolved, options.sampling, resolved.config.eval.seed
+        )
+        if bank is not None:
+            tasks, fingerprint = bank.bind_tasks(tasks, fingerprint, of_rows=request.rows is not None)
+        configuration = digest(fingerprint)
+        missing = tasks if options.output is None else _unanswered(tasks, options.output, configuration)
+        episodes = _played(resolved, missing, options, bank) if missing else iter(())
+        answers, failures, readings = _collected(episodes, options, configuration)
+    return InferResult(
+        answers=tuple(answers),
+        answered_before=len(tasks) - len(missing),
+        problems=tuple(problems),
+        failures=failures,
+        notes=tuple(_reading_notes(resolved, readings, limits)),
+    )
 
 
-def _of_reading(resolved: Resolved, readings: Mapping[str, Reading | None], limits: Sequence[Limit]) -> Iterator[str]:
-    """What is to be said of texts of which part was left out, or would have been in training and evaluation."""
+def _collected(
+    episodes: Iterator[Episode], options: InferOptions, configuration: str
+) -> tuple[list[Answer], dict[str, str], dict[str, Reading | None]]:
+    """Write and report each episode as it finishes: the answers, the failures and the readings by task."""
+    answers: list[Answer] = []
+    failures: dict[str, str] = {}
+    readings: dict[str, Reading | None] = {}
+    with nullcontext() if options.output is None else JsonLinesWriter(options.output) as file:
+        for episode in episodes:
+            if episode.failure is not None:
+                failures[episode.task.id] = episode.failure
+                options.watcher.failed(episode.task.id, episode.failure)
+                continue
+            readings[episode.task.id] = episode.reading
+            answer = Answer.of(episode, configuration)
+            if file is not None:
+                file.append(dict(answer.record))
+            answers.append(answer)
+            options.watcher.answered(answer)
+    return answers, failures, readings
+
+
+def _played(
+    resolved: Resolved, tasks: Sequence[Task], options: InferOptions, bank: BankFolder | None
+) -> Iterator[Episode]:
+    """Each task's finished episode. The bank is saved after each episode that did not fail."""
+    runtime = build_runtime(resolved, training=False)
+    watcher, config = options.watcher, resolved.config
+    try:
+        if bank is not None:
+            memory = bank.load(runtime.agent.banks)
+            tasks = [replace(task, memory=memory) for task in tasks]
+        settings = EvaluationSettings(
+            seed=config.eval.seed, sampling_params=options.sampling, window=episode_window(config.engine)
+        )
+        watcher.started(len(tasks))
+        played = play_episodes(runtime, [(task, 0) for task in tasks], settings, on_turn=watcher.turn)
+        with closing(played):
+            for done, episode in enumerate(played, start=1):
+                watcher.progressed(done, len(tasks))
+                if bank is not None and episode.failure is None:
+                    bank.save(episode.bank)
+                yield episode
+    finally:
+        runtime.close()
+
+
+def _reading_notes(
+    resolved: Resolved, readings: Mapping[str, Reading | None], limits: Sequence[Limit]
+) -> Iterator[str]:
+    """Notes on texts that were read in part, or whole where training and evaluation read a part."""
     options = {slot: module.options for slot, module in resolved.config.agent.modules.items()}
     if (cut := texts_read(readings).warning(options)) is not None:
         yield cut
@@ -111,89 +271,36 @@ def _of_reading(resolved: Resolved, readings: Mapping[str, Reading | None], limi
             )
 
 
-def _refuse_ignored(resolved: Resolved) -> None:
-    """The section `eval` says how evaluations sample: what of it is asked for here would be ignored."""
-    given = {name: resolved.origins.get(f"eval.{name}", "") for name in IGNORED}
+def _refuse_eval_sampling(resolved: Resolved) -> None:
+    """Raise ConfigError for sampling options of `eval` among the overrides: they would have no effect here."""
+    origins = {name: resolved.origins.get(f"eval.{name}", "") for name in EVAL_SAMPLING}
     problems = [
         f"{origin}: `eval` says how evaluations sample, and infer is greedy; give --{name.replace('_', '-')}"
-        for name, origin in given.items()
+        for name, origin in origins.items()
         if origin.startswith("command line")
     ]
     if problems:
         raise ConfigError(problems)
 
 
-def _refuse_misfits(
-    question: str | None, documents: Sequence[Path], conversation: Path | None, input: Path | None
-) -> None:
-    problems = []
-    if question is None and input is None:
-        problems.append("nothing to answer: give --question (and --document FILE), or --input ROWS.jsonl")
-    if input is not None and (question is not None or documents or conversation is not None):
-        problems.append(
-            "--input brings its own questions and texts; leave out --question, --document and --conversation"
-        )
-    elif question is None and (documents or conversation is not None):
-        problems.append(f"{'--document' if documents else '--conversation'} needs a --question")
-    if documents and conversation is not None:
-        problems.append("--document and --conversation are two ways to say what is read; choose one")
-    if question is not None and not question.strip():
-        problems.append("--question is empty")
-    if problems:
-        raise ConfigError(problems)
-
-
 def _unanswered(tasks: Sequence[Task], output: Path, configuration: str) -> tuple[Task, ...]:
-    """The tasks that `output` does not answer yet. Raises ConfigError where its answers are of something else."""
+    """The tasks that `output` does not answer yet. Raises ConfigError if its answers belong to something else."""
     try:
         JsonLinesWriter(output).close()
     except OSError as error:
         raise ConfigError(f"--output {output} cannot be written to: {error.strerror or error}") from None
-    answered: dict[object, object] = {}
+    questions: dict[object, object] = {}
     for row in read_json_lines(output):
-        answered[row.get("id")] = row.get("question")
+        questions[row.get("id")] = row.get("question")
         if row.get("configuration") != configuration:
             raise ConfigError(
                 f"{output} holds answers of another model, agent or sampling parameters (configuration "
                 f"{row.get('configuration')}, now {configuration}). Name another --output, or delete it."
             )
-    changed = [task.id for task in tasks if answered.get(task.id, task.question) != task.question]
+    changed = [task.id for task in tasks if questions.get(task.id, task.question) != task.question]
     if changed:
         raise ConfigError(
             f"{output} answers other questions under the ids {', '.join(changed[:5])}. "
             "Name another --output, or delete it."
         )
-    return tuple(task for task in tasks if task.id not in answered)
-
-
-def _played(
-    resolved: Resolved,
-    tasks: Sequence[Task],
-    sampling_params: SamplingParams,
-    kept: BankFolder | None,
-    errors: Console,
-    show_memory: bool,
-) -> Iterator[Episode]:
-    """Each task's finished episode, with its memory or the progress shown on the way; what is kept is then kept."""
-    stack = build_runtime(resolved, training=False)
-    shown = nullcontext(None) if show_memory or len(tasks) == 1 else progress_display(errors, "answering")
-    try:
-        if kept is not None:
-            memory = kept.load(stack.agent.banks)
-            tasks = [replace(task, memory=memory) for task in tasks]
-        with shown as on_progress:
-            config = resolved.config
-            settings = EvaluationSettings(
-                seed=config.eval.seed, sampling_params=sampling_params, window=episode_window(config.engine)
-            )
-            on_turn = MemoryView(errors, named=len(tasks) > 1).show if show_memory else None
-            played = play_episodes(stack, [(task, 0) for task in tasks], settings, on_turn=on_turn)
-            with closing(played):
-                for done, episode in enumerate(played, start=1):
-                    if on_progress is not None:
-                        on_progress(done, len(tasks))
-                    if kept is not None and episode.failure is None:
-                        kept.save(episode.bank)
-                    yield episode
-    finally:
-        stack.close()
+    return tuple(task for task in tasks if task.id not in questions)

@@ -14,7 +14,7 @@ from memfactory.cli.app import _with_values, run
 from memfactory.cli.runs import _without_resume
 from memfactory.errors import EngineError
 
-BARE = SimpleNamespace(run=None)
+BARE = SimpleNamespace(run=None, warnings=())
 BASE = "model: tiny\nagent: memory_agent\nenv: longcontext\n"
 
 
@@ -106,10 +106,10 @@ def test_a_bug_is_exit_code_1_with_a_traceback_and_where_to_report_it(folder, ca
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
 def test_a_disk_that_takes_nothing_is_no_bug(folder, capsys, monkeypatch, number):
-    def fail(sources, overrides, like, **_):
+    def fail(sources, overrides, **_):
         raise OSError(number, os.strerror(number), "results.json")
 
-    monkeypatch.setattr("memfactory.cli.runs.load_targets", fail)
+    monkeypatch.setattr("memfactory.api.evaluation.load_side_by_side", fail)
     assert run(["eval", "tiny"]) == 1
     assert capsys.readouterr().err == f"error: results.json: {os.strerror(number)}\n"
 
@@ -122,10 +122,10 @@ def test_a_page_that_cannot_be_written_is_told(folder, capsys):
 
 
 def test_ctrl_c_is_told_in_a_word(folder, capsys, monkeypatch):
-    def interrupt(sources, overrides, like, **_):
+    def interrupt(sources, overrides, **_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("memfactory.cli.runs.load_targets", interrupt)
+    monkeypatch.setattr("memfactory.api.evaluation.load_side_by_side", interrupt)
     assert run(["eval", "tiny"]) == 130
     assert capsys.readouterr().err == "Stopped.\n"
 
@@ -154,8 +154,8 @@ def test_a_checkpoint_that_is_resumed_goes_on_with_its_runs_config(folder, monke
     (folder / "run" / "config.yaml").write_text(BASE + "train: {name: grpo}\n")
     (folder / "run" / "checkpoints" / "step-3" / "config.json").write_text("{}")
     asked = []
-    monkeypatch.setattr("memfactory.cli.runs.load", lambda source, *_, **__: asked.append(source) or BARE)
-    monkeypatch.setattr("memfactory.training.run_training", lambda resolved, resume: asked.append(resume) or folder)
+    monkeypatch.setattr("memfactory.api.sources.load_config", lambda source, *_, **__: asked.append(source) or BARE)
+    monkeypatch.setattr("memfactory.api.training.run_training", lambda resolved, resume: asked.append(resume) or folder)
     assert run(["train", "run/checkpoints/step-3", "--resume"]) == 0
     assert run(["train", "run", "--resume"]) == 0
     assert asked == ["run", "run/checkpoints/step-3", "run", "auto"]

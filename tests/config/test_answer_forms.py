@@ -1,6 +1,5 @@
 """An answer is what the agent took from its reply, whatever wraps it: every agent can earn every reward of answers."""
 
-import io
 import json
 import re
 import time
@@ -8,7 +7,6 @@ import time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rich.console import Console
 
 from chat_server import ChatServer, write_tokenizer
 from memfactory.config import load_config
@@ -82,13 +80,12 @@ def place(tmp_path, monkeypatch):
 def test_an_always_right_endpoint_earns_every_reward_of_answers(place):
     ours = [name for name in REWARDS.names() if REWARDS.entry(name).target.startswith("memfactory.envs.")]
     metrics = [name for name in ours if name not in OF_OTHER_THINGS]
-    code = run_evaluation(
+    report = run_evaluation(
         [load_config(place / "run.yaml", command="eval")],
         EvalOverrides(("rows.jsonl",), samples=1, metrics=tuple(metrics), baselines=tuple(AGENTS)),
         output=place / "out",
-        console=Console(file=io.StringIO()),
     )
-    assert code == 0
+    assert report.failures == {}
     models = json.loads((place / "out/results.json").read_text())["models"]
     assert len(models) == 1 + len(AGENTS)
     found = {
@@ -171,7 +168,6 @@ def test_what_was_recorded_is_scored_by_any_metric_as_when_it_was_played(place):
             [config(place, command="eval")],
             EvalOverrides(("rows.jsonl",), samples=1, metrics=tuple(metrics), baselines=("naive_rag", "memory_rmm")),
             output=place / output,
-            console=Console(file=io.StringIO()),
         )
         models = json.loads((place / output / "results.json").read_text())["models"].values()
         return [{n: m["mean"] for n, m in model["datasets"]["rows"]["metrics"].items()} for model in models]

@@ -6,7 +6,6 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from memfactory.config import load_config
 from memfactory.data.base import Dataset, DatasetOptions, Row
@@ -72,13 +71,13 @@ def test_training_reads_every_dataset_once(config, caplog):
 
 def test_evaluation_reads_a_dataset_once_for_all_its_models(config):
     targets = [config(), config("seed=1")]
-    run_evaluation(targets, EvalOverrides(("held",), limit=1), output=Path("out"), console=Console(quiet=True))
+    run_evaluation(targets, EvalOverrides(("held",), limit=1), output=Path("out"))
     assert READS == {"held": 1}
 
 
 def test_another_reading_of_the_same_rows_is_read_for_itself(config):
     targets = [config(), config("env.fields.question=context")]
-    run_evaluation(targets, EvalOverrides(("held",), limit=1), output=Path("out"), console=Console(quiet=True))
+    run_evaluation(targets, EvalOverrides(("held",), limit=1), output=Path("out"))
     assert READS == {"held": 2}
 
 

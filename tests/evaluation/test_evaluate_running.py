@@ -39,8 +39,11 @@ def evaluate(targets, data, **options):
     console = Console(file=io.StringIO(), width=200)
     output, overwrite = options.pop("output"), options.pop("overwrite", False)
     overrides = EvalOverrides(tuple(data), **options)
-    code = run_evaluation(targets, overrides, output=output, console=console, overwrite=overwrite)
-    return code, console.file.getvalue()
+    errors = Console(stderr=True)
+    report = run_evaluation(targets, overrides, output=output, overwrite=overwrite, progress=errors)
+    report.print_tables(console)
+    report.print_problems(errors)
+    return int(bool(report.failures)), console.file.getvalue()
 
 
 def test_an_evaluation_gives_a_table_and_results_in_json_and_markdown(place):

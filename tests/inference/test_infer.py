@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from chat_server import TALK, ChatServer, config_text, managing, rows, write_tokenizer
+from memfactory.cli.answers import AnswerPrinter
 from memfactory.config import load_config
 from memfactory.errors import ConfigError, DataError
 from memfactory.evaluation.memory_view import bank_difference, word_difference
-from memfactory.inference import run_inference
+from memfactory.inference import GREEDY, InferOptions, InferRequest, run_inference
 from memfactory.types import MemoryItem, SamplingParams
 
 
@@ -36,10 +37,16 @@ def place(tmp_path, server, monkeypatch):
     return tmp_path
 
 
-def infer(place, *overrides, **options):
+def infer(place, *overrides, output=None, bank=None, sampling=GREEDY, as_json=False, show_memory=False, **request):
+    """The exit code and stdout of `memfactory infer`."""
     console = Console(file=io.StringIO(), width=60)
-    code = run_inference(load_config(place / "reader.yaml", overrides), console=console, **options)
-    return code, console.file.getvalue()
+    documents, rows = tuple(request.pop("documents", ())), request.pop("input", None)
+    request = InferRequest(documents=documents, rows=rows, **request)
+    as_text = rows is None and not as_json
+    with AnswerPrinter(None if output else console, as_text=as_text, show_memory=show_memory) as printer:
+        options = InferOptions(output, bank, sampling, printer)
+        result = run_inference(load_config(place / "reader.yaml", overrides), request, options)
+        return printer.finished(result, output), console.file.getvalue()
 
 
 def answers(path):
@@ -99,7 +106,7 @@ def test_answered_rows_are_not_played_again(place, server):
 def test_answers_of_another_decoding_are_refused(place):
     infer(place, input=place / "rows.jsonl", output=place / "answers.jsonl")
     with pytest.raises(ConfigError, match="another --output"):
-        infer(place, sampling_params=SamplingParams(0.7), input=place / "rows.jsonl", output=place / "answers.jsonl")
+        infer(place, sampling=SamplingParams(0.7), input=place / "rows.jsonl", output=place / "answers.jsonl")
 
 
 def test_an_id_that_now_asks_another_question_is_refused(place):
@@ -180,14 +187,14 @@ def test_a_missing_document_is_told(place):
 
 def test_an_endpoint_needs_no_torch(place):
     script = (
-        "import sys; from pathlib import Path; from rich.console import Console; from memfactory.config import *; "
-        "from memfactory.inference import run_inference; "
-        "code = run_inference(load_config('reader.yaml'), question='What is the code of Bob?', "
-        "documents=[Path('text.txt')], console=Console()); "
-        "print(code, sorted({'torch', 'transformers', 'datasets', 'matplotlib', 'swanlab'} & set(sys.modules)))"
+        "import sys; from pathlib import Path; from memfactory.config import *; "
+        "from memfactory.inference import InferRequest, run_inference; "
+        "request = InferRequest('What is the code of Bob?', (Path('text.txt'),)); "
+        "(answer,) = run_inference(load_config('reader.yaml'), request).answers; "
+        "print(answer, sorted({'torch', 'transformers', 'datasets', 'matplotlib', 'swanlab'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, cwd=place)
-    assert done.stdout == "nine\n0 []\n", done.stderr
+    assert done.stdout == "nine []\n", done.stderr
 
 
 # Agents with a memory bank

@@ -61,7 +61,7 @@ def test_infer_is_greedy_unless_a_temperature_is_given(run, server):
     [
         (["eval.temperature=0.3"], "infer is greedy; give --temperature"),
         (["eval={top_p: 0.3}"], "infer is greedy; give --top-p"),
-        (["--top-p", "0.3"], "give --temperature with them"),
+        (["--top-p", "0.3"], "need --temperature"),
     ],
 )
 def test_sampling_that_would_be_ignored_is_refused(run, words, told):

@@ -1,11 +1,9 @@
 """Prompts beyond the context: the attempt ends with its reason, is named once, and nothing else is lost."""
 
-import io
 import json
 from types import SimpleNamespace
 
 import pytest
-from rich.console import Console
 from test_grpo import SilentRun, weights_of
 
 from chat_server import ChatServer, config_text, reading, rows, write_tokenizer
@@ -27,7 +25,7 @@ from memfactory.evaluation.collector import UnknownScores
 from memfactory.evaluation.episodes import evaluate_tasks
 from memfactory.evaluation.records import RecordFile, read_records
 from memfactory.evaluation.settings import EvaluationSettings
-from memfactory.inference import run_inference
+from memfactory.inference import InferOptions, InferRequest, run_inference
 from memfactory.model.loading import load_chat, load_model
 from memfactory.model.options import ModelConfig
 from memfactory.play import Sampler, play
@@ -207,17 +205,16 @@ def test_an_evaluation_goes_on_past_an_attempt_that_does_not_fit(tmp_path, caplo
         evaluate(0.1)
 
 
-def test_inference_answers_the_rows_that_an_endpoint_takes(tmp_path, capsys):
+def test_inference_answers_the_rows_that_an_endpoint_takes(tmp_path):
     server = ChatServer(lambda request: 400 if "Carol?" in request["messages"][-1]["content"] else reading(request))
     (tmp_path / "reader.yaml").write_text(config_text(server.url, write_tokenizer(tmp_path / "words.json")))
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows()))
-    console = Console(file=io.StringIO())
-    options = {"input": tmp_path / "rows.jsonl", "output": tmp_path / "answers.jsonl", "console": console}
-    code = run_inference(load_config(tmp_path / "reader.yaml"), **options)
+    request, options = InferRequest(rows=tmp_path / "rows.jsonl"), InferOptions(tmp_path / "answers.jsonl")
+    result = run_inference(load_config(tmp_path / "reader.yaml"), request, options)
     server.close()
-    told = capsys.readouterr().err
-    assert code == 1 and told.count("not answered: ") == 1 and "refuses the request with HTTP 400" in told
-    assert "3 answers written, 0 were there" in told
+    (reason,) = result.failures.values()
+    assert "refuses the request with HTTP 400" in reason
+    assert len(result.answers) == 3 and not result.complete
 
 
 def test_a_held_out_set_that_outgrew_the_context_ends_no_training(tmp_path, caplog):

@@ -1,6 +1,5 @@
 """Pages of runs with memory banks, of evaluations and of answers, and folders that somebody else made."""
 
-import io
 import json
 import os
 import re
@@ -8,7 +7,6 @@ import time
 
 import pytest
 from pages import PageReader, shown_text
-from rich.console import Console
 from test_view import HOSTILE, write_run
 
 from chat_server import TALK, ChatServer, config_text, managing, rows, write_tokenizer
@@ -16,7 +14,7 @@ from memfactory.config import load_config
 from memfactory.errors import ConfigError, DataError
 from memfactory.evaluation import EvalOverrides, run_evaluation
 from memfactory.figures import MOST_LINES, draw_run
-from memfactory.inference import run_inference
+from memfactory.inference import InferOptions, InferRequest, run_inference
 from memfactory.transcripts import write_transcripts
 from memfactory.types import BankTrace, Event, Group, MemoryItem, Message, Reply, Reward, Task, Trajectory, Turn
 from memfactory.view import write_view
@@ -74,8 +72,7 @@ def place(tmp_path, monkeypatch):
 def test_the_page_of_an_evaluation_shows_results_and_samples(place):
     folder, _ = place
     overrides = EvalOverrides(("rows.jsonl",), samples=2, metrics=("boxed_em",))
-    console = Console(file=io.StringIO())
-    run_evaluation([load_config("reader.yaml")], overrides, output=folder / "out", console=console)
+    run_evaluation([load_config("reader.yaml")], overrides, output=folder / "out")
     page = write_view(folder / "out")
     assert page == folder / "out/view.html"
     read = PageReader(page)
@@ -97,10 +94,8 @@ def test_the_page_of_answers_shows_the_bank_that_they_rest_on(place):
     server.reply = managing
     run_inference(
         load_config("manager.yaml"),
-        question="What is the code of Bob?",
-        conversation=folder / "talk.json",
-        output=folder / "answers.jsonl",
-        console=Console(file=io.StringIO()),
+        InferRequest("What is the code of Bob?", conversation=folder / "talk.json"),
+        InferOptions(folder / "answers.jsonl"),
     )
     page = write_view(folder / "answers.jsonl")
     assert page == folder / "answers.html"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import TracebackType
 
 from memfactory.api.sources import Overrides, Source, resolved_config
@@ -14,35 +14,15 @@ from memfactory.envs.memory_rows import MemoryRowReader
 from memfactory.episode import Episode
 from memfactory.errors import ConfigError, EngineError
 from memfactory.formats.render import told
+from memfactory.inference import GREEDY, Answer
 from memfactory.memory.bank import MemoryBank
 from memfactory.play import PlaySettings, play
 from memfactory.seeds import stream_seed
-from memfactory.types import SamplingParams, Task, Turn, Utterance
+from memfactory.types import SamplingParams, Task, Utterance
 
-GREEDY = SamplingParams(temperature=0.0)
 UNKNOWN_QUESTION = "(none yet: the memory is being built)"
 Text = str | Sequence[Utterance | Mapping[str, object]]
 """A text, or the utterances of a conversation: `{"role": "Anna", "content": "I moved to Oslo.", "time": "May 7"}`."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """An answer, the memory it rests on and the turns that led to it.
-
-    `text` is None if the reply has no answer in the requested form. `memory` is the text memory, or the bank's items
-    one a line. `str(answer)` is the text.
-
-    >>> print(Answer("Where does Anna live?", "Oslo", "- Anna lives in Oslo."))
-    Oslo
-    """
-
-    question: str
-    text: str | None
-    memory: str = ""
-    turns: tuple[Turn, ...] = ()
-
-    def __str__(self) -> str:
-        return self.text or ""
 
 
 class LoadedAgent:
@@ -137,7 +117,7 @@ class LoadedAgent:
         """
         episode = self._episode(question, self._unread)
         self._play(self._runtime.agent, episode)
-        return Answer(question, episode.answer, episode.memory, tuple(episode.turns))
+        return Answer.of(episode)
 
     def close(self) -> None:
         """Release the engines and their models. The memory stays readable."""

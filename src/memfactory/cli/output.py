@@ -179,15 +179,6 @@ def load(source: str, overrides: list[str], command: str | None, *, trust: bool 
     return _with_warnings_shown(load_config(source, overrides, command=command, trust=trust))
 
 
-def load_targets(sources: list[str], overrides: list[str], like: str | None, *, trust: bool) -> list[Resolved]:
-    """The configurations of what is to be compared, their warnings shown; models by themselves are run like `like`."""
-    from memfactory.config import load_side_by_side
-
-    start_logging()
-    found = load_side_by_side(sources, overrides, command="eval", like=like, trust=trust)
-    return [_with_warnings_shown(resolved) for resolved in found]
-
-
 def _with_warnings_shown(resolved: Resolved) -> Resolved:
     for warning in resolved.warnings:
         logging.getLogger("memfactory").warning("%s", warning)

@@ -9,7 +9,7 @@ from memfactory.evaluation.records import reading_json, turn_record
 from memfactory.types import change_json, item_json
 
 
-def answer_row(episode: Episode, configuration: str) -> dict[str, object]:
+def answer_row(episode: Episode, configuration: str | None) -> dict[str, object]:
     """The row of a finished attempt.
 
     `turns` are all that the answer rests on, those of shared work (such as building a bank for several questions)
@@ -29,7 +29,7 @@ def answer_row(episode: Episode, configuration: str) -> dict[str, object]:
             for one in traced
         ],
         "tokens": _tokens(traced),
-        "configuration": configuration,
+        **({} if configuration is None else {"configuration": configuration}),
     }
 
 

@@ -72,7 +72,11 @@ class Report:
             "environment": dict(describe_environment()),
         }
         write_json(output / "results.json", value)
-        write_text(output / "results.md", "\n".join(grid.markdown() for grid in self._grids()))
+        write_text(output / "results.md", self.markdown())
+
+    def markdown(self) -> str:
+        """The tables as Markdown."""
+        return "\n".join(grid.markdown() for grid in self._grids())
 
     def _model_json(self, target: Target) -> dict[str, object]:
         settings = target.resolved.config.eval

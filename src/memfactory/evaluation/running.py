@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -32,36 +32,34 @@ def run_evaluation(
     overrides: EvalOverrides,
     *,
     output: Path,
-    console: Console,
     overwrite: bool = False,
-) -> int:
-    """Evaluate every target on every dataset; returns 0, or 1 if a dataset failed.
+    progress: Console | None = None,
+) -> Report:
+    """Evaluate every target on every dataset.
 
-    Tables go to `console`, progress and problems to stderr. The folder `output` receives results.json, results.md and
-    samples/<model>/<dataset>.jsonl; recorded samples are not played again, unless `overwrite` discards them. Raises
-    ConfigError, before any model is loaded, for names that do not exist and for an `output` with samples of another
-    evaluation.
+    The folder `output` receives results.json, results.md and samples/<model>/<dataset>.jsonl; recorded samples are not
+    played again, unless `overwrite` discards them. The progress goes to `progress`. A dataset that fails is in the
+    report. Raises ConfigError, before any model is loaded, for names that do not exist and for an `output` with samples
+    of another evaluation.
     """
     prepared = prepare(targets, overrides)
     try:
         with folder_lock(output, name=f"--output {output}"):
-            return _run(prepared, output, overwrite, console)
+            return _run(prepared, output, overwrite, progress)
     finally:
         # An evaluation that did not begin leaves no empty folder behind.
         with suppress(OSError):
             output.rmdir()
 
 
-def _run(targets: Sequence[Target], output: Path, overwrite: bool, console: Console) -> int:
-    begun, errors, report = time.monotonic(), Console(stderr=True), Report(targets)
+def _run(targets: Sequence[Target], output: Path, overwrite: bool, progress: Console | None) -> Report:
+    begun, report = time.monotonic(), Report(targets)
     _check(report, output, overwrite)
     for _, group in groupby(targets, key=lambda target: target.source):
         same_model = list(group)
-        for _ in _evaluate(same_model, output, report, errors):
+        for _ in _evaluate(same_model, output, report, progress):
             report.write(output, time.monotonic() - begun)
-    report.print_tables(console)
-    report.print_problems(errors)
-    return 1 if report.failures else 0
+    return report
 
 
 def _check(report: Report, output: Path, overwrite: bool) -> None:
@@ -90,7 +88,7 @@ def _open_records(target: Target, dataset: str, tasks: Sequence[Task], output: P
     return RecordFile(path, dataset, {"data": data_hash(tasks), **target.fingerprint}, overwrite=overwrite)
 
 
-def _evaluate(targets: Sequence[Target], output: Path, report: Report, errors: Console) -> Iterator[Target]:
+def _evaluate(targets: Sequence[Target], output: Path, report: Report, progress: Console | None) -> Iterator[Target]:
     """Evaluate targets that share a model on every readable dataset; yields each target once it is done.
 
     A model that cannot be built fails all of its targets, and the evaluation if no other model remains.
@@ -109,7 +107,7 @@ def _evaluate(targets: Sequence[Target], output: Path, report: Report, errors: C
                         report.fail(target, name, error)
         for target in targets:
             if stack is not None:
-                _evaluate_target(target, stack, output, report, errors)
+                _evaluate_target(target, stack, output, report, progress)
             yield target
     finally:
         if stack is not None:
@@ -125,11 +123,12 @@ def _with_all_engines(targets: Sequence[Target]) -> Resolved:
     return replace(first, config=first.config.model_copy(update={"engines": engines}))
 
 
-def _evaluate_target(target: Target, stack: Runtime, output: Path, report: Report, errors: Console) -> None:
+def _evaluate_target(target: Target, stack: Runtime, output: Path, report: Report, progress: Console | None) -> None:
     for name in report.readable(target):
         own = stack.with_agent(target.resolved.config.agent)
         try:
-            result = _evaluate_dataset(target, name, report.tasks[target.label][name].tasks, own, output, errors)
+            tasks = report.tasks[target.label][name].tasks
+            result = _evaluate_dataset(target, name, tasks, own, output, progress)
         except MemFactoryError as error:
             report.fail(target, name, error)
         else:
@@ -138,14 +137,14 @@ def _evaluate_target(target: Target, stack: Runtime, output: Path, report: Repor
 
 
 def _evaluate_dataset(
-    target: Target, name: str, all_tasks: Sequence[Task], stack: Runtime, output: Path, errors: Console
+    target: Target, name: str, all_tasks: Sequence[Task], stack: Runtime, output: Path, progress: Console | None
 ) -> DatasetResult:
     tasks = all_tasks[: target.resolved.config.eval.limit]
     metrics = tuple(dict.fromkeys((*(target.settings.metrics or stack.env.default_metrics(tasks)), *target.judges)))
     settings = replace(target.settings, metrics=metrics, window=episode_window(target.resolved.config.engine))
     with (
         _open_records(target, name, all_tasks, output, overwrite=False) as records,
-        progress_display(errors, f"{target.label} on {name}") as on_progress,
+        nullcontext() if progress is None else progress_display(progress, f"{target.label} on {name}") as on_progress,
     ):
         records.score_by(metric_rules(build_metrics(stack.env, metrics, stack.engines)))
         return evaluate_tasks(stack, tasks, settings, records=records, on_progress=on_progress)
