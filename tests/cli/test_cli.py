@@ -76,7 +76,7 @@ def test_a_mistake_is_exit_code_2_on_stderr_without_a_traceback(folder):
         (["data", "export", "facts", "--output", "a.txt"], "expected a file that ends in .json, .jsonl, .parquet"),
         (["data", "hotpotqa", "a.json", "--train-docs", "few"], "expected a number or a range such as 50-80"),
         (["infer", "x.yaml"], "nothing to answer: give --question"),
-        (["view", "."], "is not a run folder"),
+        (["view", "."], "is neither a run folder"),
     ],
 )
 def test_every_wrong_word_is_exit_code_2(folder, capsys, words, said):
