@@ -280,7 +280,7 @@ def test_too_few_questions_or_documents_are_told(questions, documents, tmp_path)
         ({"answer": ["x"]}, "line 2: field 'answer' should be a text, got a list of 1"),
         ({"context": "x"}, "line 2: field 'context' should hold [title, sentences] pairs, got the text 'x'"),
         ({"context": [["T", "x", 1]]}, "line 2: field 'context' should hold [title, sentences] pairs, got a list of 3"),
-        ({"context": [["T", [1]]]}, "line 2: field 'context' should hold sentences, got a list of 1"),
+        ({"context": [["T", [1]]]}, "line 2: field 'context[0][1]' should hold sentences, got a list of 1"),
         ({"supporting_facts": []}, "line 2: field 'supporting_facts' should hold [title, sent_id] pairs, got an empty"),
     ],
 )

@@ -16,6 +16,7 @@ from memfactory.config.components import dataset_component
 from memfactory.data.base import Row
 from memfactory.data.benchmarks.longmemeval import LongMemEvalForm, build_longmemeval
 from memfactory.data.rows import parse_json, read_rows
+from memfactory.data.writing import write_rows
 from memfactory.envs.longcontext import LongcontextEnv, LongcontextOptions
 from memfactory.envs.memory_bank import MemoryBankEnv, MemoryBankOptions
 from memfactory.envs.question_rows import FieldNames, read_task
@@ -281,6 +282,16 @@ def test_half_of_a_surrogate_pair_is_told_by_the_row(here):
     row |= {"question_date": "2023/05/30 (Tue) 23:40", "haystack_session_ids": ["s1"], "answer_session_ids": ["s1"]}
     row |= {"haystack_dates": ["2023/05/20 (Sat) 02:21"], "haystack_sessions": [session]}
     Path("long.json").write_text(json.dumps([row]))
-    with pytest.raises(DataError, match=r"row q1 holds half of a surrogate pair behind .*half"):
+    problem = (
+        r"long\.json row 1: field 'haystack_sessions\[0\]\[0\]\.content' should be a text, but character 5 is half"
+    )
+    with pytest.raises(DataError, match=problem):
         build_longmemeval(Path("long.json"), Path("out"), LongMemEvalForm())
     assert not list(Path("out").glob("*"))
+
+
+def test_a_row_with_half_of_a_surrogate_pair_is_not_written(here):
+    rows = [{"id": "q1", "context": "whole"}, {"id": "q2", "context": "half \ud83d"}]
+    with pytest.raises(DataError, match=r"row q2 holds half of a surrogate pair behind .*half"):
+        write_rows(Path("rows.jsonl"), rows, 2)
+    assert not list(Path().glob("*"))

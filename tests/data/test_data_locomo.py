@@ -277,20 +277,20 @@ def test_the_memory_environments_read_every_form(tmp_path, form, env):
             "row 1 (conv-1): question 0: field 'category' should be 1, 2, 3, 4 or 5, got the number 6",
         ),
         ({"qa": [asked(True)]}, "row 1 (conv-1): question 0: field 'category' should be 1, 2, 3, 4 or 5, got true"),
-        ({"qa": ["x"]}, "row 1 (conv-1): question 0: field 'question' should be a text, got null"),
+        ({"qa": ["x"]}, "row 1 (conv-1): question 0 should be an object with fields, got the text 'x'"),
         (
             {"qa": [asked(answer=None)]},
-            "row 1 (conv-1): question 0: field 'answer' should be a text or a number, got null",
+            "row 1 (conv-1): question 0 has no field 'answer'; it has question, evidence, category",
         ),
         (
             {"conversation": {"session_1": [turn("D1:1", speaker=7)]}},
-            "row 1 (conv-1): session_1 turn 1: field 'speaker' should be a text, got the number 7",
+            "row 1 (conv-1): field 'session_1[0].speaker' should be a text, got the number 7",
         ),
         (
             {"conversation": {"session_1": [turn("D1:1"), turn("D1:1")]}},
             "row 1 (conv-1): two turns have the dia_id 'D1:1'",
         ),
-        ({"conversation": {"session_1": "x"}}, "row 1 (conv-1): session_1 should be a list of turns, got the text 'x'"),
+        ({"conversation": {"session_1": "x"}}, "row 1 (conv-1): field 'session_1' should be a list, got the text 'x'"),
     ],
 )
 def test_a_file_that_does_not_fit_is_told_with_its_place(tmp_path, change, message):

@@ -132,23 +132,23 @@ def test_the_memory_environment_reads_the_rows(tmp_path):
         ({"question_date": None}, "field 'question_date' should be a text, got null"),
         ({"answer": None}, "field 'answer' should be a text or a number, got null"),
         ({"answer": True}, "field 'answer' should be a text or a number, got true"),
-        ({"answer_session_ids": [1]}, "field 'answer_session_ids' should be a list of texts, got a list of 1"),
+        ({"answer_session_ids": [1]}, "field 'answer_session_ids[0]' should be a text, got the number 1"),
         (
             {"haystack_session_ids": ["late"]},
-            f"{LENGTHS}, got a list of 2, 1 and 2",
+            f"{LENGTHS}, got lengths 2, 1 and 2",
         ),
         (
             {"haystack_sessions": None},
-            f"{LENGTHS}, got null, 2 and 2",
+            "field 'haystack_sessions' should be a list of sessions, got null",
         ),
         (
             {"haystack_dates": ["2023/05/30 (Tue) 20:21", "yesterday"]},
-            "haystack_dates should be such as '2023/05/30 (Tue) 08:08', got 'yesterday'",
+            "field 'haystack_dates[1]' should be a date such as '2023/05/30 (Tue) 08:08', got the text 'yesterday'",
         ),
-        ({"haystack_sessions": [[], "x"]}, "haystack_sessions should hold lists of turns, got the text 'x'"),
+        ({"haystack_sessions": [[], "x"]}, "field 'haystack_sessions[1]' should be a list, got the text 'x'"),
         (
             {"haystack_sessions": [[], [{"role": "user"}]]},
-            "session early turn 1 should have a role and a content, got an object with role",
+            "field 'haystack_sessions[1][0]' has no field 'content'; it has role",
         ),
     ],
 )

@@ -159,14 +159,20 @@ def test_gold_answers_that_infer_puts_in_place_of_bad_ones_are_read(answers):
         ({"M": [ITEM, ITEM]}, "rows.json row 5: field 'M' should hold each id once, but has '9f' more than once"),
         ({"f": {"a": 1}}, "rows.json row 5: field 'f' should be a list, got an object with a"),
         ({"f": [None]}, "rows.json row 5: field 'f[0]' should be an object with fields, got null"),
-        ({"f": [{"content": "Hi."}]}, "rows.json row 5: field 'f[0]' should have 'role' or 'speaker'; it has content"),
-        ({"f": [{"role": "Ada"}]}, "rows.json row 5: field 'f[0]' should have 'content' or 'text'; it has role"),
+        (
+            {"f": [{"content": "Hi."}]},
+            "rows.json row 5: field 'f[0]' has no speaker: expected 'role' or 'speaker'; it has content",
+        ),
+        (
+            {"f": [{"role": "Ada"}]},
+            "rows.json row 5: field 'f[0]' has no text: expected 'content' or 'text'; it has role",
+        ),
         (
             {"f": [{"role": "Ada", "content": ["Hi."]}]},
             "rows.json row 5: field 'f[0].content' should be a text, got a list of 1",
         ),
         ({"context_memory": 4}, "rows.json row 5: field 'context_memory' should be a list, got the number 4"),
-        ({"context_memory": [{}]}, "rows.json row 5: field 'context_memory[0].id' should be a text, got null"),
+        ({"context_memory": [{}]}, "rows.json row 5: field 'context_memory[0]' has no field 'id'; it has no fields"),
         (
             {"context_memory": [{"id": "zz"}]},
             "rows.json row 5: field 'context_memory[0]' should be an item of the memory, which has no id 'zz'",
@@ -182,7 +188,7 @@ def test_a_bad_row_is_told_with_its_field(changes, message):
 def test_a_bad_item_is_told_with_its_place():
     for field, value in (("id", None), ("value", 5), ("tags", "pets"), ("sources", [1]), ("version", "two")):
         told = problem({**PUBLISHED, "M": [ITEM, {**ITEM, "id": "8", field: value}]})
-        assert told.startswith("rows.json row 5: M[1]") and field in told
+        assert told.startswith("rows.json row 5: field 'M[1]") and field in told
 
 
 def test_a_conversation_that_rows_share_is_read_once_and_is_one_value():

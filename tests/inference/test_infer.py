@@ -271,7 +271,7 @@ def test_a_document_is_read_into_a_memory_bank_paragraph_by_paragraph(manager, s
     [
         ("{", r"--conversation .*bad.json is not JSON"),
         ("3", r"should be a list of utterances or a row, not int"),
-        ('[{"text": "hello"}]', r"conversation\[0\]' should have 'role' or 'speaker'"),
+        ('[{"text": "hello"}]', r"conversation\[0\]' has no speaker: expected 'role' or 'speaker'"),
         ("[]", r"--conversation .*bad.json holds no utterance"),
     ],
 )

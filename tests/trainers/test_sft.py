@@ -157,12 +157,15 @@ def test_the_steps_of_a_curriculum_are_the_sum_of_its_stages():
             {"text": "x"},
             "talks row 4: field 'messages' should be a list of messages (or 'conversations' as in ShareGPT",
         ),
-        ({"messages": ["x"]}, "talks row 4: messages[0] should be an object with role and content, got 'x'"),
+        ({"messages": ["x"]}, "talks row 4: field 'messages[0]' should be an object with fields, got the text 'x'"),
         (
             {"messages": [{"role": "human", "content": "x"}]},
-            "messages[0].role should be one of system, user, assistant",
+            "field 'messages[0].role' should be one of system, user, assistant",
         ),
-        ({"messages": [{"role": "user", "content": 3}]}, "messages[0].content should be a text, got 3"),
+        (
+            {"messages": [{"role": "user", "content": 3}]},
+            "field 'messages[0].content' should be a text, got the number 3",
+        ),
         ({"messages": [{"role": "user", "content": "x"}]}, "no message is the assistant's"),
         ({"messages": [{"role": "assistant", "content": "x"}]}, "the first message is the assistant's"),
     ],

@@ -100,15 +100,15 @@ def test_rows_may_be_messages_sharegpt_or_alpaca(values, found):
         ({"conversations": []}, "row 1: field 'conversations' should be a list of messages, got an empty list"),
         (
             {"conversations": [{"from": "observation", "value": "x"}]},
-            "row 1: conversations[0].from should be one of system, user, assistant, human, gpt, got 'observation'",
+            "row 1: field 'conversations[0].from' should be one of system, user, assistant, human, gpt, got the text",
         ),
-        ({"instruction": "Add."}, "row 1: field 'output' should be a text, got None"),
+        ({"instruction": "Add."}, "row 1 has no field 'output'; it has instruction"),
         ({"instruction": "Add.", "output": " "}, "row 1: all of the assistant's messages are empty"),
-        ({"instruction": "Add.", "output": "3", "history": [["Hi"]]}, "row 1: history[0] should be a pair"),
+        ({"instruction": "Add.", "output": "3", "history": [["Hi"]]}, "row 1: field 'history[0]' should be a pair"),
         ({"instruction": "\ud800", "output": "3"}, "field 'instruction' should be a text, but character 0 is half"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
-            "row 1: messages[0].content should be a text, got [{'type': 'image_url'}]",
+            "row 1: field 'messages[0].content' should be a text, got a list of 1",
         ),
     ],
 )

@@ -1,27 +1,80 @@
-"""Rows of conversations to learn from, in three forms: messages, ShareGPT and Alpaca. It knows no model.
+"""Rows of conversations for supervised fine-tuning, in three forms: messages, ShareGPT and Alpaca.
 
 | form | fields |
 |---|---|
 | messages | `messages`: a list of `role` (system, user, assistant) and `content` (a text, or parts of type text) |
-| ShareGPT | `conversations`: a list of `from` (human, gpt, system) and `value`; perhaps `system` |
-| Alpaca | `instruction`, `output`; perhaps `input`, `system` and `history` (pairs of question and answer) |
+| ShareGPT | `conversations`: a list of `from` (human, gpt, system) and `value`; optionally `system` |
+| Alpaca | `instruction`, `output`; optionally `input`, `system` and `history` (pairs of question and answer) |
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
 
 from memfactory.data.base import Row
-from memfactory.data.rows import described
+from memfactory.data.fields import AnyText, RowModel, expected, read
 from memfactory.errors import DataError
 from memfactory.types import Message, Role
 
-ROLES: Mapping[str, Role] = {"system": "system", "user": "user", "assistant": "assistant"}
-SPEAKERS: Mapping[str, Role] = {**ROLES, "human": "user", "gpt": "assistant"}
+SHAREGPT_ROLES: Mapping[str, Role] = {
+    "system": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "human": "user",
+    "gpt": "assistant",
+}
+
+
+def _joined(content: object) -> object:
+    """Content in parts as one text, if all parts are texts."""
+    parts = list(content) if isinstance(content, (list, tuple)) else []
+    texts = [part.get("text") for part in parts if isinstance(part, Mapping) and part.get("type") == "text"]
+    complete = parts and len(texts) == len(parts) and all(isinstance(text, str) for text in texts)
+    return "".join(map(str, texts)) if complete else content
+
+
+def _pair(value: object) -> object:
+    if not isinstance(value, (list, tuple)) or len(value) != 2:
+        raise expected("a pair of question and answer")
+    return value
+
+
+Content = Annotated[AnyText, BeforeValidator(_joined)]
+Pair = Annotated[tuple[AnyText, AnyText], BeforeValidator(_pair)]
+
+
+class _Message(RowModel):
+    role: Role
+    content: Content
+
+
+class _Messages(RowModel):
+    messages: list[_Message] = Field(min_length=1, description="a list of messages")
+
+
+class _Utterance(RowModel):
+    speaker: Literal["system", "user", "assistant", "human", "gpt"] = Field(validation_alias="from")
+    value: Content
+
+
+class _ShareGpt(RowModel):
+    conversations: list[_Utterance] = Field(min_length=1, description="a list of messages")
+    system: AnyText | None = None
+
+
+class _Alpaca(RowModel):
+    instruction: AnyText
+    output: AnyText
+    input: AnyText | None = None
+    system: AnyText | None = None
+    history: list[Pair] | None = Field(None, description="a list of pairs")
 
 
 def conversation(row: Row) -> tuple[Message, ...]:
-    """The messages of `row`. Raises DataError that names the row, the field, what was given and expected."""
+    """The messages of `row`. Raises DataError that names the row, the field, its value and what was expected."""
     if row.problem is not None:
         raise DataError(f"{row.source}: {row.problem}")
     field = next((field for field in FORMS if row.values.get(field) is not None), None)
@@ -43,34 +96,24 @@ def conversation(row: Row) -> tuple[Message, ...]:
 
 
 def _messages(row: Row) -> tuple[Message, ...]:
-    return tuple(
-        _message(value, ("role", "content"), ROLES, f"{row.source}: messages[{index}]")
-        for index, value in enumerate(_list(row, "messages"))
-    )
+    return tuple(Message(one.role, one.content) for one in read(_Messages, row.values, row.source).messages)
 
 
 def _sharegpt(row: Row) -> tuple[Message, ...]:
-    told = tuple(
-        _message(value, ("from", "value"), SPEAKERS, f"{row.source}: conversations[{index}]")
-        for index, value in enumerate(_list(row, "conversations"))
-    )
-    return (*_system(row), *told)
+    values = read(_ShareGpt, row.values, row.source)
+    messages = (Message(SHAREGPT_ROLES[one.speaker], one.value) for one in values.conversations)
+    return (*_system(values.system), *messages)
 
 
 def _alpaca(row: Row) -> tuple[Message, ...]:
-    before: list[Message] = []
-    history = row.values.get("history")
-    if history is not None and not isinstance(history, (list, tuple)):
-        raise DataError(f"{row.source}: field 'history' should be a list of pairs, got {described(history)}")
-    for index, pair in enumerate(history or ()):
-        place = f"{row.source}: history[{index}]"
-        if not isinstance(pair, (list, tuple)) or len(pair) != 2:
-            raise DataError(f"{place} should be a pair of question and answer, got {described(pair)}")
-        before += [Message("user", _text(pair[0], place)), Message("assistant", _text(pair[1], place))]
-    asked, more = (_optional(row, field) for field in ("instruction", "input"))
-    output = _text(row.values.get("output"), f"{row.source}: field 'output'")
-    question = "\n".join(part for part in (asked, more) if part)
-    return (*_system(row), *before, Message("user", question), Message("assistant", output))
+    values = read(_Alpaca, row.values, row.source)
+    history = [
+        message
+        for question, answer in values.history or ()
+        for message in (Message("user", question), Message("assistant", answer))
+    ]
+    question = "\n".join(text for text in (values.instruction, values.input) if text)
+    return (*_system(values.system), *history, Message("user", question), Message("assistant", values.output))
 
 
 FORMS: Mapping[str, Callable[[Row], tuple[Message, ...]]] = {
@@ -80,46 +123,5 @@ FORMS: Mapping[str, Callable[[Row], tuple[Message, ...]]] = {
 }
 
 
-def _list(row: Row, field: str) -> list[object]:
-    given = row.values[field]
-    if not isinstance(given, (list, tuple)) or not given:
-        raise DataError(f"{row.source}: field {field!r} should be a list of messages, got {described(given)}")
-    return list(given)
-
-
-def _message(value: object, fields: tuple[str, str], roles: Mapping[str, Role], place: str) -> Message:
-    said, held = fields
-    if not isinstance(value, Mapping):
-        raise DataError(f"{place} should be an object with {said} and {held}, got {value!r:.80}")
-    role, content = value.get(said), value.get(held)
-    if not isinstance(role, str) or role not in roles:
-        raise DataError(f"{place}.{said} should be one of {', '.join(roles)}, got {role!r:.80}")
-    return Message(roles[role], _text(_joined(content), f"{place}.{held}"))
-
-
-def _joined(content: object) -> object:
-    """Content in parts as one text, where all parts are texts."""
-    parts = list(content) if isinstance(content, (list, tuple)) else []
-    texts = [part.get("text") for part in parts if isinstance(part, Mapping) and part.get("type") == "text"]
-    whole = parts and len(texts) == len(parts) and all(isinstance(text, str) for text in texts)
-    return "".join(map(str, texts)) if whole else content
-
-
-def _system(row: Row) -> tuple[Message, ...]:
-    said = _optional(row, "system")
-    return (Message("system", said),) if said else ()
-
-
-def _optional(row: Row, field: str) -> str:
-    value = row.values.get(field)
-    return "" if value is None else _text(value, f"{row.source}: field {field!r}")
-
-
-def _text(value: object, place: str) -> str:
-    if not isinstance(value, str):
-        raise DataError(f"{place} should be a text, got {value!r:.80}")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(f"{place} should be a text, but character {error.start} is half of a surrogate pair") from None
-    return value
+def _system(content: str | None) -> tuple[Message, ...]:
+    return (Message("system", content),) if content else ()

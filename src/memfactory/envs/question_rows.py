@@ -11,21 +11,44 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator
 
 from memfactory.data.base import Row
-from memfactory.data.rows import described, is_number
-from memfactory.envs.row_fields import answers_of, find_field, id_of, text_of, value_at
+from memfactory.data.fields import (
+    RowModel,
+    Text,
+    described,
+    expected,
+    first_name,
+    is_number,
+    missing,
+    read,
+    value_at,
+)
+from memfactory.envs.row_fields import GoldAnswers, id_of
 from memfactory.errors import DataError
 from memfactory.registry import Options
 from memfactory.types import Scalar, Task, frozen
+
+
+def _last_user_message(value: object) -> object:
+    """The question in chat messages: the content of the last user message; other values as they are."""
+    if not isinstance(value, (list, tuple)):
+        return value
+    messages = [one for one in value if isinstance(one, Mapping) and one.get("role") == "user"]
+    if not messages:
+        raise expected("a text, or chat messages with one of role 'user'")
+    return messages[-1].get("content")
+
 
 Kind = Literal["qa", "ruler", "ruler_qa"]
 
 QUESTIONS = ("input", "question", "prompt", "extra_info.question")
 ANSWERS = ("answers", "outputs", "reward_model.ground_truth", "answer")
 IDS = ("id", "_id", "index", "extra_info.index")
-KEPT = ("num_docs", "extra_info.num_docs", "length", "index", "extra_info.index")
+META = ("num_docs", "extra_info.num_docs", "length", "index", "extra_info.index")
 
 
 class FieldNames(Options):
@@ -41,36 +64,44 @@ class FieldNames(Options):
     """What names the row in results."""
 
 
-def read_task(row: Row, names: FieldNames) -> Task:
-    """The task of `row`. Raises DataError naming the row, the field, what was given and what was expected."""
-    question_field, question = find_field(row, names.question, QUESTIONS, "question")
-    question = _question(row, question_field, question)
-    answers_field, answers = find_field(row, names.answers, ANSWERS, "gold answers")
-    golds = answers_of(row, answers_field, answers)
-    if names.context is None and answers_field == "outputs" and value_at(row.values, "context") is None:
-        context, question = _split_ruler(row, question_field, question)
-    else:
-        context = text_of(row, *find_field(row, names.context, ("context",), "text"))
-    meta: dict[str, Scalar] = {"kind": _kind(answers_field, value_at(row.values, "answer_prefix"), context)}
-    for field in KEPT:
-        value = value_at(row.values, field)
+class _QuestionRow(RowModel):
+    question: Annotated[Text, BeforeValidator(_last_user_message)]
+    answers: GoldAnswers
+    context: Text | None = None
+
+
+def read_task(row: Row, fields: FieldNames) -> Task:
+    """The task of `row`. Raises DataError naming the row, the field, its value and what was expected."""
+    names = {
+        "question": _find(row, fields.question, QUESTIONS, "question"),
+        "answers": _find(row, fields.answers, ANSWERS, "gold answers"),
+    }
+    is_ruler_prompt = (
+        fields.context is None and names["answers"] == "outputs" and value_at(row.values, "context") is None
+    )
+    if not is_ruler_prompt:
+        names["context"] = _find(row, fields.context, ("context",), "text")
+    values = read(
+        _QuestionRow, {field: value_at(row.values, name) for field, name in names.items()}, row.source, names=names
+    )
+    question, context = values.question, values.context
+    if context is None:
+        context, question = _split_ruler(row, names["question"], question)
+    meta: dict[str, Scalar] = {"kind": _kind(names["answers"], value_at(row.values, "answer_prefix"), context)}
+    for name in META:
+        value = value_at(row.values, name)
         if isinstance(value, (str, bool)) or is_number(value):
-            meta.setdefault(field.rpartition(".")[2], value)
-    return Task(_id(row, names.id, question), question, golds, context, meta=frozen(meta))
+            meta.setdefault(name.rpartition(".")[2], value)
+    return Task(_id(row, fields.id, question), question, values.answers, context, meta=frozen(meta))
 
 
-def _question(row: Row, field: str, value: object) -> str:
-    if not isinstance(value, (list, tuple)):
-        return text_of(row, field, value)
-    said = [
-        message.get("content") for message in value if isinstance(message, Mapping) and message.get("role") == "user"
-    ]
-    if not said:
-        raise DataError(
-            f"{row.source}: field {field!r} should be a text, or chat messages with one of role 'user', "
-            f"got {described(value)}"
-        )
-    return text_of(row, f"{field}[].content", said[-1])
+def _find(row: Row, own: str | None, published: tuple[str, ...], title: str) -> str:
+    """The name of the first field that is not null: the user's own, or one of the published names."""
+    names = published if own is None else (own,)
+    name = first_name(row.values, names)
+    if name is None:
+        raise missing(row.source, title, names, row.values)
+    return name
 
 
 def _split_ruler(row: Row, field: str, prompt: str) -> tuple[str, str]:

@@ -1,93 +1,56 @@
-"""Fields of a row as values of a task: found under any of their names, checked, and told where they are wrong."""
+"""Fields that rows of several environments have: gold answers and ids."""
 
 from __future__ import annotations
 
 import ast
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from hashlib import blake2b
+from typing import Annotated
+
+from pydantic import BeforeValidator
 
 from memfactory.data.base import Row
-from memfactory.data.rows import described, is_number
+from memfactory.data.fields import RowModel, Text, TextOrNumber, broken_rule, described, is_number, read, value_at
 from memfactory.errors import DataError
 
 QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", re.DOTALL)
 _TEXTS = rf"\s*(?:{QUOTED.pattern})(?:[\s,]+(?:{QUOTED.pattern}))*[\s,]*"
 LISTED = re.compile(rf"\[{_TEXTS}\]|\({_TEXTS}\)|\{{{_TEXTS}\}}", re.DOTALL)
-"""Quoted texts in brackets, with commas between them or, as numpy prints a list, without."""
+"""Quoted texts in brackets, separated by commas or, as numpy prints a list, by spaces."""
 WRAPPED = re.compile(
     r"(?:(?:np\.|numpy\.)?array|frozenset|set)\(\s*([\[{].*[\]}])\s*(?:,\s*dtype=[^()\[\]{}]*)?\)", re.DOTALL
 )
-"""What Python prints around a list: `array([...], dtype=object)`."""
+"""A list as Python prints its type around it: `array([...], dtype=object)`."""
 
 
-def value_at(values: Mapping[str, object], field: str) -> object:
-    """The value of `field`, None where it is not there."""
-    if field in values:
-        return values[field]
-    outer, dot, inner = field.partition(".")
-    nested = values.get(outer)
-    return value_at(nested, inner) if dot and isinstance(nested, Mapping) else None
-
-
-def find_field(row: Row, own: str | None, published: tuple[str, ...], what: str) -> tuple[str, object]:
-    """The first field of the row that is there, with its value."""
-    wanted = (own,) if own is not None else published
-    for field in wanted:
-        value = value_at(row.values, field)
-        if value is not None:
-            return field, value
-    fields = ", ".join(map(str, row.values)) or "no fields"
-    null = [field for field in wanted if field in row.values]
-    raise DataError(
-        f"{row.source} has no {what}: "
-        + (f"field {null[0]!r} is null" if null else f"expected {' or '.join(map(repr, wanted))}; it has {fields}")
-    )
-
-
-def text_of(row: Row, field: str, value: object, *, blank: bool = False) -> str:
-    """`value`, which must be a text that can be written, and not blank unless it may be. Raises DataError otherwise."""
-    if not isinstance(value, str) or not (blank or value.strip()):
-        raise DataError(f"{row.source}: field {field!r} should be a text, got {described(value)}")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"{row.source}: field {field!r} should be a text, but character {error.start} is half of a surrogate pair"
-        ) from None
-    return value
-
-
-def answers_of(row: Row, field: str, value: object) -> tuple[str, ...]:
-    """The gold answers that `value` is: a text, a number, or a list of these.
+def _gold_answers(value: object) -> list[object]:
+    """Gold answers as a list: a text, a number, or a list of these.
 
     A list of texts that was stored as text, in JSON or as Python or numpy print it, is that list; one that holds
     no gold answers (empty, nested, with nulls) is an error.
     """
-    held = list(value) if isinstance(value, (list, tuple)) else [value]
-    given: list[object] = []
-    for answer in held:
+    answers: list[object] = []
+    for answer in value if isinstance(value, (list, tuple)) else [value]:
         try:
-            given += listed_texts(answer) or [answer]
+            answers += listed_texts(answer) or [answer]
         except DataError as error:
-            raise DataError(f"{row.source}: field {field!r} should hold gold answers: it {error}") from None
-    if not given:
-        raise DataError(f"{row.source}: field {field!r} should hold at least one gold answer, got an empty list")
-    answers = []
-    for number, answer in enumerate(given):
-        place = f"{field}[{number}]" if isinstance(value, (list, tuple)) else field
-        if is_number(answer):
-            answer = str(answer)
-        answers.append(text_of(row, place, answer))
-    return tuple(answers)
+            raise broken_rule(f"should hold gold answers: it {error}") from None
+    if not answers:
+        raise broken_rule("should hold at least one gold answer, got an empty list")
+    return answers
+
+
+GoldAnswers = Annotated[tuple[TextOrNumber, ...], BeforeValidator(_gold_answers)]
+"""Gold answers: a text, a number, a list of these, or the text of such a list."""
 
 
 def listed_texts(value: object) -> list[object] | None:
-    """The texts of a list that `value` is the text of: JSON, or what Python or numpy print (a list, tuple, set, array).
+    """The texts of a list that was stored as text: in JSON, or as Python or numpy print it (list, tuple, set, array).
 
-    None for anything else, and for a list of numbers: it may be an answer by itself. A list with texts may hold
-    numbers too. Raises DataError for a list that cannot be gold answers, with what is wrong about it.
+    None for anything else, and for a list of numbers, which may be an answer by itself. A list with texts may hold
+    numbers too. Raises DataError, whose message completes "it ...", for a list that cannot be gold answers.
     """
     text = value.strip() if isinstance(value, str) else ""
     wrapped = WRAPPED.fullmatch(text)
@@ -109,7 +72,7 @@ def listed_texts(value: object) -> list[object] | None:
 
 
 def _quoted_texts(listed: str) -> list[object]:
-    """The texts between the quotes: numpy prints no commas, and Python would join what has none between it."""
+    """The quoted texts: numpy prints no commas, and Python would concatenate texts without a comma between them."""
     try:
         found = json.loads(listed)
     except (ValueError, RecursionError):
@@ -118,7 +81,7 @@ def _quoted_texts(listed: str) -> list[object]:
 
 
 def _collection(text: str) -> list[object] | None:
-    """The members of a list, tuple or set that JSON or Python prints as `text`; None for anything else."""
+    """The elements of a list, tuple or set that JSON or Python prints as `text`; None for anything else."""
     if text == "set()":
         return []
     if text[:1] + text[-1:] not in ("[]", "()", "{}"):
@@ -136,26 +99,30 @@ def _collection(text: str) -> list[object] | None:
 
 
 def _holds_text(value: object) -> bool:
-    """Whether there is a text, or nothing at all in place of one, in nested lists."""
+    """Whether nested lists hold a text, or null in place of one."""
     if isinstance(value, (list, tuple, set, frozenset)):
         return any(map(_holds_text, value))
     return value is None or isinstance(value, str)
 
 
 def _unquoted(quoted: str) -> str | None:
-    """The text that Python prints as `quoted`."""
+    """The text whose Python literal is `quoted`; None if it is no literal."""
     try:
         return str(ast.literal_eval(quoted))
     except (ValueError, SyntaxError):
         return None
 
 
-def id_of(row: Row, fields: Sequence[str], question: str) -> str:
-    """The row's own name, else one made from its question, so that it is the same in every length of a set."""
-    for field in fields:
-        value = value_at(row.values, field)
+class _Id(RowModel):
+    id: Text
+
+
+def id_of(row: Row, names: Sequence[str], question: str) -> str:
+    """The row's own id, else a hash of its question, which is the same in every length of a set."""
+    for name in names:
+        value = value_at(row.values, name)
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if (isinstance(value, str) and value.strip()) or is_number(value):
-            return text_of(row, field, str(value))
+            return read(_Id, {"id": str(value)}, row.source, names={"id": name}).id
     return blake2b(question.encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()

@@ -2,13 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import AliasChoices, BeforeValidator, Field
 
 from memfactory.data.base import Row
-from memfactory.data.rows import described, read_rows
+from memfactory.data.fields import AnyText, ModelT, RowModel, Text, broken_rule, described, read
+from memfactory.data.rows import read_rows
 from memfactory.errors import DataError
+
+
+def _pairs(second: str, value: object) -> object:
+    """[[title, x], ...], also from the hub's {"title": [...], second: [...]}."""
+    if isinstance(value, Mapping) and isinstance(value.get("title"), list) and isinstance(value.get(second), list):
+        value = list(zip(value["title"], value[second], strict=False))
+    pairs = value if isinstance(value, list) else []
+    wrong = next((pair for pair in pairs if not isinstance(pair, (list, tuple)) or len(pair) != 2), None)
+    if not pairs or wrong is not None:
+        got = described(value if wrong is None else wrong)
+        raise broken_rule(f"should hold [title, {second}] pairs, got {got}")
+    return pairs
+
+
+def _paragraph(value: object) -> str:
+    """A paragraph's sentences joined as they stand: HotpotQA's begin with their own space."""
+    sentences = [value] if isinstance(value, str) else value
+    if not isinstance(sentences, list) or not all(isinstance(sentence, str) for sentence in sentences):
+        raise broken_rule(f"should hold sentences, got {described(value)}")
+    return "".join(sentences)
+
+
+Sentences = Annotated[AnyText, BeforeValidator(_paragraph)]
 
 
 @dataclass(frozen=True)
@@ -44,17 +72,31 @@ class Question:
         return bool(self.gold) and self.gold <= {document.title for document in self.documents}
 
 
+class _QuestionRow(RowModel):
+    id: Text = Field(validation_alias=AliasChoices("id", "_id"))
+    question: Text
+    answer: Text
+    supporting_facts: Annotated[list[tuple[AnyText, object]], BeforeValidator(partial(_pairs, "sent_id"))]
+    context: Annotated[list[tuple[AnyText, Sentences]], BeforeValidator(partial(_pairs, "sentences"))]
+
+
+class _DocumentRow(RowModel):
+    title: Text
+    text: Sentences
+
+
 def read_questions(path: Path) -> list[Question]:
     """HotpotQA's distractor files: the official JSON, JSON lines of the same, or parquet as the hub has it.
 
     Raises DataError naming the row and the field of the first row that does not fit.
     """
-    return [_question(row, index) for index, row in enumerate(_rows(path))]
+    return [_question(index, _values(_QuestionRow, row)) for index, row in enumerate(_rows(path))]
 
 
 def read_documents(path: Path) -> list[Document]:
     """A pool of paragraphs, one a row: `title` and `text` (a text, or its sentences)."""
-    return [Document(_text(row, "title"), _sentences(row, "text", _value(row, "text"))) for row in _rows(path)]
+    rows = (_values(_DocumentRow, row) for row in _rows(path))
+    return [Document(row.title, row.text) for row in rows]
 
 
 def _rows(path: Path) -> list[Row]:
@@ -66,53 +108,13 @@ def _rows(path: Path) -> list[Row]:
     return rows
 
 
-def _question(row: Row, index: int) -> Question:
-    name = "id" if "id" in row.values else "_id"
-    return Question(
-        index,
-        _text(row, name),
-        _text(row, "question"),
-        _text(row, "answer"),
-        frozenset(title for title, _ in _pairs(row, "supporting_facts", "sent_id")),
-        tuple(Document(title, _sentences(row, "context", said)) for title, said in _pairs(row, "context", "sentences")),
-    )
-
-
-def _value(row: Row, field: str) -> object:
+def _values(model: type[ModelT], row: Row) -> ModelT:
     if row.problem is not None:
         raise DataError(f"{row.source}: {row.problem}")
-    if field not in row.values:
-        raise DataError(f"{row.source} has no field {field!r}; it has {', '.join(row.values) or 'no fields'}")
-    return row.values[field]
+    return read(model, row.values, row.source)
 
 
-def _text(row: Row, field: str) -> str:
-    value = _value(row, field)
-    if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{row.source}: field {field!r} should be a text, got {described(value)}")
-    return value
-
-
-def _pairs(row: Row, field: str, second: str) -> list[tuple[str, object]]:
-    """[[title, x], ...], or the hub's {"title": [...], second: [...]}."""
-    value = _value(row, field)
-    if isinstance(value, Mapping) and isinstance(value.get("title"), list) and isinstance(value.get(second), list):
-        pairs: Sequence[object] = list(zip(value["title"], value[second], strict=False))
-    else:
-        pairs = value if isinstance(value, list) else []
-    found = []
-    for pair in pairs:
-        if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not isinstance(pair[0], str):
-            raise DataError(f"{row.source}: field {field!r} should hold [title, {second}] pairs, got {described(pair)}")
-        found.append((pair[0], pair[1]))
-    if not found:
-        raise DataError(f"{row.source}: field {field!r} should hold [title, {second}] pairs, got {described(value)}")
-    return found
-
-
-def _sentences(row: Row, field: str, value: object) -> str:
-    """A paragraph's sentences joined as they stand: HotpotQA's begin with their own space."""
-    sentences = [value] if isinstance(value, str) else value
-    if not isinstance(sentences, list) or not all(isinstance(sentence, str) for sentence in sentences):
-        raise DataError(f"{row.source}: field {field!r} should hold sentences, got {described(value)}")
-    return "".join(sentences)
+def _question(index: int, row: _QuestionRow) -> Question:
+    gold = frozenset(title for title, _ in row.supporting_facts)
+    documents = tuple(Document(title, text) for title, text in row.context)
+    return Question(index, row.id, row.question, row.answer, gold, documents)

@@ -168,7 +168,7 @@ def _tuple(turns: Sequence[Turn], told: Sequence[Values], trigger: int, form: Lo
 def _utterance(turn: Turn, captions: bool) -> Values:
     return {
         "speaker": turn.speaker,
-        "text": turn.said(captions),
+        "text": turn.captioned(captions),
         "timestamp": turn.time,
         "dia_id": turn.id,
         "session": f"session_{turn.session}",
@@ -179,7 +179,7 @@ def _item(turn: Turn, form: LocomoForm) -> Values:
     return {
         "id": turn.id,
         "key": "",
-        "value": f"{turn.speaker}: {turn.said(form.captions)}",
+        "value": f"{turn.speaker}: {turn.captioned(form.captions)}",
         "kind": "turn",
         "tags": [],
         "sources": [turn.id],

@@ -7,15 +7,16 @@ oracle file has them in no order), each turn named "<session>:<number>". Times s
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, model_validator
 
 from memfactory.data.base import Dataset, DatasetOptions, GeneratedRows, Row
-from memfactory.data.rows import described, find_file, read_rows, text_or_number
+from memfactory.data.fields import AnyText, RowModel, Text, TextOrNumber, broken_rule, expected, read
+from memfactory.data.rows import find_file, read_rows
 from memfactory.data.writing import OnProgress, Report, write_rows
 from memfactory.errors import ConfigError, DataError
 from memfactory.registry import DATASETS, Options
@@ -66,18 +67,54 @@ class LongMemEvalDataset(Dataset[LongMemEvalOptions]):
         return rows_of(_read(self.options.path, self.base_dir), self.options, self.options.limit)
 
 
+class _Turn(RowModel):
+    role: AnyText
+    content: AnyText
+    has_answer: object = None
+
+
+def _date(value: str) -> str:
+    if not DATE.match(value):
+        raise expected("a date such as '2023/05/30 (Tue) 08:08'")
+    return value
+
+
+class LongMemEvalRow(RowModel):
+    """A row as LongMemEval publishes it."""
+
+    question_id: Text
+    question_type: Text
+    question: Text
+    question_date: Text
+    answer: TextOrNumber = Field(description="a text or a number")
+    answer_session_ids: list[AnyText]
+    haystack_session_ids: list[AnyText]
+    haystack_dates: list[Annotated[AnyText, AfterValidator(_date)]]
+    haystack_sessions: list[list[_Turn]] = Field(description="a list of sessions")
+
+    @model_validator(mode="after")
+    def _lists_have_one_length(self) -> LongMemEvalRow:
+        lengths = [len(self.haystack_sessions), len(self.haystack_session_ids), len(self.haystack_dates)]
+        if len(set(lengths)) > 1:
+            raise broken_rule(
+                "haystack_sessions, haystack_session_ids and haystack_dates should be lists of one length, got lengths "
+                f"{lengths[0]}, {lengths[1]} and {lengths[2]}"
+            )
+        return self
+
+
 @dataclass(frozen=True)
 class _Session:
     id: str
     date: str
-    turns: Sequence[object]
+    turns: Sequence[_Turn]
 
 
-def rows_of(given: Sequence[Row], form: LongMemEvalForm, limit: int | None = None) -> Sequence[Row]:
-    """The rows of the wanted types. One that does not fit is a row with a problem."""
-    wanted = form.question_types
-    kept = [row for row in given if row.problem or wanted is None or row.values.get("question_type") in wanted][:limit]
-    return GeneratedRows(lambda index: _row(kept[index], form), len(kept))
+def rows_of(rows: Sequence[Row], form: LongMemEvalForm, limit: int | None = None) -> Sequence[Row]:
+    """The rows of the form's question types. A row that does not fit is a row with a problem."""
+    types = form.question_types
+    selected = [row for row in rows if row.problem or types is None or row.values.get("question_type") in types][:limit]
+    return GeneratedRows(lambda index: _row(selected[index], form), len(selected))
 
 
 def build_longmemeval(
@@ -94,14 +131,14 @@ def build_longmemeval(
     return Report(files)
 
 
-def _read(given: str, base_dir: Path) -> list[Row]:
+def _read(name: str, base_dir: Path) -> list[Row]:
     try:
-        path = find_file(given, base_dir)
+        path = find_file(name, base_dir)
     except DataError as error:
         raise DataError(f"{error}\n{WHERE}") from None
-    rows = read_rows(path, given)
+    rows = read_rows(path, name)
     if not rows:
-        raise DataError(f"{given} has no questions. {WHERE}")
+        raise DataError(f"{name} has no questions. {WHERE}")
     return rows
 
 
@@ -111,107 +148,65 @@ def _usable(row: Row) -> Values:
     return dict(row.values)
 
 
-def _row(given: Row, form: LongMemEvalForm) -> Row:
-    if given.problem is not None:
-        return given
+def _row(row: Row, form: LongMemEvalForm) -> Row:
+    if row.problem is not None:
+        return row
     try:
-        return Row(_values(given.values, form), given.source)
+        return Row(_values(read(LongMemEvalRow, row.values, ""), form), row.source)
     except DataError as error:
-        return Row({}, given.source, str(error))
+        return Row({}, row.source, str(error))
 
 
-def _values(given: Mapping[str, object], form: LongMemEvalForm) -> Values:
-    """A row of the memory environments. Raises DataError that names the field and what was expected."""
-    name, kind = _text(given, "question_id"), _text(given, "question_type")
-    answer = given.get("answer")
-    if text_or_number(answer) is None:
-        raise DataError(f"field 'answer' should be a text or a number, got {described(answer)}")
-    abstains = name.endswith(ABSTENTION)
-    answering = _texts(given, "answer_session_ids")
+def _values(row: LongMemEvalRow, form: LongMemEvalForm) -> Values:
+    """A row of the memory environments."""
+    abstains = row.question_id.endswith(ABSTENTION)
     conversation: list[Values] = []
     evidence: list[str] = []
-    for session in _sessions(given):
-        for number, value in enumerate(session.turns, start=1):
-            turn = _turn(value, session, number)
-            if form.evidence == "sessions":
-                holds = session.id in answering
-            else:
-                holds = isinstance(value, Mapping) and value.get("has_answer") is True
-            if turn is not None:
-                conversation.append(turn)
-                evidence += [str(turn["dia_id"])] if holds and not abstains else []
+    for session in _sessions(row):
+        for number, turn in enumerate(session.turns, start=1):
+            if not turn.content.strip():
+                continue
+            id = f"{session.id}:{number}"
+            conversation.append(
+                {
+                    "speaker": turn.role,
+                    "text": turn.content,
+                    "timestamp": session.date,
+                    "dia_id": id,
+                    "session": session.id,
+                }
+            )
+            by_session = form.evidence == "sessions"
+            is_evidence = session.id in row.answer_session_ids if by_session else turn.has_answer is True
+            evidence += [id] if is_evidence and not abstains else []
     return {
-        "id": name,
+        "id": row.question_id,
         "kind": "longmemeval",
-        "category": kind,
-        "question_type": kind,
+        "category": row.question_type,
+        "question_type": row.question_type,
         "abstention": abstains,
-        "question": f"Asked on {_text(given, 'question_date')}: {_text(given, 'question')}",
-        "answers": [str(answer)],
+        "question": f"Asked on {row.question_date}: {row.question}",
+        "answers": [row.answer],
         "evidence": evidence,
-        "answer_session_ids": answering,
+        "answer_session_ids": row.answer_session_ids,
         "conversation": conversation,
     }
 
 
-def _sessions(given: Mapping[str, object]) -> list[_Session]:
-    """The sessions by date; an id that occurs again gets a number, so that turns have ids of their own."""
-    ids, dates, told = (
-        _texts(given, "haystack_session_ids"),
-        _texts(given, "haystack_dates"),
-        given.get("haystack_sessions"),
-    )
-    if not isinstance(told, list) or not len(ids) == len(dates) == len(told):
-        raise DataError(
-            "haystack_sessions, haystack_session_ids and haystack_dates should be lists of one length, got "
-            f"{described(told)}, {len(ids)} and {len(dates)}"
-        )
-    wrong = next((date for date in dates if not DATE.match(date)), None)
-    if wrong is not None:
-        raise DataError(f"haystack_dates should be such as '2023/05/30 (Tue) 08:08', got {wrong!r}")
+def _sessions(row: LongMemEvalRow) -> list[_Session]:
+    """The sessions by date; a repeated id gets a number, so that each turn has an id of its own."""
     sessions: dict[str, _Session] = {}
-    for id, date, turns in zip(ids, dates, told, strict=True):
-        if not isinstance(turns, list):
-            raise DataError(f"haystack_sessions should hold lists of turns, got {described(turns)}")
+    columns = zip(row.haystack_session_ids, row.haystack_dates, row.haystack_sessions, strict=True)
+    for id, date, turns in columns:
         number = 2
         name = id
         while name in sessions:
             name, number = f"{id}#{number}", number + 1
         sessions[name] = _Session(name, date, turns)
-    return sorted(sessions.values(), key=lambda session: _when(session.date))
+    return sorted(sessions.values(), key=lambda session: _day_and_time(session.date))
 
 
-def _when(date: str) -> tuple[str, ...]:
+def _day_and_time(date: str) -> tuple[str, ...]:
+    """The parts of a date that sort by time; empty if it is no date."""
     match = DATE.match(date)
-    assert match is not None
-    return match.groups()
-
-
-def _turn(value: object, session: _Session, number: int) -> Values | None:
-    """A turn as the environments read it; None where nothing is said."""
-    role, content = (value.get("role"), value.get("content")) if isinstance(value, Mapping) else (None, None)
-    if not isinstance(role, str) or not isinstance(content, str):
-        raise DataError(f"session {session.id} turn {number} should have a role and a content, got {described(value)}")
-    if not content.strip():
-        return None
-    return {
-        "speaker": role,
-        "text": content,
-        "timestamp": session.date,
-        "dia_id": f"{session.id}:{number}",
-        "session": session.id,
-    }
-
-
-def _text(given: Mapping[str, object], field: str) -> str:
-    value = given.get(field)
-    if not isinstance(value, str) or not value.strip():
-        raise DataError(f"field {field!r} should be a text, got {described(value)}")
-    return value
-
-
-def _texts(given: Mapping[str, object], field: str) -> list[str]:
-    value = given.get(field)
-    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-        raise DataError(f"field {field!r} should be a list of texts, got {described(value)}")
-    return list(value)
+    return () if match is None else match.groups()
