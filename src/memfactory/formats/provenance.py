@@ -6,25 +6,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
-from memfactory.memory.words import words
+from memfactory.memory.words import PROVENANCE_STOP_WORDS, words
 from memfactory.types import Candidate, Utterance
 
 Namespaces = Literal["joint", "speaker"]
 MOST_SOURCES = 3
-STOP_WORDS = frozenset(
-    words("""
-a about after again all also am an and any are as at be because been before being but by can can't could couldn't did
-didn't do does doesn't don't for from get got had has have he he's her here him his how i i'd i'll i'm i've if in is it
-it's its just me more my no not now of off on one or our out over said says she she's so some than that that's the their
-them then there these they they're this to too up us very was we we're we've were what when where which who why will
-with would yes you you're your
-""")
-)
 
 
 def content_words(text: str) -> frozenset[str]:
-    """The words of `text` in lower case, without those that any text has."""
-    return frozenset(words(text.replace("’", "'"))) - STOP_WORDS
+    """The words of `text` in lower case without stop words."""
+    return frozenset(words(text.replace("’", "'"))) - PROVENANCE_STOP_WORDS
 
 
 def traced(

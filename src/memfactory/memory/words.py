@@ -1,4 +1,4 @@
-"""The words of a text as search by words sees them. Pure."""
+"""The words of a text, their stems, and the stop words of lexical search and of provenance. Pure."""
 
 from __future__ import annotations
 
@@ -10,27 +10,40 @@ IDEOGRAPHS = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
 WORD = re.compile(rf"[{IDEOGRAPHS}]|[^\W_{IDEOGRAPHS}]+")
 ENDINGS = ("ing", "ed", "es", "s")
 
-STOP_WORDS = frozenset(
-    WORD.findall(
-        "a an the this that these those and or but nor so if because than then as of at by for from in into on onto to "
-        "up down out off over under with without about after before during between through again "
-        "i me my mine we us our you your he him his she her hers it its they them their "
-        "am is are was were be been being do does did doing done have has had having will would shall should can could "
-        "might must what when where which who whom whose why how not no yes also just only very too any some "
-        "all both each there here s t d m re ve ll don doesn didn isn wasn aren weren won wouldn couldn shouldn"
-    )
+_COMMON = frozenset(
+    (
+        "a an the this that these and or but so if because than then as of at by for from in on to up out off "
+        "over with about after before again i me my we us our you your he him his she her it its they them their "
+        "am is are was were be been being do does did have has had will would can could what when where which who "
+        "why how not no yes also just very too any some all there here s t d m re ve ll don doesn didn couldn"
+    ).split()
 )
-"""Words that any text may have, contractions' halves among them."""
+"""Words that any text may have, among them the halves of contractions."""
+SEARCH_STOP_WORDS = _COMMON | frozenset(
+    (
+        "those nor into onto down under without during between through mine hers doing done having shall should "
+        "might must whom whose only both each isn wasn aren weren won wouldn shouldn"
+    ).split()
+)
+"""The words that lexical search ignores."""
+PROVENANCE_STOP_WORDS = _COMMON | frozenset("get got more now one said says".split())
+"""The words that link no memory to an utterance, among them those of reported speech.
+
+The two lists differ and stay: the recorded results of search and of provenance depend on them.
+"""
 
 
 def words(text: str) -> list[str]:
-    """The words and numbers of `text` in lower case, however its accents are spelt; Chinese and Japanese characters one
-    by one."""
+    """The words and numbers of `text` in lower case and Unicode's composed form; each Chinese or Japanese character is a
+    word."""
     return WORD.findall(composed(text).lower())
 
 
 def stem(word: str) -> str:
-    """`word` without its ending, so that adopts, adopted and adopting are one; words of other scripts as they are."""
+    """`word` without its ending: adopts, adopted and adopting are one. Words of other scripts stay as they are.
+
+    Lighter than Porter's stemmer; search results depend on it.
+    """
     if len(word) < 4 or not word.isascii():
         return word
     if word.endswith("ies"):
@@ -46,6 +59,6 @@ def stem(word: str) -> str:
 
 
 def terms(text: str) -> list[str]:
-    """What `text` is found by: the stems of its words, without stop words unless it has no others."""
-    said = words(text)
-    return [stem(word) for word in said if word not in STOP_WORDS] or [stem(word) for word in said]
+    """The search terms of `text`: the stems of its words, without stop words unless there are no other words."""
+    all_words = words(text)
+    return [stem(word) for word in all_words if word not in SEARCH_STOP_WORDS] or [stem(word) for word in all_words]
