@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from memfactory.data.benchmarks.hotpotqa import build
+from memfactory.data.benchmarks.hotpotqa import HotpotQaSettings, Sources, build
 from memfactory.data.rows import read_rows
 from memfactory.errors import ConfigError, DataError
 from memfactory.registry import DATASETS, ENVS
@@ -54,7 +54,10 @@ def titles(row):
 
 
 def make(questions, output, **options):
-    return build(questions, output, **{"train_docs": (12, 20), "eval_docs": (15, 25), "eval_questions": 6, **options})
+    sources = Sources(questions, options.pop("evaluation", None), options.pop("documents", None))
+    watch = {name: options.pop(name) for name in ("count_tokens", "on_progress") if name in options}
+    settings = HotpotQaSettings(**{"train_docs": (12, 20), "eval_docs": (15, 25), "eval_questions": 6, **options})
+    return build(sources, output, settings, **watch)
 
 
 def test_rows_have_memagents_schema(questions, documents, tmp_path):
@@ -112,7 +115,7 @@ def test_shared_paragraphs_are_kept_out_of_training(documents, tmp_path):
     assert [row["input"] for row in train] == ["What is number 1?"]
     assert "T0d" not in titles(train[0]) and set(titles(train[0])) >= {"T1a", "T1b", "T1j"}
     assert len(titles(train[0])) == train[0]["num_docs"]
-    assert "1 training questions left out: a gold paragraph of theirs is an evaluation question's" in report.notes
+    assert "1 training questions left out: they share a gold paragraph with an evaluation question" in report.notes
 
 
 def test_another_version_of_an_evaluation_article_never_trains(documents, tmp_path):
@@ -266,9 +269,9 @@ def test_impossible_numbers_are_refused(questions, tmp_path, options, message):
 
 
 def test_too_few_questions_or_documents_are_told(questions, documents, tmp_path):
-    with pytest.raises(DataError, match="30 evaluation questions are asked for, but only 30 questions can be used for"):
+    with pytest.raises(DataError, match="30 evaluation questions are requested, but only 30 questions can be used for"):
         make(questions, tmp_path, eval_questions=30)
-    with pytest.raises(DataError, match="a text of 400 documents is asked for, but there are only 360; give a larger"):
+    with pytest.raises(DataError, match="a text of 400 documents is requested, but there are only 360; add"):
         make(questions, tmp_path / "out", documents=documents, eval_docs=(400,))
     assert not list((tmp_path / "out").iterdir())
 
@@ -304,7 +307,8 @@ def test_missing_fields_and_files_are_told(tmp_path):
 @pytest.mark.skipif(not REAL, reason="MEMFACTORY_DATA names no folder with the real HotpotQA questions")
 def test_the_real_questions_give_memagents_sets_without_a_leak(tmp_path):
     folder = Path(REAL) / "hotpotqa"
-    build(folder / "questions.jsonl", tmp_path, documents=folder / "documents.jsonl", train_rows=200)
+    sources = Sources(folder / "questions.jsonl", documents=folder / "documents.jsonl")
+    build(sources, tmp_path, HotpotQaSettings(train_rows=200))
     short, long, train = (read(tmp_path / f"{name}.json") for name in ("eval_50", "eval_100", "hotpotqa_train"))
     assert len(short) == len(long) == 128 and [row["input"] for row in short] == [row["input"] for row in long]
     words = statistics.fmean(len(row["context"].split()) for row in short)

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from memfactory.data.benchmarks.ruler import build_ruler, fwe_counts
+from memfactory.data.benchmarks.ruler import RulerSet, build_ruler, fwe_counts
 from memfactory.errors import ConfigError
 
 
@@ -16,7 +16,8 @@ def words(text):
 
 
 def build(tmp_path, task="fwe", **options):
-    report = build_ruler(task, tmp_path, **{"count_tokens": words, "length": 2048, "rows": 4, **options})
+    count_tokens = options.pop("count_tokens", words)
+    report = build_ruler(RulerSet(task, **{"length": 2048, "rows": 4, **options}), tmp_path, count_tokens=count_tokens)
     return json.loads(report.files[0].path.read_text())
 
 

@@ -91,26 +91,23 @@ def hotpotqa(
 ) -> None:
     """MemAgent's training and evaluation sets from HotpotQA: hotpotqa_train and eval_50, eval_100, ..."""
     start_logging()
-    from memfactory.data.benchmarks.hotpotqa import build
+    from memfactory.data.benchmarks.hotpotqa import HotpotQaSettings, Sources, build
 
     if train_format not in ("json", "jsonl", "parquet"):
         raise ConfigError(f"--train-format {train_format}: expected json, jsonl or parquet")
+    settings = HotpotQaSettings(
+        train_docs=_span(train_docs),
+        eval_docs=eval_docs or (50, 100),
+        eval_questions=eval_questions,
+        train_rows=train_rows,
+        train_format=train_format,  # type: ignore[arg-type]
+        keep_yes_no=keep_yes_no,
+        seed=seed,
+    )
+    sources = Sources(questions, evaluation, documents)
+    count_tokens = None if tokenizer is None else counter(tokenizer)
     with progress() as on_progress:
-        report = build(
-            questions,
-            output,
-            documents=documents,
-            evaluation=evaluation,
-            train_docs=_span(train_docs),
-            eval_docs=eval_docs or (50, 100),
-            eval_questions=eval_questions,
-            train_rows=train_rows,
-            train_format=train_format,  # type: ignore[arg-type]
-            keep_yes_no=keep_yes_no,
-            seed=seed,
-            count_tokens=None if tokenizer is None else counter(tokenizer),
-            on_progress=on_progress,
-        )
+        report = build(sources, output, settings, count_tokens=count_tokens, on_progress=on_progress)
     tell(report)
 
 
@@ -203,18 +200,11 @@ def vt(
 
 def _ruler(task: str, output: Path, length: int, rows: int, seed: int, tokenizer: str) -> None:
     start_logging()
-    from memfactory.data.benchmarks.ruler import build_ruler
+    from memfactory.data.benchmarks.ruler import RulerSet, build_ruler
 
+    chosen = RulerSet(task, length=length, rows=rows, seed=seed)
     with progress() as on_progress:
-        report = build_ruler(
-            task,
-            output,
-            count_tokens=counter(tokenizer),
-            length=length,
-            rows=rows,
-            seed=seed,
-            on_progress=on_progress,
-        )
+        report = build_ruler(chosen, output, count_tokens=counter(tokenizer), on_progress=on_progress)
     tell(report)
 
 

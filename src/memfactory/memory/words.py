@@ -11,22 +11,22 @@ WORD = re.compile(rf"[{IDEOGRAPHS}]|[^\W_{IDEOGRAPHS}]+")
 ENDINGS = ("ing", "ed", "es", "s")
 
 _COMMON = frozenset(
-    (
+    WORD.findall(
         "a an the this that these and or but so if because than then as of at by for from in on to up out off "
         "over with about after before again i me my we us our you your he him his she her it its they them their "
         "am is are was were be been being do does did have has had will would can could what when where which who "
         "why how not no yes also just very too any some all there here s t d m re ve ll don doesn didn couldn"
-    ).split()
+    )
 )
 """Words that any text may have, among them the halves of contractions."""
 SEARCH_STOP_WORDS = _COMMON | frozenset(
-    (
+    WORD.findall(
         "those nor into onto down under without during between through mine hers doing done having shall should "
         "might must whom whose only both each isn wasn aren weren won wouldn shouldn"
-    ).split()
+    )
 )
 """The words that lexical search ignores."""
-PROVENANCE_STOP_WORDS = _COMMON | frozenset("get got more now one said says".split())
+PROVENANCE_STOP_WORDS = _COMMON | {"get", "got", "more", "now", "one", "said", "says"}
 """The words that link no memory to an utterance, among them those of reported speech.
 
 The two lists differ and stay: the recorded results of search and of provenance depend on them.
@@ -34,8 +34,7 @@ The two lists differ and stay: the recorded results of search and of provenance 
 
 
 def words(text: str) -> list[str]:
-    """The words and numbers of `text` in lower case and Unicode's composed form; each Chinese or Japanese character is a
-    word."""
+    """The words and numbers of `text`, in lower case and composed form; a Chinese or Japanese character is a word."""
     return WORD.findall(composed(text).lower())
 
 

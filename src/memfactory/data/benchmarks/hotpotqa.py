@@ -1,10 +1,10 @@
 """`memfactory data hotpotqa`: training and evaluation sets in MemAgent's schema from HotpotQA questions.
 
-    build(questions, output, ...) -> Report
+    build(Sources(questions), output, HotpotQaSettings(seed=0)) -> Report
 
-A row hides a question's own paragraphs among others. Where they lie is drawn for each row (MemAgent's files have them
-at the same places in every row). Every length has the same evaluation questions, and a longer text holds the documents
-of the shorter. No training text holds an evaluation question's own paragraphs. Equal arguments give equal bytes.
+A row hides a question's own paragraphs among others, at places drawn for each row (MemAgent's files have them at the
+same places in every row). All lengths share the evaluation questions, and a longer text contains the documents of the
+shorter. No training text holds an evaluation question's own paragraphs. Equal arguments give equal bytes.
 """
 
 from __future__ import annotations
@@ -19,12 +19,57 @@ from memfactory.data.writing import CountTokens, Format, GeneratedRow, OnProgres
 from memfactory.errors import ConfigError, DataError
 
 OWN_DOCUMENTS = 10
-"""HotpotQA's distractor setting: 2 gold paragraphs and 8 that look like them."""
+"""HotpotQA's distractor setting: 2 gold paragraphs and 8 similar ones."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The files that questions and documents come from.
+
+    `evaluation` is another HotpotQA file for the evaluation questions; None holds some of `questions` out. `documents`
+    adds rows of `title` and `text` to the paragraphs of all questions.
+    """
+
+    questions: Path
+    evaluation: Path | None = None
+    documents: Path | None = None
+
+
+@dataclass(frozen=True)
+class HotpotQaSettings:
+    """The sets to make. Raises ConfigError for impossible numbers.
+
+    A training row has between `train_docs[0]` and `train_docs[1]` documents; there is an evaluation set for each number
+    of documents in `eval_docs`. `train_rows`: None for one row a question; more rows than questions repeat them among
+    other documents. Questions answered by yes or no are left out unless `keep_yes_no`.
+    """
+
+    train_docs: tuple[int, int] = (50, 80)
+    eval_docs: Sequence[int] = (50, 100)
+    eval_questions: int = 128
+    train_rows: int | None = None
+    train_format: Format = "json"
+    keep_yes_no: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        problems = []
+        docs, eval_docs = self.train_docs, self.eval_docs
+        if not OWN_DOCUMENTS <= docs[0] <= docs[1]:
+            problems.append(f"train_docs: expected {OWN_DOCUMENTS} <= fewest <= most, got {docs[0]} and {docs[1]}")
+        if not eval_docs or min(eval_docs) < OWN_DOCUMENTS:
+            problems.append(f"eval_docs: expected numbers of at least {OWN_DOCUMENTS}, got {list(eval_docs)}")
+        if self.eval_questions < 1:
+            problems.append(f"eval_questions: expected at least 1, got {self.eval_questions}")
+        if self.train_rows is not None and self.train_rows < 1:
+            problems.append(f"train_rows: expected at least 1, got {self.train_rows}")
+        if problems:
+            raise ConfigError(problems)
 
 
 @dataclass(frozen=True)
 class Split:
-    """Questions that train, with the documents they may lie among, and the same for evaluation."""
+    """Training questions and the documents to hide them among, and the same for evaluation."""
 
     train: tuple[Question, ...]
     evaluation: tuple[Question, ...]
@@ -34,88 +79,70 @@ class Split:
 
 
 def build(
-    questions: Path,
+    sources: Sources,
     output: Path,
+    settings: HotpotQaSettings,
     *,
-    documents: Path | None = None,
-    evaluation: Path | None = None,
-    train_docs: tuple[int, int] = (50, 80),
-    eval_docs: Sequence[int] = (50, 100),
-    eval_questions: int = 128,
-    train_rows: int | None = None,
-    train_format: Format = "json",
-    keep_yes_no: bool = False,
-    seed: int = 0,
     count_tokens: CountTokens | None = None,
     on_progress: OnProgress | None = None,
 ) -> Report:
-    """Write `hotpotqa_train.json` and `eval_<n>.json` for each n of `eval_docs` into the folder `output`.
+    """Write `hotpotqa_train.json` and `eval_<n>.json` for each n of `settings.eval_docs` into the folder `output`.
 
-    `questions` is a HotpotQA file; `evaluation` another that the evaluation questions come from (None: they are drawn
-    from `questions` and held out). Other documents come from all these questions and from `documents` (rows of `title`
-    and `text`). A training row has between `train_docs` documents. `train_rows` None: one row a question; more rows
-    than questions ask them again among other documents. Questions answered by yes or no are left out unless kept.
-    Raises ConfigError for numbers that cannot be met and DataError for files that do not fit.
+    Raises DataError for files that do not fit, or hold too few questions or documents.
     """
-    _check(train_docs, eval_docs, eval_questions, train_rows)
-    asked = read_questions(questions)
-    held = None if evaluation is None else read_questions(evaluation)
-    pool = [] if documents is None else read_documents(documents)
-    parts = split(asked, held, pool, eval_questions=eval_questions, keep_yes_no=keep_yes_no, seed=seed)
+    parts = split(sources, settings)
+    rows: Iterator[GeneratedRow]
     files = []
-    for count in eval_docs:
-        rows = (eval_row(question, parts.documents, count, seed) for question in parts.evaluation)
+    for count in settings.eval_docs:
+        rows = (eval_row(question, parts.documents, count, settings.seed) for question in parts.evaluation)
         path = output / f"eval_{count}.json"
         files.append(write_rows(path, rows, len(parts.evaluation), count_tokens=count_tokens, on_progress=on_progress))
-    total = len(parts.train) if train_rows is None else train_rows
-    made: Iterator[GeneratedRow] = training_rows(parts, total, train_docs, seed)
-    if train_format == "parquet":
-        made = (as_training_row(row, "hotpotqa") for row in made)
-    path = output / f"hotpotqa_train.{train_format}"
-    files.insert(0, write_rows(path, made, total, count_tokens=count_tokens, on_progress=on_progress))
+    total = len(parts.train) if settings.train_rows is None else settings.train_rows
+    rows = training_rows(parts, total, settings.train_docs, settings.seed)
+    if settings.train_format == "parquet":
+        rows = (as_training_row(row, "hotpotqa") for row in rows)
+    path = output / f"hotpotqa_train.{settings.train_format}"
+    files.insert(0, write_rows(path, rows, total, count_tokens=count_tokens, on_progress=on_progress))
     return Report(tuple(files), parts.notes)
 
 
-def split(
-    questions: Sequence[Question],
-    evaluation: Sequence[Question] | None,
-    documents: Sequence[Document],
-    *,
-    eval_questions: int,
-    keep_yes_no: bool,
-    seed: int,
-) -> Split:
-    """Draw the evaluation questions and keep them, their paragraphs and what they share away from training."""
-    everything = [*questions, *(evaluation or ())]
-    pool = _distinct([*(document for question in everything for document in question.documents), *documents])
-    usable, notes = _usable(questions, keep_yes_no)
-    candidates = usable if evaluation is None else _usable(evaluation, keep_yes_no)[0]
-    if len(candidates) < eval_questions + (evaluation is None):
+def split(sources: Sources, settings: HotpotQaSettings) -> Split:
+    """Draw the evaluation questions and keep them, their paragraphs and near copies out of training."""
+    questions = read_questions(sources.questions)
+    others = None if sources.evaluation is None else read_questions(sources.evaluation)
+    documents = [] if sources.documents is None else read_documents(sources.documents)
+    pool = _distinct(
+        [*(document for question in [*questions, *(others or ())] for document in question.documents), *documents]
+    )
+    usable, notes = _usable(questions, settings.keep_yes_no)
+    candidates = usable if others is None else _usable(others, settings.keep_yes_no)[0]
+    if len(candidates) < settings.eval_questions + (others is None):
         raise DataError(
-            f"{eval_questions} evaluation questions are asked for, but only {len(candidates)} questions can be used"
-            + (" for training and evaluation together" if evaluation is None else "")
+            f"{settings.eval_questions} evaluation questions are requested, but only {len(candidates)} questions can "
+            "be used" + (" for training and evaluation together" if others is None else "")
         )
-    drawn = Random(f"hotpotqa/evaluation/{seed}").sample(candidates, eval_questions)
-    chosen = sorted(drawn, key=lambda question: question.index)
-    titles = {document.title for question in chosen for document in question.documents}
-    texts = {document.text for question in chosen for document in question.documents}
+    sample = Random(f"hotpotqa/evaluation/{settings.seed}").sample(candidates, settings.eval_questions)
+    evaluation = sorted(sample, key=lambda question: question.index)
+    titles = {document.title for question in evaluation for document in question.documents}
+    texts = {document.text for question in evaluation for document in question.documents}
 
     def clean(documents: Sequence[Document]) -> tuple[Document, ...]:
         return tuple(document for document in documents if document.title not in titles and document.text not in texts)
 
-    ids, wordings = {question.id for question in chosen}, {question.text for question in chosen}
-    rest = [question for question in usable if question.id not in ids and question.text not in wordings]
-    cleaned = [replace(question, documents=clean(question.documents)) for question in rest]
+    ids, wordings = {question.id for question in evaluation}, {question.text for question in evaluation}
+    remaining = [question for question in usable if question.id not in ids and question.text not in wordings]
+    cleaned = [replace(question, documents=clean(question.documents)) for question in remaining]
     train = tuple(question for question in cleaned if question.is_answerable)
     if not train:
         raise DataError("no question is left to train on: all share their gold paragraphs with evaluation questions")
     train_documents = clean(pool)
     notes += [
-        f"{len(rest) - len(train)} training questions left out: a gold paragraph of theirs is an evaluation question's",
+        f"{len(remaining) - len(train)} training questions left out: they share a gold paragraph with an evaluation "
+        "question",
         f"{len(pool) - len(train_documents)} of {len(pool)} documents belong to evaluation questions and never occur "
         "in training",
     ]
-    return Split(train, tuple(chosen), train_documents, pool, tuple(notes))
+    return Split(train, tuple(evaluation), train_documents, pool, tuple(notes))
 
 
 def eval_row(question: Question, pool: Sequence[Document], count: int, seed: int) -> GeneratedRow:
@@ -127,13 +154,13 @@ def eval_row(question: Question, pool: Sequence[Document], count: int, seed: int
 
 
 def training_rows(parts: Split, total: int, docs: tuple[int, int], seed: int) -> Iterator[GeneratedRow]:
-    """`total` rows in a drawn order; a question that comes again lies among other documents, at other places."""
+    """`total` rows in random order; a repeated question is hidden among other documents, at other places."""
     order = list(parts.train)
     Random(f"hotpotqa/train/{seed}").shuffle(order)
     for number in range(total):
-        again, place = divmod(number, len(order))
+        repetition, place = divmod(number, len(order))
         question = order[place]
-        stream = Random(f"hotpotqa/train/{seed}/{question.id}/{again}")
+        stream = Random(f"hotpotqa/train/{seed}/{question.id}/{repetition}")
         documents = _surrounded(question.documents, parts.train_documents, stream.randint(*docs), stream)
         stream.shuffle(documents)
         yield _row(question, documents)
@@ -143,7 +170,7 @@ def _surrounded(own: Sequence[Document], pool: Sequence[Document], count: int, s
     """`own`, then documents of other titles drawn from `pool` until there are `count`."""
     if count > len(pool):
         raise DataError(
-            f"a text of {count} documents is asked for, but there are only {len(pool)}; give a larger pool of documents"
+            f"a text of {count} documents is requested, but there are only {len(pool)}; add documents to the pool"
         )
     chosen = list(own)
     titles = {document.title for document in own}
@@ -167,7 +194,7 @@ def _row(question: Question, documents: Sequence[Document]) -> GeneratedRow:
 
 
 def _usable(questions: Sequence[Question], keep_yes_no: bool) -> tuple[list[Question], list[str]]:
-    """Questions with all their gold paragraphs, each once, and what was left out."""
+    """Questions with all their gold paragraphs, each once, and notes about those left out."""
     first = list({question.id: question for question in reversed(questions)}.values())[::-1]
     answerable = [question for question in first if question.is_answerable]
     usable = [question for question in answerable if keep_yes_no or not question.is_closed]
@@ -180,23 +207,9 @@ def _usable(questions: Sequence[Question], keep_yes_no: bool) -> tuple[list[Ques
 
 
 def _distinct(documents: Sequence[Document]) -> tuple[Document, ...]:
-    """One document a title, in the order of titles; none without text."""
+    """One document for each title, in the order of titles; documents without text are left out."""
     first: dict[str, Document] = {}
     for document in documents:
         if document.text.strip():
             first.setdefault(document.title, document)
     return tuple(first[title] for title in sorted(first))
-
-
-def _check(docs: tuple[int, int], eval_docs: Sequence[int], eval_questions: int, train_rows: int | None) -> None:
-    problems = []
-    if not OWN_DOCUMENTS <= docs[0] <= docs[1]:
-        problems.append(f"train_docs: expected {OWN_DOCUMENTS} <= fewest <= most, got {docs[0]} and {docs[1]}")
-    if not eval_docs or min(eval_docs) < OWN_DOCUMENTS:
-        problems.append(f"eval_docs: expected numbers of at least {OWN_DOCUMENTS}, got {list(eval_docs)}")
-    if eval_questions < 1:
-        problems.append(f"eval_questions: expected at least 1, got {eval_questions}")
-    if train_rows is not None and train_rows < 1:
-        problems.append(f"train_rows: expected at least 1, got {train_rows}")
-    if problems:
-        raise ConfigError(problems)

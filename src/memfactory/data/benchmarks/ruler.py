@@ -1,10 +1,10 @@
 """`memfactory data fwe` and `vt`: tasks with RULER's statistics (arXiv 2404.06654), rows in MemAgent's form.
 
-    build_ruler(task, output, length=16384, rows=128, seed=42, count_tokens=...) -> Report
+    build_ruler(RulerSet("fwe", length=16384, rows=128, seed=42), output, count_tokens=...) -> Report
 
 A row has `index`, `input` (the question), `context`, `outputs`, `answer_prefix` and `length` (tokens of the text and of
-the longest answer). The text is as long as fits into `length` tokens of the tokenizer that `count_tokens` stands for.
-Each row is drawn from its own seed; RULER shuffles many rows by one. The questions are worded by us, not by RULER.
+the longest answer). The text is as long as `length` allows, in tokens by `count_tokens`. Each row has its own random
+stream; RULER shuffles many rows by one stream. The wording of the questions is ours, not RULER's.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ VARIABLES = 5
 
 @dataclass(frozen=True)
 class Sample:
-    """A text with its question, the gold answers and how an answer begins."""
+    """A text with its question, gold answers and the prefix of an answer."""
 
     context: str
     question: str
@@ -45,10 +45,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class RulerTask:
-    """One of RULER's tasks: `make(random, size, length)` draws a sample of `size` parts for texts of `length` tokens.
+    """One of RULER's tasks: `make(random, size, length)` makes a sample of `size` words or lines for `length` tokens.
 
-    `first` and `step` (of `length`) are the sizes that are tried; `answer_tokens` is the room RULER leaves to answer;
-    `counted` says whether that room counts against `length`.
+    The sizes to try are `first(length)`, then steps of `step(length)`. RULER reserves `answer_tokens` for the answer;
+    with `counted` they count against `length`.
     """
 
     make: Callable[[Random, int, int], Sample]
@@ -59,15 +59,15 @@ class RulerTask:
 
 
 def fwe_counts(words: int, vocabulary: int) -> list[int]:
-    """How often the word of each rank k occurs: floor(words / (k^2 zeta(2))), the Zeta distribution with alpha 2."""
+    """The number of occurrences of each rank k: floor(words / (k^2 zeta(2))), a Zeta distribution with alpha 2."""
     return [int(words / (rank**2 * ZETA_2)) for rank in range(1, vocabulary + 1)]
 
 
 def make_fwe(random: Random, words: int, length: int) -> Sample:
     """Frequent words extraction: coded words by their Zeta counts, rank 1 is noise, ranks 2 to 4 are the answer.
 
-    The vocabulary is length // 50 random words of six letters. Raises ConfigError where a text this short would not
-    tell rank 4 from rank 5.
+    The vocabulary is length // 50 random words of six letters. Raises ConfigError if the text is so short that ranks 4
+    and 5 are equally frequent.
     """
     counts = fwe_counts(words, length // 50)
     if len(counts) < 5 or counts[3] <= counts[4]:
@@ -91,11 +91,13 @@ def make_vt(random: Random, lines: int, length: int) -> Sample:
         names["".join(random.choices(string.ascii_uppercase, k=5))] = None
     chain = list(names)
     value = str(random.randint(10000, 99999))
-    said = [
+    assignments = [
         f"VAR {name} = {source}" for name, source in zip(chain, [value, *(f"VAR {n}" for n in chain)], strict=False)
     ]
     text = [NOISE_LINE] * lines
-    for shift, (place, line) in enumerate(zip(sorted(random.sample(range(lines), VARIABLES)), said, strict=True)):
+    for shift, (place, line) in enumerate(
+        zip(sorted(random.sample(range(lines), VARIABLES)), assignments, strict=True)
+    ):
         text.insert(place + shift, line)
     prefix = f" Answer: The {VARIABLES} variables that have the value {value} are:"
     return Sample("\n".join(text), VT_QUESTION.format(value=value), tuple(chain), prefix)
@@ -107,62 +109,64 @@ TASKS: Mapping[str, RulerTask] = {
 }
 
 
+@dataclass(frozen=True)
+class RulerSet:
+    """A set of rows to make: `length` is the longest text in tokens. Raises ConfigError for impossible values."""
+
+    task: str
+    length: int = 16384
+    rows: int = 128
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        if self.task not in TASKS:
+            raise ConfigError(unknown("RULER task", self.task, TASKS))
+        if self.rows < 1:
+            raise ConfigError(f"rows: expected at least 1, got {self.rows}")
+        if self.length < 256:
+            raise ConfigError(f"length: expected at least 256 tokens, got {self.length}")
+
+
 def build_ruler(
-    task: str,
-    output: Path,
-    *,
-    count_tokens: CountTokens,
-    length: int = 16384,
-    rows: int = 128,
-    seed: int = 42,
-    on_progress: OnProgress | None = None,
+    chosen: RulerSet, output: Path, *, count_tokens: CountTokens, on_progress: OnProgress | None = None
 ) -> Report:
-    """Write `eval_<task>_<length>.json` into the folder `output`.
-
-    Raises ConfigError for an unknown task or a length that is too short for it.
-    """
-    if task not in TASKS:
-        raise ConfigError(unknown("RULER task", task, TASKS))
-    if rows < 1:
-        raise ConfigError(f"rows: expected at least 1, got {rows}")
-    if length < 256:
-        raise ConfigError(f"length: expected at least 256 tokens, got {length}")
-    path = output / f"eval_{task}_{length}.json"
-    made = ruler_rows(task, length, rows, seed, count_tokens)
-    return Report((write_rows(path, made, rows, on_progress=on_progress),))
+    """Write `eval_<task>_<length>.json` into the folder `output`. Raises ConfigError if the length is too short."""
+    path = output / f"eval_{chosen.task}_{chosen.length}.json"
+    return Report((write_rows(path, ruler_rows(chosen, count_tokens), chosen.rows, on_progress=on_progress),))
 
 
-def ruler_rows(task: str, length: int, rows: int, seed: int, count_tokens: CountTokens) -> Iterator[GeneratedRow]:
-    """The rows of a task, each as long as fits into `length` tokens."""
-    kind = TASKS[task]
-    room = length - kind.answer_tokens if kind.counted else length
-    step = kind.step(length)
+def ruler_rows(chosen: RulerSet, count_tokens: CountTokens) -> Iterator[GeneratedRow]:
+    """The rows of a set, each as long as its length in tokens allows."""
+    task, length = TASKS[chosen.task], chosen.length
+    room = length - task.answer_tokens if task.counted else length
+    step = task.step(length)
 
     def sample(index: int, size: int) -> tuple[Sample, int]:
-        made = kind.make(Random(f"{task}/{length}/{seed}/{index}"), size, length)
+        random = Random(f"{chosen.task}/{length}/{chosen.seed}/{index}")
+        made = task.make(random, size, length)
         return made, count_tokens(made.context)
 
-    size = _largest(kind.first(length), step, lambda tried: sample(0, tried)[1] <= room)
-    for index in range(rows):
-        fitted = size
-        made, tokens = sample(index, fitted)
+    largest = _largest(task.first(length), step, lambda size: sample(0, size)[1] <= room)
+    for index in range(chosen.rows):
+        size = largest
+        made, tokens = sample(index, size)
         while tokens > room:
-            fitted -= step
-            made, tokens = sample(index, fitted)
+            size -= step
+            made, tokens = sample(index, size)
         yield {
             "index": index,
             "input": made.question,
             "context": made.context,
             "outputs": list(made.outputs),
             "answer_prefix": made.answer_prefix,
-            "length": tokens + kind.answer_tokens,
+            "length": tokens + task.answer_tokens,
         }
 
 
 def _largest(first: int, step: int, fits: Callable[[int], bool]) -> int:
-    """The largest of first, first + step, first + 2 step, ... that fits; `first` where none does.
+    """The largest of first, first + step, first + 2 step, ... that fits; `first` if none does.
 
-    More is never shorter, so the steps are doubled and then halved: few texts are measured.
+    A larger size is never shorter, so bisection finds it: few texts are measured.
     """
     if not fits(first):
         return first

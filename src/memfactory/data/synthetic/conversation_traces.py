@@ -122,7 +122,8 @@ def extract(random: Random, options: ConversationTracesOptions) -> Shown:
     """A sitting, and the facts that it states."""
     utterances = random.randint(1, 4)
     facts = random.randint(1, min(3, utterances))
-    story = _story(random, options, items=random.randint(0, 5), sessions=1, utterances=utterances, facts=facts)
+    form = ConversationOptions(items=random.randint(0, 5), sessions=1, utterances=utterances, facts=facts)
+    story = _story(random, options, form)
     sitting = story.sessions[0]
     turns = [Utterance(said.speaker, said.text, said.id) for said in sitting]
     entries = [
@@ -146,15 +147,14 @@ def _noted(random: Random, options: ConversationTracesOptions, sitting: Sequence
 def update(random: Random, options: ConversationTracesOptions) -> Shown:
     """Items of a bank and new entries, and an operation for each."""
     facts = random.choice([1, 1, 2])
-    story = _story(
-        random,
-        options,
+    form = ConversationOptions(
         items=random.randint(0, options.items),
         sessions=1,
         facts=facts,
         changes=options.changes,
         people=random.choice([2, 2, 3]),
     )
+    story = _story(random, options, form)
     states = [said.state for said in story.sessions[0] if said.state is not None]
     news = [Candidate(state.sentence, state.person) for state in states]
     chat = random.random() < 0.1
@@ -253,33 +253,16 @@ def _prompt(step: Step, values: dict[str, object]) -> str:
     return str(reader.wording if step == "update" else reader.prompt)
 
 
-def _story(
-    random: Random,
-    options: ConversationTracesOptions,
-    items: int,
-    sessions: int,
-    utterances: int = 3,
-    facts: int = 1,
-    changes: float = 0.5,
-    people: int = 2,
-) -> Story:
-    drawn = ConversationOptions(
-        split=options.split,
-        items=items,
-        sessions=sessions,
-        utterances=utterances,
-        facts=facts,
-        changes=changes,
-        people=people,
-        paraphrased=options.paraphrased,
-    )
-    return draw_story(drawn, random)
+def _story(random: Random, options: ConversationTracesOptions, form: ConversationOptions) -> Story:
+    """A story of `form`, with the split and the paraphrases of `options`."""
+    update = {"split": options.split, "paraphrased": options.paraphrased}
+    return draw_story(form.model_copy(update=update), random)
 
 
 def _asked(random: Random, options: ConversationTracesOptions, items: int) -> tuple[Story, list[State]]:
     """A story in which nothing is said, and the states of its bank."""
     people = random.choice([2, 2, 3])
-    story = _story(random, options, items=items, sessions=0, people=people)
+    story = _story(random, options, ConversationOptions(items=items, sessions=0, people=people))
     return story, [known.state for known in story.bank]
 
 
