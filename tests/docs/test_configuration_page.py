@@ -16,7 +16,7 @@ def folder(tmp_path, monkeypatch):
     """A working directory with the page's files."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MY_SEED", raising=False)
-    for title, text in re.findall(r"```yaml title=(\S+)\n(.*?)```", PAGE, re.DOTALL):
+    for title, text in re.findall(r"```yaml title="(\S+)"\n(.*?)```", PAGE, re.DOTALL):
         path = tmp_path / title
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
@@ -37,7 +37,7 @@ def test_the_agent_that_is_written_out_loads(folder):
     text = re.findall(r"```yaml\n(agent:.*?)```", PAGE, re.DOTALL)[0]
     Path("x.yaml").write_text("model: tiny\nenv: longcontext\n" + text)
     config = load_config("x.yaml", command="infer").config
-    assert config.agent.modules["memory"].options.engine == "helper"
+    assert config.agent.modules["memory"].options.engine == "endpoint"
 
 
 def test_the_mistakes_are_told_as_the_page_says(folder):
@@ -45,7 +45,7 @@ def test_the_mistakes_are_told_as_the_page_says(folder):
     path.write_text(path.read_text().replace("steps: 20", "stps: 20").replace("2e-5", "high"))
     with pytest.raises(ConfigError) as caught:
         load_config(path)
-    lines = re.findall(r"```\n(configs/my_run.yaml:\d+.*?)```", PAGE, re.DOTALL)[0].splitlines()
+    lines = re.findall(r"```text\n(configs/my_run.yaml:\d+.*?)```", PAGE, re.DOTALL)[0].splitlines()
     assert len(caught.value.problems) == len(lines)
     for told, line in zip(caught.value.problems, lines, strict=True):
         assert told.startswith(line)

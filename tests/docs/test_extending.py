@@ -12,7 +12,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
 def files_of(page: str) -> dict[str, str]:
     """The contents of the page's titled code blocks; blocks of one title belong to one file."""
     files: dict[str, str] = {}
-    for title, block in re.findall(r"```\w+ title=(\S+)\n(.*?)```", page, re.DOTALL):
+    for title, block in re.findall(r"```\w+ title="(\S+)"\n(.*?)```", page, re.DOTALL):
         files[title] = files.get(title, "") + block + "\n"
     return files
 

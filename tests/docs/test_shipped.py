@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from memfactory.config import load_config
+from snippets import blocks_of
 
 ROOT = Path(__file__).parents[2]
 RUNNABLE = sorted((ROOT / "configs").glob("*.yaml"))
@@ -81,35 +82,29 @@ def test_the_papers_configs_take_a_step_with_the_embedded_model(folder, name):
 
 
 def readme_commands():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    fenced = re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    blocks = [block for language, block in fenced if not language]
-    lines = [line.partition("   #")[0].strip() for block in blocks for line in block.splitlines()]
-    return [line for line in lines if line.startswith("memfactory ")]
+    blocks = [block for block in blocks_of(ROOT / "README.md") if block.language == "sh"]
+    return [line for block in blocks for line in block.commands if line.startswith("memfactory ")]
 
 
 def shortened(command):
-    """The command with a small model, few steps and one place for its run."""
-    words = shlex.split(command.replace("Qwen/Qwen3-4B-Instruct-2507", "tiny"))
-    if words[1] == "train":
-        short = QUICK if "quickstart" in command else SHORT
-        return [*words, *short, *([] if "--dry-run" in words else ["--output", "runs/mine"])]
-    if words[1] == "eval":
-        return [*words, "--limit", "2"]
-    return words
+    """The command with few steps and questions."""
+    words = shlex.split(command)
+    return {"train": [*words, *QUICK, "trackers=[]"], "eval": [*words, "--limit", "2"]}.get(words[1], words)
 
 
 @pytest.mark.slow
 def test_every_command_of_the_readme_runs(folder):
     commands = readme_commands()
-    assert [command.split()[1] for command in commands] == [
-        *("train", "train", "train", "eval", "infer", "train", "list", "view"),
-    ]
+    assert [command.split()[1] for command in commands] == ["train", "eval", "infer"]
     for command in commands:
-        if command.startswith("memfactory train") and "--dry-run" not in command:
-            shutil.rmtree(folder / "runs" / "mine", ignore_errors=True)
         run(folder, shortened(command))
     assert (folder / "runs" / "mine" / "final" / "config.json").is_file()
+
+
+def test_the_readme_is_short_and_shows_code_first():
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) < 120
+    assert "```python" in lines[:40] and "```text" in lines[:40]
 
 
 def test_the_readme_names_every_document_that_exists_and_no_other():

@@ -12,8 +12,8 @@ from memfactory.engines.vllm.remote_model import NEEDED
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "vllm.md").read_text(encoding="utf-8")
-CONFIGS = dict(re.findall(r"```yaml title=(\S+)\n(.*?)```", PAGE, re.DOTALL))
-(COMMAND,) = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
+CONFIGS = dict(re.findall(r"```yaml title="(\S+)"\n(.*?)```", PAGE, re.DOTALL))
+(COMMAND,) = [text for text in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) if "api_server" in text]
 
 
 @pytest.mark.parametrize(("name", "kind"), [("one_gpu.yaml", VllmEngineConfig), ("two_gpus.yaml", VllmServerConfig)])
