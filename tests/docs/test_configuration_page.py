@@ -7,8 +7,10 @@ import pytest
 
 from memfactory.config import load_config
 from memfactory.errors import ConfigError
+from snippets import write_files
 
-PAGE = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text(encoding="utf-8")
+PATH = Path(__file__).parents[2] / "docs" / "configuration.md"
+PAGE = PATH.read_text(encoding="utf-8")
 
 
 @pytest.fixture
@@ -16,10 +18,7 @@ def folder(tmp_path, monkeypatch):
     """A working directory with the page's files."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MY_SEED", raising=False)
-    for title, text in re.findall(r"```yaml title="(\S+)"\n(.*?)```", PAGE, re.DOTALL):
-        path = tmp_path / title
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+    write_files(PATH, tmp_path)
     return tmp_path
 
 

@@ -1,25 +1,17 @@
 """The page docs/extending.md, executed: its files are written to a folder and its config is trained."""
 
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
 
+from snippets import files_of, write_files
+
 PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
 
 
-def files_of(page: str) -> dict[str, str]:
-    """The contents of the page's titled code blocks; blocks of one title belong to one file."""
-    files: dict[str, str] = {}
-    for title, block in re.findall(r"```\w+ title="(\S+)"\n(.*?)```", page, re.DOTALL):
-        files[title] = files.get(title, "") + block + "\n"
-    return files
-
-
 def test_the_page_on_extending_trains_a_step(tmp_path):
-    for name, text in files_of(PAGE.read_text(encoding="utf-8")).items():
-        (tmp_path / name).write_text(text.replace("\n\n\n\n", "\n\n"), encoding="utf-8")
+    write_files(PAGE, tmp_path)
     command = [sys.executable, "-m", "memfactory", "train", "my_run.yaml", "--output", "run"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
@@ -32,7 +24,7 @@ def test_the_page_on_extending_trains_a_step(tmp_path):
 
 
 def test_the_mistake_on_the_page_is_told_as_the_page_says(tmp_path):
-    for name, text in files_of(PAGE.read_text(encoding="utf-8")).items():
+    for name, text in files_of(PAGE).items():
         (tmp_path / name).write_text(text.replace("window: 120", "windw: 120"), encoding="utf-8")
     command = [sys.executable, "-m", "memfactory", "config", "validate", "my_run.yaml"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)

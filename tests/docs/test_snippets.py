@@ -15,7 +15,7 @@ import yaml
 
 from memfactory.cli.app import app
 from memfactory.config import load_config
-from snippets import PAGES, ROOT, Block, blocks_of, words
+from snippets import PAGES, ROOT, Block, blocks_of, words, write_files
 
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 RUN = [block for block in BLOCKS if block.reason is None]
@@ -29,15 +29,6 @@ SYNTAX = re.compile(r"^(for \w+ in [\d ]+; do|done|[A-Z]+=.*)$")
 
 def named(kind: str) -> list[Block]:
     return [block for block in RUN if block.language == kind]
-
-
-def files_of(page: Path, folder: Path) -> None:
-    """Write the titled blocks of a page; blocks of one title belong to one file."""
-    for block in blocks_of(page):
-        if block.title is not None:
-            path = folder / block.title
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text((path.read_text() if path.exists() else "") + block.text, encoding="utf-8")
 
 
 def completed(text: str) -> str:
@@ -78,7 +69,7 @@ def test_blocks_that_no_test_runs_are_counted() -> None:
 def test_a_yaml_block_is_a_valid_config(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MY_KEY", "a-key-of-no-endpoint")
-    files_of(block.page, tmp_path)
+    write_files(block.page, tmp_path)
     if block.title is None:
         (tmp_path / "fragment.yaml").write_text(completed(block.text), encoding="utf-8")
         assert load_config("fragment.yaml").config.model
@@ -135,7 +126,7 @@ def test_a_command_of_the_docs_parses(block: Block, line: str, tmp_path: Path, m
         assert unknown_options(line_words) == []
         configs = [word for word in line_words if re.fullmatch(r"configs/\S+\.yaml", word)]
         monkeypatch.chdir(tmp_path)
-        files_of(block.page, tmp_path)
+        write_files(block.page, tmp_path)
         overrides = [word for word in line_words[2:] if re.match(r"[a-z][\w.]*=", word)]
         if line_words[1] in ("train", "eval", "infer"):
             place = next((path for path in configs if (tmp_path / path).exists()), None)

@@ -9,10 +9,11 @@ from memfactory.config import load_config
 from memfactory.engines.options import VllmEngineConfig, VllmServerConfig
 from memfactory.engines.vllm.checks import LORA_RANKS, NEWEST, OLDEST
 from memfactory.engines.vllm.remote_model import NEEDED
+from snippets import files_of
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "vllm.md").read_text(encoding="utf-8")
-CONFIGS = dict(re.findall(r"```yaml title="(\S+)"\n(.*?)```", PAGE, re.DOTALL))
+CONFIGS = files_of(ROOT / "docs" / "vllm.md")
 (COMMAND,) = [text for text in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) if "api_server" in text]
 
 

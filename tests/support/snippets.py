@@ -40,9 +40,26 @@ def blocks_of(page: Path) -> Iterator[Block]:
     text = page.read_text(encoding="utf-8")
     for match in BLOCK.finditer(text):
         language, _, rest = match["info"].partition(" ")
-        title = rest.removeprefix("title=").strip(chr(34)) if rest.startswith("title=") else None
+        title = rest.removeprefix("title=").strip('"') if rest.startswith("title=") else None
         line = text.count("\n", 0, match.start("info")) + 1
         yield Block(page, line, language, title, match["text"], match["reason"])
+
+
+def files_of(page: Path) -> dict[str, str]:
+    """The contents of a page's titled blocks; blocks of one title belong to one file."""
+    files: dict[str, str] = {}
+    for block in blocks_of(page):
+        if block.title is not None:
+            files[block.title] = f"{files[block.title]}\n\n{block.text}" if block.title in files else block.text
+    return files
+
+
+def write_files(page: Path, folder: Path) -> None:
+    """Write the files of a page's titled blocks into `folder`."""
+    for title, text in files_of(page).items():
+        path = folder / title
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
 
 
 def words(command: str) -> list[str]:

@@ -308,7 +308,7 @@ def test_the_configs_and_rows_of_the_page_are_right(files):
     rows = [json.loads(text) for text in re.findall(r"^\| \w+ \| `(\{.*\})` \|$", page, re.MULTILINE)]
     assert [len(conversation(Row(row, "row"))) for row in rows] == [2, 3, 5]
     files(*rows)
-    for title, text in re.findall(r"```yaml title="(\S+)"\n(.*?)```", page, re.DOTALL):
+    for title, text in re.findall(r'```yaml title="(\S+)"\n(.*?)```', page, re.DOTALL):
         Path(title).write_text(text)
         found = load_config(title, ["model.path=tiny"], command="train")
         assert (
