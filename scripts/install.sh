@@ -15,8 +15,8 @@ python="${PYTHON:-python3}"
 if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi >/dev/null 2>&1; then
   .venv/bin/python -m pip install -e "$target"
 else
-  # A wheel of the CPU build that pip already sees (--find-links) wins; else PyTorch's own CPU index is asked first.
-  # On Linux the package index holds only CUDA builds, so anything else is refused rather than installed.
+  # A wheel of the CPU build in a folder that pip searches (--find-links) wins, then PyTorch's own CPU index.
+  # On Linux the package index holds only CUDA builds, so the script stops rather than install one.
   if ! .venv/bin/python -c 'import torch' >/dev/null 2>&1; then
     .venv/bin/python -m pip install --no-deps --only-binary :all: 'torch==2.13.0+cpu' 2>/dev/null ||
       .venv/bin/python -m pip install --no-deps --index-url https://download.pytorch.org/whl/cpu 'torch==2.13.0' ||

@@ -1,7 +1,7 @@
-"""How well a model speaks the modules' languages, step by step: `python scripts/tiny_accuracy.py [folder]`.
+"""Accuracy of a model on the modules' formats, step by step: `python scripts/tiny_accuracy.py [folder]`.
 
-It is shown held-out demonstrations of conversation_traces and fact_traces and is right where it says what they say; a
-choice of memories is right where it contains the one that answers the question.
+The prompts are those of held-out demonstrations of conversation_traces and fact_traces. A reply is right if it equals
+the demonstration; a choice of memories is right if it contains the one that answers the question.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def main() -> None:
 
 
 def demonstrations(rows: int) -> list[tuple[str, str, str]]:
-    """(kind, what is asked, what is said) of every held-out demonstration."""
-    wanted: list[tuple[str, str, dict[str, object]]] = [
+    """(kind, prompt, reply) of every held-out demonstration."""
+    kinds: list[tuple[str, str, dict[str, object]]] = [
         ("extract", "conversation_traces", {"steps": {"extract": 1}}),
         ("update", "conversation_traces", {"steps": {"update": 1}}),
         ("rerank 5 of 20", "conversation_traces", {"steps": {"rerank": 1}, "min_candidates": 20, "paraphrased": 1.0}),
@@ -55,31 +55,32 @@ def demonstrations(rows: int) -> list[tuple[str, str, str]]:
         ("cite absent", "conversation_traces", {"steps": {"cite": 1}, "absent": 1.0}),
         ("read facts", "fact_traces", {}),
     ]
-    found = []
-    for kind, name, options in wanted:
+    rows_of_kinds = []
+    for kind, name, settings in kinds:
         dataset = DATASETS.get(name)
-        made = dataset(dataset.Options(split="heldout", rows=rows, **options), Path()).rows()
-        found += [(kind, *(message["content"] for message in row.values["messages"])) for row in made]
-    return found
+        options = dataset.Options(split="heldout", rows=rows, **settings)
+        demonstrated = dataset(options, Path()).rows()
+        rows_of_kinds += [(kind, *(message["content"] for message in row.values["messages"])) for row in demonstrated]
+    return rows_of_kinds
 
 
 def replies(engine: HfEngine, shown: list[tuple[str, str, str]], temperature: float) -> list[str]:
-    """What the engine says to each, at `temperature`."""
-    for number, (_, asked, _) in enumerate(shown):
+    """The engine's reply to each prompt, at `temperature`."""
+    for number, (_, prompt, _) in enumerate(shown):
         sampling = Sampling(LONGEST_REPLY, SamplingParams(temperature=temperature), seed=number)
-        engine.submit(number, [Message("user", asked)], sampling)
-    said: dict[object, str] = {}
-    while len(said) < len(shown):
-        said.update({key: reply.text for key, reply in engine.step()})
-    return [said[number] for number in range(len(shown))]
+        engine.submit(number, [Message("user", prompt)], sampling)
+    texts: dict[object, str] = {}
+    while len(texts) < len(shown):
+        texts.update({key: reply.text for key, reply in engine.step()})
+    return [texts[number] for number in range(len(shown))]
 
 
-def right(kind: str, said: str, gold: str) -> bool:
-    """Whether `said` is as good as `gold`."""
+def right(kind: str, reply: str, gold: str) -> bool:
+    """Whether `reply` is as good as `gold`."""
     if not kind.startswith("rerank"):
-        return said == gold
+        return reply == gold
     try:
-        chosen = json.loads(said)
+        chosen = json.loads(reply)
     except ValueError:
         return False
     return isinstance(chosen, list) and json.loads(gold)[0] in chosen[:5]

@@ -20,7 +20,7 @@ ROPE_THETA = 1e6
 SPREAD = 0.09
 """Standard deviation of the token embeddings."""
 CONSTANT = 4 * SPREAD
-"""First coordinate of every token's embedding: what position-only heads read."""
+"""First coordinate of every token's embedding, which position-only heads read."""
 SHARPNESS = 3.0
 """Weight of the query and key norms: attention logits reach at most SHARPNESS^2 x sqrt(HEAD_SIZE)."""
 CIRCUIT_LAYERS = 2
@@ -30,9 +30,9 @@ SOFTNESS = 1.2
 FAST_PAIRS = 5
 """Rotary pairs, fastest first, that tell neighbouring positions apart."""
 SLOW = 0.01
-"""Rotary pairs slower than so many radians a token hardly turn within a section: they compare contents."""
+"""Rotary pairs slower than this, in radians per token, hardly turn within a chunk: they compare contents."""
 NOISE = 0.3
-"""What is left of the random initialisation in the projections of the circuit."""
+"""Weight of the random initialisation in the projections of the circuit."""
 
 
 def make_model(
@@ -66,8 +66,8 @@ def make_model(
 
 
 def _write_circuit(model: Qwen3ForCausalLM) -> None:
-    """Layer 0: head h writes the token h + 1 places back. Layer 1: head h looks for where what stood h places back
-    here stood h + 1 places back, and copies the token there."""
+    """Layer 0: head h writes the token h + 1 places back. Layer 1: head h attends to the position whose token h + 1
+    places back equals the token h places back here, and copies its token."""
     embeddings = model.model.embed_tokens.weight
     embeddings.normal_(0, SPREAD)
     embeddings[:, 0] = CONSTANT
@@ -124,7 +124,7 @@ def _offset_pair(offset: int) -> tuple[Tensor, Tensor]:
 
 
 def _slow_rows(share: int) -> Tensor:
-    """Up to `share` coordinates of a head that compare contents whatever their distance."""
+    """Up to `share` coordinates of a head that compare contents at any distance."""
     slow = torch.nonzero(_frequencies() < SLOW).flatten()[: share // 2]
     return torch.cat([slow, slow + HEAD_SIZE // 2])
 
