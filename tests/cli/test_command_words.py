@@ -46,7 +46,7 @@ def test_a_path_with_an_equals_sign_is_a_path_where_it_exists(folder, capsys):
 
 def test_a_path_that_is_not_there_is_no_unknown_key(folder, capsys):
     assert run(["eval", "tiny", "runs/lr=2e-05"]) == 2
-    assert "there is no file or folder of this name, and 'runs/lr' is no key" in capsys.readouterr().err
+    assert "no file or folder has this name, and 'runs/lr' is no key" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -138,7 +138,7 @@ def test_plugins_that_a_checkpoint_names_are_not_imported(place, tmp_path):
     evil = tmp_path / "evil.py"
     evil.write_text(f"open({str(tmp_path / 'executed')!r}, 'w')\n")
     stranger = rewritten(place, tmp_path, agent={"name": "my_agent"}, plugins=[str(evil)])
-    with pytest.raises(ConfigError, match=r"where you have it and trust it, add plugins=") as caught:
+    with pytest.raises(ConfigError, match=r"if you have these plugins and trust them, add plugins=") as caught:
         load_config(stranger, command="infer")
     assert "no agent is called 'my_agent'" in str(caught.value)
     assert not (tmp_path / "executed").exists()
@@ -160,7 +160,7 @@ def test_a_strangers_file_reads_no_environment_and_picks_no_endpoint(place, tmp_
     agent = {"name": "memory_agent", "modules": {"memory": {"name": "recurrent_memory", "prompts": prompts}}}
     embedder = {"kind": "openai", "model": "m", "base_url": "http://stranger.invalid/v1"}
     stranger = rewritten(place, tmp_path, agent=agent, memory={"embedder": embedder, "cache": "/somewhere"})
-    with pytest.raises(ConfigError, match=r"memory.embedder: the agent embeds texts by an endpoint \(m at http"):
+    with pytest.raises(ConfigError, match=r"memory.embedder: the agent embeds texts with an endpoint \(m at http"):
         load_config(stranger, command="infer")
     found = load_config(stranger, ["memory.embedder={kind: lexical}"], command="infer")
     assert found.config.agent.modules["memory"].options.prompts.answer == prompts["answer"]
@@ -200,7 +200,7 @@ def test_learnt_modules_move_with_their_agent_and_ask_whom_you_say(tmp_path):
     write_agent_file(folder, values, tmp_path)
     assert (folder / "modules/retriever.safetensors").read_bytes() == b"maps"
     assert read_agent_file(folder).plugins == ("mine.py", "package.parts")
-    with pytest.raises(ConfigError, match=r"engine: the agent of .*memfactory\.yaml was spoken by an endpoint"):
+    with pytest.raises(ConfigError, match=r"engine: the agent of .*memfactory\.yaml ran on an endpoint"):
         load_config(folder)
     found = load_config(folder, [engine]).config.agent
     assert found.options.read == "turns"

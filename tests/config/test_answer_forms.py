@@ -113,7 +113,7 @@ def test_training_on_a_form_that_is_never_asked_for_is_refused(place):
         config(place, "env.rewards={em: {extract: the_answer_is}}")
     # MemAgent's own agent asks for the box, a reward of weight 0 is only logged, and SFT asks no reward.
     assert not config(place, "agent=memory_agent", boxed).warnings
-    assert "no attempt earns it" in str(config(place, "agent=full_context", "env.rewards={em: 1, format: 0}").warnings)
+    assert "no episode earns it" in str(config(place, "agent=full_context", "env.rewards={em: 1, format: 0}").warnings)
 
 
 def test_a_prompt_of_your_own_says_its_form_by_its_wording_or_by_name(place):

@@ -83,7 +83,7 @@ sede: 3
         ("steps", "command line: steps: an override needs '='; write steps=value"),
         ("--resume-from", "command line: --resume-from: an override needs '='; write resume-from=value"),
         ("a..b=1", "command line: a..b=1: 'a..b' is no key; write section.key=value"),
-        ("seed=", "command line: seed=: no value is given; write seed=null to unset it"),
+        ("seed=", "command line: seed=: the value is empty; write seed=null to unset it"),
         ("eval.metrics=[em", "command line: eval.metrics=[em: '[em' is not valid YAML"),
         ("seed.deeper=1", "command line: seed.deeper=1: seed is 0, not a mapping"),
         ("trackers.5=console", "command line: trackers.5=console: trackers is a list of 1, without a position '5'"),

@@ -135,6 +135,7 @@ from memfactory.registry import DATASETS
 
 class PagesOptions(DatasetOptions):
     sections: int = 1
+    \"\"\"Sections of a page.\"\"\"
 
 @DATASETS.register("pages_by_section")
 class Pages(Dataset):

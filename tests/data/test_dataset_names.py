@@ -41,7 +41,7 @@ def load(tmp_path, monkeypatch):
 def test_evaluation_sets_whose_names_differ_in_signs_alone_are_refused(load):
     with pytest.raises(ConfigError) as caught:
         load(eval='{"a/b": facts, "a-b": {name: facts, seed: 9}}')
-    assert "'a-b' and 'a/b' differ in signs alone, and their results would lie in one file" in str(caught.value)
+    assert "'a-b' and 'a/b' differ only in punctuation, so their results would share a file" in str(caught.value)
     assert set(load(eval='{"a/b": facts, "a.b": facts}').config.data.eval) == {"a/b", "a.b"}
 
 

@@ -1,8 +1,8 @@
-"""`memfactory.yaml`: what a trained model's folder says of the agent it was trained as. Plain values, never code.
+"""`memfactory.yaml` in a trained model's folder: the agent that the model was trained as. Plain values, never code.
 
-It goes where the model goes, so that a copied or published checkpoint is evaluated, run and trained further as the same
-agent. Whoever wrote it may be a stranger: no `${...}` in it is filled in, no plugin that it names is imported, and no
-endpoint that it names is asked.
+The file travels with the model, so a copied or published checkpoint is evaluated, run and trained further as the same
+agent. Its author may be a stranger: MemFactory resolves no `${...}` in it, imports no plugin that it names, and calls
+no endpoint that it names.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from memfactory.registry import REWARDS
 
 AGENT_FILE = "memfactory.yaml"
 SECTIONS = ("agent", "env", "memory", "eval")
-"""The sections that say what an agent is and how it is evaluated."""
+"""The sections that define an agent and its evaluation."""
 MODEL_KEYS = ("path", "dtype", "random_weights", "template_options")
-"""What is noted of the model beside its weights."""
+"""The keys of `model` that are saved beside the weights."""
 MODULES = "modules"
-"""The folder with what modules have learnt by themselves."""
+"""The folder of weights that modules learn for themselves."""
 _HEADER = "# The agent that this model was trained as: read by memfactory eval, infer and train. It holds no code.\n"
 _NOT_THE_AGENT = ("interface", "engine", "weights")
-"""Options of a module that say how it is played, and not what it asks."""
+"""Options of a module that leave its prompts as they are."""
 
 
 @dataclass(frozen=True)
 class AgentFile:
-    """A folder's memfactory.yaml. `sections` holds those of SECTIONS that it has, `model` what it notes of the model,
-    `plugins` the names of the code that it was trained with, which is never imported from here."""
+    """A folder's memfactory.yaml: its sections out of SECTIONS, its keys of `model`, and the names of the plugins that
+    the model was trained with, which are never imported from here."""
 
     shown: str
     sections: Mapping[str, Any]
@@ -49,7 +49,7 @@ class AgentFile:
     def tree(self, names: tuple[str, ...] = SECTIONS) -> Tree:
         """The sections called `names` as part of a config, each with this file as its origin.
 
-        An embedder at an endpoint is not among them, nor a folder where vectors are kept.
+        An embedder at an endpoint is left out, and so is the folder of cached vectors.
         """
         values = {name: deepcopy(self.sections[name]) for name in names if name in self.sections}
         if "memory" in values:
@@ -71,8 +71,8 @@ class AgentFile:
 def write_agent_file(folder: Path, values: Mapping[str, Any], base_dir: Path) -> None:
     """Write memfactory.yaml to `folder`, from the plain values of a whole config.
 
-    What a module has learnt elsewhere (`weights`) is copied beside it. Rewards that ask a model are left out, and so
-    are engines: whom to ask is said where the model is used.
+    The weights that a module learned (`weights`) are copied beside it. Engines, and rewards that call a model, are left
+    out: the config that uses the model names its own.
     """
     agent = deepcopy(values["agent"])
     for slot, module in agent.get("modules", {}).items():
@@ -85,21 +85,21 @@ def write_agent_file(folder: Path, values: Mapping[str, Any], base_dir: Path) ->
     env = dict(values["env"])
     if isinstance(env.get("rewards"), dict):
         env["rewards"] = {name: entry for name, entry in env["rewards"].items() if not _asks_a_model(name)}
-    spoken = values["engine"]["kind"] != "openai"
+    is_local = values["engine"]["kind"] != "openai"
     noted = {
-        "model": {key: values["model"][key] for key in MODEL_KEYS} if spoken else {},
+        "model": {key: values["model"][key] for key in MODEL_KEYS} if is_local else {},
         "agent": agent,
         "env": env,
         "memory": {key: value for key, value in values["memory"].items() if key != "cache"},
         "eval": values["eval"],
-        # Where they lie on this machine is nobody's business.
+        # A published file tells nothing about the folders of this machine.
         "plugins": [Path(name).name if name.endswith(".py") else name for name in values["plugins"]],
     }
     (folder / AGENT_FILE).write_text(redacted(_HEADER + dump(noted)), encoding="utf-8")
 
 
 def read_agent_file(folder: Path) -> AgentFile | None:
-    """What memfactory.yaml in `folder` says; None where there is none.
+    """The memfactory.yaml of `folder`; None if it has none.
 
     Raises ConfigError for a file that cannot be read or is of another shape.
     """
@@ -108,14 +108,14 @@ def read_agent_file(folder: Path) -> AgentFile | None:
 
 
 def published_agent_file(repository: str) -> AgentFile | None:
-    """What memfactory.yaml of a model on the hub says; None where it has none or the hub is not reached."""
+    """The memfactory.yaml of a model on the hub; None if it has none or the hub cannot be reached."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
     try:
         path = hf_hub_download(repository, AGENT_FILE)
     except (EntryNotFoundError, OSError, ValueError):
-        # A model that cannot be fetched either is told of when it is loaded.
+        # Loading the model reports an unreachable hub.
         return None
     return _read(Path(path), f"{repository}/{AGENT_FILE}")
 
@@ -141,9 +141,9 @@ def _read(path: Path, shown: str) -> AgentFile:
 
 
 def unlike(agent: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[object, object]]:
-    """What two agents, as plain values, ask otherwise: each key that both have with its two values.
+    """The keys in which two agents, as plain values, differ, each with both values.
 
-    Who speaks and what is trained makes no other agent.
+    The engine and the interface of a module do not count.
     """
     if agent.get("name") != other.get("name"):
         return {"agent.name": (agent.get("name"), other.get("name"))}
@@ -152,14 +152,14 @@ def unlike(agent: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tupl
 
 
 def flattened(value: object, key: str, *, without: Collection[str] = ()) -> dict[str, object]:
-    """Every value inside `value`, which stands at `key`, by its dotted key, but for keys called as in `without`."""
+    """Every value inside `value`, which stands at `key`, by its dotted key, except for the keys in `without`."""
     if not isinstance(value, Mapping):
         return {key: value}
-    found: dict[str, object] = {}
+    flat: dict[str, object] = {}
     for name, inner in value.items():
         if name not in without:
-            found |= flattened(inner, f"{key}.{name}", without=without)
-    return found
+            flat |= flattened(inner, f"{key}.{name}", without=without)
+    return flat
 
 
 def _asks_a_model(reward: str) -> bool:

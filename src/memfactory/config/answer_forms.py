@@ -1,4 +1,5 @@
-r"""Rewards that read an answer in a form (`\boxed{}`) for which the agent's prompt never asks: nobody can earn them."""
+r"""Rewards that read an answer in a form (`\boxed{}`) for which the agent's prompt never asks: no episode can earn
+them."""
 
 from __future__ import annotations
 
@@ -20,38 +21,38 @@ WORDS: Mapping[AnswerForm, str] = MappingProxyType(
 )
 
 
-def asked_forms(agent: AgentSpec) -> dict[str, AnswerForm]:
+def forms_by_slot(agent: AgentSpec) -> dict[str, AnswerForm]:
     """The form in which each module asks for the answer, by its slot; modules that do not say are not there."""
-    found = {
+    forms = {
         slot: module.options.asked_form
         for slot, module in agent.modules.items()
         if isinstance(module.options, ModuleOptions)
     }
-    return {slot: form for slot, form in found.items() if form is not None}
+    return {slot: form for slot, form in forms.items() if form is not None}
 
 
 def reward_options(entries: Mapping[str, object], names: Iterable[str] | None = None) -> dict[str, RewardOptions]:
     """The options of the rewards called `names` (None: of all entries); one without an entry has its defaults."""
-    found: dict[str, RewardOptions] = {}
+    chosen: dict[str, RewardOptions] = {}
     for name in entries if names is None else names:
         entry = entries.get(name, {})
         options = REWARDS.options(name).model_validate(entry if isinstance(entry, dict) else {"weight": entry})
         if isinstance(options, RewardOptions):
-            found[name] = options
-    return found
+            chosen[name] = options
+    return chosen
 
 
 def unearned(agent: AgentSpec, rewards: Mapping[str, RewardOptions]) -> Iterator[tuple[str, str]]:
     """Each of `rewards` that reads a form which no module of `agent` asks for, with why; none where no module says."""
-    forms = asked_forms(agent)
+    forms = forms_by_slot(agent)
     for name, options in rewards.items():
         form = options.reads_form
         if form is None or not forms or form in forms.values():
             continue
-        asked = ", ".join(f"{slot} asks for it {WORDS[given]}" for slot, given in forms.items())
+        requests = ", ".join(f"{slot} asks for it {WORDS[other]}" for slot, other in forms.items())
         yield (
             name,
-            f"reads an answer {WORDS[form]}, but {agent.name} never asks for one ({asked}), so no attempt earns it. "
-            "Leave the reward out, or ask for that form in the prompt; `answer_form` says what a prompt of your own "
-            "asks for",
+            f"reads an answer {WORDS[form]}, but {agent.name} never asks for one ({requests}), so no episode earns it. "
+            "Leave the reward out, or ask for that form in the prompt; `answer_form` names the form that a prompt of "
+            "your own asks for",
         )

@@ -17,7 +17,7 @@ from memfactory.config.schema import AgentSpec, Component, DataConfig
 from memfactory.config.slots import misfit, since, swapped_at
 from memfactory.config.training import LoopOptions
 from memfactory.config.tree import KeyPath, Named, Origin
-from memfactory.errors import unknown
+from memfactory.errors import ConfigError, unknown
 from memfactory.registry import (
     AGENTS,
     DATASETS,
@@ -55,25 +55,25 @@ class Checker:
         self.parts = parts
 
     def options(self, model: type[O], values: object, path: KeyPath) -> O | None:
-        """`values` as `model`. What is wrong is noted and left out, so that the rest can be checked further; None
-        when nothing can be made of it."""
+        """`values` as `model`. Wrong values are reported and left out, so that the rest is still checked; None if
+        nothing remains."""
         while True:
             try:
                 return model.model_validate(values)
             except ValidationError as error:
-                found = list(sentences(error, model, values))
+                wrong = list(sentences(error, model, values))
             except Exception as error:
                 if model.__module__.partition(".")[0] == "memfactory":
                     raise
                 text = f"{type(error).__name__}: {error}"
                 self.problems.add(path, f"the checks of {model.__name__} ({model.__module__}) failed: {text}")
                 return None
-            for place, message in found:
+            for place, message in wrong:
                 self.problems.add((*path, *place), message)
-            kept = without(values, [place for place, _ in found])
-            if kept is None or kept == values:
+            remaining = without(values, [place for place, _ in wrong])
+            if remaining is None or remaining == values:
                 return None
-            values = kept
+            values = remaining
 
     def component(self, registry: Registry[Any], value: object, path: KeyPath) -> Component | None:
         """A registered component from `{name: ..., options...}`."""
@@ -115,26 +115,26 @@ class Checker:
         slots: Mapping[str, str] = AGENTS.get(name).slots
         own = {k: v for k, v in value.items() if k in model.model_fields}
         flat = {k: v for k, v in value.items() if k not in model.model_fields and k not in ("name", "modules")}
-        given = value.get("modules")
-        given = {} if given is None else given
-        if not isinstance(given, dict):
-            self.problems.add((*path, "modules"), f"expected a mapping of slot to module; given {shown(given)}")
+        by_slot = value.get("modules")
+        by_slot = {} if by_slot is None else by_slot
+        if not isinstance(by_slot, dict):
+            self.problems.add((*path, "modules"), f"expected a mapping of slot to module; given {shown(by_slot)}")
             return None
-        for slot in given:
+        for slot in by_slot:
             if slot not in slots:
                 self.problems.add((*path, "modules", slot), unknown(f"slot of agent {name!r}", slot, slots))
         if len(slots) != 1:
             for key in flat:
                 self.problems.add((*path, key), unknown_key(key, [*model.model_fields, "modules"], model))
             flat = {}
-        modules = {slot: self._module(slot, default, given.get(slot), flat) for slot, default in slots.items()}
+        modules = {slot: self._module(slot, default, by_slot.get(slot), flat) for slot, default in slots.items()}
         for slot, module in modules.items():
             wrong = None if module is None else misfit(module.name, AGENTS.get(name), slot)
             if wrong is not None:
                 self.problems.add((*path, "modules", slot, "name"), wrong)
         options = self.options(model, own, path)
-        found = {slot: module for slot, module in modules.items() if module is not None}
-        return None if options is None or len(found) < len(slots) else AgentSpec(name, options, found)
+        valid = {slot: module for slot, module in modules.items() if module is not None}
+        return None if options is None or len(valid) < len(slots) else AgentSpec(name, options, valid)
 
     def _module(self, slot: str, default: str, value: object, flat: dict[str, Any]) -> Component | None:
         path: KeyPath = ("agent", "modules", slot)
@@ -202,14 +202,14 @@ class Checker:
         """The trainer; null is none. The datasets of its stages are checked like those under `data`."""
         if value is None:
             return None
-        found = self.component(TRAINERS, value, ("train",))
-        if found is not None and isinstance(found.options, LoopOptions):
-            for key, dataset in found.options.datasets():
+        trainer = self.component(TRAINERS, value, ("train",))
+        if trainer is not None and isinstance(trainer.options, LoopOptions):
+            for key, dataset in trainer.options.datasets():
                 self.dataset(dataset, ("train", *key))
-            for key, registry, component in found.options.components():
+            for key, registry, component in trainer.options.components():
                 name, own = named(component)
                 self.options(registry.options(name), own, ("train", *key))
-        return found
+        return trainer
 
     def dataset(self, spec: object, path: KeyPath) -> Component | None:
         """One dataset, in any of the forms that it may be written in."""
@@ -220,10 +220,10 @@ class Checker:
             return None
         if isinstance(spec, str) and path in self.origins:
             self.origins |= {(*path, key): self.origins[path] for key in values}
-        found = self.component(DATASETS, values, path)
-        for place, inner in getattr(found.options, "inner", tuple)() if found else ():
+        dataset = self.component(DATASETS, values, path)
+        for place, inner in getattr(dataset.options, "inner", tuple)() if dataset else ():
             self.dataset(inner, (*path, *place))
-        return found
+        return dataset
 
     def data(self, value: object) -> DataConfig | None:
         """The datasets: `eval` is a mapping of names, or a list named by its files."""
@@ -232,17 +232,17 @@ class Checker:
             self.problems.add(("data",), f"expected a mapping with `train` and `eval`; given {shown(value)}")
             return None
         train = value.get("train")
-        found = None if train is None else self.dataset(train, ("data", "train"))
+        training = None if train is None else self.dataset(train, ("data", "train"))
         evaluated = self._eval(value.get("eval"))
         rest = {k: v for k, v in value.items() if k not in ("train", "eval")}
         checked = self.options(DataConfig, rest, ("data",))
-        return None if checked is None else checked.model_copy(update={"train": found, "eval": evaluated})
+        return None if checked is None else checked.model_copy(update={"train": training, "eval": evaluated})
 
     def _eval(self, value: object) -> dict[str, Component]:
         path: KeyPath = ("data", "eval")
-        found: dict[str, Component] = {}
+        sets: dict[str, Component] = {}
         if value is None:
-            return found
+            return sets
         entries: list[tuple[str | None, object, KeyPath]]
         if isinstance(value, dict):
             entries = [(name, spec, (*path, name)) for name, spec in value.items()]
@@ -255,25 +255,27 @@ class Checker:
             if dataset is None:
                 continue
             title = name or dataset_title({"name": dataset.name, **dataset.options.model_dump()})
-            same = next((other for other in found if file_stem(other) == file_stem(title)), None)
-            if title in found:
+            same = next((other for other in sets if file_stem(other) == file_stem(title)), None)
+            if title in sets:
                 self.problems.add(place, f"two evaluation sets are called {title!r}; write a mapping of names to sets")
             elif same is not None:
-                told = f"{title!r} and {same!r} differ in signs alone, and their results would lie in one file"
-                self.problems.add(place, f"{told}; rename one of the two")
-            found[title] = dataset
+                reason = f"{title!r} and {same!r} differ only in punctuation, so their results would share a file"
+                self.problems.add(place, f"{reason}; rename one of the two")
+            sets[title] = dataset
             self._move(place, (*path, title))
-        return found
+        return sets
 
 
 def without(values: object, places: Sequence[KeyPath]) -> Any:
-    """A copy of `values` without what lies at `places` (where a key is missing: what it is missing from), or None."""
-    kept = deepcopy(values)
-    return kept if all(_drop(kept, place) for place in places) else None
+    """A copy of `values` without the values at `places`, or without the mapping that lacks a key; None if nothing
+    remains."""
+    remaining = deepcopy(values)
+    return remaining if all(_drop(remaining, place) for place in places) else None
 
 
 def _drop(values: Any, place: KeyPath) -> bool:
-    """Delete the nearest key of a mapping at or around `place`; whether there was one. What is gone already counts."""
+    """Delete the nearest key of a mapping at or around `place`; whether one exists. One that is deleted already
+    counts."""
     inside = [values]
     for part in place:
         if not holds(inside[-1], part):
@@ -290,7 +292,8 @@ def dataset_component(spec: object, base_dir: Path) -> Component:
     """A dataset in any of the forms that a config may write it in. Raises ConfigError with every problem."""
     origins: dict[KeyPath, Origin] = {}
     problems = Problems(origins, "data")
-    found = Checker(problems, origins, base_dir, {}).dataset(spec, ("data",))
+    component = Checker(problems, origins, base_dir, {}).dataset(spec, ("data",))
     problems.raise_any()
-    assert found is not None
-    return found
+    if component is None:
+        raise ConfigError(f"data: {shown(spec)} is no dataset")
+    return component

@@ -1,4 +1,5 @@
-"""What a dataset may be written as: a registered name, the path of a file, a hub id, or a mapping with options."""
+"""The forms in which a config writes a dataset: a registered name, the path of a file, a hub id, or a mapping with
+options."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ def locate(text: str, base_dir: Path) -> Path | None:
 
 
 def anchored(text: str, base_dir: Path) -> str:
-    """`text`, made absolute where only the config's folder has such a file or folder, so that it is found again."""
+    """`text`, made absolute if only the config's folder has such a file or folder, so that it stays valid elsewhere."""
     if "\0" in text or text.startswith("~/") or text == "tiny":
         return text
     beside = base_dir / text
@@ -32,7 +33,7 @@ def anchored(text: str, base_dir: Path) -> str:
 
 
 def dataset_values(spec: object, base_dir: Path) -> dict[str, Any]:
-    """`spec` as a mapping of `name` (a registered dataset) and its options, the path of a file found beside the config
+    """`spec` as a mapping of `name` (a registered dataset) and its options, with the path of a file beside the config
     made absolute.
 
     Raises ValueError with a sentence when `spec` names nothing that can be a dataset.
@@ -81,12 +82,12 @@ def _from_text(text: str, base_dir: Path) -> dict[str, Any]:
 
 
 def file_stem(title: str) -> str:
-    """The name of a file for what is called `title`: letters, digits and . + - _, and a - for other signs."""
+    """A file name for the dataset `title`: letters, digits and . + - _, and a - for other characters."""
     return re.sub(r"[^\w.+-]+", "-", title)
 
 
 def dataset_title(values: Mapping[str, Any]) -> str:
-    """The name that a dataset is reported under when none is given: a file's stem, the last part of a hub id."""
+    """The name that a dataset is reported under if the config gives none: a file's stem, the last part of a hub id."""
     if isinstance(values.get("path"), str):
         return Path(values["path"]).stem
     if isinstance(values.get("id"), str):

@@ -1,4 +1,4 @@
-"""What can be written into a config, for people (`list --verbose`) and for editors (`config schema`)."""
+"""The options of a config, for people (`list --verbose`) and for editors (`config schema`)."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def json_schema() -> dict[str, Any]:
         "properties": {name: sections[name] for name in (*SECTIONS, "base")},
         "additionalProperties": False,
         "$defs": defs,
-        "components": {kind: [c["properties"]["name"]["const"] for c in found] for kind, found in components.items()},
+        "components": {kind: [c["properties"]["name"]["const"] for c in listed] for kind, listed in components.items()},
     }
 
 
@@ -214,7 +214,7 @@ def _component(kind: Registry[Any], name: str, defs: dict[str, Any], schemas: di
 def _agents(defs: dict[str, Any], schemas: dict[str, Any]) -> list[dict[str, Any]]:
     """Agents with their modules; the options of an agent's only module may stand beside the agent's own."""
     modules = [_component(MODULES, name, defs, schemas) for name in MODULES.names()]
-    found = []
+    agents = []
     for name in AGENTS.names():
         schema = _component(AGENTS, name, defs, schemas)
         slots = AGENTS.get(name).slots
@@ -224,8 +224,8 @@ def _agents(defs: dict[str, Any], schemas: dict[str, Any]) -> list[dict[str, Any
             for module in modules:
                 beside = {key: value for key, value in module["properties"].items() if key != "name"}
                 schema["properties"] = {**beside, **schema["properties"]}
-        found.append(schema)
-    return found
+        agents.append(schema)
+    return agents
 
 
 def _either(components: list[dict[str, Any]]) -> dict[str, Any]:

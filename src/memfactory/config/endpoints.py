@@ -1,4 +1,4 @@
-"""Whether the endpoints of a config can be asked: their addresses, and the keys that they need."""
+"""Checks of the endpoints that a config names: their addresses and keys."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from memfactory.errors import ConfigError
 from memfactory.memory.options import OpenAIEmbedderConfig
 from memfactory.redaction import read_key
 
-Asked = OpenAIEngineConfig | VllmServerConfig | OpenAIEmbedderConfig
+Endpoint = OpenAIEngineConfig | VllmServerConfig | OpenAIEmbedderConfig
 
 
-def endpoints(config: RunConfig) -> Iterator[tuple[KeyPath, Asked]]:
+def endpoints(config: RunConfig) -> Iterator[tuple[KeyPath, Endpoint]]:
     """Every endpoint that the config describes, by its place."""
     places: dict[KeyPath, object] = {("engine",): config.engine, ("memory", "embedder"): config.memory.embedder}
     places |= {("engines", name): engine for name, engine in config.engines.items()}
     for path, described in places.items():
-        if isinstance(described, Asked):
+        if isinstance(described, Endpoint):
             yield path, described
 
 
-def address_key(endpoint: Asked) -> str:
+def address_key(endpoint: Endpoint) -> str:
     """The key that an endpoint's address is written under."""
     return "url" if isinstance(endpoint, VllmServerConfig) else "base_url"
 
@@ -41,7 +41,7 @@ def check_addresses(config: RunConfig, problems: Problems) -> None:
             problems.add((*path, key), problem)
 
 
-def check_key(path: KeyPath, endpoint: Asked, problems: Problems) -> None:
+def check_key(path: KeyPath, endpoint: Endpoint, problems: Problems) -> None:
     """Note a key that is missing or cannot be one, and an address in the environment that is none."""
     model = "the server" if isinstance(endpoint, VllmServerConfig) else repr(endpoint.model)
     variable = endpoint.api_key_env

@@ -22,7 +22,8 @@ _OPENING = re.compile(r"(\\*)\$\{")
 
 
 def resolve(values: dict[str, Any], problems: Problems) -> dict[str, Any]:
-    """`values` with every interpolation filled in; what cannot be is noted in `problems` and becomes None.
+    """`values` with every interpolation filled in; a value that cannot be resolved is reported to `problems` and
+    becomes None.
 
     Raises ConfigError with all problems for references that multiply without bound.
     """
@@ -56,7 +57,7 @@ def _without_unreadable(value: Any, path: KeyPath, problems: Problems) -> Any:
 
 def _refused(text: str) -> str | None:
     """Why an interpolation in `text` is none of those that a config may hold; None where all of them are."""
-    # What stands around a literal ${ must not come together to another.
+    # The text around a literal ${ must not join into another.
     unescaped = re.sub(r"\\\\|\\\$\{", " ", text)
     if _NESTED_NAME.search(unescaped):
         return "a ${...} inside the name of another is not supported; write the key out"
@@ -91,9 +92,9 @@ def _expansion(
         return sizes[path]
     if path in inside or len(inside) > 200:
         return 0, 0
-    found, value = _at(values, path)
+    exists, value = _at(values, path)
     count = characters = 0
-    for below, leaf in leaves(value, path) if found else ():
+    for below, leaf in leaves(value, path) if exists else ():
         if not isinstance(leaf, str):
             continue
         characters += len(leaf)
@@ -107,7 +108,7 @@ def _expansion(
 
 
 def _at(values: Any, path: KeyPath) -> tuple[bool, Any]:
-    """Whether there is something at `path`, and what."""
+    """Whether `path` exists, and its value."""
     for part in path:
         if isinstance(values, dict) and part in values:
             values = values[part]

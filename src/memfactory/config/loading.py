@@ -27,7 +27,7 @@ from memfactory.config.renames import restore_own_names, use_present_names, warn
 from memfactory.config.rules import check_rules
 from memfactory.config.schema import SECTIONS, AgentSpec, Component, DataConfig, PlainSections, RunConfig
 from memfactory.config.secrets import resolved_secrets, written_secrets
-from memfactory.config.short_forms import said_by, write_out
+from memfactory.config.short_forms import origins_of, write_out
 from memfactory.config.sources import Source, find_source
 from memfactory.config.strange_endpoints import refuse_strange_endpoints
 from memfactory.config.trained import check_trained
@@ -63,7 +63,7 @@ class Resolved:
     origins: Mapping[str, str] = field(default_factory=dict)
 
     def to_yaml(self) -> str:
-        """YAML that `load_config` reads back to an equal configuration, whatever parts exist by then."""
+        """YAML that `load_config` reads back to an equal configuration, independent of the parts that exist then."""
         return dump(escape(self.values))
 
 
@@ -78,36 +78,36 @@ def load_config(
 ) -> Resolved:
     """The configuration that `source` names, with `key=value` overrides, validated.
 
-    `source` is a YAML file, a run folder, a checkpoint, a model folder or `tiny`. With a `command` (train, eval,
-    infer) the files, keys, extras and hardware it needs are checked as well. A model by itself takes all but which
-    model it is from `like`, or from `beside` what its memfactory.yaml does not say of its agent; a config or run takes
-    nothing. `trust`: the code that a run folder brings may run. Raises ConfigError with every problem.
+    `source` is a YAML file, a run folder, a checkpoint, a model folder or `tiny`. With a `command` (train, eval, infer)
+    the files, keys, extras and hardware it needs are checked as well. A model by itself takes the whole config from
+    `like`, except for the model, or from `beside` the settings that its memfactory.yaml leaves open; a config or run
+    takes nothing. `trust`: the code that a run folder brings may run. Raises ConfigError with every problem.
     """
     if command is not None and command not in get_args(Command):
         raise ValueError(f"no command {command!r}; there are {get_args(Command)}")
-    found = find_source(source, trained=command in ("eval", "infer"))
+    located = find_source(source, trained=command in ("eval", "infer"))
     reference = like or beside
-    if reference is not None and found.file is None:
-        found = replace(found, base_dir=reference.base_dir)
+    if reference is not None and located.file is None:
+        located = replace(located, base_dir=reference.base_dir)
         likeness = Like(reference.name, reference.values, strictly=like is not None)
     else:
         likeness = None
-    tree, folders, agent_file = _composed(found, overrides, likeness)
-    problems = Problems(tree.origins, found.shown)
+    tree, folders, agent_file = _composed(located, overrides, likeness)
+    problems = Problems(tree.origins, located.shown)
     for path, message in written_secrets(tree.values):
         problems.add(path, message)
     tree.values = resolve(tree.values, problems)
     for path, message in resolved_secrets(tree.values):
         problems.add(path, message)
     refuse_policy_decoding(tree, problems, COMMAND_LINE)
-    _anchor(tree.values, found.base_dir)
-    withheld = withhold_remote_code(tree, found)
-    if command == "infer" and found.file is None and agent_file is not None and agent_file.plugins:
+    _anchor(tree.values, located.base_dir)
+    withheld = withhold_remote_code(tree, located)
+    if command == "infer" and located.file is None and agent_file is not None and agent_file.plugins:
         leave_out_training(tree)
-    plugins = load_plugins(tree, found, problems, command=command, trusting=trust)
+    plugins = load_plugins(tree, located, problems, command=command, trusting=trust)
     restore_own_names(tree)
     parts = {section: part_names(section, folders) for section in PART_FOLDERS}
-    config = _validated(tree, problems, Checker(problems, tree.origins, found.base_dir, parts, tree.named))
+    config = _validated(tree, problems, Checker(problems, tree.origins, located.base_dir, parts, tree.named))
     for index, baseline in enumerate(config.eval.baselines):
         name = agent_name(baseline)
         if name not in (existing := {*AGENTS.names(), *parts["agent"]}):
@@ -117,28 +117,28 @@ def load_config(
     check_addresses(config, problems)
     if command in (None, "train"):
         warnings += check_trained(config, problems)
-    warnings += [] if found.note is None else [found.note]
+    warnings += [] if located.note is None else [located.note]
     if agent_file is not None:
         note_withheld(agent_file, tree, problems)
-        if found.file is not None:
+        if located.file is not None:
             warnings += of_another_agent(plain(config)["agent"], agent_file)
     if not problems:
         warnings += without_effect(config, tree, training=command in (None, "train"), written_by_user=COMMAND_LINE)
     if command is not None:
-        warnings += Readiness(config, found.base_dir, problems, cast("Command", command)).check()
+        warnings += Readiness(config, located.base_dir, problems, cast("Command", command)).check()
     problems.raise_any()
-    # What a model by itself takes from a run beside it comes from that run's folder too.
-    brought_by = found.run if found.file is not None or reference is None else reference.run
+    # Settings that a model takes from a run beside it come from that run's folder too.
+    brought_by = located.run if located.file is not None or reference is None else reference.run
     if command is not None and brought_by is not None:
         refuse_strange_endpoints(config, tree, brought_by, trusting=trust)
     values = plain(config)
     resolved = Resolved(
         config=config,
         values=values,
-        source=found.file,
-        base_dir=found.base_dir,
-        name=found.name,
-        run=found.run,
+        source=located.file,
+        base_dir=located.base_dir,
+        name=located.name,
+        run=located.run,
         warnings=tuple(warnings),
         plugins=plugins,
         origins={dotted(path): str(tree.origins[path]) for path, _ in leaves(values) if path in tree.origins},
@@ -168,7 +168,7 @@ def load_side_by_side(
 ) -> list[Resolved]:
     """The configurations of several sources that are to be compared; the overrides count for all of them.
 
-    A model by itself is run like `like`, a run or config; where none is named, it takes what it does not say itself
+    A model by itself is run like `like`, a run or config; without one, it takes the settings that it leaves open
     from the first run or config among the sources. Raises ConfigError with every problem of the first that has any.
     """
     if like is not None:
@@ -185,20 +185,20 @@ def load_side_by_side(
 
 
 def agent_name(agent: str | Mapping[str, object]) -> str:
-    """The name in what may stand under `agent:`."""
+    """The name of an agent, written as under `agent:`."""
     return agent if isinstance(agent, str) else str(agent.get("name", agent.get("base")))
 
 
 def with_agent(resolved: Resolved, agent: str | Mapping[str, object]) -> Resolved:
-    """The configuration with another agent: what may stand under `agent:`, such as the name of a part or an agent.
+    """The configuration with another agent, written as under `agent:`, such as the name of a part or an agent.
 
-    In a slot that both agents have, who speaks stays the same: a frozen module of a helper's leaves its interface and
-    engine to the one that takes its place. Raises ConfigError with every problem.
+    A slot that both agents have keeps its engine: the new module takes over interface and engine from a frozen one.
+    Raises ConfigError with every problem.
     """
     folders = config_folders(resolved.base_dir)
     here = Origin(f"the agent {agent_name(agent)!r}")
     values = {"agent": deepcopy(agent)}
-    tree = use_present_names(Tree(values, said_by(values, here)))
+    tree = use_present_names(Tree(values, origins_of(values, here)))
     expand_sections(tree, folders)
     write_out(tree)
     problems = Problems(tree.origins, here.source)
@@ -207,15 +207,17 @@ def with_agent(resolved: Resolved, agent: str | Mapping[str, object]) -> Resolve
     spec = Checker(problems, tree.origins, resolved.base_dir, parts, tree.named).agent(tree.values["agent"])
     problems.raise_any()
     assert spec is not None
-    modules = {slot: _spoken_as(resolved.config.agent.modules.get(slot), new) for slot, new in spec.modules.items()}
+    modules = {
+        slot: _on_same_engine(resolved.config.agent.modules.get(slot), new) for slot, new in spec.modules.items()
+    }
     config = resolved.config.model_copy(update={"agent": replace(spec, modules=modules)})
     check_rules(config, problems)
     problems.raise_any()
     return replace(resolved, config=config, values=plain(config))
 
 
-def _spoken_as(before: Component | None, new: Component) -> Component:
-    """The module `new`, frozen and spoken by a helper where the one before it in its slot is."""
+def _on_same_engine(before: Component | None, new: Component) -> Component:
+    """The module `new`, frozen and on the same engine if the module before it in its slot is frozen."""
     options = None if before is None else before.options
     if not isinstance(options, ModuleOptions) or options.interface != "inference":
         return new
@@ -229,20 +231,22 @@ def load_values(path: Path) -> dict[str, Any]:
     return resolve(tree.values, Problems(tree.origins, str(path)))
 
 
-def _composed(found: Source, overrides: Sequence[str], like: Like | None) -> tuple[Tree, list[Path], AgentFile | None]:
-    """The file with its parts, what the source itself says laid over it, and the overrides; where parts are looked for;
-    and the memfactory.yaml that may have said what the agent is."""
+def _composed(
+    located: Source, overrides: Sequence[str], like: Like | None
+) -> tuple[Tree, list[Path], AgentFile | None]:
+    """The file with its parts under the values of the source and the overrides; the folders of parts; and the
+    memfactory.yaml that defines the agent, if any."""
     parsed, renamed = with_present_names(parse_overrides(overrides))
-    folders = config_folders(found.base_dir if found.file is not None or like is not None else None)
-    agent_file = found.agent
-    if found.file is None:
-        tree = tree_of_model(found, like, folders)
+    folders = config_folders(located.base_dir if located.file is not None or like is not None else None)
+    agent_file = located.agent
+    if located.file is None:
+        tree = tree_of_model(located, like, folders)
     else:
-        tree = compose_file(found.file)
-        if found.values:
-            tree = merge(write_out(tree), Tree(found.values, said_by(found.values, Origin(found.shown))))
-        if found.run is None:
-            agent_file = fill_in_agent(tree, parsed, found.base_dir)
+        tree = compose_file(located.file)
+        if located.values:
+            tree = merge(write_out(tree), Tree(located.values, origins_of(located.values, Origin(located.shown))))
+        if located.run is None:
+            agent_file = fill_in_agent(tree, parsed, located.base_dir)
     tree.renamed += renamed
     apply_overrides(tree, parsed, folders, _LISTS)
     return with_unused(write_out(tree), folders), folders, agent_file
@@ -251,8 +255,8 @@ def _composed(found: Source, overrides: Sequence[str], like: Like | None) -> tup
 def _anchor(values: dict[str, Any], base_dir: Path) -> None:
     """Make paths absolute that exist beside the config only: a run's written config lies elsewhere."""
     engines, plugins = values.get("engines"), values.get("plugins")
-    helpers = engines.values() if isinstance(engines, dict) else ()
-    for model in (values.get("model"), *(helper.get("model") for helper in helpers if isinstance(helper, dict))):
+    named = engines.values() if isinstance(engines, dict) else ()
+    for model in (values.get("model"), *(engine.get("model") for engine in named if isinstance(engine, dict))):
         for key in ("path", "adapter", "chat_template"):
             if isinstance(model, dict) and isinstance(model.get(key), str):
                 model[key] = anchored(model[key], base_dir)
@@ -266,7 +270,7 @@ def _anchor(values: dict[str, Any], base_dir: Path) -> None:
 
 
 def _validated(tree: Tree, problems: Problems, checker: Checker) -> RunConfig:
-    """The whole config. What is wrong is noted in `problems` and replaced by its default or by an empty component."""
+    """The whole config. A wrong value is reported to `problems` and replaced by its default or an empty component."""
     values = {key: value for key, value in tree.values.items() if key != "resolved"}
     for key in values:
         if key not in SECTIONS:
@@ -293,25 +297,25 @@ def _required(
 
 def plain(config: RunConfig) -> dict[str, Any]:
     """The configuration as plain values, in the order in which configs are written, defaults included."""
-    found: dict[str, Any] = {"resolved": True}
+    values: dict[str, Any] = {"resolved": True}
     for name in SECTIONS:
         value = getattr(config, name)
         if isinstance(value, AgentSpec):
             modules = {slot: _plain_component(module) for slot, module in value.modules.items()}
-            found[name] = {**_plain_component(value), "modules": modules}
+            values[name] = {**_plain_component(value), "modules": modules}
         elif isinstance(value, DataConfig):
             sets = {title: _plain_component(dataset) for title, dataset in value.eval.items()}
             train = None if value.train is None else _plain_component(value.train)
-            found[name] = {"train": train, "eval": sets, "shuffle": value.shuffle}
+            values[name] = {"train": train, "eval": sets, "shuffle": value.shuffle}
         elif isinstance(value, Component):
-            found[name] = _plain_component(value)
+            values[name] = _plain_component(value)
         elif name == "engine":
-            found[name] = _plain_engine(config.engine, set(POLICY_DECODING))
+            values[name] = _plain_engine(config.engine, set(POLICY_DECODING))
         elif name == "engines":
-            found[name] = {helper: _plain_engine(engine) for helper, engine in config.engines.items()}
+            values[name] = {title: _plain_engine(engine) for title, engine in config.engines.items()}
         else:
-            found[name] = config.model_dump(mode="json", include={name})[name]
-    return found
+            values[name] = config.model_dump(mode="json", include={name})[name]
+    return values
 
 
 def _plain_engine(engine: Options, without: set[str] | None = None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Pydantic's errors as sentences: what was expected, what was given, which keys exist and the nearest of them."""
+"""Pydantic's errors as sentences: the expected value, the given one, the keys that exist and the nearest of them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _RANGES = {
     "less_than": ("lt", "less than"),
     "less_than_equal": ("le", "at most"),
 }
-_SIGNS = re.compile(r"\^\[0-9a-zA-Z((?:\\.|[^\]\\-])+)\]\+\$")
+_CHARACTERS = re.compile(r"\^\[0-9a-zA-Z((?:\\.|[^\]\\-])+)\]\+\$")
 
 
 def sentences(error: ValidationError, model: object, data: object) -> Iterator[tuple[KeyPath, str]]:
@@ -45,10 +45,10 @@ def sentences(error: ValidationError, model: object, data: object) -> Iterator[t
     places: dict[KeyPath, list[ErrorDetails]] = {}
     for details in error.errors(include_url=False):
         places.setdefault(_path_in(data, details), []).append(details)
-    for path, found in places.items():
+    for path, errors in places.items():
         if any(path != other and other[: len(path)] == path for other in places):
-            continue  # One member of a union fits down to a deeper key; that error is the one that helps.
-        yield path, _sentence(path, found, model)
+            continue  # One type of a union fits down to a deeper key; its error is the useful one.
+        yield path, _sentence(path, errors, model)
 
 
 def holds(here: object, part: str | int) -> bool:
@@ -57,7 +57,7 @@ def holds(here: object, part: str | int) -> bool:
 
 
 def _path_in(data: Any, details: ErrorDetails) -> KeyPath:
-    """The error's location without the names of union members, which are no keys of the data."""
+    """The error's location without the names of union types, which are no keys of the data."""
     path: list[str | int] = []
     here = data
     for position, part in enumerate(details["loc"]):
@@ -69,8 +69,8 @@ def _path_in(data: Any, details: ErrorDetails) -> KeyPath:
     return tuple(path)
 
 
-def _sentence(path: KeyPath, found: list[ErrorDetails], model: object) -> str:
-    first = found[0]
+def _sentence(path: KeyPath, errors: list[ErrorDetails], model: object) -> str:
+    first = errors[0]
     if first["type"] == "missing":
         return "is missing"
     if first["type"] == "extra_forbidden":
@@ -84,11 +84,11 @@ def _sentence(path: KeyPath, found: list[ErrorDetails], model: object) -> str:
         near = nearest(tag, [choice.strip("' ") for choice in _choices(first).split(",")])
         hint = f"; did you mean {near!r}?" if near else "."
         return f"there is no kind {tag!r}{hint} There are: {_choices(first)}"
-    expected = " or ".join(dict.fromkeys(_expected(details) for details in found))
-    given = first["input"]
-    message = f"expected {expected}; given {shown(given)}"
-    literals = [choice for details in found for choice in _literals(details)]
-    near = nearest(given, literals) if isinstance(given, str) else None
+    expected = " or ".join(dict.fromkeys(_expected(details) for details in errors))
+    value = first["input"]
+    message = f"expected {expected}; given {shown(value)}"
+    literals = [choice for details in errors for choice in _literals(details)]
+    near = nearest(value, literals) if isinstance(value, str) else None
     return f"{message}; did you mean {near!r}?" if near else message
 
 
@@ -100,7 +100,7 @@ def _expected(details: ErrorDetails) -> str:
     if kind == "literal_error":
         return f"one of {details['ctx']['expected']}"
     if kind == "string_pattern_mismatch":
-        return _of_signs(str(details["ctx"]["pattern"]))
+        return _of_characters(str(details["ctx"]["pattern"]))
     if kind in ("string_too_long", "string_too_short"):
         most = kind == "string_too_long"
         number = details["ctx"]["max_length" if most else "min_length"]
@@ -110,12 +110,12 @@ def _expected(details: ErrorDetails) -> str:
     )
 
 
-def _of_signs(pattern: str) -> str:
-    """What fits `pattern`, in words where it is a list of signs beside letters and digits."""
-    found = _SIGNS.fullmatch(pattern)
-    if found is None:
+def _of_characters(pattern: str) -> str:
+    """A description of `pattern`: the characters that it lists beside letters and digits, or else the pattern."""
+    listed = _CHARACTERS.fullmatch(pattern)
+    if listed is None:
         return f"text that matches {pattern}"
-    return f"text of letters, digits and {' '.join(found[1].replace(chr(92), ''))} only"
+    return f"text of letters, digits and {' '.join(listed[1].replace(chr(92), ''))} only"
 
 
 def _choices(details: ErrorDetails) -> str:
@@ -129,13 +129,13 @@ def _literals(details: ErrorDetails) -> list[str]:
 
 
 def unknown_key(
-    given: str, existing: list[str], model: type | None = None, places: Callable[[str], list[str]] | None = None
+    key: str, existing: list[str], model: type | None = None, places: Callable[[str], list[str]] | None = None
 ) -> str:
-    """The sentence for a key that does not exist, with the nearest, or where (in `model`, or as `places` says) a key of
-    that name does exist."""
-    near = nearest(given, existing)
-    elsewhere = [dotted(path) for path in places_of(given, model)] if model is not None and near is None else []
-    elsewhere = elsewhere or (places(given) if places is not None and near is None else [])
+    """The message for a key that does not exist: the nearest key, or a place (in `model`, or from `places`) that has a
+    key of this name."""
+    near = nearest(key, existing)
+    elsewhere = [dotted(path) for path in places_of(key, model)] if model is not None and near is None else []
+    elsewhere = elsewhere or (places(key) if places is not None and near is None else [])
     hint = f"; did you mean {near!r}?" if near else f"; there is {elsewhere[0]!r}." if elsewhere else "."
     return f"unknown key{hint} There are: {', '.join(sorted(existing)) or '(none)'}"
 
@@ -166,7 +166,7 @@ def _options_at(annotation: object, path: KeyPath) -> list[type[BaseModel]]:
     for part in path:
         following: list[object] = []
         for step in here:
-            for inner in _members(step):
+            for inner in _types_of(step):
                 if isinstance(inner, type) and issubclass(inner, BaseModel):
                     if part in inner.model_fields:
                         following.append(inner.model_fields[str(part)].annotation)
@@ -178,17 +178,17 @@ def _options_at(annotation: object, path: KeyPath) -> list[type[BaseModel]]:
 
 def models_in(annotation: object) -> Iterator[type[BaseModel]]:
     """The options models that a field of type `annotation` can hold directly."""
-    for member in _members(annotation):
-        if isinstance(member, type) and issubclass(member, BaseModel):
-            yield member
+    for kind in _types_of(annotation):
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield kind
 
 
-def _members(annotation: object) -> Iterator[Any]:
+def _types_of(annotation: object) -> Iterator[Any]:
     origin = get_origin(annotation)
     if origin is Annotated:
-        yield from _members(get_args(annotation)[0])
+        yield from _types_of(get_args(annotation)[0])
     elif origin in (Union, types.UnionType):
         for argument in get_args(annotation):
-            yield from _members(argument)
+            yield from _types_of(argument)
     elif origin is not Literal:
         yield annotation

@@ -1,4 +1,4 @@
-"""What a model by itself is run as: the agent of its memfactory.yaml, the run or config beside it, or the defaults."""
+"""The config of a model by itself: the agent of its memfactory.yaml, the run or config beside it, or the defaults."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from memfactory.config.interpolation import escape
 from memfactory.config.overrides import Override
 from memfactory.config.parts import expand_sections, is_dir, merge
 from memfactory.config.problems import Problems, shown
-from memfactory.config.short_forms import said_by
+from memfactory.config.short_forms import origins_of
 from memfactory.config.slots import named_in
 from memfactory.config.sources import HUB_ID, Source
 from memfactory.config.tree import Origin, Tree
 
 DEFAULTS: Mapping[str, Any] = {"agent": "memory_agent", "env": "longcontext"}
 _OF_THE_RUN = ("resolved", "train", "output")
-"""What a model does not take from the config that it is run like."""
+"""Keys that a model does not take from the config that it is run like."""
 _OF_THE_MODEL = ("path", "adapter", "random_weights", "trust_remote_code")
-"""What says which model it is, and what its code may do: never taken from another's config."""
+"""Keys that name the model and the rights of its code: never taken from another's config."""
 _NOTED = ("dtype", "template_options")
 _THE_AGENTS = ("agent", "memory")
-"""What a model's memfactory.yaml says even where data and settings come from a config beside it."""
+"""Sections of a model's memfactory.yaml that count even if data and settings come from a config beside it."""
 _LOCAL_ENGINES = ("hf", "vllm")
 
 
@@ -39,10 +39,10 @@ class Like:
     strictly: bool
 
 
-def tree_of_model(found: Source, like: Like | None, folders: list[Path]) -> Tree:
+def tree_of_model(source: Source, like: Like | None, folders: list[Path]) -> Tree:
     """The config of a model by itself, before any override."""
-    tree = Tree() if like is None else _likened(like, "model" in found.values)
-    own = found.agent
+    tree = Tree() if like is None else _likened(like, "model" in source.values)
+    own = source.agent
     if own is not None and (like is None or not like.strictly):
         taken = own.tree() if like is None else own.tree(_THE_AGENTS)
         tree = Tree({**tree.values, **taken.values}, {**tree.origins, **taken.origins}, renamed=taken.renamed)
@@ -53,11 +53,11 @@ def tree_of_model(found: Source, like: Like | None, folders: list[Path]) -> Tree
     # Mappings are whole; only the defaults are names of parts.
     tree.values["resolved"] = True
     expand_sections(tree, folders)
-    return merge(tree, Tree(found.values, said_by(found.values, Origin(found.shown))))
+    return merge(tree, Tree(source.values, origins_of(source.values, Origin(source.shown))))
 
 
 def _likened(like: Like, has_model: bool) -> Tree:
-    """What a model takes from `like`; where only modules have learnt (no `has_model`) it is the model's engine too."""
+    """The settings that a model takes from `like`, its engine too if only modules were trained (no `has_model`)."""
     values = {name: value for name, value in like.values.items() if name not in _OF_THE_RUN}
     if not has_model:
         return Tree(escape(values), {(name,): Origin(like.name) for name in values})
@@ -74,26 +74,26 @@ def fill_in_agent(tree: Tree, overrides: Sequence[Override], base_dir: Path) -> 
     for place in _model_folders(tree, overrides):
         folder = Path(anchored(place, base_dir)).expanduser()
         if is_dir(folder):
-            found = read_agent_file(folder)
+            agent_file = read_agent_file(folder)
         else:
-            # The hub is asked only where there is need of an answer.
-            found = published_agent_file(place) if HUB_ID.fullmatch(place) and not named else None
-        if found is not None:
+            # The hub is asked only if the config names no agent.
+            agent_file = published_agent_file(place) if HUB_ID.fullmatch(place) and not named else None
+        if agent_file is not None:
             names = tuple(name for name in _THE_AGENTS if name not in tree.values)
-            taken = found.tree(names)
+            taken = agent_file.tree(names)
             tree.values.update(taken.values)
             tree.origins.update(taken.origins)
             tree.renamed += taken.renamed
             if "agent" in taken.values:
                 tree.named = named_in(tree.values["agent"], tree.origins, ("agent",))
-            return found
+            return agent_file
     return None
 
 
 def _model_folders(tree: Tree, overrides: Sequence[Override]) -> list[str]:
-    """What the config and its overrides name as the adapter and the model, as far as it is plain text."""
-    given = tree.values.get("model")
-    model: dict[str, Any] = dict(given) if isinstance(given, dict) else {"path": given}
+    """The adapter and the model that the config and its overrides name as plain text."""
+    written = tree.values.get("model")
+    model: dict[str, Any] = dict(written) if isinstance(written, dict) else {"path": written}
     for override in overrides:
         if override.path == ("model",):
             model = dict(override.value) if isinstance(override.value, dict) else {"path": override.value}
@@ -103,35 +103,35 @@ def _model_folders(tree: Tree, overrides: Sequence[Override]) -> list[str]:
 
 
 def note_withheld(agent_file: AgentFile, tree: Tree, problems: Problems) -> None:
-    """Note what memfactory.yaml names and a model's folder may not have run or asked, where it would be needed."""
+    """Report the code and endpoints that memfactory.yaml names, that the agent needs, and that no folder may choose."""
     memory = tree.values.get("memory")
     taken = tree.origins.get(("memory",)) == Origin(agent_file.shown)
     if agent_file.endpoint is not None and taken and not (isinstance(memory, dict) and memory.get("embedder")):
         problems.add(
             ("memory", "embedder"),
-            f"the agent embeds texts by an endpoint ({agent_file.endpoint}), and a model's folder does not choose who "
-            "is sent your texts and key; name one: memory.embedder='{kind: openai, model: MODEL, base_url: URL}'",
+            f"the agent embeds texts with an endpoint ({agent_file.endpoint}). A model's folder may not choose where "
+            "your texts and key go; name an endpoint: memory.embedder='{kind: openai, model: MODEL, base_url: URL}'",
         )
     if not {"model", "engine"} & {*tree.values}:
         problems.add(
             ("engine",),
-            f"the agent of {agent_file.shown} was spoken by an endpoint, which a model's folder does not choose; name "
-            "it, such as engine='{kind: openai, model: MODEL, base_url: URL}', or evaluate it --like its run",
+            f"the agent of {agent_file.shown} ran on an endpoint, which a model's folder may not choose; name "
+            "one, such as engine='{kind: openai, model: MODEL, base_url: URL}', or evaluate it --like its run",
         )
     if problems and agent_file.plugins and not tree.values.get("plugins"):
         names = ", ".join(agent_file.plugins)
         problems.add(
             ("plugins",),
-            f"the model was trained with plugins ({names}), and code is never run because a model's folder names it; "
-            f"where you have it and trust it, add plugins='[{names}]'",
+            f"the model was trained with plugins ({names}). No code runs because a model's folder names it; if you "
+            f"have these plugins and trust them, add plugins='[{names}]'",
         )
 
 
 def of_another_agent(agent: Mapping[str, Any], agent_file: AgentFile) -> list[str]:
-    """A warning where a config's agent, as plain values, is not the one that its model was trained as."""
+    """A warning if a config's agent, as plain values, differs from the agent that its model was trained as."""
     different = unlike(agent, agent_file.sections.get("agent", {}))
     if not different:
         return []
-    told = [f"{key}={shown(here)} (there {shown(there)})" for key, (here, there) in list(different.items())[:4]]
+    listed = [f"{key}={shown(here)} (there {shown(there)})" for key, (here, there) in list(different.items())[:4]]
     more = f" and {len(different) - 4} more" if len(different) > 4 else ""
-    return [f"the model was trained as another agent, says {agent_file.shown}: here {', '.join(told)}{more}"]
+    return [f"the model was trained as another agent, says {agent_file.shown}: here {', '.join(listed)}{more}"]

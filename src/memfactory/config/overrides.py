@@ -13,7 +13,7 @@ from typing import Any, cast
 from memfactory.config.parts import PART_FOLDERS, expand, merged, named_below
 from memfactory.config.problems import shown
 from memfactory.config.renames import both_names, present_path, use_present_names
-from memfactory.config.short_forms import DEFAULT_KINDS, chooses_kind, is_slot, said_by, short_key
+from memfactory.config.short_forms import DEFAULT_KINDS, chooses_kind, is_slot, origins_of, short_key
 from memfactory.config.slots import named_in
 from memfactory.config.tree import (
     DEEPEST,
@@ -32,8 +32,8 @@ from memfactory.redaction import is_secret, redacted_message
 
 COMMAND_LINE = 1_000_000
 """The layer of overrides: above every file."""
-SAID_THERE = "command line: "
-"""How the origin of what an override says begins."""
+COMMAND_LINE_PREFIX = "command line: "
+"""The beginning of an override's origin."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,10 @@ class Override:
     @property
     def origin(self) -> Origin:
         if is_secret(self.path[-1]):
-            return Origin(f"{SAID_THERE}{dotted(self.path)}=***", layer=COMMAND_LINE)
+            return Origin(f"{COMMAND_LINE_PREFIX}{dotted(self.path)}=***", layer=COMMAND_LINE)
         if isinstance(self.value, dict | list):
-            return Origin(f"{SAID_THERE}{dotted(self.path)}={shown(self.value)}", layer=COMMAND_LINE)
-        return Origin(f"{SAID_THERE}{redacted_message(self.text)}", layer=COMMAND_LINE)
+            return Origin(f"{COMMAND_LINE_PREFIX}{dotted(self.path)}={shown(self.value)}", layer=COMMAND_LINE)
+        return Origin(f"{COMMAND_LINE_PREFIX}{redacted_message(self.text)}", layer=COMMAND_LINE)
 
 
 def parse_override(text: str) -> Override:
@@ -62,21 +62,18 @@ def parse_override(text: str) -> Override:
         raise ConfigError(f"command line: {text}: an override needs '='; {hint}")
     if "/" in name:
         raise ConfigError(
-            f"command line: {text}: there is no file or folder of this name, and {key!r} is no key; write "
-            "section.key=value"
+            f"command line: {text}: no file or folder has this name, and {key!r} is no key; write section.key=value"
         )
     path = tuple(name.split("."))
     if path[0] in ("base", "resolved"):
-        raise ConfigError(
-            f"command line: {text}: {path[0]!r} counts in files only; name the config that is meant instead"
-        )
+        raise ConfigError(f"command line: {text}: {path[0]!r} counts in files only; name the config itself")
     if len(path) > DEEPEST:
         raise ConfigError(f"command line: {text:.60}...: nested too deeply: a config has at most {DEEPEST} levels")
     if not all(path) or any(part != part.strip() for part in path):
         raise ConfigError(f"command line: {text}: {key!r} is no key; write section.key=value")
     if not value.strip():
         raise ConfigError(
-            f"command line: {text}: no value is given; write {name}=null to unset it, {name}='\"\"' for no text"
+            f"command line: {text}: the value is empty; write {name}=null to unset it, {name}='\"\"' for no text"
         )
     try:
         parsed = parse_scalar(value)
@@ -123,7 +120,7 @@ def with_present_names(overrides: Sequence[Override], root: KeyPath = ()) -> tup
     renamed: tuple[Renamed, ...] = ()
     for override in overrides:
         values = _nested(override.path, override.value)
-        tree = use_present_names(Tree(values, said_by(values, override.origin)), root)
+        tree = use_present_names(Tree(values, origins_of(values, override.origin)), root)
         path = cast("tuple[str, ...]", present_path((*root, *override.path))[len(root) :])
         present.append(replace(override, path=path, value=_at(tree.values, path)))
         former = {one.path: one for one in tree.renamed if one.former is not None}
@@ -142,7 +139,7 @@ def apply_overrides(
 ) -> None:
     """Lay each override over `tree`, in place, as if it stood in a file above all others.
 
-    Whole sections (`agent=...`) come first, then what names a component, so that keys below them count. `defaults` are
+    Whole sections (`agent=...`) come first, then names of components, so that keys below them count. `defaults` are
     lists that a section has where the file says nothing. Raises ConfigError with every override whose key leads
     through something that is no mapping.
     """
@@ -166,7 +163,7 @@ def _apply(tree: Tree, override: Override, folders: list[Path], defaults: Mappin
     here, path = _place(tree.values, override, defaults)
     value: Any = override.value
     if len(path) > 1 and path[-1] in ("name", "kind") and path[-1] == short_key(path[:-1]):
-        # `engine.kind=vllm` says as much as `engine={kind: vllm}`: what stood there goes with its options.
+        # `engine.kind=vllm` means `engine={kind: vllm}`: the engine below goes with its options.
         if here.get(path[-1], DEFAULT_KINDS.get(path[:-1])) == value:
             return
         value, path = {path[-1]: value}, path[:-1]
@@ -175,7 +172,7 @@ def _apply(tree: Tree, override: Override, folders: list[Path], defaults: Mappin
     if isinstance(value, str) and bare is not None:
         # Written out here, so that the name is known to stand on the command line: options around it may not.
         value = {bare: value}
-    origins = {(*path, *inner): origin for inner, origin in said_by(value, override.origin).items()}
+    origins = {(*path, *inner): origin for inner, origin in origins_of(value, override.origin).items()}
     above = Tree({}, origins)
     if len(path) == 1 and path[0] in PART_FOLDERS:
         part = expand(str(path[0]), value, origins, folders)
@@ -188,7 +185,7 @@ def _apply(tree: Tree, override: Override, folders: list[Path], defaults: Mappin
     below = here[last] if isinstance(here, list) else here.get(last)
     if path == ("agent",):
         tree.named = named_below(tree, {"agent": value}, ())
-    # What stays of a mapping was written where it was, also where only something around it is known to be.
+    # The rest of a mapping keeps its origin, or else the nearest origin around it.
     stood = next((tree.origins[path[:n]] for n in range(len(path), 0, -1) if path[:n] in tree.origins), None)
     here[path[-1]] = merged(below, value, path, (), tree.origins)
     tree.origins.update({p: replace(o, layer=min(o.layer, COMMAND_LINE)) for p, o in above.origins.items()})

@@ -1,7 +1,7 @@
 """Composition: a config, the config it is based on, and the parts (agent, environment, trainer) it names.
 
 A part is a YAML file in `agents/`, `envs/` or `train/` beside the config, in a `configs/` folder around it, in the
-working directory's `configs/`, or in the package's own. It does not know what the options mean.
+working directory's `configs/`, or in the package's own. It does not know the meaning of options.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ def config_folders(near: Path | None) -> list[Path]:
     """Folders that may hold configs and the folders of parts, nearest first. `near` is a config's own folder."""
     around = [] if near is None else [near, near / "configs", *(p for p in near.parents if p.name == "configs")]
     candidates = [*around, Path("configs"), packaged_configs()]
-    found: dict[Path, Path] = {}
+    folders: dict[Path, Path] = {}
     for folder in candidates:
         if is_dir(folder):
-            found.setdefault(folder.resolve(), folder)
-    return list(found.values())
+            folders.setdefault(folder.resolve(), folder)
+    return list(folders.values())
 
 
 def part_names(section: str, folders: list[Path]) -> list[str]:
@@ -64,11 +64,11 @@ def part_names(section: str, folders: list[Path]) -> list[str]:
 
 def runnable_configs(folders: list[Path]) -> dict[str, Path]:
     """Whole configs by name: the YAML files directly in the config folders, nearest first."""
-    found: dict[str, Path] = {}
+    configs: dict[str, Path] = {}
     for folder in folders:
         for path in _yaml_files(folder):
-            found.setdefault(path.stem, path)
-    return found
+            configs.setdefault(path.stem, path)
+    return configs
 
 
 def find_part(section: str, name: str, folders: list[Path]) -> Path | None:
@@ -96,7 +96,7 @@ def show_path(path: Path) -> str:
 
 
 def compose_file(path: Path, chain: tuple[Path, ...] = ()) -> Tree:
-    """The config at `path` over what it is based on, every part it names filled in.
+    """The config at `path` over its base, with every part that it names filled in.
 
     Raises ConfigError with all problems of form in the files, or for a circle of `base`.
     """
@@ -198,8 +198,8 @@ def _read_part(section: str, file: Path, folders: list[Path], chain: tuple[Path,
 def merge(below: Tree, above: Tree, root: KeyPath = ()) -> Tree:
     """`above` laid over `below`: mappings merge key by key, everything else is replaced.
 
-    Rewards and datasets are replaced as a whole, and so is a component or engine when `above` names another: options
-    of what is no longer there would only be in the way. Which options of a slot's module still count is known once its
+    Rewards and datasets are replaced as a whole, and so is a component or engine when `above` names another: the
+    options of the former one do not fit. Which options of a slot's module still count is known once its
     agent is (see `slots.py`). `root` is where the trees stand in the config.
     """
     origins = dict(below.origins)
@@ -223,7 +223,7 @@ def named_below(below: Tree, above: Any, root: KeyPath) -> tuple[Named, ...]:
 
 
 def merged(below: Any, above: Any, path: KeyPath, root: KeyPath, origins: dict[KeyPath, Origin]) -> Any:
-    """The value `above` laid over `below`; what is replaced is taken out of `origins`.
+    """The value `above` laid over `below`; replaced values leave `origins`.
 
     A short form below a mapping counts as the mapping that it stands for, and so does the bare name of a kind or a
     module above one.

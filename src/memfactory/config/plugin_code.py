@@ -21,19 +21,19 @@ _NOT_FOR_ANSWERS = ("plugins", "train", "data")
 
 
 def load_plugins(
-    tree: Tree, found: Source, problems: Problems, *, command: str | None, trusting: bool
+    tree: Tree, source: Source, problems: Problems, *, command: str | None, trusting: bool
 ) -> tuple[Plugin, ...]:
-    """Import the plugins that `tree` names, and give them as they were read; what is wrong with their names is noted in
+    """Import the plugins that `tree` names, and give them as they were read; wrong names are reported to
     `problems`.
 
     Of a run folder, also one whose config is the `base` of a user's own, only those are imported that this user has
     trusted before, or trusts now (`trusting`), and none by `infer` where the run's agent and environment do without.
-    Raises ConfigError that lists what is not trusted.
+    Raises ConfigError that lists the plugins that are not trusted.
     """
     names = tree.values.get("plugins")
     if not isinstance(names, list):
         return ()
-    run = found.run or _run_below(tree, found)
+    run = source.run or _run_below(tree, source)
     foreign = run is not None and not on_command_line(tree, ("plugins",))
     if foreign and command == "infer" and _answers_without(tree.values):
         leave_out_training(tree)
@@ -42,26 +42,26 @@ def load_plugins(
     for index, name in enumerate(names):
         if isinstance(name, str):
             try:
-                plugins.append(find_plugin(name, found.base_dir, beside=not foreign or is_file_name(name)))
+                plugins.append(find_plugin(name, source.base_dir, beside=not foreign or is_file_name(name)))
             except ConfigError as error:
                 problems.add(("plugins", index), str(error))
     if foreign:
         _refuse_untrusted(plugins, run or Path(), trusting)
     for plugin in plugins:
         try:
-            load_plugin(plugin, None if foreign else found.base_dir)
+            load_plugin(plugin, None if foreign else source.base_dir)
         except ConfigError as error:
             problems.add(("plugins", names.index(plugin.name)), str(error))
     return tuple(plugins)
 
 
-def _run_below(tree: Tree, found: Source) -> Path | None:
+def _run_below(tree: Tree, source: Source) -> Path | None:
     """The run whose config brings the plugins, where a user's own config is based on it."""
     origin = origin_of(tree.origins, ("plugins",))
-    if origin is None or origin.line is None or found.file is None:
+    if origin is None or origin.line is None or source.file is None:
         return None
     file = Path(origin.source)
-    return None if file.resolve() == found.file.resolve() else run_of_file(file)
+    return None if file.resolve() == source.file.resolve() else run_of_file(file)
 
 
 def _refuse_untrusted(plugins: Sequence[Plugin], run: Path, trusting: bool) -> None:
@@ -77,7 +77,7 @@ def _refuse_untrusted(plugins: Sequence[Plugin], run: Path, trusting: bool) -> N
         listed = "".join(f"\n  {plugin.described}" for plugin in strange)
         raise ConfigError(
             f"{run}: this run brings code of its own, which would run as you, and you have not trusted it "
-            f"before:{listed}\nRead it, and add --trust where you trust whoever made this folder."
+            f"before:{listed}\nRead it, and add --trust if you trust the author of this folder."
         )
     if strange:
         trust({plugin.digest: str(plugin.path or plugin.name) for plugin in strange})
@@ -103,7 +103,8 @@ def _answers_without(values: dict[str, Any]) -> bool:
 
 
 def leave_out_training(tree: Tree) -> None:
-    """Take out what only training and evaluation use, which may name components of plugins that are not imported."""
+    """Remove settings that only training and evaluation use: they may name components of plugins that are not
+    imported."""
     for section in _NOT_FOR_ANSWERS:
         tree.values.pop(section, None)
     tree.values["env"].pop("rewards", None)
@@ -113,9 +114,9 @@ def leave_out_training(tree: Tree) -> None:
             evaluation.pop(key, None)
 
 
-def withhold_remote_code(tree: Tree, found: Source) -> list[str]:
+def withhold_remote_code(tree: Tree, source: Source) -> list[str]:
     """Switch off `trust_remote_code` that a run's folder switches on; a warning for each."""
-    if found.run is None:
+    if source.run is None:
         return []
     warnings = []
     for place, model in _models(tree.values):
@@ -123,7 +124,7 @@ def withhold_remote_code(tree: Tree, found: Source) -> list[str]:
         if model.get("trust_remote_code") not in (None, False) and not on_command_line(tree, key):
             model["trust_remote_code"] = False
             warnings.append(
-                f"{dotted(key)}: {found.shown} switches it on, which no folder may. Where you trust the code of that "
+                f"{dotted(key)}: {source.shown} switches it on, which no folder may. If you trust the code of that "
                 f"model, add {dotted(key)}=true"
             )
     return warnings
@@ -132,9 +133,9 @@ def withhold_remote_code(tree: Tree, found: Source) -> list[str]:
 def _models(values: dict[str, Any]) -> Iterator[tuple[KeyPath, dict[str, Any]]]:
     """Every mapping that describes a model, with its place."""
     engines = values.get("engines")
-    given: list[tuple[KeyPath, object]] = [(("model",), values.get("model"))]
+    places: list[tuple[KeyPath, object]] = [(("model",), values.get("model"))]
     for name, engine in engines.items() if isinstance(engines, dict) else ():
-        given.append((("engines", name, "model"), engine.get("model") if isinstance(engine, dict) else None))
-    for place, model in given:
+        places.append((("engines", name, "model"), engine.get("model") if isinstance(engine, dict) else None))
+    for place, model in places:
         if isinstance(model, dict):
             yield place, model

@@ -10,7 +10,7 @@ from memfactory.redaction import is_secret, redacted_message
 
 
 def shown(value: object) -> str:
-    """A given value as messages quote it: short, and never what stands under a secret's key."""
+    """A value as messages quote it: short, and never the value of a secret's key."""
     if isinstance(value, dict):
         inside = ", ".join(f"{key}: {'***' if is_secret(key) else shown(inner)}" for key, inner in value.items())
         text = f"{{{inside}}}"
@@ -25,7 +25,7 @@ def shown(value: object) -> str:
 
 
 MOST = 200
-"""Problems that are told; beyond them their number is."""
+"""The most problems that are listed; the number of further ones follows."""
 
 
 class Problems:
@@ -37,25 +37,25 @@ class Problems:
     def __init__(self, origins: Mapping[KeyPath, Origin], source: str) -> None:
         self._origins = origins
         self._source = source
-        self._found: list[tuple[KeyPath, str]] = []
+        self._messages: list[tuple[KeyPath, str]] = []
         self._sources: dict[KeyPath, KeyPath] = {}
         self._more = 0
 
     def __bool__(self) -> bool:
-        return bool(self._found)
+        return bool(self._messages)
 
     def moved(self, source: KeyPath, target: KeyPath) -> None:
-        """The value at `target` of the resolved config was written at `source`: problems are told there."""
+        """The value at `target` of the resolved config was written at `source`, where its problems are reported."""
         self._sources[target] = source
 
     def add(self, path: KeyPath, message: str) -> None:
         """Note `message` about `path`."""
-        if len(self._found) == MOST:
+        if len(self._messages) == MOST:
             self._more += 1
             return
         at = self._as_written(path)
         if not (at and self.touch(at)):
-            self._found.append((at, message))
+            self._messages.append((at, message))
 
     def _as_written(self, path: KeyPath) -> KeyPath:
         for length in range(len(path), 0, -1):
@@ -66,7 +66,7 @@ class Problems:
     def touch(self, *paths: KeyPath) -> bool:
         """Whether a problem lies at, below or around one of `paths`."""
         return any(
-            path[: len(other)] == other or other[: len(path)] == path for path in paths for other, _ in self._found
+            path[: len(other)] == other or other[: len(path)] == path for path in paths for other, _ in self._messages
         )
 
     def messages(self) -> list[str]:
@@ -76,12 +76,12 @@ class Problems:
             origin = origin_of(self._origins, item[0])
             return (origin.source, origin.line or 0) if origin else ("", 0)
 
-        lines = [self._line(path, message) for path, message in sorted(self._found, key=order)]
+        lines = [self._line(path, message) for path, message in sorted(self._messages, key=order)]
         return [*lines, *([f"{self._source}: and {self._more} more problems"] if self._more else [])]
 
     def raise_any(self) -> None:
         """ConfigError with all problems, when there are any."""
-        if self._found:
+        if self._messages:
             raise ConfigError(self.messages())
 
     def _line(self, path: KeyPath, message: str) -> str:
@@ -92,5 +92,5 @@ def located(path: KeyPath, message: str, origin: Origin) -> str:
     """`file:line: dotted.key: message`; an override that already shows the key does not repeat it."""
     key = dotted(path)
     override = origin.source.removeprefix("command line: ").partition("=")[0].lstrip("-")
-    said = key in ("", override, *(f"{override}.{inner}" for inner in ("name", "path", "kind")))
-    return f"{origin}: {message}" if said else f"{origin}: {key}: {message}"
+    is_shown = key in ("", override, *(f"{override}.{inner}" for inner in ("name", "path", "kind")))
+    return f"{origin}: {message}" if is_shown else f"{origin}: {key}: {message}"

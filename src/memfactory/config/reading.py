@@ -1,4 +1,4 @@
-"""How much of a text the modules of a configuration read: the options that leave some out, and reading all of it."""
+"""The limits on the text that the modules of a configuration read, and a configuration without them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from memfactory.components import ModuleOptions
 from memfactory.config.loading import Resolved, plain
-from memfactory.config.overrides import SAID_THERE
+from memfactory.config.overrides import COMMAND_LINE_PREFIX
 from memfactory.config.schema import AgentSpec
 
 
@@ -21,23 +21,30 @@ class Limit:
 
 
 def reading_all(resolved: Resolved) -> tuple[Resolved, tuple[Limit, ...]]:
-    """The configuration with every text read whole, unless the command line says how much; the limits that it lost."""
-    modules, lost = dict(resolved.config.agent.modules), []
+    """The configuration with every text read whole, unless the command line sets a limit; the limits that were
+    removed."""
+    modules, removed = dict(resolved.config.agent.modules), []
     for slot, module in modules.items():
         options = module.options
-        if not isinstance(options, ModuleOptions) or options.most_tokens is None or _is_said(resolved, slot, options):
+        if (
+            not isinstance(options, ModuleOptions)
+            or options.most_tokens is None
+            or _is_on_command_line(resolved, slot, options)
+        ):
             continue
         name = next(iter(options.limits))
-        lost.append(Limit(f"agent.modules.{slot}.{name}", getattr(options, name), options.most_tokens))
+        removed.append(Limit(f"agent.modules.{slot}.{name}", getattr(options, name), options.most_tokens))
         modules[slot] = replace(module, options=options.model_copy(update=dict(options.limits)))
-    if not lost:
+    if not removed:
         return resolved, ()
     agent: AgentSpec = replace(resolved.config.agent, modules=modules)
     config = resolved.config.model_copy(update={"agent": agent})
-    return replace(resolved, config=config, values=plain(config)), tuple(lost)
+    return replace(resolved, config=config, values=plain(config)), tuple(removed)
 
 
-def _is_said(resolved: Resolved, slot: str, options: ModuleOptions) -> bool:
-    """Whether the command line says how much the module reads."""
+def _is_on_command_line(resolved: Resolved, slot: str, options: ModuleOptions) -> bool:
+    """Whether the command line limits the text that the module reads."""
     origins: Mapping[str, str] = resolved.origins
-    return any(origins.get(f"agent.modules.{slot}.{name}", "").startswith(SAID_THERE) for name in options.limits)
+    return any(
+        origins.get(f"agent.modules.{slot}.{name}", "").startswith(COMMAND_LINE_PREFIX) for name in options.limits
+    )

@@ -63,11 +63,11 @@ _REGISTRIES: dict[str, Registry[Any]] = {
 
 
 def _by_last_part(dotted_keys: Mapping[str, str]) -> dict[tuple[int, str], list[tuple[tuple[str, ...], str]]]:
-    found: dict[tuple[int, str], list[tuple[tuple[str, ...], str]]] = defaultdict(list)
+    patterns: dict[tuple[int, str], list[tuple[tuple[str, ...], str]]] = defaultdict(list)
     for key, new in dotted_keys.items():
         pattern = tuple(key.split("."))
-        found[len(pattern), pattern[-1]].append((pattern, new))
-    return found
+        patterns[len(pattern), pattern[-1]].append((pattern, new))
+    return patterns
 
 
 _KEYS = _by_last_part(KEYS)

@@ -33,7 +33,7 @@ class EvalConfig(Options):
     """How evaluation samples and scores."""
 
     samples: int = Field(4, ge=1)
-    """Attempts at each question: the k of avg@k."""
+    """Samples of each question: the k of avg@k."""
     temperature: float = Field(1.0, ge=0)
     """Sampling temperature; 0: greedy."""
     top_p: float = Field(1.0, gt=0, le=1)
@@ -43,14 +43,14 @@ class EvalConfig(Options):
     metrics: tuple[str, ...] = ()
     """Registered rewards to report; the first is the headline. Empty: the environment's defaults for the data."""
     limit: int | None = Field(None, ge=1)
-    """Only the first so many questions of each dataset."""
+    """The most questions of each dataset, from its beginning; null: all."""
     baselines: tuple[str | dict[str, object], ...] = ()
-    """Agents that `eval` sets beside the configured one, with the same model, such as full_context or naive_rag: names,
-    or what could stand under `agent:`."""
+    """Agents that `eval` compares with the configured one, with the same model, such as full_context or naive_rag:
+    names, or mappings as under `agent:`."""
     seed: int = 0
-    """Seed of the attempts."""
+    """Seed of the samples."""
     max_unknown_fraction: float = Field(0.1, ge=0, le=1)
-    """A dataset fails when a larger share of a metric's scores is unknown (the judge failed)."""
+    """A dataset fails if more than this fraction of a metric's scores is unknown (the judge failed)."""
 
     def without_effect(self) -> Mapping[str, str]:
         return dict.fromkeys(("top_p", "top_k"), "temperature is 0") if self.temperature == 0 else {}
@@ -73,11 +73,11 @@ class PlainSections(Options):
     model: ModelConfig = ModelConfig()
     """The model in training, or the one that is evaluated."""
     engine: EngineConfig = HfEngineConfig()
-    """What speaks as the policy."""
+    """The engine of the policy."""
     engines: dict[str, EngineConfig] = Field(default_factory=dict)
-    """Helpers by name, for frozen modules and judges."""
+    """Further engines by name, for frozen modules and judges."""
     memory: MemoryConfig = MemoryConfig()
-    """How memory banks embed and find texts."""
+    """How memory banks embed and search texts."""
     trackers: tuple[TrackerConfig, ...] = (ConsoleConfig(), SwanlabConfig())
     """Where metrics go; metrics.jsonl is always written."""
     eval: EvalConfig = EvalConfig()
@@ -85,18 +85,18 @@ class PlainSections(Options):
     plugins: tuple[str, ...] = ()
     """Your own components: .py files (relative to the config) or dotted module names, imported before anything else."""
     seed: int = Field(0, ge=0, lt=2**63)
-    """Seed of everything that is drawn at random."""
+    """Seed of all random choices."""
     output: str | None = None
     """The run folder; null: runs/<config name>-<date>-<time>."""
 
 
 class RunConfig(PlainSections):
-    """A whole run. `train`, `eval` and `infer` take the same file and ignore the sections they do not use."""
+    """A whole run. `train`, `eval` and `infer` take the same file and ignore the sections that they do not use."""
 
     agent: AgentSpec
     """The agent, its options and its modules."""
     env: Component
-    """What a row becomes as a task, and how it is rewarded."""
+    """The environment: it turns rows into tasks and rewards episodes."""
     train: Component | None = None
     """The trainer and its options."""
     data: DataConfig = DataConfig()

@@ -29,15 +29,15 @@ _ADDRESS = re.compile(r"://[^/\s]*@|[?&][\w-]+=")
 _NAMED = {("engines",), ("data", "eval"), ("env", "rewards"), ("agent", "modules")}
 """Sections whose keys are names that users choose."""
 
-Found = Iterator[tuple[KeyPath, str]]
+Places = Iterator[tuple[KeyPath, str]]
 
 
-def written_secrets(values: object) -> Found:
-    """Every place of a config as it was written that holds a secret: (path, what to do instead)."""
+def written_secrets(values: object) -> Places:
+    """Every place of a config as it was written that holds a secret: (path, remedy)."""
     yield from _in(values, ())
 
 
-def resolved_secrets(values: object) -> Found:
+def resolved_secrets(values: object) -> Places:
     """The same for a config whose `${...}` are filled in: secrets by their value alone."""
     for name in _key_variables(values):
         keep_secret(os.environ.get(name, ""))
@@ -47,7 +47,7 @@ def resolved_secrets(values: object) -> Found:
             yield path, _because(text)
 
 
-def _in(value: object, path: KeyPath) -> Found:
+def _in(value: object, path: KeyPath) -> Places:
     if isinstance(value, dict):
         for key, inner in value.items():
             here = (*path, key)
@@ -75,7 +75,7 @@ def _in(value: object, path: KeyPath) -> Found:
         yield from _text(value, path)
 
 
-def _text(value: str, path: KeyPath) -> Found:
+def _text(value: str, path: KeyPath) -> Places:
     pair = _PAIR.fullmatch(value)
     if REDACTED in value:
         yield path, f"{REDACTED} stands where a secret was when this config was written; write an environment variable"
@@ -87,18 +87,19 @@ def _text(value: str, path: KeyPath) -> Found:
         yield path, INSTEAD
 
 
-def _variable(value: object, path: KeyPath) -> Found:
-    """A problem with what should be the name of an environment variable, and may be the key itself."""
+def _variable(value: object, path: KeyPath) -> Places:
+    """A problem with a value that should name an environment variable and may be the key itself."""
     if isinstance(value, str) and value and not names_a_variable(value):
         yield (
             path,
-            "expected the name of an environment variable, such as MY_API_KEY; what is given is none, and not shown, "
+            "expected the name of an environment variable, such as MY_API_KEY; the value is not one, and is not shown, "
             "since it may be the key itself",
         )
 
 
 def _is_mapping_of_names(value: object) -> bool:
-    """Whether `value` only groups what has names of its own: `auth: {password: ...}`, where the inner name decides."""
+    """Whether `value` only groups keys with names of their own: `auth: {password: ...}`, where the inner name
+    decides."""
     if not isinstance(value, dict):
         return False
     return all(

@@ -11,7 +11,7 @@ DEFAULT_KINDS: dict[KeyPath, str] = {("engine",): "hf", ("memory", "embedder"): 
 
 
 def chooses_kind(path: KeyPath) -> bool:
-    """Whether what stands at `path` is one of several kinds, each with options of its own."""
+    """Whether the value at `path` is one of several kinds, each with options of its own."""
     return path in DEFAULT_KINDS or (len(path) == 2 and path[0] in ("engines", "trackers"))
 
 
@@ -41,7 +41,7 @@ def write_out(tree: Tree) -> Tree:
     engines: Any = values.get("engines")
     trackers = values.get("trackers")
     if isinstance(engines, dict):
-        # A helper of the config below that is of no use any more is taken away by null.
+        # null removes an engine of the config below.
         values["engines"] = engines = {name: engine for name, engine in engines.items() if engine is not None}
     for name, engine in engines.items() if isinstance(engines, dict) else ():
         engines[name] = _written(tree, engine, ("engines", name))
@@ -66,8 +66,8 @@ def _written(tree: Tree, value: Any, path: KeyPath) -> Any:
     return {key: value}
 
 
-def said_by(value: object, origin: Origin, path: KeyPath = ()) -> dict[KeyPath, Origin]:
-    """The origins of `value` and of all inside it, where all of it was written in one place."""
+def origins_of(value: object, origin: Origin, path: KeyPath = ()) -> dict[KeyPath, Origin]:
+    """The origins of `value` and of all values inside it, all written in one place."""
     inside: list[tuple[str | int, object]] = []
     if isinstance(value, dict):
         inside = list(value.items())
@@ -75,5 +75,5 @@ def said_by(value: object, origin: Origin, path: KeyPath = ()) -> dict[KeyPath, 
         inside = list(enumerate(value))
     origins = {path: origin}
     for key, inner in inside:
-        origins |= said_by(inner, origin, (*path, key))
+        origins |= origins_of(inner, origin, (*path, key))
     return origins

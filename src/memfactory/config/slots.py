@@ -38,21 +38,21 @@ def swapped_at(named: Iterable[Named], slot: str, default: str) -> int:
 
 
 def since(values: Mapping[str, Any], layer: int, origins: Mapping[KeyPath, Origin], path: KeyPath) -> dict[str, Any]:
-    """What of the options `values` at `path` was written in `layer` or above it."""
-    kept: dict[str, Any] = {}
+    """The options out of `values`, at `path`, that were written in `layer` or above it."""
+    recent: dict[str, Any] = {}
     for key, value in values.items():
         place = (*path, key)
         if isinstance(value, dict) and value:
             inner = since(value, layer, origins, place)
             if inner:
-                kept[key] = inner
+                recent[key] = inner
         elif layer_of(origins, place) >= layer:
-            kept[key] = value
-    return kept
+            recent[key] = value
+    return recent
 
 
 def layer_of(origins: Mapping[KeyPath, Origin], path: KeyPath) -> int:
-    """The layer in which `path`, or what is around it, was written."""
+    """The layer in which `path`, or the nearest value around it, was written."""
     near = next((origins[path[:length]] for length in range(len(path), -1, -1) if path[:length] in origins), None)
     return 0 if near is None else near.layer
 
@@ -72,7 +72,7 @@ def misfit(name: str, agent: type[AgentContract], slot: str) -> str | None:
     module = MODULES.get(name)
     if fits(module, agent, slot):
         return None
-    wanted = " and ".join(map(repr, needed_roles(agent, slot)))
+    needed = " and ".join(map(repr, needed_roles(agent, slot)))
     is_ = f"has the role {' and '.join(map(repr, module.roles))}" if module.roles else "declares no `roles`"
     fitting = ", ".join(other for other in MODULES.names() if fits(MODULES.get(other), agent, slot)) or "(none)"
-    return f"module {name!r} {is_}, but this slot needs {wanted}. Modules that fit: {fitting}"
+    return f"module {name!r} {is_}, but this slot needs {needed}. Modules that fit: {fitting}"

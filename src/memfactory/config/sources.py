@@ -1,4 +1,4 @@
-"""What a config can be read from: a YAML file, a run folder, one of its checkpoints, a model folder, a model's name."""
+"""The sources of a config: a YAML file, a run folder, one of its checkpoints, a model folder, a model's name."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from memfactory.files.folders import check_folder
 log = logging.getLogger("memfactory")
 RUN_CONFIG = "config.yaml"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-"""What a model on the hub is called."""
+"""The form of a hub model's id."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a config comes from. `values` are laid over the file's (or are all there is).
+    """Where a config comes from. `values` are laid over the file's, or stand alone.
 
-    `run` is the run folder that the file belongs to, `file` None where the source is a model by itself; `agent` is then
-    what its memfactory.yaml says, where it has one. `note` deserves a word.
+    `run` is the run folder that the file belongs to, `file` None if the source is a model by itself; `agent` is then
+    its memfactory.yaml, if it has one. `note` is a warning for the user.
     """
 
     name: str
@@ -40,13 +40,14 @@ class Source:
 
 
 def find_source(source: str | Path, *, trained: bool) -> Source:
-    """What `source` names. With `trained`, a run folder stands for its trained model, else for its config alone.
+    """The source that `source` names. With `trained`, a run folder stands for its trained model, else for its config
+    alone.
 
     Raises ConfigError when it names nothing, with the nearest config.
     """
     text, path = str(source), Path(source)
     if is_file(path):
-        # What stands beside the file that a link leads to belongs to it.
+        # The folder of the file behind a link counts, not the link's own.
         file = path.resolve() if path.is_symlink() else path
         written = [place.parent for place in (path, file) if place.name == RUN_CONFIG and _is_run(place.parent)]
         run = written[0] if written else None
@@ -92,22 +93,22 @@ def _folder(folder: Path, trained: bool) -> Source:
             f"config.json nor adapter_config.json, nor {MODULES}/ beside a {AGENT_FILE})"
         )
     if model is None:
-        # Only modules have learnt; the model is another's, or an endpoint's.
+        # Only modules were trained; the model comes from elsewhere, or is an endpoint's.
         model = {"path": noted["path"]} if "path" in noted else {}
     elif model.get("path") is None:
         base = noted.get("path") or _base_of(folder)
         if base is None:
             raise ConfigError(f"{folder}: adapter_config.json does not say which model the adapter belongs to")
-        drawn = {"random_weights": noted["random_weights"]} if "random_weights" in noted else {}
-        model = {"path": base, **model, **drawn}
-    found = _model(folder.resolve().name, model)
-    found = found if model else replace(found, values={})
+        random = {"random_weights": noted["random_weights"]} if "random_weights" in noted else {}
+        model = {"path": base, **model, **random}
+    source = _model(folder.resolve().name, model)
+    source = source if model else replace(source, values={})
     modules = {} if learnt is None or "agent" not in learnt else {"agent": learnt["agent"]}
-    return replace(found, values={**found.values, **modules}, agent=agent)
+    return replace(source, values={**source.values, **modules}, agent=agent)
 
 
 def _run_around(folder: Path) -> Path | None:
-    """The run that wrote `folder`: what lies elsewhere in a run and says itself what agent it is, was put there."""
+    """The run that wrote `folder`; None for a folder with an agent of its own that somebody put into a run."""
     place = folder.resolve()
     run = next((parent for parent in list(place.parents)[:2] if _is_run(parent)), None)
     if run is None or place == run / "final" or place.parent == run / "checkpoints":
@@ -116,24 +117,24 @@ def _run_around(folder: Path) -> Path | None:
 
 
 def run_of_file(file: Path) -> Path | None:
-    """The run folder that `file`, or what a link of that name leads to, stands in; None where it stands in none."""
+    """The run folder around `file`, or around the target of a link of that name; None without one."""
     return next((place.parent for place in (file, file.resolve()) if _is_run(place.parent)), None)
 
 
 def _is_run(folder: Path) -> bool:
-    """Whether `folder` is a run's: a written config beside what a run writes."""
+    """Whether `folder` is a run's: a written config beside the outputs of a run."""
     return is_file(folder / RUN_CONFIG) and (
         is_file(folder / "environment.json") or is_file(folder / "metrics.jsonl") or is_dir(folder / "checkpoints")
     )
 
 
 def _of_run(run: Path) -> tuple[Path, dict[str, Any]]:
-    """The newest weights of a run, those of final/ or else of its last whole checkpoint, and what they say."""
+    """The newest weights of a run, those of final/ or else of its last whole checkpoint, and their values."""
     learnt = _learnt(run / "final") if is_dir(run / "final") else None
     if learnt is not None:
         return run / "final", learnt
     if is_dir(run / "final"):
-        # There is one without a model in it: where that is damage, it is told.
+        # A final/ without a model: check_folder raises if files are missing or damaged.
         check_folder(run / "final")
     newest, wrong = newest_intact(run / "checkpoints", ignore=TRAINING_ONLY)
     for reason in wrong:
@@ -147,9 +148,9 @@ def _of_run(run: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def _learnt(folder: Path) -> dict[str, Any] | None:
-    """The values that point at what a run wrote to `folder`: its model, and what modules have learnt by themselves.
+    """The values that point at the outputs of a run in `folder`: its model, and the weights that modules learned.
 
-    None where there is neither. What is not there stays as the run's config says.
+    None without either. The run's config gives the rest.
     """
     model, modules = _weights(folder), folder / MODULES
     weights = {path.stem: {"weights": str(path)} for path in sorted(modules.glob("*.safetensors"))}
@@ -159,7 +160,7 @@ def _learnt(folder: Path) -> dict[str, Any] | None:
 
 
 def _weights(folder: Path) -> dict[str, Any] | None:
-    """The `model:` values that point at what `folder` holds; None when it holds no model."""
+    """The `model:` values that point at the model in `folder`; None without one."""
     if is_file(folder / "adapter_config.json"):
         return {"adapter": str(folder)}
     if is_file(folder / "config.json"):

@@ -1,11 +1,11 @@
-"""Endpoints that a run's folder names: texts and keys are sent there only once its user trusts it, as code is run."""
+"""Endpoints that a run's folder names: texts and keys go there only if the user trusts them."""
 
 from __future__ import annotations
 
 from hashlib import sha256
 from pathlib import Path
 
-from memfactory.config.endpoints import Asked, address_key, endpoints
+from memfactory.config.endpoints import Endpoint, address_key, endpoints
 from memfactory.config.overrides import on_command_line
 from memfactory.config.schema import RunConfig
 from memfactory.config.tree import Tree, dotted
@@ -16,7 +16,7 @@ from memfactory.redaction import shown_variable
 
 
 def endpoint_marks(config: RunConfig) -> dict[str, str]:
-    """What is trusted with an endpoint that a run names: a digest of its address and its key's variable, by name."""
+    """The description of each endpoint that a run names, by the digest of its address and its key's variable."""
     return {_mark(one): _described(one) for _, one in endpoints(config) if _goes_out(one)}
 
 
@@ -36,23 +36,23 @@ def refuse_strange_endpoints(config: RunConfig, tree: Tree, run: Path, *, trusti
         path, one = next(iter(strange.items()))
         raise ConfigError(
             f"{run}: this run sends texts and keys to endpoints that you have not used before:{listed}\nAdd --trust "
-            f"where you trust whoever made this folder, or name your own, such as "
+            f"if you trust the author of this folder, or name your own, such as "
             f"{dotted((*path, address_key(one)))}=ADDRESS"
         )
     if strange:
         trust({_mark(one): _described(one) for one in strange.values()})
 
 
-def _goes_out(one: Asked) -> bool:
+def _goes_out(one: Endpoint) -> bool:
     """Whether the address is written down and not on this machine; without one the user's environment names it."""
     address = getattr(one, address_key(one))
     return address is not None and not is_on_this_machine(address)
 
 
-def _mark(one: Asked) -> str:
+def _mark(one: Endpoint) -> str:
     return sha256(f"{getattr(one, address_key(one))}\n{one.api_key_env or ''}".encode()).hexdigest()
 
 
-def _described(one: Asked) -> str:
+def _described(one: Endpoint) -> str:
     key = f", with the key in {shown_variable(one.api_key_env)}" if one.api_key_env else ", without a key"
     return f"{shown_address(getattr(one, address_key(one)))}{key}"

@@ -1,4 +1,4 @@
-"""YAML to plain values that remember the line each was written on, and back. It does not know what the values mean.
+"""YAML to plain values that remember the line each was written on, and back. It does not know the meaning of values.
 
 Scalars follow YAML 1.2: `2e-5` is a number, `yes`, `12:30` and `2020-01-01` are text, `010` is ten.
 """
@@ -18,8 +18,8 @@ from memfactory.errors import ConfigError
 KeyPath = tuple[str | int, ...]
 _MOST_NODES = 10_000
 DEEPEST = 32
-"""Levels of nesting that a config can have: far more than any needs, and few enough for everything that goes through
-them."""
+"""Levels of nesting that a config can have: far more than any needs, and few enough for recursive
+code."""
 _CORE = "tag:yaml.org,2002:"
 _PLAIN_TAGS = {_CORE + tag for tag in ("map", "seq", "str", "int", "float", "bool", "null", "merge")}
 
@@ -28,7 +28,7 @@ _PLAIN_TAGS = {_CORE + tag for tag in ("map", "seq", "str", "int", "float", "boo
 class Origin:
     """Where a value was written: a line of a file, or an override on the command line.
 
-    `layer` counts up from what lies at the bottom of a composition; the upper of two values wins.
+    `layer` counts up from the bottom of a composition; the upper of two values wins.
     """
 
     source: str
@@ -52,7 +52,7 @@ class Named:
 class Renamed:
     """A layer wrote something by its former name: `old` and `new` as a user writes them.
 
-    `path` is the present place of the value and `former` its former key, where the key is what changed.
+    `path` is the present place of the value and `former` its former key, if the key has changed.
     """
 
     origin: Origin
@@ -121,7 +121,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what any common YAML reader could take for something other than text; long texts as blocks."""
+    """Quotes texts that a common YAML reader could take for another type; long texts as blocks."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -240,7 +240,7 @@ def _with_text_keys(value: Any) -> Any:
 
 
 class _Walk:
-    """Goes once through the nodes of a document for their lines and for what plain YAML readers let pass."""
+    """Goes once through the nodes of a document for their lines and for errors that plain YAML readers ignore."""
 
     def __init__(self, shown: str) -> None:
         self.shown = shown
