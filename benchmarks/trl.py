@@ -174,4 +174,4 @@ def single_turns(stack: Any, tasks: Any) -> list[tuple[Message, ...]]:
     engine = ScriptedEngine(silent)
     sampler = Sampler(stack.agent, {**stack.engines, POLICY: engine})
     rollout(sampler, stack.env, tasks, group_size=1, seeds=range(len(tasks)))
-    return [messages for messages, _ in engine.asked]
+    return [messages for messages, _ in engine.requests]

@@ -24,7 +24,7 @@ from memfactory.engines.options import (
     OpenAIEngineConfig,
     VllmEngineConfig,
     VllmServerConfig,
-    speak_alike,
+    same_engine,
 )
 from memfactory.engines.replies import ReplyStore
 from memfactory.envs.base import Environment, RewardFunction, TaskSet
@@ -230,7 +230,7 @@ def build_engines(
     made: list[tuple[EngineConfig, Engine]] = [(config.engine, policy)]
     engines = {POLICY: policy}
     for name, settings in config.engines.items():
-        engine = next((engine for other, engine in made if speak_alike(settings, other)), None)
+        engine = next((engine for other, engine in made if same_engine(settings, other)), None)
         if engine is None:
             engine = _engine(settings, config, model, chat)
             constant = policy_stays or _is_constant(settings)

@@ -83,7 +83,7 @@ def group(size: int = 3, **values: object) -> list[Episode]:
 
 
 def asked(engine: ScriptedEngine, words: str) -> int:
-    return sum(words in messages[-1].content for messages, _ in engine.asked)
+    return sum(words in messages[-1].content for messages, _ in engine.requests)
 
 
 def steps(episode: Episode) -> list[str]:

@@ -47,7 +47,7 @@ def asked(words: list[str], memory=(), codec=None) -> tuple[Episode, str]:
         [Episode(task)],
         PlaySettings(frozen=True),
     )
-    ((messages, _),) = engine.asked
+    ((messages, _),) = engine.requests
     return episode, messages[-1].content
 
 

@@ -7,6 +7,7 @@ import json
 import re
 import resource
 import socket
+import struct
 import threading
 import time
 import tracemalloc
@@ -19,10 +20,11 @@ from hostile_server import HostileServer, answering, dripping, read_request
 from memfactory.engines.addresses import address_problem, public_address
 from memfactory.engines.base import sample_or_errors
 from memfactory.engines.chat_replies import read_reply
+from memfactory.engines.endpoint import Endpoint
 from memfactory.engines.openai import OpenAIEngine
 from memfactory.engines.options import OpenAIEngineConfig
 from memfactory.engines.pool import TryAgain
-from memfactory.engines.server_words import asked_wait, server_words
+from memfactory.engines.server_words import requested_wait, server_words
 from memfactory.errors import ConfigError, EngineError, PromptTooLong, RequestRefused
 from memfactory.memory.embedders import build_embedder
 from memfactory.memory.options import OpenAIEmbedderConfig
@@ -206,9 +208,9 @@ def test_no_server_is_waited_for_longer_than_configured(serve, ask, asked):
 
 @pytest.mark.parametrize("given", ["nan", "inf", "-5", "soon", "1.5s", "", "Fri, 31 Dec 99999 23:59:59 GMT", "1e400"])
 def test_a_wait_that_makes_no_sense_is_none(given):
-    assert asked_wait({"retry-after": given}) is None
-    assert asked_wait({"retry-after": given, "retry-after-ms": "250"}) == 0.25
-    assert asked_wait({}) is None
+    assert requested_wait({"retry-after": given}) is None
+    assert requested_wait({"retry-after": given, "retry-after-ms": "250"}) == 0.25
+    assert requested_wait({}) is None
 
 
 @pytest.mark.parametrize("status", ["301 Moved", "302 Found", "303 See Other", "307 Temporary", "308 Permanent"])
@@ -456,3 +458,19 @@ def test_a_proxy_is_used_where_the_environment_names_one(serve, monkeypatch):
 def test_a_prompt_beyond_the_context_is_known_by_any_servers_words(serve, status, error):
     server = serve(answering(json.dumps({"error": error}), status=f"{status} No"))
     assert isinstance(chat(server), PromptTooLong)
+
+
+def reset(server, connection, request):
+    """Close the connection with a reset: unread bytes stay, and closing waits for nothing."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+
+
+def test_a_request_with_an_effect_is_not_sent_again_after_a_reset(serve):
+    once, again = serve(reset), serve(reset)
+    with pytest.raises(TryAgain, match="the connection broke off"):
+        Endpoint(once.url, name="a", key=None, timeout=2).post_once("/take", {}, 2)
+    with pytest.raises(TryAgain, match="the connection broke off"):
+        Endpoint(again.url, name="a", key=None, timeout=2).post("/look", {})
+    # A first request and one after each of the two pauses.
+    assert (len(once.requests), len(again.requests)) == (1, 3)

@@ -60,19 +60,19 @@ def test_equal_greedy_conversations_are_asked_once_whatever_their_seed():
     found = steps(engine)
     assert {key: reply.text for key, reply in found.items()} == {0: "re a", 1: "re a", 2: "re a", "other": "re b",
                                                                 "longer": "re a"}  # fmt: skip
-    assert len(inner.asked) == 3
+    assert len(inner.requests) == 3
     engine.submit("again", said("a"), Sampling(5, GREEDY, seed=9))
     assert engine.pending() == 1
-    assert steps(engine)["again"] == found[0] and len(inner.asked) == 3
+    assert steps(engine)["again"] == found[0] and len(inner.requests) == 3
 
 
 def test_replies_that_are_drawn_at_random_are_drawn_each_time():
     inner = ScriptedEngine(lambda messages, sampling: str(sampling.seed))
     engine = CachedEngine(inner)
     for number in (1, 2, 1):
-        engine.submit(len(inner.asked), said("a"), Sampling(5, SamplingParams(0.5), seed=number))
+        engine.submit(len(inner.requests), said("a"), Sampling(5, SamplingParams(0.5), seed=number))
     assert [reply.text for reply in steps(engine).values()] == ["1", "2", "1"]
-    assert [sampling.seed for _, sampling in inner.asked] == [1, 2, 1]
+    assert [sampling.seed for _, sampling in inner.requests] == [1, 2, 1]
 
 
 def test_a_failure_reaches_all_who_waited_and_is_asked_about_again():
@@ -88,7 +88,7 @@ def test_a_failure_reaches_all_who_waited_and_is_asked_about_again():
     assert texts(sample_or_errors(engine, [(said("a"), Sampling(5, GREEDY))] * 2)) == ["down", "down"]
     down.clear()
     assert texts(sample(engine, [(said("a"), Sampling(5, GREEDY))])) == ["up"]
-    assert len(inner.asked) == 2
+    assert len(inner.requests) == 2
 
 
 def test_it_can_be_asked_on_the_side_of_pending_conversations():
@@ -102,7 +102,7 @@ def test_it_can_be_asked_on_the_side_of_pending_conversations():
     ]
     assert engine.pending() == 2
     assert {key: reply.text for key, reply in engine.step()} == {"mine": "re soon", "yours": "re late"}
-    assert len(inner.asked) == 2
+    assert len(inner.requests) == 2
 
 
 class Dying(ScriptedEngine):
@@ -129,7 +129,7 @@ def test_what_was_cancelled_is_asked_anew():
     engine.cancel()
     assert engine.pending() == inner.pending() == 0
     engine.submit(2, said("a"), Sampling(5, GREEDY))
-    assert list(steps(engine)) == [2] and len(inner.asked) == 2
+    assert list(steps(engine)) == [2] and len(inner.requests) == 2
 
 
 QUESTIONS = st.tuples(st.sampled_from("abc"), st.sampled_from([0.0, 1.0]), st.integers(0, 2))
@@ -156,7 +156,7 @@ def test_every_conversation_gets_the_reply_that_it_would_get_alone(actions):
     assert {key: outcome.text for key, outcome in found.items()} == expected
     greedy = [text for text, temperature, _ in filter(None, actions) if not temperature]
     drawn = [action for action in actions if action and action[1]]
-    assert len(inner.asked) == len(set(greedy)) + len(drawn)
+    assert len(inner.requests) == len(set(greedy)) + len(drawn)
 
 
 # In a rollout
@@ -207,7 +207,7 @@ def noted(tasks, reader, group_size=8):
 def test_eight_rollouts_with_equal_reader_prompts_ask_the_reader_once():
     reader = ScriptedEngine(echo)
     (group,) = noted([Task("t", "who?", ("x",))], reader)
-    assert len(reader.asked) == 1
+    assert len(reader.requests) == 1
     assert [trajectory.answer for trajectory in group.trajectories] == ["re read who?"] * 8
     assert [turn.trainable for turn in group.trajectories[7].turns] == [True, False]
 

@@ -46,7 +46,7 @@ def test_versions_are_checked(caplog: pytest.LogCaptureFixture):
         check_version(fitting)
     assert not caplog.records
     check_version("1.0.0")
-    assert "newer than what the engine was written for (versions 0.24 to 0.33 fit)" in caplog.text
+    assert "newer than the versions that the engine was written for (versions 0.24 to 0.33 fit)" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -302,7 +302,7 @@ def test_an_update_that_is_not_confirmed_is_an_error_and_nothing_is_asked_under_
     engine, weights = connect(), small_policy(small_model_path).weights()
     engine.update_weights(weights)
     server.faults["/collective_rpc"] = [{"results": [{"version": "old"}]}] * 2
-    with pytest.raises(EngineError, match="has not the weights that it was handed"):
+    with pytest.raises(EngineError, match="does not hold the weights of the last sync"):
         engine.update_weights(weights)
     server.faults["/collective_rpc"] = [{"results": [{"version": "a"}, {"version": "b"}]}] * 2
     with pytest.raises(EngineError, match=r"the workers of .* hold different weights"):

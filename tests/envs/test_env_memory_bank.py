@@ -130,9 +130,9 @@ def test_an_attempt_that_failed_is_unknown_and_no_judge_is_asked():
         {"extract": None},
     )
     assert (played.total, dict(played.steps)) == (1.5, {"extract": 1.0})
-    assert len(engine.asked) == 1
+    assert len(engine.requests) == 1
     (alone,) = judged.score([attempt(WRONG, failure="HTTP 500")])
-    assert alone.total is None and len(engine.asked) == 1
+    assert alone.total is None and len(engine.requests) == 1
 
 
 def test_an_outage_is_unknown_and_no_verdict_is_left_over_from_another_attempt():
@@ -152,7 +152,7 @@ def test_verdicts_of_equal_answers_are_asked_for_once():
     engine = ScriptedEngine(lambda messages, sampling: "yes", tokens=False)
     judged = env(engines={"judge": engine}, rewards={"judge": 1.0})
     assert [reward.total for reward in judged.score([attempt("Ada")] * 16)] == [1.0] * 16
-    assert len(engine.asked) == 1
+    assert len(engine.requests) == 1
 
 
 def turn(step):

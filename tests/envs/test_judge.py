@@ -59,7 +59,7 @@ def test_verdicts_become_1_and_0():
 def test_the_judge_sees_question_gold_answers_and_the_extracted_answer():
     reward, engine = judge(lambda messages, sampling: "yes", prompt="{question}|{answers}|{answer}", max_tokens=7)
     reward.score(episodes("Not Bob. \\boxed{{answers}}", golds=("Ada", "Lovelace")))
-    (((message,), sampling),) = engine.asked
+    (((message,), sampling),) = engine.requests
     assert message == Message("user", "Who?|- Ada\n- Lovelace|{answers}")
     assert (sampling.max_tokens, sampling.params.temperature) == (7, 0.0)
 
@@ -67,16 +67,16 @@ def test_the_judge_sees_question_gold_answers_and_the_extracted_answer():
 def test_an_unclear_reply_is_asked_about_once_more():
     reward, engine = judge(lambda messages, sampling: "Verdict: yes" if len(messages) == 3 else "I think so")
     assert reward.score(episodes("Ada")) == [1.0]
-    first, second = (conversation for conversation, _ in engine.asked)
+    first, second = (conversation for conversation, _ in engine.requests)
     assert second == (*first, Message("assistant", "I think so"), Message("user", REMINDER))
 
 
 def test_nonsense_is_unknown_and_asked_again_the_next_time():
     reward, engine = judge(lambda messages, sampling: "perhaps")
     assert reward.score(episodes("Ada")) == [None]
-    assert len(engine.asked) == 2
+    assert len(engine.requests) == 2
     assert reward.score(episodes("Ada")) == [None]
-    assert len(engine.asked) == 4
+    assert len(engine.requests) == 4
 
 
 def test_a_verdict_that_was_cut_off_does_not_count():
@@ -101,7 +101,7 @@ def test_a_dead_endpoint_costs_eight_requests_and_says_why(caplog):
     reward, engine = judge(reply)
     answers = [f"answer {number}" for number in range(100)]
     assert reward.score(episodes(*answers)) == [None] * 100
-    assert len(engine.asked) == 8
+    assert len(engine.requests) == 8
     assert "100 of 100 verdicts are unknown; the first: connection refused" in caplog.text
 
 
@@ -116,23 +116,23 @@ def test_an_endpoint_that_dies_later_keeps_the_verdicts_so_far():
 
     reward, engine = judge(reply)
     assert reward.score(episodes(*map(str, range(100)))) == [1.0] * 8 + [None] * 92
-    assert len(engine.asked) == 8 + 16
+    assert len(engine.requests) == 8 + 16
 
 
 def test_equal_answers_are_judged_once():
     reward, engine = judge(lambda messages, sampling: "no")
     assert reward.score(episodes("Bob", "Bob", "\\boxed{Bob}")) == [0.0, 0.0, 0.0]
     assert reward.score(episodes("Bob")) == [0.0]
-    assert len(engine.asked) == 1
+    assert len(engine.requests) == 1
     reward.score([Episode(Task("t", "Why?", ("Ada",)), answer="Bob")])
-    assert len(engine.asked) == 2
+    assert len(engine.requests) == 2
 
 
 def test_no_answer_is_wrong_without_asking_and_no_gold_answer_is_unknown():
     reward, engine = judge(lambda messages, sampling: "yes")
     assert reward.score(episodes(None, "", "  ", "\\boxed{}")) == [0.0] * 4
     assert reward.score(episodes("Ada", None, golds=())) == [None, None]
-    assert engine.asked == []
+    assert engine.requests == []
 
 
 def test_an_engine_that_is_missing_is_told_with_what_there_is():

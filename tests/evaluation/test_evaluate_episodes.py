@@ -143,7 +143,7 @@ def test_a_window_keeps_later_attempts_waiting_until_earlier_ones_end():
     episodes = [Episode(TASKS[0], index=member) for member in range(5)]
     under_way = []
     for _ in play(Sampler(AGENT, {"policy": engine}), episodes, PlaySettings(frozen=True, window=2)):
-        under_way.append(len(engine.asked))
+        under_way.append(len(engine.requests))
     # Two are asked, both end; two more, both end; the fifth.
     assert under_way == [2, 2, 4, 4, 5]
 
@@ -152,9 +152,9 @@ def test_every_attempt_has_its_own_seed_whatever_else_is_played():
     alone, together = coins(), coins()
     evaluate(alone, TASKS[2:], samples=4, seed=7)
     evaluate(together, samples=4, seed=7, window=5)
-    seeds = [sampling.seed for messages, sampling in together["policy"].asked if messages[0].content == "three"]
-    assert seeds == [sampling.seed for _, sampling in alone["policy"].asked]
-    assert len({sampling.seed for _, sampling in together["policy"].asked}) == 12
+    seeds = [sampling.seed for messages, sampling in together["policy"].requests if messages[0].content == "three"]
+    assert seeds == [sampling.seed for _, sampling in alone["policy"].requests]
+    assert len({sampling.seed for _, sampling in together["policy"].requests}) == 12
 
 
 def test_unknown_scores_are_counted_and_left_out():
@@ -224,7 +224,7 @@ def test_more_samples_play_only_the_further_ones(tmp_path):
     evaluate_into(path, coins(), samples=2)
     engines = coins()
     more = evaluate_into(path, engines, samples=4)
-    assert len(engines["policy"].asked) == 6
+    assert len(engines["policy"].requests) == 6
     assert more == evaluate_into(tmp_path / "fresh.jsonl", coins(), samples=4)
 
 
@@ -546,7 +546,7 @@ def test_an_evaluation_killed_midway_and_resumed_ends_as_an_uninterrupted_one(tm
 
     engines = coins()
     resumed = evaluate_into(path, engines, samples=40)
-    assert len(engines["policy"].asked) == 120 - finished
+    assert len(engines["policy"].requests) == 120 - finished
     whole = evaluate_into(tmp_path / "whole.jsonl", coins(), samples=40)
     assert resumed == whole
     by_attempt = lambda record: (record.task_id, record.sample)  # noqa: E731

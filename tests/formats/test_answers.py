@@ -45,7 +45,7 @@ def played(module, reply: str, items: Sequence[MemoryItem] = ITEMS) -> tuple[Epi
     engine = ScriptedEngine(lambda messages, sampling: reply)
     episode = Episode(Task("t", "Which cat?", ("Tom",), conversation=CONVERSATION), retrieved=tuple(items))
     list(play(Sampler(Answering(Options(), {"answerer": module}), {"policy": engine}), [episode]))
-    ((messages, _),) = engine.asked
+    ((messages, _),) = engine.requests
     return episode, messages[-1].content
 
 

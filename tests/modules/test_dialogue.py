@@ -64,7 +64,7 @@ def test_the_memory_is_carried_from_section_to_section_into_the_answer():
     (done,) = played(agent(), [episode("abcde")], engine)
     assert [turn.messages[0].content for turn in done.turns] == ["U|q|-|ab", "U|q|-ab|cd", "U|q|-abcd|e", "A|q|-abcde"]
     assert [turn.step for turn in done.turns] == ["update", "update", "update", "answer"]
-    assert [sampling.max_tokens for _, sampling in engine.asked] == [30, 30, 30, 40]
+    assert [sampling.max_tokens for _, sampling in engine.requests] == [30, 30, 30, 40]
     assert (done.memory, done.answer) == ("-abcde", "-abcde")
 
 
@@ -184,8 +184,8 @@ def test_inference_lets_another_engine_speak_and_trains_nothing():
     frozen = agent(interface="inference", engine="judge")
     sampling_params = {"judge": SamplingParams(0.25), "policy": SamplingParams(0.75)}
     (done,) = play(Sampler(frozen, {"policy": policy, "judge": judge}, sampling_params), [episode("ab")])
-    assert policy.asked == [] and len(judge.asked) == 2
-    assert {sampling.params for _, sampling in judge.asked} == {SamplingParams(0.25)}
+    assert policy.requests == [] and len(judge.requests) == 2
+    assert {sampling.params for _, sampling in judge.requests} == {SamplingParams(0.25)}
     assert [(turn.trainable, turn.reply.tokens) for turn in done.turns] == [(False, None)] * 2
 
 
@@ -212,7 +212,7 @@ def test_a_slow_episode_does_not_hold_up_the_others():
     episodes = [episode("abcd", "slow"), episode("abcd", "fast"), episode("ab", "fast")]
     assert [done.task.id for done in played(agent(), episodes, engine)] == ["fastab", "fastabcd", "slowabcd"]
     # All three begin at once; the second updates go out in the next step, the slow one's is not waited for.
-    assert [messages[-1].content for messages, _ in engine.asked] == [
+    assert [messages[-1].content for messages, _ in engine.requests] == [
         "U|slow|-|ab", "U|fast|-|ab", "U|fast|-|ab",
         "U|fast|-ab|cd", "A|fast|-ab",
         "A|fast|-abcd",
@@ -225,13 +225,13 @@ def test_at_most_a_window_of_episodes_is_under_way():
     engine = ScriptedEngine(remember)
     done = played(agent(), [episode("ab", str(number)) for number in range(5)], engine, settings=PlaySettings(window=2))
     assert [finished.task.question for finished in done] == ["0", "1", "2", "3", "4"]
-    assert [messages[-1].content[:3] for messages, _ in engine.asked[:4]] == ["U|0", "U|1", "A|0", "A|1"]
+    assert [messages[-1].content[:3] for messages, _ in engine.requests[:4]] == ["U|0", "U|1", "A|0", "A|1"]
 
 
 def seeds(episodes: Sequence[Episode], **options) -> dict[str, int]:
     engine = ScriptedEngine(remember, **options)
     played(agent(), episodes, engine)
-    return {messages[-1].content: sampling.seed for messages, sampling in engine.asked}
+    return {messages[-1].content: sampling.seed for messages, sampling in engine.requests}
 
 
 def test_seeds_depend_on_episode_and_turn_and_not_on_the_order_of_replies():
@@ -474,7 +474,7 @@ def prefaced(episodes: Sequence[Episode], policy: ScriptedEngine, helper: Script
 def test_shared_work_is_played_once_for_all_who_want_it_and_each_is_sent_the_episode():
     policy, helper = ScriptedEngine(echo), ScriptedEngine(echo)
     done = prefaced([episode("x", q) for q in "abc"] + [episode("y", "d")], policy, helper)
-    assert [messages[0].content for messages, _ in policy.asked] == ["read x", "read y"]
+    assert [messages[0].content for messages, _ in policy.requests] == ["read x", "read y"]
     assert {e.task.question: e.answer for e in done} == {
         "a": "<a after <read x>>",
         "b": "<b after <read x>>",
@@ -488,17 +488,17 @@ def test_groups_in_training_share_within_the_group_and_frozen_attempts_by_their_
     episodes = [episode("x", q, member, seed) for seed, q in ((1, "a"), (2, "b")) for member in (0, 1)]
     policy = ScriptedEngine(echo)
     prefaced(episodes, policy, ScriptedEngine(echo))
-    assert len(policy.asked) == 2  # one a group: their seeds differ
+    assert len(policy.requests) == 2  # one a group: their seeds differ
     policy = ScriptedEngine(echo)
     prefaced(episodes, policy, ScriptedEngine(echo), settings=FROZEN)
-    assert len(policy.asked) == 2  # one a number: two questions, each attempted twice
-    seeds = {sampling.seed for _, sampling in policy.asked}
+    assert len(policy.requests) == 2  # one a number: two questions, each attempted twice
+    seeds = {sampling.seed for _, sampling in policy.requests}
     again = ScriptedEngine(echo)
     prefaced(episodes[::-1], again, ScriptedEngine(echo), settings=FROZEN)
-    assert {sampling.seed for _, sampling in again.asked} == seeds
+    assert {sampling.seed for _, sampling in again.requests} == seeds
     other = ScriptedEngine(echo)
     prefaced(episodes, other, ScriptedEngine(echo), settings=PlaySettings(frozen=True, seed=1))
-    assert not {sampling.seed for _, sampling in other.asked} & seeds
+    assert not {sampling.seed for _, sampling in other.requests} & seeds
 
 
 def test_shared_work_that_asks_for_nothing_is_sent_at_once():
@@ -546,7 +546,7 @@ def test_shared_work_and_windows_go_together():
     policy, helper = ScriptedEngine(echo), ScriptedEngine(echo)
     done = prefaced([episode("x", q) for q in "abcde"], policy, helper, settings=PlaySettings(window=2))
     assert sorted(e.answer for e in done) == [f"<{q} after <read x>>" for q in "abcde"]
-    assert len(policy.asked) == 1
+    assert len(policy.requests) == 1
 
 
 def out(messages: Sequence[Message], sampling: Sampling) -> str:

@@ -199,7 +199,7 @@ def retrieved(module, question="red cat", items=ITEMS, evidence=(), seed=0, inde
     (episode,) = play(
         Sampler(agent, {"policy": engine}), [Episode(task, index=index, seed=seed)], PlaySettings(frozen=True)
     )
-    assert not engine.asked
+    assert not engine.requests
     return episode
 
 

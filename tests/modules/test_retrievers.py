@@ -48,7 +48,7 @@ def played(module, reply="", items: Sequence[MemoryItem] = ITEMS, question="red 
     (episode,) = play(
         Sampler(agent, {"policy": engine}), [Episode(Task("t", question, ("gold",), memory=tuple(items)))]
     )
-    return episode, [messages[-1].content for messages, _ in engine.asked]
+    return episode, [messages[-1].content for messages, _ in engine.requests]
 
 
 def naive(**options) -> NaiveRetriever:

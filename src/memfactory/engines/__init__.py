@@ -1,1 +1,1 @@
-"""Engines: who speaks. One protocol, five kinds: hf, vllm, vllm_server, openai, scripted."""
+"""Engines: they generate replies. One protocol, five kinds: hf, vllm, vllm_server, openai, scripted."""

@@ -1,4 +1,4 @@
-"""Addresses of endpoints: whether one can be asked at all, and how it is shown."""
+"""Addresses of endpoints: their checks, and their forms in messages and records."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ OPENAI = "https://api.openai.com/v1"
 
 
 def address_problem(address: str) -> str | None:
-    """Why `address` is none that can be asked; None where it can."""
+    """The reason why `address` cannot be used; None if it can."""
     shown = repr(shown_address(address))
     if not address.startswith(("http://", "https://")):
         return f"{shown} is no address; it begins with http:// or https://"
@@ -40,10 +40,10 @@ def address_problem(address: str) -> str | None:
     return None
 
 
-def checked_address(given: str | None, key: str) -> str:
-    """`given`, else OPENAI_BASE_URL, else OpenAI's own. Raises ConfigError for an address that is none."""
+def checked_address(configured: str | None, key: str) -> str:
+    """`configured`, else OPENAI_BASE_URL, else OpenAI's own. Raises ConfigError for an invalid address."""
     for address, name in (
-        (given, key),
+        (configured, key),
         (os.environ.get("OPENAI_BASE_URL"), "the environment variable OPENAI_BASE_URL"),
     ):
         if address:
@@ -54,25 +54,25 @@ def checked_address(given: str | None, key: str) -> str:
     return OPENAI
 
 
-def named_address(given: str | None) -> str | None:
-    """The address that is asked, as records name it; None for OpenAI's own where nothing says another."""
-    address = given or os.environ.get("OPENAI_BASE_URL")
+def named_address(configured: str | None) -> str | None:
+    """The endpoint's address as records name it; None for OpenAI's own by default."""
+    address = configured or os.environ.get("OPENAI_BASE_URL")
     return None if not address else public_address(address)
 
 
 def shown_address(address: str) -> str:
-    """`address` without what would be a secret in it."""
+    """`address` without secrets."""
     return redacted_message(address)[:300]
 
 
 def public_address(address: str) -> str:
-    """`address` without user, password and query: what names an endpoint on disk."""
+    """`address` without user, password and query: the name of an endpoint on disk."""
     parts = urlsplit(address)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
 def origin(address: str) -> tuple[str, str | None, int | None]:
-    """Scheme, host and port of `address`; what stands behind that is one server."""
+    """Scheme, host and port of `address`: they name one server."""
     try:
         parts: SplitResult = urlsplit(address)
         return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)

@@ -11,14 +11,14 @@ from memfactory.types import Message, Reply, Sampling
 
 Key = Hashable
 Outcome = Reply | EngineError
-"""What becomes of a conversation: its reply, or why there is none."""
+"""The outcome of a conversation: its reply, or the error in its place."""
 
 
 class Engine(Protocol):
     """Anything that answers conversations.
 
-    `submit` never blocks on the reply. `step` advances the work and returns what has become ready, each reply with
-    the key it was submitted under; it may return an empty list while work is under way, and returns an empty list at
+    `submit` never blocks on the reply. `step` advances the work and returns the replies that are ready, each with
+    its key; it may return an empty list while work is under way, and returns an empty list at
     once when nothing is. A conversation that failed for good, after the engine's own retries, is returned with its
     `EngineError` in place of a reply, after the replies; the others go on. An engine that cannot go on at all raises
     one. A RequestRefused, which `submit` may raise too, is about that conversation alone. `gives_tokens` says whether
@@ -32,11 +32,11 @@ class Engine(Protocol):
     def step(self) -> Sequence[tuple[Key, Outcome]]: ...
 
     def pending(self) -> int:
-        """How many submitted conversations have not been returned yet."""
+        """The number of submitted conversations without a returned outcome."""
         ...
 
     def cancel(self) -> None:
-        """Forget all that is pending (the run was interrupted)."""
+        """Forget all pending conversations (the run was interrupted)."""
         ...
 
     def close(self) -> None: ...
@@ -45,7 +45,7 @@ class Engine(Protocol):
 class Weights(Protocol):
     """The policy's weights as they are now, for engines with a copy of their own; each names them as the model does.
 
-    `version` is another one whenever the weights have changed.
+    `version` changes with the weights.
     """
 
     @property
@@ -57,7 +57,7 @@ class Weights(Protocol):
         ...
 
     def whole(self) -> Iterator[tuple[str, Any]]:
-        """All of the model's weights, with the adapter added in where there is one."""
+        """All of the model's weights, with the adapter, if any, merged in."""
         ...
 
     def base(self) -> Iterator[tuple[str, Any]]:
@@ -71,7 +71,7 @@ class Weights(Protocol):
 
 @runtime_checkable
 class WeightHolder(Protocol):
-    """An engine with its own copy of the policy's weights, which a trainer hands over after each of its updates."""
+    """An engine with its own copy of the policy's weights, which a trainer syncs after each of its updates."""
 
     def update_weights(self, weights: Weights) -> None:
         """Take the policy's weights as they are now; nothing may be pending."""
@@ -84,7 +84,7 @@ class WeightHolder(Protocol):
 
 @runtime_checkable
 class BoundedEngine(Protocol):
-    """An engine that knows the context of its model before it is asked."""
+    """An engine that knows the context length of its model before the first request."""
 
     def check(self, messages: Sequence[Message]) -> None:
         """Raise PromptTooLong for a conversation that leaves no room for a reply."""
@@ -93,7 +93,7 @@ class BoundedEngine(Protocol):
 
 @runtime_checkable
 class TolerantEngine(Protocol):
-    """An engine that can be asked on the side, while the conversations of others are pending, such as a judge's."""
+    """An engine that can sample while other conversations are pending, such as a judge's."""
 
     def try_sample(self, prompts: Sequence[tuple[Sequence[Message], Sampling]]) -> list[Outcome]: ...
 
@@ -111,8 +111,8 @@ def sample(engine: Engine, prompts: Sequence[tuple[Sequence[Message], Sampling]]
 def sample_or_errors(engine: Engine, prompts: Sequence[tuple[Sequence[Message], Sampling]]) -> list[Outcome]:
     """The reply to each of `prompts`, or the error that stands in its place, in their order.
 
-    An engine that cannot go on loses all that had no reply yet. Raises ValueError where something else is pending,
-    unless the engine can be asked on the side.
+    If the engine fails as a whole, all prompts without a reply get its error. Raises ValueError if other conversations
+    are pending, unless the engine is tolerant.
     """
     if isinstance(engine, TolerantEngine):
         return engine.try_sample(prompts)

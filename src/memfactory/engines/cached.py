@@ -1,4 +1,4 @@
-"""An engine whose weights stay, asked once for each different greedy conversation, however many episodes need it."""
+"""An engine with fixed weights that samples each distinct greedy conversation once for all episodes."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from memfactory.types import Message, Reply, Sampling
 
 @dataclass(frozen=True)
 class _Greedy:
-    """A conversation whose reply does not depend on a seed, by the digest of what is asked."""
+    """A conversation whose reply does not depend on a seed, by the digest of its request."""
 
-    asked: bytes
+    digest: bytes
 
 
 @dataclass(frozen=True)
-class _Drawn:
-    """A conversation that has a reply of its own, under its asker's key."""
+class _Seeded:
+    """A conversation with a reply of its own, under its submitter's key."""
 
     key: Key
 
 
 class CachedEngine:
-    """`engine`, whose greedy replies (temperature 0) are kept in `replies`; there `name` tells it from other engines.
+    """`engine` with its greedy replies (temperature 0) cached in `replies`, under `name`.
 
-    A conversation that is asked again while the first is under way waits for that one's reply. Failures are not kept.
-    It is not for an engine whose weights change.
+    A conversation that is submitted again while the first is pending shares that one's reply. Failures are not cached.
+    The engine's weights must not change.
     """
 
     def __init__(self, engine: Engine, replies: ReplyStore | None = None, name: str = "") -> None:
@@ -37,52 +37,51 @@ class CachedEngine:
         self._engine = engine
         self._replies = ReplyStore() if replies is None else replies
         self._name = name
-        self._asking: dict[_Greedy, list[Key]] = {}
+        self._pending: dict[_Greedy, list[Key]] = {}
         self._ready: list[tuple[Key, Outcome]] = []
 
     def submit(self, key: Key, messages: Sequence[Message], sampling: Sampling) -> None:
         if sampling.params.temperature > 0:
-            self._engine.submit(_Drawn(key), messages, sampling)
+            self._engine.submit(_Seeded(key), messages, sampling)
             return
-        asked = _Greedy(name_of(self._name, messages, sampling))
-        kept = self._replies.get(asked.asked)
-        if kept is not None:
-            self._ready.append((key, kept))
-        elif asked in self._asking:
-            self._asking[asked].append(key)
+        request = _Greedy(name_of(self._name, messages, sampling))
+        cached = self._replies.get(request.digest)
+        if cached is not None:
+            self._ready.append((key, cached))
+        elif request in self._pending:
+            self._pending[request].append(key)
         else:
-            self._engine.submit(asked, messages, sampling)
-            self._asking[asked] = [key]
+            self._engine.submit(request, messages, sampling)
+            self._pending[request] = [key]
 
     def step(self) -> list[tuple[Key, Outcome]]:
         ready, self._ready = self._ready, []
-        for asked, outcome in self._engine.step():
-            if isinstance(asked, _Drawn):
-                ready.append((asked.key, outcome))
-                continue
-            assert isinstance(asked, _Greedy)
-            if isinstance(outcome, Reply):
-                self._replies.put(asked.asked, outcome)
-            ready += [(key, outcome) for key in self._asking.pop(asked)]
+        for request, outcome in self._engine.step():
+            if isinstance(request, _Greedy):
+                if isinstance(outcome, Reply):
+                    self._replies.put(request.digest, outcome)
+                ready += [(key, outcome) for key in self._pending.pop(request)]
+            elif isinstance(request, _Seeded):
+                ready.append((request.key, outcome))
         return ready
 
     def try_sample(self, prompts: Sequence[tuple[Sequence[Message], Sampling]]) -> list[Outcome]:
-        """The reply to each of `prompts`, or why there is none; what becomes ready for others waits for `step`.
+        """The outcome of each of `prompts`; outcomes of other conversations wait for the next `step`.
 
-        Raises EngineError where the engine cannot go on and others wait for it too.
+        Raises EngineError if the engine fails as a whole while other conversations are pending.
         """
-        alone, asker = not self.pending(), object()
+        alone, caller = not self.pending(), object()
         outcomes: dict[int, Outcome] = {}
         others: list[tuple[Key, Outcome]] = []
         try:
             for index, (messages, sampling) in enumerate(prompts):
                 try:
-                    self.submit((asker, index), messages, sampling)
+                    self.submit((caller, index), messages, sampling)
                 except RequestRefused as refusal:
                     outcomes[index] = refusal
             while len(outcomes) < len(prompts):
                 for key, outcome in self.step():
-                    if isinstance(key, tuple) and key[0] is asker:
+                    if isinstance(key, tuple) and key[0] is caller:
                         outcomes[key[1]] = outcome
                     else:
                         others.append((key, outcome))
@@ -98,12 +97,12 @@ class CachedEngine:
         return [outcomes[index] for index in range(len(prompts))]
 
     def pending(self) -> int:
-        waiting = sum(map(len, self._asking.values())) - len(self._asking)
+        waiting = sum(map(len, self._pending.values())) - len(self._pending)
         return self._engine.pending() + waiting + len(self._ready)
 
     def cancel(self) -> None:
         self._engine.cancel()
-        self._asking.clear()
+        self._pending.clear()
         self._ready.clear()
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""What a chat completion says: a reply, why there is none for this request, or that another try may go better."""
+"""The outcome of a chat completion: a reply, the refusal of this request, or a reason to retry."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def read_reply(body: bytes, where: str, max_tokens: int) -> Reply:
     """The reply in the body of an answer, free of keys that an endpoint echoes.
 
     Raises TryAgain for a body without one, RequestRefused for a refusal, a content filter, and a reply that was cut
-    before it began: those are unknown, never an empty reply, which would earn a score.
+    before it began. Their rewards are unknown: an empty reply would earn a score.
     """
     choice, message = _choice(body)
     content, finish = _content(message.get("content"), body), str(choice.get("finish_reason") or "").lower()
@@ -43,8 +43,8 @@ def read_reply(body: bytes, where: str, max_tokens: int) -> Reply:
             f"{where} cut the reply off at {max_tokens} tokens: {spent}. Raise the limit of this step (answer_tokens, "
             "memory_tokens, ...) or turn thinking off at the endpoint"
         )
-    what = "thinking and no content" if thought else "a tool call" if message.get("tool_calls") else "no text"
-    raise TryAgain(f"the answer has {what}: {shown_body(body)}", final=RequestRefused)
+    content_kind = "thinking and no content" if thought else "a tool call" if message.get("tool_calls") else "no text"
+    raise TryAgain(f"the answer has {content_kind}: {shown_body(body)}", final=RequestRefused)
 
 
 def _choice(body: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -65,7 +65,7 @@ def _choice(body: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _content(content: Any, body: bytes) -> str:
-    """Content as text: it may be text, or a list of parts of which some are text."""
+    """Content as text, from a text or from the text parts of a list."""
     if content is None or isinstance(content, str):
         return content or ""
     if not isinstance(content, list) or not all(isinstance(part, str | dict) for part in content):
@@ -78,7 +78,7 @@ def _content(content: Any, body: bytes) -> str:
 
 
 def _parts(content: Any, kind: str) -> list[Any]:
-    """What the parts of one kind hold."""
+    """The contents of the parts of one kind."""
     if not isinstance(content, list):
         return []
     return [part.get(kind) or part for part in content if isinstance(part, dict) and part.get("type") == kind]

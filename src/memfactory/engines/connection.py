@@ -17,7 +17,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 
 class TimedSocket:
-    """What the HTTP library needs of a socket; each operation may take what is left until `deadline`."""
+    """The part of a socket that the HTTP library needs; each operation ends by `deadline`."""
 
     def __init__(self, raw: socket.socket, deadline: float) -> None:
         self.raw, self.deadline = raw, deadline
@@ -30,14 +30,14 @@ class TimedSocket:
         return io.BufferedReader(_Reader(self))
 
     def arm(self) -> None:
-        """Set the time that is left. Raises TimeoutError where there is none."""
+        """Set the remaining time as timeout. Raises TimeoutError if none remains."""
         left = self.deadline - time.monotonic()
         if left <= 0:
             raise TimeoutError
         self.raw.settimeout(left)
 
     def close(self) -> None:
-        """The HTTP library closes what it has yet to read from; see Connection.close."""
+        """Nothing: the HTTP library closes sockets that it still reads from; see Connection.close."""
 
 
 class _Reader(io.RawIOBase):
@@ -65,16 +65,16 @@ class Connection:
         self._user = _basic(parts)
         self._http.sock = timed
 
-    def ask(
+    def request(
         self, method: str, target: str, data: bytes | None, headers: Mapping[str, str], deadline: float
     ) -> HTTPResponse:
         """The beginning of the answer; its body is read by `deadline` too."""
         self._timed.deadline = deadline
         parts = urlsplit(target)
         path = parts._replace(scheme="", netloc="", path=parts.path or "/", fragment="").geturl()
-        asked = parts._replace(netloc=self._host, fragment="").geturl() if self._through_proxy else path
+        requested = parts._replace(netloc=self._host, fragment="").geturl() if self._through_proxy else path
         user = {} if self._user is None or "Authorization" in headers else {"Authorization": self._user}
-        self._http.request(method, asked, data, {"Host": self._host, **headers, **user, **self._headers})
+        self._http.request(method, requested, data, {"Host": self._host, **headers, **user, **self._headers})
         return self._http.getresponse()
 
     def fileno(self) -> int:
@@ -86,7 +86,7 @@ class Connection:
 
 
 def connect(parts: SplitResult, proxy: str | None, deadline: float) -> Connection:
-    """A connection to the server of the address `parts`, through `proxy` where one is given."""
+    """A connection to the server of the address `parts`, through `proxy`, if any."""
     secure = parts.scheme == "https"
     host, port = parts.hostname or "", parts.port or (443 if secure else 80)
     headers: dict[str, str] = {}
@@ -131,13 +131,13 @@ def _dialled(host: str, port: int, deadline: float) -> socket.socket:
 
 def _looked_up(host: str, port: int, deadline: float) -> list[tuple[int, int, int, Any]]:
     """The addresses of `host`. The system's look-up knows no deadline, so a thread waits for it."""
-    found: list[tuple[int, int, int, Any]] = []
+    addresses: list[tuple[int, int, int, Any]] = []
     failures: list[OSError | UnicodeError] = []
 
     def look_up() -> None:
         try:
             for family, kind, protocol, _, place in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
-                found.append((family, kind, protocol, place))
+                addresses.append((family, kind, protocol, place))
         except (OSError, UnicodeError) as failure:
             failures.append(failure)
 
@@ -148,7 +148,7 @@ def _looked_up(host: str, port: int, deadline: float) -> list[tuple[int, int, in
         raise TimeoutError
     if failures:
         raise failures[0]
-    return found
+    return addresses
 
 
 def _tunnel(timed: TimedSocket, host: str, port: int, headers: Mapping[str, str]) -> None:
@@ -167,8 +167,8 @@ def _basic(parts: SplitResult) -> str | None:
     """The credentials in an address as a header holds them."""
     if parts.username is None:
         return None
-    given = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-    return "Basic " + base64.b64encode(given.encode()).decode()
+    credentials = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+    return "Basic " + base64.b64encode(credentials.encode()).decode()
 
 
 @cache

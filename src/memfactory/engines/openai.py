@@ -1,6 +1,6 @@
 """Any OpenAI-compatible chat endpoint as an engine: bounded concurrency, timeouts, retries, and never a made-up reply.
 
-Its replies carry no token ids, so nothing that it says can be trained on.
+Its replies carry no token ids, so they cannot be trained on.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from memfactory.engines.base import Key, Outcome
 from memfactory.engines.chat_replies import read_reply
 from memfactory.engines.endpoint import MIB, TOO_LONG_CODES, Endpoint, Refused
 from memfactory.engines.options import OpenAIEngineConfig
-from memfactory.engines.pool import REFUSING_STATUS, Patience, RequestPool, Work
+from memfactory.engines.pool import REFUSING_STATUS, RequestPool, RetryPolicy, Work
 from memfactory.errors import EngineError, PromptTooLong, RequestRefused
 from memfactory.redaction import read_key
 from memfactory.types import Message, Reply, Sampling
 
 TOO_LONG = re.compile(r"context (?:length|size|window)|prompt is too long", re.IGNORECASE)
-"""What servers say of a prompt beyond the context: OpenAI and vLLM, SGLang, llama.cpp, Anthropic."""
+"""Servers' words for a prompt beyond the context: OpenAI and vLLM, SGLang, llama.cpp, Anthropic."""
 
 
 class OpenAIEngine:
@@ -29,7 +29,7 @@ class OpenAIEngine:
     A rate limit, a server error, a timeout, a broken connection and an answer without a reply are tried again with
     exponential backoff and jitter (a Retry-After counts, up to `max_retry_wait`); any other refusal fails at once, with
     the server's words. A request that has failed for good comes from `step` as its EngineError. Raises ConfigError
-    where the key's environment variable is not set or holds what is no key, or the address is none.
+    if the key's environment variable is not set or holds no valid key, or the address is invalid.
     """
 
     gives_tokens = False
@@ -40,7 +40,7 @@ class OpenAIEngine:
         self.config = config
         self._where = f"{config.model!r} at {shown_address(address)}"
         self._endpoint = Endpoint(address, name=self._where, key=key, timeout=config.timeout, largest=32 * MIB)
-        self._patience = Patience(config.retries, config.backoff, config.max_retry_wait)
+        self._retry_policy = RetryPolicy(config.retries, config.backoff, config.max_retry_wait)
         self._pool = RequestPool(config.concurrency, "openai")
 
     def submit(self, key: Key, messages: Sequence[Message], sampling: Sampling) -> None:
@@ -50,7 +50,7 @@ class OpenAIEngine:
         return self._pool.ready()
 
     def try_sample(self, prompts: Sequence[tuple[Sequence[Message], Sampling]]) -> list[Outcome]:
-        """The reply to each of `prompts`, or why there is none, in their order. Leaves what is pending alone."""
+        """The reply to each of `prompts`, or the error in its place, in their order. Pending conversations go on."""
         return self._pool.outcomes([self._work(messages, sampling) for messages, sampling in prompts])
 
     def pending(self) -> int:
@@ -64,10 +64,10 @@ class OpenAIEngine:
         self._endpoint.close()
 
     def _work(self, messages: Sequence[Message], sampling: Sampling) -> Work:
-        """What a thread does for one conversation: it tries until there is a reply or the tries are used up."""
+        """The work of a thread on one conversation: it tries until a reply comes or no retry is left."""
         fields = self._fields(messages, sampling)
-        return lambda waiting: waiting.insist(
-            lambda: self._reply(fields, sampling.max_tokens), self._patience, self._where
+        return lambda waiting: waiting.retry(
+            lambda: self._reply(fields, sampling.max_tokens), self._retry_policy, self._where
         )
 
     def _reply(self, fields: dict[str, Any], max_tokens: int) -> Reply:
@@ -99,7 +99,7 @@ class OpenAIEngine:
 
 
 def _kind(refusal: Refused) -> type[EngineError]:
-    """What a refusal is about: a prompt beyond the context, this one request, or the engine as a whole."""
+    """The error for a refusal: of a prompt beyond the context, of this request, or of the engine as a whole."""
     about_request = refusal.status in REFUSING_STATUS or refusal.status == 200
     if refusal.code in TOO_LONG_CODES or (about_request and TOO_LONG.search(str(refusal))):
         return PromptTooLong
@@ -107,7 +107,7 @@ def _kind(refusal: Refused) -> type[EngineError]:
 
 
 def _hint(words: str) -> str:
-    """What to write for an endpoint that does not know a field that it was sent."""
+    """The setting for an endpoint that does not know a field of the request."""
     if "max_completion_tokens" in words:
         return " (write max_tokens_field: max_completion_tokens)"
     return " (write send_seed: false)" if re.search(r"\bseed\b", words) else ""

@@ -12,12 +12,12 @@ from memfactory.registry import Options
 
 
 class Sampled(Options):
-    """What every engine can be told about the replies of a helper."""
+    """Options of every engine: the sampling parameters of frozen modules and judges that use it."""
 
     temperature: float = Field(0.0, ge=0)
-    """Sampling temperature of a helper. How the policy's replies are drawn is said by `train`, `eval` and `infer`."""
+    """Sampling temperature of frozen modules and judges; the policy's is set under `train`, `eval` and by `infer`."""
     top_p: float = Field(1.0, gt=0, le=1)
-    """Nucleus sampling of a helper."""
+    """Nucleus sampling of frozen modules and judges."""
 
     def without_effect(self) -> Mapping[str, str]:
         return {"top_p": "temperature is 0"} if self.temperature == 0 else {}
@@ -28,17 +28,17 @@ class HfEngineConfig(Sampled):
 
     kind: Literal["hf"] = "hf"
     model: ModelConfig | None = None
-    """A helper's own model, which is never trained; null: the policy's weights."""
+    """A frozen model of the engine's own; null: the policy's weights."""
     max_batch: int = Field(64, ge=1)
     """Conversations that decode at one time."""
     max_batch_tokens: int = Field(262144, ge=1)
-    """Tokens of key-value cache at one time, those of the prompts that are kept included."""
+    """Tokens in the key-value cache at one time, cached prefixes included."""
     prefill_tokens: int = Field(16384, ge=1)
-    """Prompt tokens that are prefilled in one pass."""
+    """Prompt tokens in one prefill pass."""
     share_prefixes: bool = True
-    """Compute and store the common beginnings of prompts once; false: equal prompts are computed once and copied."""
+    """Compute and store shared prefixes of prompts once; false: only equal prompts are computed once, and copied."""
     packed_weights_gib: float = Field(1.0, ge=0)
-    """On a CPU: GiB of float32 weights that are copied, while sampling, into a layout that decodes faster; 0: none."""
+    """On a CPU: GiB of float32 weights to copy into a layout that decodes faster while sampling; 0: none."""
 
     @property
     def packed_limit(self) -> int:
@@ -51,7 +51,7 @@ class VllmEngineConfig(Sampled):
 
     kind: Literal["vllm"] = "vllm"
     gpu_memory_utilization: float = Field(0.4, gt=0, lt=1)
-    """Share of the GPU that vLLM may take."""
+    """Fraction of the GPU's memory for vLLM."""
     max_model_len: int | None = Field(None, ge=1)
     """Longest prompt plus reply; null: the model's own."""
     max_num_seqs: int | None = Field(None, ge=1)
@@ -59,37 +59,39 @@ class VllmEngineConfig(Sampled):
     max_num_batched_tokens: int | None = Field(None, ge=1)
     """Tokens that go through the model in one pass; null: vLLM's own choice."""
     prefix_caching: bool = True
-    """Compute a beginning that several conversations share once. What is kept is dropped with every update."""
+    """Compute shared prefixes once. Every weight update empties the prefix cache."""
     enforce_eager: bool = False
     """No CUDA graphs."""
     sleep: bool = True
-    """Give the memory back while the policy trains."""
+    """Free the GPU's memory while the policy trains."""
     adapter: Literal["lora", "merged"] = "lora"
-    """How a LoRA adapter in training is handed over: alone, or added into the whole model's weights."""
+    """The weights to sync for a LoRA adapter in training: the adapter alone (lora), or the whole merged model
+    (merged)."""
 
 
 class VllmServerConfig(Sampled):
-    """A vLLM server that was started beside the run, on a GPU of its own; see docs/vllm.md for its command."""
+    """A vLLM server on a GPU of its own, started beside the run; see docs/vllm.md for its command."""
 
     kind: Literal["vllm_server"] = "vllm_server"
     url: str = "http://127.0.0.1:8000"
     """The server's address, on this machine."""
     adapter: Literal["lora", "merged"] = "lora"
-    """How a LoRA adapter in training is handed over: alone, or added into the whole model's weights."""
+    """The weights to sync for a LoRA adapter in training: the adapter alone (lora), or the whole merged model
+    (merged)."""
     concurrency: int = Field(256, ge=1)
-    """Requests under way at one time."""
+    """Requests in flight at one time."""
     timeout: float = Field(600.0, gt=0)
-    """Seconds until a request counts as failed."""
+    """Timeout of a request in seconds."""
     retries: int = Field(4, ge=0)
-    """Further tries after 429, 5xx, a timeout or a broken connection, with exponential backoff and jitter."""
+    """Retries after 429, 5xx, a timeout or a broken connection, with exponential backoff and jitter."""
     backoff: float = Field(1.0, gt=0)
-    """Seconds before the first further try; doubled each time."""
+    """Seconds before the first retry; doubled each time."""
     startup_timeout: float = Field(300.0, ge=0)
     """Seconds to wait for a server that is still starting."""
     update_timeout: float = Field(600.0, gt=0)
     """Seconds that the server may take to load new weights."""
     weights_folder: str | None = None
-    """Folder that weights pass through, which the server can read; null: memory (/dev/shm) where the system has it."""
+    """Folder for weight transfer that the server can read; null: memory (/dev/shm) if the system has it."""
     api_key_env: str | None = None
     """The environment variable that holds the server's key; null: it has none."""
 
@@ -105,21 +107,21 @@ class OpenAIEngineConfig(Sampled):
     api_key_env: str | None = "OPENAI_API_KEY"
     """The environment variable that holds the key; null or empty: the endpoint needs none."""
     concurrency: int = Field(16, ge=1)
-    """Requests under way at one time."""
+    """Requests in flight at one time."""
     timeout: float = Field(60.0, gt=0)
-    """Seconds until a request counts as failed, from the first connection to the last byte of the answer."""
+    """Timeout of a request in seconds, from the first connection to the last byte of the answer."""
     retries: int = Field(4, ge=0)
-    """Further tries after 429, 5xx, a timeout or a broken connection, with exponential backoff and jitter."""
+    """Retries after 429, 5xx, a timeout or a broken connection, with exponential backoff and jitter."""
     backoff: float = Field(1.0, gt=0)
-    """Seconds before the first further try; doubled each time."""
+    """Seconds before the first retry; doubled each time."""
     max_retry_wait: float = Field(20.0, ge=0)
-    """Seconds of the longest pause between two tries, whatever the server asks for by Retry-After."""
+    """Longest pause before a retry in seconds, also if the server asks for more with Retry-After."""
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
-    """What the endpoint calls the reply's limit."""
+    """The endpoint's field for the longest reply."""
     send_seed: bool = True
     """Send each reply's seed; false for an endpoint that knows no such field."""
     tokenizer: str | None = None
-    """Tokenizer folder or id that chunks are measured with where no local model is loaded; null: model.path's."""
+    """Folder or id of the tokenizer that measures chunks if no local model is loaded; null: model.path's."""
 
 
 EngineConfig = Annotated[
@@ -127,7 +129,7 @@ EngineConfig = Annotated[
 ]
 
 
-def speak_alike(one: EngineConfig, other: EngineConfig) -> bool:
-    """Whether both describe the same engine; how its replies are drawn is said with each."""
-    drawn = {"temperature", "top_p"}
-    return one.model_dump(exclude=drawn) == other.model_dump(exclude=drawn)
+def same_engine(one: EngineConfig, other: EngineConfig) -> bool:
+    """Whether both describe the same engine; each may have its own sampling parameters."""
+    sampling = {"temperature", "top_p"}
+    return one.model_dump(exclude=sampling) == other.model_dump(exclude=sampling)

@@ -1,6 +1,6 @@
-"""Threads that wait for an endpoint, at most so many at a time, and trying again: what engines over HTTP share.
+"""The base of engines over HTTP: a bounded pool of threads that wait for an endpoint, and retries with backoff.
 
-It does not know what is asked, nor how.
+It does not know the requests or their protocol.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ T = TypeVar("T")
 LONGEST_PAUSE = 20.0
 POLL_SECONDS = 0.005
 REFUSING_STATUS = (400, 413, 422)
-"""HTTP statuses by which a server refuses one request for what it holds; others it may answer."""
+"""HTTP statuses with which a server refuses one request for its content; it may answer others."""
 
 Ended = Outcome | BaseException
-"""What a thread hands over; anything but an Outcome is a bug of ours."""
+"""The result of a thread; anything but an Outcome is a bug of ours."""
 
 
 class TryAgain(Exception):
-    """One try that may go better the next time; `wait`: the seconds that the server asks for.
+    """A failure that a retry may mend; `wait`: the pause in seconds that the server requests.
 
-    `final` is what it becomes once the tries are used up.
+    `final` is the error to raise once no retry is left.
     """
 
     def __init__(self, reason: str, wait: float | None = None, final: type[EngineError] = EngineError) -> None:
@@ -38,10 +38,10 @@ class TryAgain(Exception):
 
 
 @dataclass(frozen=True)
-class Patience:
-    """How often a request is tried: `retries` further times, after `backoff` seconds that double each time.
+class RetryPolicy:
+    """Up to `retries` retries of a request, the first after `backoff` seconds, which double each time.
 
-    No pause is longer than `longest` seconds, whatever a server asks for.
+    No pause is longer than `longest` seconds, also if the server requests a longer one.
     """
 
     retries: int
@@ -50,34 +50,34 @@ class Patience:
 
 
 class Waiting:
-    """One conversation on its way. `number` tells it from the others of its pool; `cancelled`: nobody waits for it."""
+    """One conversation in flight. `number` identifies it in its pool; `cancelled`: nobody waits for it any more."""
 
     def __init__(self, number: int, cancelled: threading.Event) -> None:
         self.cancelled = cancelled
         self._jitter = random.Random(number)
 
-    def insist(self, attempt: Callable[[], T], patience: Patience, where: str) -> T:
-        """What `attempt` gives before it has raised TryAgain too often; then EngineError, which names `where`."""
+    def retry(self, request: Callable[[], T], policy: RetryPolicy, where: str) -> T:
+        """The result of `request`. Raises an EngineError that names `where` once no retry is left."""
         try:
-            return self.repeat(attempt, patience)
+            return self.repeat(request, policy)
         except TryAgain as failure:
-            tries = patience.retries + 1
-            told = f"{where} gave no reply in {tries} {'tries' if tries > 1 else 'try'}: {failure}"
-            raise failure.final(told) from failure
+            tries = policy.retries + 1
+            message = f"{where} gave no reply in {tries} {'tries' if tries > 1 else 'try'}: {failure}"
+            raise failure.final(message) from failure
 
-    def repeat(self, attempt: Callable[[], T], patience: Patience) -> T:
-        """What `attempt` gives; its last TryAgain where it has raised one too often, or nobody waits any more.
+    def repeat(self, request: Callable[[], T], policy: RetryPolicy) -> T:
+        """The result of `request`. Raises its last TryAgain once no retry is left or nobody waits any more.
 
-        The pauses grow exponentially, with jitter, to the longest at most; one that a server asks for counts too.
+        The pauses grow exponentially, with jitter, up to the longest; a longer one that the server requests counts too.
         """
-        for number in range(patience.retries):
+        for number in range(policy.retries):
             try:
-                return attempt()
+                return request()
             except TryAgain as failure:
-                pause = patience.backoff * 2**number * self._jitter.uniform(0.5, 1.5)
-                if self.cancelled.wait(min(max(pause, failure.wait or 0.0), patience.longest)):
+                pause = policy.backoff * 2**number * self._jitter.uniform(0.5, 1.5)
+                if self.cancelled.wait(min(max(pause, failure.wait or 0.0), policy.longest)):
                     raise
-        return attempt()
+        return request()
 
 
 Work = Callable[[Waiting], Reply]
@@ -94,7 +94,7 @@ class _Job:
 
 
 class RequestPool:
-    """Runs work on at most `size` threads and gives its outcomes back in the order in which they come.
+    """Runs work on at most `size` threads and returns outcomes in the order in which they come.
 
     Threads are daemons: an interrupted run never waits for an endpoint.
     """
@@ -111,8 +111,8 @@ class RequestPool:
         self._start(key, work, self._finished, self._cancelled)
 
     def ready(self) -> list[tuple[Key, Outcome]]:
-        """The outcomes that have come, errors last; waits a moment where there is none yet."""
-        found: list[tuple[Key, Outcome]] = []
+        """The outcomes that have come, errors last; waits a moment for the first."""
+        ready: list[tuple[Key, Outcome]] = []
         wait = POLL_SECONDS
         while self._pending:
             try:
@@ -121,23 +121,23 @@ class RequestPool:
                 break
             wait = 0.0
             self._pending -= 1
-            found.append((key, _known(outcome)))
-        return sorted(found, key=lambda pair: isinstance(pair[1], EngineError))
+            ready.append((key, _checked(outcome)))
+        return sorted(ready, key=lambda pair: isinstance(pair[1], EngineError))
 
     def outcomes(self, works: Sequence[Work]) -> list[Outcome]:
-        """The outcome of each of `works`, in their order. Leaves what is pending alone."""
+        """The outcome of each of `works`, in their order. Pending work goes on."""
         sink: SimpleQueue[tuple[Key, Ended]] = SimpleQueue()
         cancelled = threading.Event()
         for index, work in enumerate(works):
             self._start(index, work, sink, cancelled)
-        found: dict[Key, Outcome] = {}
+        outcomes: dict[Key, Outcome] = {}
         try:
-            while len(found) < len(works):
+            while len(outcomes) < len(works):
                 key, outcome = sink.get()
-                found[key] = _known(outcome)
+                outcomes[key] = _checked(outcome)
         finally:
             cancelled.set()
-        return [found[index] for index in range(len(works))]
+        return [outcomes[index] for index in range(len(works))]
 
     def pending(self) -> int:
         return self._pending
@@ -171,13 +171,13 @@ class RequestPool:
             outcome: Ended
             try:
                 outcome = job.work(job.waiting)
-            except BaseException as error:  # noqa: BLE001 - handed over to the thread that asked, which raises it
+            except BaseException as error:  # noqa: BLE001 - the thread that waits for it raises it
                 outcome = error
             job.sink.put((job.key, outcome))
 
 
-def _known(outcome: Ended) -> Outcome:
-    """`outcome` if it is one; a bug of ours that ended the thread's work is raised where it was asked."""
+def _checked(outcome: Ended) -> Outcome:
+    """`outcome` if it is one; a bug of ours that ended the thread's work is raised in the waiting thread."""
     if not isinstance(outcome, Reply | EngineError):
         raise outcome
     return outcome

@@ -1,6 +1,6 @@
-"""Replies that need not be asked for again: by what was asked, within a bound, and perhaps in a file of the run.
+"""A bounded cache of replies by the digests of their requests, optionally in a file of the run.
 
-It does not know which replies may be kept: those of an engine whose weights stay, drawn greedily.
+It does not know which replies may be cached: greedy ones of an engine with fixed weights.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ log = logging.getLogger("memfactory")
 MEMORY_BYTES = 64 * 2**20
 FILE_BYTES = 256 * 2**20
 OVERHEAD = 400
-"""About what the objects of one entry take beside their contents."""
+"""Approximate bytes of an entry's objects beside their contents."""
 STOPS: Mapping[object, Stop] = {"stop": "stop", "length": "length"}
 
 
@@ -45,20 +45,20 @@ class _Packed:
 
     @property
     def size(self) -> int:
-        """About how many bytes it takes."""
+        """Its approximate number of bytes."""
         return OVERHEAD + 4 * len(self.text) + sum(8 * len(one) for one in self.ids or ())
 
     def reply(self) -> Reply:
         if self.ids is None:
             return Reply(self.text, self.stop)
-        prompt, said, logprobs = self.ids
-        return Reply(self.text, self.stop, Tokens(tuple(prompt), tuple(said), tuple(logprobs)))
+        prompt, reply_ids, logprobs = self.ids
+        return Reply(self.text, self.stop, Tokens(tuple(prompt), tuple(reply_ids), tuple(logprobs)))
 
 
 class ReplyStore:
-    """Keeps replies within `limit` bytes: those that were not used for the longest time go first.
+    """Keeps replies within `limit` bytes; the least recently used go first.
 
-    With `keep_in` they are also appended to a file, up to `file_limit` bytes, and those that it holds are there again.
+    `keep_in` reads the replies of a file and appends new ones to it, up to `file_limit` bytes.
     """
 
     def __init__(self, limit: int = MEMORY_BYTES, file_limit: int = FILE_BYTES) -> None:
@@ -71,31 +71,31 @@ class ReplyStore:
     def __len__(self) -> int:
         return len(self._held)
 
-    def get(self, asked: bytes) -> Reply | None:
-        """The reply to what was asked; None where it is not kept."""
-        packed = self._held.get(asked)
+    def get(self, digest: bytes) -> Reply | None:
+        """The reply to the request with this digest; None if it is not cached."""
+        packed = self._held.get(digest)
         if packed is None:
             return None
-        self._held.move_to_end(asked)
+        self._held.move_to_end(digest)
         return packed.reply()
 
-    def put(self, asked: bytes, reply: Reply) -> None:
-        """Keep a reply."""
+    def put(self, digest: bytes, reply: Reply) -> None:
+        """Cache a reply."""
         packed = _Packed.of(reply)
-        self._hold(asked, packed)
-        self._write(asked, packed)
+        self._hold(digest, packed)
+        self._write(digest, packed)
 
     def keep_in(self, path: Path) -> None:
-        """Take up what the file at `path` holds, and keep what comes in it too. A line that is damaged is left out."""
-        lost = 0
+        """Read the replies of the file at `path`, and append new ones to it. Damaged lines are left out."""
+        damaged = 0
         if path.is_file():
             for row in json_lines_or_problems(path):
                 try:
                     self._hold(*_read(row))
                 except (KeyError, TypeError, ValueError, OverflowError):
-                    lost += 1
-        if lost:
-            log.warning("%s: %d kept replies cannot be read and are asked for again", path, lost)
+                    damaged += 1
+        if damaged:
+            log.warning("%s: %d cached replies cannot be read and will be requested again", path, damaged)
         try:
             self._file = JsonLinesWriter(path)
             self._file_bytes = path.stat().st_size
@@ -107,22 +107,22 @@ class ReplyStore:
             self._file.close()
             self._file = None
 
-    def _hold(self, asked: bytes, packed: _Packed) -> None:
-        before = self._held.pop(asked, None)
+    def _hold(self, digest: bytes, packed: _Packed) -> None:
+        before = self._held.pop(digest, None)
         self.bytes += packed.size - (0 if before is None else before.size)
-        self._held[asked] = packed
+        self._held[digest] = packed
         while self.bytes > self.limit:
             _, oldest = self._held.popitem(last=False)
             self.bytes -= oldest.size
 
-    def _write(self, asked: bytes, packed: _Packed) -> None:
-        """Append to the file. A text with a key in it is not written: it would come back without it."""
+    def _write(self, digest: bytes, packed: _Packed) -> None:
+        """Append to the file. A text with a key in it is not written, since redaction would change it."""
         if self._file is None or self._file_bytes + packed.size > self.file_limit or holds_secret(packed.text):
             return
-        row: dict[str, object] = {"asked": asked.hex(), "text": packed.text, "stop": packed.stop}
+        row: dict[str, object] = {"asked": digest.hex(), "text": packed.text, "stop": packed.stop}
         if packed.ids is not None:
-            prompt, said, logprobs = packed.ids
-            row |= {"prompt_ids": list(prompt), "reply_ids": list(said), "logprobs": list(logprobs)}
+            prompt, reply_ids, logprobs = packed.ids
+            row |= {"prompt_ids": list(prompt), "reply_ids": list(reply_ids), "logprobs": list(logprobs)}
         try:
             self._file.append(row)
         except OSError as error:
@@ -131,29 +131,29 @@ class ReplyStore:
         self._file_bytes += packed.size
 
     def _give_up(self, error: Exception) -> None:
-        log.warning("replies are not kept on disk, so a resumed run asks for them again: %s", error)
+        log.warning("replies are not cached on disk, so a resumed run requests them again: %s", error)
         self.close()
 
 
 def name_of(engine: str, messages: Sequence[Message], sampling: Sampling) -> bytes:
-    """A digest of what is asked of an engine of that name, whatever its seed."""
-    drawn = [sampling.max_tokens, *sampling.stop, sampling.params.top_p, sampling.params.top_k]
-    asked = dumps([engine, [[message.role, message.content] for message in messages], drawn])
-    return blake2b(asked.encode(), digest_size=20).digest()
+    """A digest of a request to the engine of that name, without its seed."""
+    parameters = [sampling.max_tokens, *sampling.stop, sampling.params.top_p, sampling.params.top_k]
+    request = dumps([engine, [[message.role, message.content] for message in messages], parameters])
+    return blake2b(request.encode(), digest_size=20).digest()
 
 
 def _read(row: Mapping[str, object] | str) -> tuple[bytes, _Packed]:
     """An entry as it was written. Raises ValueError, TypeError or KeyError for anything else."""
     if isinstance(row, str):
         raise ValueError(row)
-    asked, text = row["asked"], row["text"]
-    if not isinstance(asked, str) or not isinstance(text, str):
+    digest, text = row["asked"], row["text"]
+    if not isinstance(digest, str) or not isinstance(text, str):
         raise TypeError("asked and text should be texts")
     ids = None
     if "prompt_ids" in row:
-        prompt, said, logprobs = row["prompt_ids"], row["reply_ids"], row["logprobs"]
-        if not (isinstance(prompt, list) and isinstance(said, list) and isinstance(logprobs, list)):
+        prompt, reply_ids, logprobs = row["prompt_ids"], row["reply_ids"], row["logprobs"]
+        if not (isinstance(prompt, list) and isinstance(reply_ids, list) and isinstance(logprobs, list)):
             raise TypeError("ids should be lists")
-        ids = array("q", prompt), array("q", said), array("d", logprobs)
+        ids = array("q", prompt), array("q", reply_ids), array("d", logprobs)
         Tokens(tuple(ids[0]), tuple(ids[1]), tuple(ids[2]))
-    return bytes.fromhex(asked), _Packed(text, STOPS[row["stop"]], ids)
+    return bytes.fromhex(digest), _Packed(text, STOPS[row["stop"]], ids)

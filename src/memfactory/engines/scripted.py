@@ -18,7 +18,7 @@ class ScriptedEngine:
     With `tokens` a string reply also gets made-up ids: the UTF-8 bytes of prompt and reply (one id a byte), the end
     token 256, and a log-probability of -1 a token. `delay(messages, sampling)` says after how many further calls of
     `step` the reply is ready (default: at the next). An EngineError that `reply` raises takes the reply's place;
-    anything else is raised from `step`. `asked` keeps every conversation in the order in which it was submitted.
+    anything else is raised from `step`. `requests` lists all conversations in the order of submission.
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class ScriptedEngine:
         delay: Callable[[Sequence[Message], Sampling], int] | None = None,
     ) -> None:
         self.gives_tokens = tokens
-        self.asked: list[tuple[tuple[Message, ...], Sampling]] = []
+        self.requests: list[tuple[tuple[Message, ...], Sampling]] = []
         self._reply = reply
         self._delay = delay
         self._waiting: list[tuple[int, Key, tuple[Message, ...], Sampling]] = []
@@ -37,7 +37,7 @@ class ScriptedEngine:
 
     def submit(self, key: Key, messages: Sequence[Message], sampling: Sampling) -> None:
         conversation = tuple(messages)
-        self.asked.append((conversation, sampling))
+        self.requests.append((conversation, sampling))
         ready = self._steps + 1 + (self._delay(conversation, sampling) if self._delay else 0)
         self._waiting.append((ready, key, conversation, sampling))
 
@@ -50,7 +50,7 @@ class ScriptedEngine:
     def try_sample(self, prompts: Sequence[tuple[Sequence[Message], Sampling]]) -> list[Outcome]:
         """The reply to each of `prompts`, or the EngineError that `reply` raised instead of one."""
         conversations = [(tuple(messages), sampling) for messages, sampling in prompts]
-        self.asked += conversations
+        self.requests += conversations
         return [self._answer(messages, sampling) for messages, sampling in conversations]
 
     def pending(self) -> int:
@@ -64,12 +64,12 @@ class ScriptedEngine:
 
     def _answer(self, messages: tuple[Message, ...], sampling: Sampling) -> Outcome:
         try:
-            said = self._reply(messages, sampling)
+            reply = self._reply(messages, sampling)
         except EngineError as error:
             return error
-        if isinstance(said, Reply):
-            return said
-        return Reply(said, "stop", fake_tokens(messages, said) if self.gives_tokens else None)
+        if isinstance(reply, Reply):
+            return reply
+        return Reply(reply, "stop", fake_tokens(messages, reply) if self.gives_tokens else None)
 
 
 def fake_tokens(messages: Sequence[Message], reply: str) -> Tokens:

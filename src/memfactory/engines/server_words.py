@@ -1,4 +1,4 @@
-"""What a server says beside an answer: its words about an error, in any of the shapes in use, and when to come back."""
+"""A server's words about an error, in any of the shapes in use, and the pause that it requests."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ def server_words(body: bytes, status: int = 0) -> tuple[str, str]:
     """The server's own words in the body of an error, free of secrets, and its code for the reason ("": none).
 
     `{"error": {"message": ...}}`, `{"error": "..."}`, `{"detail": ...}` with text or a list, a list of any of these,
-    a page of HTML and plain text are all understood; an empty body is told by the usual words for `status`.
+    a page of HTML and plain text are all understood; an empty body gets the usual words for `status`.
     """
     text = body[:READ].decode(errors="replace").lstrip("\ufeff").strip()
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
         value = None
-    said = words_of(value) or (_page_words(text) if text.startswith("<") else text)
-    said = redacted_message(" ".join(said.split()))
-    return said[:LONGEST] or _phrase(status), _code(value)
+    words = words_of(value) or (_page_words(text) if text.startswith("<") else text)
+    words = redacted_message(" ".join(words.split()))
+    return words[:LONGEST] or _phrase(status), _code(value)
 
 
 def words_of(value: Any, depth: int = 0) -> str:
-    """The words in what was parsed of an error; "" where there are none."""
+    """The words in a parsed error; "" without any."""
     if isinstance(value, str):
         return value.strip()
     if depth > 5:
@@ -56,9 +56,9 @@ def words_of(value: Any, depth: int = 0) -> str:
         return "; ".join(filter(None, (words_of(inner, depth + 1) for inner in value[:5])))
     if not isinstance(value, dict):
         return ""
-    said = next(filter(None, (words_of(value.get(name), depth + 1) for name in _SAYING)), "")
-    place = value.get("loc")  # What FastAPI says a wrong field's place is.
-    return f"{'.'.join(map(str, place))}: {said}" if said and isinstance(place, list) else said
+    words = next(filter(None, (words_of(value.get(name), depth + 1) for name in _SAYING)), "")
+    place = value.get("loc")  # FastAPI's place of a wrong field.
+    return f"{'.'.join(map(str, place))}: {words}" if words and isinstance(place, list) else words
 
 
 def _code(value: Any) -> str:
@@ -86,8 +86,8 @@ def _phrase(status: int) -> str:
         return "no words"
 
 
-def asked_wait(headers: Mapping[str, str]) -> float | None:
-    """The seconds that a server asks to wait, as a number or a date; None where it says nothing that makes sense."""
+def requested_wait(headers: Mapping[str, str]) -> float | None:
+    """The seconds that a server asks to wait, as a number or a date; None without a usable value."""
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         try:
             wait = float(headers[name]) * unit

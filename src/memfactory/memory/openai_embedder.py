@@ -9,7 +9,7 @@ import numpy
 
 from memfactory.engines.addresses import checked_address, public_address, shown_address
 from memfactory.engines.endpoint import MIB, Endpoint, Refused, parsed_json, shown_body
-from memfactory.engines.pool import Patience, TryAgain, Waiting
+from memfactory.engines.pool import RetryPolicy, TryAgain, Waiting
 from memfactory.errors import EngineError
 from memfactory.memory.embedder import Vectors, identity_of
 from memfactory.memory.options import OpenAIEmbedderConfig
@@ -31,7 +31,7 @@ class OpenAIEmbedder:
         # A vector of 16,384 numbers, of 20 signs each, for every text.
         largest = (1 + config.batch_size) * MIB // 2
         self._endpoint = Endpoint(address, name=self._where, key=key, timeout=config.timeout, largest=largest)
-        self._patience = Patience(config.retries, config.backoff, config.max_retry_wait)
+        self._retry_policy = RetryPolicy(config.retries, config.backoff, config.max_retry_wait)
         # It names vectors on disk; vectors of earlier versions bear the address with the slash.
         self.identity = identity_of(kind=config.kind, model=config.model, endpoint=public_address(address) + "/")
 
@@ -51,7 +51,7 @@ class OpenAIEmbedder:
         # As numbers: not every compatible server knows a packed form.
         fields: dict[str, object] = {"model": self.config.model, "input": list(texts), "encoding_format": "float"}
         try:
-            return Waiting(0, threading.Event()).repeat(lambda: self._vectors(fields, len(texts)), self._patience)
+            return Waiting(0, threading.Event()).repeat(lambda: self._vectors(fields, len(texts)), self._retry_policy)
         except (TryAgain, Refused) as failure:
             raise EngineError(f"{self._where} gave no embeddings: {failure}") from failure
 

@@ -8,7 +8,7 @@ import torch
 
 from memfactory.config import Resolved
 from memfactory.config.training import GrpoOptions, TrainerOptions
-from memfactory.engines.options import HfEngineConfig, VllmEngineConfig, speak_alike
+from memfactory.engines.options import HfEngineConfig, VllmEngineConfig, same_engine
 from memfactory.errors import ConfigError
 from memfactory.model.loading import compute_dtype, load_architecture, places
 from memfactory.model.options import ModelConfig
@@ -69,7 +69,7 @@ def _helper_bytes(resolved: Resolved, problems: list[str], device: Device) -> tu
     for helper in resolved.config.engines.values():
         if not isinstance(helper, HfEngineConfig) or helper.model is None:
             continue
-        if any(speak_alike(helper, other) for other in loaded):
+        if any(same_engine(helper, other) for other in loaded):
             continue
         loaded.append(helper)
         sizes = architecture_of(helper.model, problems)

@@ -1,4 +1,4 @@
-"""Whether vLLM can run here: its version, its platform, and how many processes the run has."""
+"""Checks that vLLM can run here: its version, its platform, and the number of the run's processes."""
 
 from __future__ import annotations
 
@@ -25,17 +25,18 @@ def check_installed() -> None:
         )
 
 
-def check_version(given: str) -> None:
+def check_version(installed: str) -> None:
     """Refuse a version that is too old; warn of one that nobody has tried."""
-    version = tuple(int(part) for part in given.split(".")[:2] if part.isdigit())
+    version = tuple(int(part) for part in installed.split(".")[:2] if part.isdigit())
     if version < OLDEST:
-        raise ConfigError(f"engine: vllm {given} is too old: {_fitting()}")
+        raise ConfigError(f"engine: vllm {installed} is too old: {_fitting()}")
     if version > NEWEST:
-        log.warning("vllm %s is newer than what the engine was written for (%s)", given, _fitting())
+        log.warning("vllm %s is newer than the versions that the engine was written for (%s)", installed, _fitting())
 
 
 def check_one_process() -> None:
-    """Raise ConfigError in a run of several processes: each would hand weights to an engine that knows of one."""
+    """Raise ConfigError in a run of several processes: each would sync weights to an engine that knows of one
+    process."""
     if process_count() > 1:
         raise ConfigError(
             "engine: kinds 'vllm' and 'vllm_server' serve a run of one process; start it without torchrun or "
@@ -72,7 +73,7 @@ def unpack_linear_layers() -> None:
 
 
 def lora_room(rank: int) -> int:
-    """The smallest rank that vLLM has room for and that holds `rank`; ConfigError where there is none."""
+    """The smallest rank that vLLM has room for and that holds `rank`; ConfigError for a larger rank."""
     fitting = [room for room in LORA_RANKS if room >= rank]
     if not fitting:
         raise ConfigError(
@@ -83,8 +84,8 @@ def lora_room(rank: int) -> int:
 
 
 def _fitting() -> str:
-    return f"versions {_spoken(OLDEST)} to {_spoken(NEWEST)} fit"
+    return f"versions {_dotted(OLDEST)} to {_dotted(NEWEST)} fit"
 
 
-def _spoken(version: tuple[int, int]) -> str:
+def _dotted(version: tuple[int, int]) -> str:
     return ".".join(map(str, version))

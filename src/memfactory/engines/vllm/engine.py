@@ -1,4 +1,4 @@
-"""vLLM in this process, on the policy's own GPU: fast rollouts from a copy of the weights that is renewed in memory.
+"""vLLM in this process, on the policy's own GPU: fast rollouts from a copy of the weights that is updated in memory.
 
 Written for the V1 engine of the versions in `vllm_checks`. Tried on vLLM's CPU build (0.32), where it runs with
 `sleep: false`; sleeping needs a GPU.
@@ -37,9 +37,9 @@ from memfactory.types import Message, Reply, Sampling
 class VllmEngine:
     """Samples replies from vLLM's own copy of the model.
 
-    `update_weights` renews that copy and forgets cached prefixes; `sleep` gives the GPU's memory back until the next
+    `update_weights` syncs that copy and clears the prefix cache; `sleep` frees the GPU's memory until the next
     conversation. Token ids go in and come out, with the log-probabilities of the distribution that was sampled from.
-    `rank`: that of the adapter in training, which is then handed over alone under `adapter: lora`.
+    `rank`: that of the adapter in training; with `adapter: lora` only the adapter is synced.
     Raises ConfigError where vLLM is not installed, too old or does not start, PromptTooLong for a prompt that does
     not fit.
     """
@@ -51,7 +51,7 @@ class VllmEngine:
     ) -> None:
         check_installed()
         check_one_process()
-        # Weights are handed over as tensors of this process, so the engine has to run in it. No usage reports.
+        # Weights are synced as tensors of this process, so the engine has to run in it. No usage reports.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ["VLLM_NO_USAGE_STATS"] = "1"
         import vllm
@@ -78,7 +78,7 @@ class VllmEngine:
         shape = AutoConfig.from_pretrained(path, trust_remote_code=model.trust_remote_code).get_text_config()
         context: int = self._engine.model_config.max_model_len
         self._conversations = Conversations(chat, context=context, rows=shape.vocab_size)
-        self._asked: dict[str, tuple[Key, tuple[int, ...], Sampling]] = {}
+        self._pending: dict[str, tuple[Key, tuple[int, ...], Sampling]] = {}
         self._numbers = 0
         self._asleep = False
         self._adapters = 0
@@ -105,15 +105,15 @@ class VllmEngine:
             vllm.SamplingParams(**parameters, output_kind=RequestOutputKind.FINAL_ONLY),
             lora_request=self._adapter,
         )
-        self._asked[number] = (key, prompt, sampling)
+        self._pending[number] = (key, prompt, sampling)
 
     def step(self) -> list[tuple[Key, Reply]]:
-        if not self._asked:
+        if not self._pending:
             return []
         finished = []
         for output in self._engine.step():
-            if output.finished and output.request_id in self._asked:
-                key, prompt, sampling = self._asked.pop(output.request_id)
+            if output.finished and output.request_id in self._pending:
+                key, prompt, sampling = self._pending.pop(output.request_id)
                 finished.append((key, self._reply(prompt, sampling, output.outputs[0])))
         return finished
 
@@ -121,12 +121,12 @@ class VllmEngine:
         self._conversations.check(self.chat.prompt_ids(messages))
 
     def pending(self) -> int:
-        return len(self._asked)
+        return len(self._pending)
 
     def cancel(self) -> None:
-        if self._asked:
-            self._engine.abort_request(list(self._asked))
-        self._asked.clear()
+        if self._pending:
+            self._engine.abort_request(list(self._pending))
+        self._pending.clear()
 
     def close(self) -> None:
         self.cancel()
@@ -134,9 +134,11 @@ class VllmEngine:
         self._engine.engine_core.shutdown()
 
     def update_weights(self, weights: Weights) -> None:
-        """Take the policy's weights, and forget what was cached under those before; nothing may be pending."""
-        if self._asked:
-            raise ValueError(f"{len(self._asked)} conversations are pending at the engine that is to take new weights")
+        """Take the policy's weights and clear the prefix cache; nothing may be pending."""
+        if self._pending:
+            raise ValueError(
+                f"{len(self._pending)} conversations are pending at the engine that is to take new weights"
+            )
         self._wake()
         if self._takes_adapters and weights.has_adapter:
             if self._base_differs:
@@ -151,8 +153,8 @@ class VllmEngine:
 
     def sleep(self) -> None:
         """Give the GPU's memory back until the next conversation or the next weights; nothing may be pending."""
-        if self._asked:
-            raise ValueError(f"{len(self._asked)} conversations are pending at the engine that is to sleep")
+        if self._pending:
+            raise ValueError(f"{len(self._pending)} conversations are pending at the engine that is to sleep")
         if self.config.sleep and not self._asleep:
             # Level 1 keeps the weights in the host's memory: the base stays under a new adapter, and an evaluation can
             # follow where training changed nothing. Level 2 would forget them.
@@ -174,7 +176,7 @@ class VllmEngine:
         from vllm.lora.request import LoRARequest
 
         self._forget_adapter()
-        # vLLM reads adapters from files alone, and may read one again. These are in memory where there is a place.
+        # vLLM reads adapters only from files, and may read one again. They lie in memory if the system allows it.
         self._folder = passing_folder()
         weights.write_adapter(Path(self._folder.name))
         self._adapters += 1
@@ -200,7 +202,7 @@ class VllmEngine:
 
 
 def _options(config: VllmEngineConfig) -> dict[str, Any]:
-    """What vLLM is started with beside the model."""
+    """The arguments of vLLM beside the model."""
     options = {
         "generation_config": "vllm",
         "logprobs_mode": "processed_logprobs",

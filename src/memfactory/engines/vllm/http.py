@@ -29,18 +29,22 @@ class VllmServer:
         self.name = f"the vLLM server at {shown_address(self.url)}"
         self.timeout = config.timeout
         key = read_key(config.api_key_env, self.name)
-        # The server is near; a proxy that the environment names is for what is far.
+        # The server is near; the environment's proxy is for distant servers.
         self._endpoint = Endpoint(self.url, name=self.name, key=key, timeout=config.timeout, largest=LARGEST, near=True)
 
     def get(self, path: str) -> Any:
         return _value(self._endpoint.get(path))
 
     def post(self, path: str, body: object, timeout: float | None = None) -> Any:
-        """What the server answers: JSON's value, or the text where it is no JSON.
+        """The server's answer: the value of JSON, or else its text.
 
-        Raises TryAgain where another try may go better, Refused where the server says no.
+        Raises TryAgain if a retry may succeed, Refused if the server refuses the request.
         """
         return _value(self._endpoint.post(path, body, timeout))
+
+    def post_once(self, path: str, body: object, timeout: float) -> Any:
+        """As `post`, for a request with an effect: it is never sent again."""
+        return _value(self._endpoint.post_once(path, body, timeout))
 
 
 def _value(answer: Answer) -> Any:

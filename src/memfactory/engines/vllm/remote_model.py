@@ -1,4 +1,4 @@
-"""The model that a vLLM server holds: which weights it was handed, and that it has them still.
+"""The model of a vLLM server: weight sync, and checks that the server still holds the last weights.
 
 The server is started with the worker extension of `vllm_worker`; docs/vllm.md gives the command.
 """
@@ -19,7 +19,7 @@ from torch import Tensor
 from memfactory.engines.base import Weights
 from memfactory.engines.endpoint import Refused
 from memfactory.engines.options import VllmServerConfig
-from memfactory.engines.pool import Patience, TryAgain, Waiting
+from memfactory.engines.pool import RetryPolicy, TryAgain, Waiting
 from memfactory.engines.vllm.checks import check_version
 from memfactory.engines.vllm.http import VllmServer
 from memfactory.engines.vllm.weight_transfer import passing_folder, write_weights
@@ -38,13 +38,13 @@ BIAS = 100.0
 class RemoteModel:
     """The model of `server`.
 
-    `name` is what requests call it: an adapter has a name of its own. `context`: its tokens. `updated`: whether weights
-    were handed over. Raises ConfigError where no server answers or it was started without what is needed here.
+    `name` is its name in requests; each adapter has its own. `context`: its tokens. `updated`: whether weights were
+    synced. Raises ConfigError if no server answers or it was started without NEEDED.
     """
 
     def __init__(self, server: VllmServer, config: VllmServerConfig, *, random_weights: bool) -> None:
         self.server, self.config = server, config
-        self._patience = Patience(config.retries, config.backoff)
+        self._retry_policy = RetryPolicy(config.retries, config.backoff)
         served = self._reached()
         self._served: str = served["id"]
         self.name, self.context, self.updated = self._served, int(served["max_model_len"]), False
@@ -56,30 +56,30 @@ class RemoteModel:
         self._check_logprobs()
 
     def take(self, weights: Weights) -> None:
-        """Hand `weights` over. Raises EngineError where the server does not confirm that it holds them."""
+        """Sync `weights`. Raises EngineError if the server does not confirm them."""
         self.updated = False
         self._forget_adapter()
         if self.config.adapter == "lora" and weights.has_adapter:
             if self._base_differs:
-                self._hand_over(weights.base())
+                self._sync(weights.base())
                 self._base_differs = False
-            self._hand_over_adapter(weights)
+            self._sync_adapter(weights)
         else:
-            self._hand_over(weights.whole())
+            self._sync(weights.whole())
             self._base_differs = True
         self.updated = True
 
     def confirm(self) -> None:
-        """Raise EngineError unless the server holds the weights that it was handed last.
+        """Raise EngineError unless the server holds the weights of the last sync.
 
-        No two that are handed over have one name, so replies that came before the server's answer are from these too.
+        Each sync has its own version, so replies before the server's answer come from these weights too.
         """
-        found = Waiting(0, threading.Event()).insist(self._version, self._patience, self.server.name)
-        if found != self._held:
+        version = Waiting(0, threading.Event()).retry(self._version, self._retry_policy, self.server.name)
+        if version != self._held:
             started = "those that it was started with"
             raise EngineError(
-                f"{self.server.name} has not the weights that it was handed ({self._held or started}) but "
-                f"{found or started}: it was started anew, or another run uses it. Go on with --resume"
+                f"{self.server.name} does not hold the weights of the last sync ({self._held or started}) but "
+                f"{version or started}: it was started anew, or another run uses it. Go on with --resume"
             )
 
     def close(self) -> None:
@@ -89,7 +89,7 @@ class RemoteModel:
         except EngineError as error:
             log.warning("an adapter stays behind: %s", error)
 
-    def _hand_over(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+    def _sync(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Pass a whole model's weights, by the names of the Hugging Face model's parameters."""
         self._updates += 1
         self._held = f"{self._run}-{self._updates}"
@@ -101,7 +101,7 @@ class RemoteModel:
         if isinstance(answer, dict) and answer.get("success") is False:
             raise EngineError(f"{self.server.name} did not forget the prefixes that it cached under the weights before")
 
-    def _hand_over_adapter(self, weights: Weights) -> None:
+    def _sync_adapter(self, weights: Weights) -> None:
         self._updates += 1
         name = f"memfactory-{self._run}-{self._updates}"
         # The server reads an adapter again where it has dropped it, and dies where the files are gone.
@@ -129,26 +129,26 @@ class RemoteModel:
         """The weights that the server holds, as all of its workers say."""
         answer = self.server.post("/collective_rpc", {"method": "memfactory_version"})
         try:
-            found = {result["version"] for result in answer["results"]}
+            versions = {result["version"] for result in answer["results"]}
         except (LookupError, TypeError) as error:
             raise EngineError(f"{self.server.name} does not say which weights it holds: {str(answer)[:200]}") from error
-        if len(found) != 1:
-            raise EngineError(f"the workers of {self.server.name} hold different weights: {found}")
-        (version,) = found
+        if len(versions) != 1:
+            raise EngineError(f"the workers of {self.server.name} hold different weights: {versions}")
+        (version,) = versions
         return version
 
     def _call(self, path: str, body: object) -> Any:
-        """The answer to a request that is not to be made twice."""
+        """The answer to a request that must not be sent twice."""
         try:
-            return self.server.post(path, body, self.config.update_timeout)
+            return self.server.post_once(path, body, self.config.update_timeout)
         except TryAgain as failure:
             raise EngineError(f"{self.server.name} failed at {path}: {failure}") from failure
 
     # How it was started
 
     def _reached(self) -> dict[str, Any]:
-        """What the server says of its model, once it is up."""
-        deadline, told = time.monotonic() + self.config.startup_timeout, False
+        """The server's description of its model, once the server is up."""
+        deadline, is_logged = time.monotonic() + self.config.startup_timeout, False
         while True:
             try:
                 check_version(self.server.get("/version")["version"])
@@ -162,9 +162,9 @@ class RemoteModel:
                     f"engine.url: no vLLM server answers at {self.server.url} ({reason}). Start one with {NEEDED}, or "
                     "write engine.kind: vllm or hf"
                 )
-            if not told:
+            if not is_logged:
                 log.info("waiting for %s (%s)", self.server.name, reason)
-                told = True
+                is_logged = True
             time.sleep(min(1.0, max(0.0, deadline - time.monotonic())))
 
     def _first_version(self) -> str | None:

@@ -1,4 +1,4 @@
-"""What vLLM is asked and what it answers, the same in this process and over HTTP. No torch."""
+"""Requests to vLLM and its replies, the same in this process and over HTTP. No torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NEVER = -100.0
 class Conversations:
     """The ids of prompts and the texts of replies for a model whose context is `context` tokens.
 
-    `rows`: how many rows the model's head has; those beyond the tokenizer stand for no token and are never sampled.
+    `rows`: the rows of the model's head; those beyond the tokenizer are no tokens and are never sampled.
     """
 
     def __init__(self, chat: ChatFormat, *, context: int, rows: int) -> None:
@@ -32,7 +32,7 @@ class Conversations:
             raise PromptTooLong.of(len(prompt), self.context, remedy)
 
     def parameters(self, prompt: Sequence[int], sampling: Sampling) -> dict[str, Any]:
-        """The sampling parameters of one reply, all said, so that no default of a model or a server counts.
+        """The sampling parameters of one reply, all explicit, so that no default of a model or a server counts.
 
         Raises PromptTooLong for a prompt that leaves no room for a reply.
         """

@@ -1,6 +1,6 @@
 """A vLLM server on a GPU of its own as an engine: rollouts beside a training that needs all of its GPU.
 
-Every reply is checked to come from the weights that were handed over last. Exercised with vLLM 0.32's server on a CPU.
+Every reply is checked to come from the weights of the last sync. Exercised with vLLM 0.32's server on a CPU.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from transformers import AutoConfig
 from memfactory.engines.base import Key, Outcome, Weights
 from memfactory.engines.endpoint import Refused
 from memfactory.engines.options import VllmServerConfig
-from memfactory.engines.pool import REFUSING_STATUS, Patience, RequestPool, TryAgain, Waiting, Work
+from memfactory.engines.pool import REFUSING_STATUS, RequestPool, RetryPolicy, TryAgain, Waiting, Work
 from memfactory.engines.vllm.checks import check_one_process
 from memfactory.engines.vllm.http import VllmServer
 from memfactory.engines.vllm.remote_model import RemoteModel
@@ -29,9 +29,9 @@ from memfactory.types import Message, Reply, Sampling
 class VllmServerEngine:
     """Samples replies from the model that the server at `config.url` holds.
 
-    Where no trainer hands weights over, `model` itself is handed over before the first conversation. Raises ConfigError
-    where no server answers or it was started without what is needed here; PromptTooLong for a prompt that does not
-    fit, EngineError for a server that goes away and for one that has other weights than it was handed.
+    Without a trainer that syncs weights, the weights of `model` are synced before the first conversation. Raises
+    ConfigError if no server answers or its command lacks a needed option; PromptTooLong for a prompt that does not
+    fit, EngineError for a server that goes away and for one that holds other weights.
     """
 
     gives_tokens = True
@@ -40,7 +40,7 @@ class VllmServerEngine:
         check_one_process()
         self.model, self.chat, self.config = model, chat, config
         self._server = VllmServer(config)
-        self._patience = Patience(config.retries, config.backoff)
+        self._retry_policy = RetryPolicy(config.retries, config.backoff)
         self._remote = RemoteModel(self._server, config, random_weights=model.random_weights)
         path, _ = places(model)
         shape = AutoConfig.from_pretrained(path, trust_remote_code=model.trust_remote_code).get_text_config()
@@ -57,7 +57,7 @@ class VllmServerEngine:
         return ready
 
     def try_sample(self, prompts: Sequence[tuple[Sequence[Message], Sampling]]) -> list[Outcome]:
-        """The reply to each of `prompts`, or why there is none, in their order. Leaves what is pending alone."""
+        """The reply to each of `prompts`, or the error in its place, in their order. Pending conversations go on."""
         try:
             outcomes = self._pool.outcomes([self._work_or_refusal(*prompt) for prompt in prompts])
             self._remote.confirm()
@@ -82,9 +82,9 @@ class VllmServerEngine:
         """The server's GPU is its own."""
 
     def update_weights(self, weights: Weights) -> None:
-        """Hand the policy's weights over; the server forgets what it cached under those before. Nothing may be pending.
+        """Sync the policy's weights; the server clears its prefix cache. Nothing may be pending.
 
-        Raises EngineError where the server does not confirm that it holds them.
+        Raises EngineError if the server does not confirm the weights.
         """
         if self._pool.pending():
             raise ValueError(f"{self._pool.pending()} conversations are pending at the server that is to take weights")
@@ -102,14 +102,14 @@ class VllmServerEngine:
         return refuse
 
     def _work(self, messages: Sequence[Message], sampling: Sampling) -> Work:
-        """What a thread does for one conversation: it tries until there is a reply or the tries are used up."""
+        """The work of a thread on one conversation: it tries until a reply comes or no retry is left."""
         prompt = self.chat.prompt_ids(messages)
         parameters = self._conversations.parameters(prompt, sampling)
         if not self._remote.updated:
             self.update_weights(StoredWeights(self.model))
         fields = {**parameters, "model": self._remote.name, "prompt": list(prompt), "return_token_ids": True}
-        return lambda waiting: waiting.insist(
-            lambda: self._reply(prompt, sampling, fields), self._patience, self._server.name
+        return lambda waiting: waiting.retry(
+            lambda: self._reply(prompt, sampling, fields), self._retry_policy, self._server.name
         )
 
     def _reply(self, prompt: tuple[int, ...], sampling: Sampling, fields: dict[str, Any]) -> Reply:
@@ -121,14 +121,14 @@ class VllmServerEngine:
             raise
         try:
             choice = answer["choices"][0]
-            reply_ids, fed = tuple(choice["token_ids"]), tuple(choice["prompt_token_ids"])
+            reply_ids, prompt_ids = tuple(choice["token_ids"]), tuple(choice["prompt_token_ids"])
             logprobs, name = choice["logprobs"]["token_logprobs"], answer["model"]
             finish_reason = choice["finish_reason"]
         except (LookupError, TypeError) as error:
             raise TryAgain(f"the answer is no completion with token ids: {str(answer)[:200]}") from error
-        if fed != prompt or name != fields["model"] or len(logprobs) != len(reply_ids):
+        if prompt_ids != prompt or name != fields["model"] or len(logprobs) != len(reply_ids):
             raise EngineError(
-                f"{self._server.name} answered for {name!r} on {len(fed)} tokens, with {len(logprobs)} "
-                f"log-probabilities of {len(reply_ids)} tokens; asked was {fields['model']!r} on {len(prompt)} tokens"
+                f"{self._server.name} answered for {name!r} on {len(prompt_ids)} tokens, with {len(logprobs)} "
+                f"log-probabilities of {len(reply_ids)} tokens; requested: {fields['model']!r} on {len(prompt)} tokens"
             )
         return self._conversations.reply(prompt, sampling, reply_ids, logprobs, finish_reason)

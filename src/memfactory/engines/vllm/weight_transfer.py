@@ -23,7 +23,7 @@ FILE_BYTES = 2**30
 
 @dataclass(frozen=True)
 class StoredWeights:
-    """The weights of `model` as they are stored, its adapter added in: what a vLLM holds where nothing is trained."""
+    """The weights of `model` as they are stored, its adapter merged in: a vLLM's weights without a training."""
 
     model: ModelConfig
     version: int = 0
@@ -68,7 +68,7 @@ def write_weights(folder: Path, weights: Iterable[tuple[str, Tensor]]) -> None:
 
 
 def read_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """What `write_weights` wrote, tensor by tensor."""
+    """The tensors that `write_weights` wrote, one by one."""
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 - it is no mapping

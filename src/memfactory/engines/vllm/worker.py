@@ -1,4 +1,4 @@
-"""What a vLLM server takes into its workers, so that a training run in another process can renew its weights.
+"""An extension of a vLLM server's workers that lets a training run in another process sync weights.
 
 The server is started with `--worker-extension-cls memfactory.engines.vllm.worker.WeightReceiver`.
 """
@@ -32,5 +32,5 @@ class WeightReceiver:
         return {"version": version}
 
     def memfactory_version(self) -> dict[str, str | None]:
-        """Which weights the worker holds; None: those that it was started with."""
+        """The version of the worker's weights; None: those that it was started with."""
         return {"version": self.memfactory_held}
