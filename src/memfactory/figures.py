@@ -1,6 +1,6 @@
-"""The pictures of a run: reward, held-out evaluation and training, from metrics.jsonl and eval.json.
+"""The figures of a run: reward, held-out evaluation and training, from metrics.jsonl and eval.json.
 
-matplotlib is imported only when something is drawn, and no window system is touched.
+matplotlib is imported only to draw, and needs no display.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("memfactory")
 LARGEST = 1e300
 MOST_LINES = 2000
-"""Lines of metrics.jsonl that pictures are drawn from."""
-BLUE, GREY = "#1f5fa8", "#8a8f98"
-PARTS = ("#d1782b", "#2f8f5b", "#8b5fb5", "#b53a4b", "#4a9aa8", "#7a7a2f")
-WIDTH, HEIGHT, DOTS = 4.2, 2.8, 130
+"""The most lines of metrics.jsonl that a figure shows."""
+BLUE, GREY, INK = "#1f5fa8", "#8a8f98", "#40444b"
+PART_COLOURS = ("#d1782b", "#2f8f5b", "#8b5fb5", "#b53a4b", "#4a9aa8", "#7a7a2f")
+WIDTH, HEIGHT, DOTS_PER_INCH = 4.2, 2.8, 130
 
 Series = tuple[list[int], list[float]]
 """Optimizer steps and a value at each."""
@@ -37,29 +37,39 @@ Series = tuple[list[int], list[float]]
 
 @dataclass(frozen=True)
 class Panel:
-    """One small picture: its title and its metrics with what the legend calls them.
+    """One panel of the training figure: its title, and its metrics with their names in the legend.
 
-    `share`: the values are shares of 1; `exact`: they are no sample of anything, so nothing is smoothed.
+    `percent`: the values are fractions of 1. `exact`: the values are not samples, so they are not smoothed.
     """
 
     title: str
     lines: Mapping[str, str]
-    share: bool = False
+    percent: bool = False
     exact: bool = False
 
 
-TRAINING = (
-    Panel("KL to the reference, nats a token", {"kl": ""}),
-    Panel("Entropy, nats a token", {"entropy": ""}),
-    Panel("Reply length, tokens", {"reply_tokens": ""}),
-    Panel("Replies cut by length", {"truncated": ""}, share=True),
-    Panel("Groups without variance", {"groups/zero_variance": ""}, share=True),
+@dataclass(frozen=True)
+class Stroke:
+    """How a curve is drawn. A `faint` curve is thinner, a curve with `exact` values is not smoothed."""
+
+    colour: str
+    width: float = 1.8
+    faint: bool = False
+    exact: bool = False
+
+
+PANELS = (
+    Panel("KL divergence to the reference (nats per token)", {"kl": ""}),
+    Panel("Entropy (nats per token)", {"entropy": ""}),
+    Panel("Reply length (tokens)", {"reply_tokens": ""}),
+    Panel("Replies cut by length", {"truncated": ""}, percent=True),
+    Panel("Groups with equal rewards", {"groups/zero_variance": ""}, percent=True),
     Panel("Gradient norm before clipping", {"grad_norm": ""}),
-    Panel("Clipped tokens", {"clip/low": "below", "clip/high": "above"}, share=True),
-    Panel("|engine - trainer| log-probability, mean", {"sampler_difference/mean": ""}),
+    Panel("Tokens with a clipped ratio", {"clip/low": "too low", "clip/high": "too high"}, percent=True),
+    Panel("Engine - trainer (nats per token)", {"sampler_difference/mean": ""}),
     Panel("Loss", {"loss": ""}),
-    Panel("Retrieved memories that helped", {"retriever/useful": ""}, share=True),
-    Panel("Steps of the reranker's maps", {"retriever/update_query": "query", "retriever/update_memory": "memory"}),
+    Panel("Useful among retrieved memories", {"retriever/useful": ""}, percent=True),
+    Panel("Step size of the reranker's maps", {"retriever/update_query": "query", "retriever/update_memory": "memory"}),
     Panel("Learning rate", {"learning_rate": ""}, exact=True),
 )
 
@@ -67,23 +77,23 @@ TRAINING = (
 def draw_run(folder: Path) -> list[Path]:
     """Draw figures/reward.png, evaluation.png and training.png of the run in `folder`; those that have data.
 
-    Returns what was drawn: nothing where `figures` is a link, which could lead out of the run. Raises DataError where
-    metrics.jsonl or eval.json is not what a run writes.
+    Returns the paths of the figures; none if `figures` is a link, which could lead out of the run. Raises DataError for
+    a metrics.jsonl or eval.json that no run writes.
     """
-    place = folder / "figures"
-    if place.is_symlink():
-        log.warning("%s is a link, so no figures are drawn into it; `memfactory view` shows them", place)
+    figures = folder / "figures"
+    if figures.is_symlink():
+        log.warning("%s is a link, so no figures are drawn into it; `memfactory view` shows them", figures)
         return []
-    drawn = []
-    for name, picture in pictures(folder / "metrics.jsonl", EvalHistory.load(folder / "eval.json")).items():
-        path = place / f"{name}.png"
-        write_bytes(path, picture)
-        drawn.append(path)
-    return drawn
+    paths = []
+    for name, png in pictures(folder / "metrics.jsonl", EvalHistory.load(folder / "eval.json")).items():
+        path = figures / f"{name}.png"
+        write_bytes(path, png)
+        paths.append(path)
+    return paths
 
 
 def pictures(metrics: Path, history: EvalHistory) -> dict[str, bytes]:
-    """The pictures of a run as PNG by name; those that have data. Raises DataError for other metrics than a run's."""
+    """The figures of a run as PNG by name; those that have data. Raises DataError for metrics that no run writes."""
     series = read_series(metrics)
     figures = {
         "reward": reward_figure(series),
@@ -94,27 +104,27 @@ def pictures(metrics: Path, history: EvalHistory) -> dict[str, bytes]:
 
 
 def _png(figure: Figure) -> bytes:
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=DOTS)
-    return drawn.getvalue()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH)
+    return buffer.getvalue()
 
 
 def read_series(path: Path) -> dict[str, Series]:
-    """Each metric of metrics.jsonl over the steps that have it; a step written twice counts as last written.
+    """Each metric of metrics.jsonl over the steps that have it. Of a step written twice the last line counts.
 
-    Of more than MOST_LINES lines so many are read, evenly spread: a picture is some hundred dots wide.
+    A file of more than MOST_LINES lines is read in part, evenly spread: a figure is some hundred dots wide.
     """
-    found: dict[str, dict[int, float]] = {}
+    metrics: dict[str, dict[int, float]] = {}
     for row in spread_json_lines(path, MOST_LINES) if path.exists() else ():
         step = row.get("step")
         for name, value in row.items():
             if isinstance(step, int) and name != "step" and isinstance(value, int | float) and abs(value) < LARGEST:
-                found.setdefault(name, {})[step] = float(value)
-    return {name: (sorted(values), [values[step] for step in sorted(values)]) for name, values in found.items()}
+                metrics.setdefault(name, {})[step] = float(value)
+    return {name: (sorted(values), [values[step] for step in sorted(values)]) for name, values in metrics.items()}
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
-    """The mean over a centred window of about a tenth of all values; at the ends, over the part that is there."""
+    """The mean over a centred window of about a tenth of all values; a shorter window at the ends."""
     half = len(values) // 20
     return [fmean(values[max(0, index - half) : index + half + 1]) for index in range(len(values))]
 
@@ -126,63 +136,65 @@ def reward_figure(metrics: Mapping[str, Series]) -> Figure | None:
     parts = [name for name in sorted(metrics) if name.startswith("reward/")]
     figure, (axes,) = _canvas(1, columns=1, width=7.2, height=4.2)
     if len(parts) > 1:
-        for name, colour in zip(parts, PARTS, strict=False):
-            _line(axes, metrics[name], colour, name.removeprefix("reward/"), faint=True)
-    _line(axes, metrics["reward"], BLUE, "reward", width=2.4)
-    axes.set_title("Mean reward of the sampled attempts")
+        for name, colour in zip(parts, PART_COLOURS, strict=False):
+            _draw_curve(axes, metrics[name], name.removeprefix("reward/"), Stroke(colour, faint=True))
+    _draw_curve(axes, metrics["reward"], "reward", Stroke(BLUE, width=2.4))
+    axes.set_title("Reward during training")
+    axes.set_ylabel("mean over the sampled episodes", fontsize=9, color=INK)
     axes.legend(frameon=False)
     return figure
 
 
 def training_figure(metrics: Mapping[str, Series]) -> Figure | None:
-    """What tells whether training is healthy, one small picture each; None where there is none of it."""
-    panels = [panel for panel in TRAINING if any(name in metrics for name in panel.lines)]
+    """The health of the training, one panel a measure; None without any of them."""
+    panels = [panel for panel in PANELS if any(name in metrics for name in panel.lines)]
     if not panels:
         return None
-    figure, every = _canvas(len(panels), columns=min(len(panels), 3))
-    for axes, panel in zip(every, panels, strict=True):
-        for (name, label), colour in zip(panel.lines.items(), (BLUE, PARTS[0]), strict=False):
+    figure, all_axes = _canvas(len(panels), columns=min(len(panels), 3))
+    for axes, panel in zip(all_axes, panels, strict=True):
+        for (name, label), colour in zip(panel.lines.items(), (BLUE, PART_COLOURS[0]), strict=False):
             if name in metrics:
-                _line(axes, metrics[name], colour, label, exact=panel.exact)
+                _draw_curve(axes, metrics[name], label, Stroke(colour, exact=panel.exact))
         axes.set_title(panel.title)
-        if panel.share:
-            _as_share(axes)
+        if panel.percent:
+            _as_percent(axes)
         if len(panel.lines) > 1:
             axes.legend(frameon=False)
     return figure
 
 
 def evaluation_figure(history: EvalHistory) -> Figure | None:
-    """Every held-out set's headline metric with its 95 % interval over steps; None before the first evaluation."""
+    """The headline metric of every held-out set with its 95 % interval over steps; None before an evaluation."""
     names = list(dict.fromkeys(name for results in history.evaluations.values() for name in results))
     if not names:
         return None
-    figure, every = _canvas(len(names), columns=min(len(names), 3), width=5.6, height=3.8)
-    gains = history.differences()
-    for axes, name in zip(every, names, strict=True):
-        at = {step: results[name] for step, results in history.evaluations.items() if name in results}
-        metric = next(iter(at.values())).headline
-        found = {step: result.metrics[metric] for step, result in at.items() if metric in result.metrics}
-        _evaluations(axes, found)
-        lines = [f"{name}: {metric}, avg@{next(iter(found.values())).k}"]
-        gain = gains.get(name, {}).get(metric)
-        if gain is not None:
-            lines.append(_gain(found, gain))
-        axes.set_title(_plain("\n".join(lines)))
+    figure, all_axes = _canvas(len(names), columns=min(len(names), 3), width=5.6, height=3.8)
+    differences = history.differences()
+    for axes, name in zip(all_axes, names, strict=True):
+        datasets = {step: results[name] for step, results in history.evaluations.items() if name in results}
+        metric = next(iter(datasets.values())).headline
+        results = {step: dataset.metrics[metric] for step, dataset in datasets.items() if metric in dataset.metrics}
+        _draw_evaluations(axes, results)
+        axes.set_ylabel(_literal(f"held-out score ({metric})"), fontsize=9, color=INK)
+        lines = [f"{name}, avg@{next(iter(results.values())).k}"]
+        difference = differences.get(name, {}).get(metric)
+        if difference is not None:
+            lines.append(_difference_line(list(results), difference))
+        axes.set_title(_literal("\n".join(lines)))
     return figure
 
 
-def _evaluations(axes: Axes, found: Mapping[int, MetricResult]) -> None:
+def _draw_evaluations(axes: Axes, results: Mapping[int, MetricResult]) -> None:
     """One metric over steps: a line through the means, a band and bars for the 95 % intervals."""
-    steps, means = list(found), [result.mean for result in found.values()]
-    spans = [result.estimate.interval or (result.mean, result.mean) for result in found.values()]
-    low, high = [span[0] for span in spans], [span[1] for span in spans]
-    reach = [
+    steps, means = list(results), [result.mean for result in results.values()]
+    intervals = [result.estimate.interval or (result.mean, result.mean) for result in results.values()]
+    low, high = [interval[0] for interval in intervals], [interval[1] for interval in intervals]
+    bars = [
         [max(0.0, mean - below) for mean, below in zip(means, low, strict=True)],
         [max(0.0, above - mean) for mean, above in zip(means, high, strict=True)],
     ]
-    axes.fill_between(steps, low, high, color=BLUE, alpha=0.15, linewidth=0, label="95 % interval")
-    axes.errorbar(steps, means, yerr=reach, color=BLUE, marker="o", markersize=4, linewidth=1.8, capsize=3)
+    axes.fill_between(steps, low, high, color=BLUE, alpha=0.15, linewidth=0, label="95 % confidence interval")
+    axes.errorbar(steps, means, yerr=bars, color=BLUE, marker="o", markersize=4, linewidth=1.8, capsize=3)
     rising = means[-1] > means[0]
     for index in {0, len(steps) - 1}:
         last = index > 0
@@ -195,19 +207,22 @@ def _evaluations(axes: Axes, found: Mapping[int, MetricResult]) -> None:
             fontsize=9,
         )
     axes.margins(x=0.06, y=0.18)
+    if min(low) >= 0 and max(high) <= 1:
+        bottom, top = axes.get_ylim()
+        axes.set_ylim(max(bottom, -0.02), min(top, 1.02))
     axes.legend(frameon=False, loc="lower right")
 
 
-def _plain(text: str) -> str:
-    """`text` as matplotlib shows it as it stands: a dollar sign begins no formula."""
+def _literal(text: str) -> str:
+    """`text` for matplotlib, with dollar signs that begin no formula."""
     return text.replace("$", "\\$")
 
 
-def _gain(found: Mapping[int, MetricResult], gain: Estimate) -> str:
-    """The sentence about last minus first."""
-    steps = list(found)
-    interval = "" if gain.interval is None else f" [{gain.interval[0]:+.3f}, {gain.interval[1]:+.3f}]"
-    return f"step {steps[0]} to {steps[-1]}: {gain.mean:+.3f}{interval}, paired"
+def _difference_line(steps: Sequence[int], difference: Estimate) -> str:
+    """The line about the last evaluation minus the first."""
+    low, high = difference.interval or (None, None)
+    interval = "" if low is None else f" [{low:+.3f}, {high:+.3f}]"
+    return f"step {steps[0]} to {steps[-1]}: {difference.mean:+.3f}{interval}, paired by question"
 
 
 def _canvas(count: int, *, columns: int, width: float = WIDTH, height: float = HEIGHT) -> tuple[Figure, list[Axes]]:
@@ -219,32 +234,31 @@ def _canvas(count: int, *, columns: int, width: float = WIDTH, height: float = H
     rows = math.ceil(count / columns)
     figure = Figure(figsize=(columns * width, rows * height), layout="constrained")
     FigureCanvasAgg(figure)
-    every = [figure.add_subplot(rows, columns, index + 1) for index in range(count)]
-    for axes in every:
+    all_axes = [figure.add_subplot(rows, columns, index + 1) for index in range(count)]
+    for axes in all_axes:
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[["left", "bottom"]].set_color(GREY)
-        axes.tick_params(colors="#40444b", labelsize=9)
+        axes.tick_params(colors=INK, labelsize=9)
         axes.grid(axis="y", color="#e3e5e8", linewidth=0.8)
         axes.set_axisbelow(True)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_xlabel("optimizer step", fontsize=9, color="#40444b")
+        axes.set_xlabel("optimizer step", fontsize=9, color=INK)
         axes.title.set_fontsize(10.5)
-    return figure, every
+    return figure, all_axes
 
 
-def _line(
-    axes: Axes, series: Series, colour: str, label: str, *, width: float = 1.8, faint: bool = False, exact: bool = False
-) -> None:
-    """A smoothed curve over its raw values; a dot where there is but one."""
+def _draw_curve(axes: Axes, series: Series, label: str, stroke: Stroke) -> None:
+    """A smoothed curve over its raw values; a dot for a single value."""
     steps, values = series
-    curve = values if exact else smoothed(values)
+    curve = values if stroke.exact else smoothed(values)
     if curve != values:
-        axes.plot(steps, values, color=colour, alpha=0.15 if faint else 0.25, linewidth=0.9)
+        axes.plot(steps, values, color=stroke.colour, alpha=0.15 if stroke.faint else 0.25, linewidth=0.9)
+    width = stroke.width * (0.7 if stroke.faint else 1)
     marker = "o" if len(steps) == 1 else None
-    axes.plot(steps, curve, color=colour, linewidth=width * (0.7 if faint else 1), label=_plain(label), marker=marker)
+    axes.plot(steps, curve, color=stroke.colour, linewidth=width, label=_literal(label), marker=marker)
 
 
-def _as_share(axes: Axes) -> None:
+def _as_percent(axes: Axes) -> None:
     from matplotlib.ticker import PercentFormatter
 
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))

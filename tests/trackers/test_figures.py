@@ -1,4 +1,4 @@
-"""The pictures of a run: what they read and what they draw."""
+"""The figures of a run: the series they read and the curves they draw."""
 
 import json
 import subprocess
@@ -37,7 +37,7 @@ def test_a_metric_that_is_null_or_missing_at_a_step_has_no_value_there(tmp_path)
     assert read_series(path) == {"kl": ([1, 3], [0.5, 1.5])}
 
 
-def test_a_step_that_was_taken_again_counts_as_last_written(tmp_path):
+def test_the_last_line_of_a_step_counts(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "kl": 1}\n{"step": 2, "kl": 2}\n{"step": 1, "kl": 3}\n')
     assert read_series(path) == {"kl": ([1, 2], [3.0, 2.0])}
@@ -54,7 +54,7 @@ def test_forty_values_are_smoothed_over_two_to_either_side():
     assert found[:3] == [1.0, 1.5, 2.0] and found[20] == 20.0 and found[-1] == 38.0
 
 
-def test_a_run_gets_its_three_pictures(tmp_path):
+def test_a_run_gets_its_three_figures(tmp_path):
     write_run(tmp_path, 30)
     history().save(tmp_path / "eval.json")
     drawn = draw_run(tmp_path)
@@ -78,16 +78,17 @@ def test_the_reward_is_drawn_with_its_parts(tmp_path):
     }
 
 
-def test_training_has_a_panel_for_what_was_logged_only(tmp_path):
+def test_training_has_a_panel_for_each_logged_measure_only(tmp_path):
     write_run(tmp_path, 5)
     figure = training_figure(read_series(tmp_path / "metrics.jsonl"))
     assert [axes.get_title() for axes in figure.axes] == ["Loss"]
 
 
-def test_an_evaluation_is_drawn_with_its_interval_and_its_gain():
+def test_an_evaluation_is_drawn_with_interval_and_difference():
     (axes,) = evaluation_figure(history()).axes
     # By question +1/2 and 0: mean 1/4, standard error (1/2 / sqrt 2) / sqrt 2 = 1/4, so 1/4 -+ 12.7 / 4, cut.
-    assert axes.get_title() == "facts: boxed_em, avg@2\nstep 0 to 20: +0.250 [-1.000, +1.000], paired"
+    assert axes.get_title() == "facts, avg@2\nstep 0 to 20: +0.250 [-1.000, +1.000], paired by question"
+    assert axes.get_ylabel() == "held-out score (boxed_em)"
     line = axes.lines[0]
     assert list(line.get_xdata()) == [0, 20] and list(line.get_ydata()) == [0.75, 1.0]
     # Before: means 1/2 and 1, standard error 1/4: 3/16 / (1/4)^2 = 3 effective questions, with t fewer than the two.
@@ -95,11 +96,11 @@ def test_an_evaluation_is_drawn_with_its_interval_and_its_gain():
     assert low == pytest.approx(wilson(0.75, 2)[0], rel=1e-4)
 
 
-def test_one_evaluation_alone_is_drawn_without_a_gain():
+def test_one_evaluation_alone_is_drawn_without_a_difference():
     alone = EvalHistory()
     alone.add(0, history().evaluations[0])
     (axes,) = evaluation_figure(alone).axes
-    assert axes.get_title() == "facts: boxed_em, avg@2"
+    assert axes.get_title() == "facts, avg@2"
 
 
 def test_matplotlib_is_imported_only_to_draw():
@@ -108,8 +109,14 @@ def test_matplotlib_is_imported_only_to_draw():
     assert done.stdout == "False\n", done.stderr
 
 
-def test_shares_that_are_all_zero_have_no_ticks_below_zero():
+def test_percentages_of_zero_have_no_ticks_below_zero():
     figure = training_figure({"truncated": ([1, 2, 3], [0.0, 0.0, 0.0])})
     axes = figure.axes[0]
     low, high = axes.get_ylim()
     assert low < 0 and all(tick >= 0 for tick in axes.get_yticks() if low <= tick <= high)
+
+
+def test_scores_have_no_ticks_above_one():
+    (axes,) = evaluation_figure(history()).axes
+    low, high = axes.get_ylim()
+    assert all(tick <= 1 for tick in axes.get_yticks() if low <= tick <= high)
