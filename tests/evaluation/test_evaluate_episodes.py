@@ -1,4 +1,4 @@
-"""Attempts, their records and what comes out, over a scripted engine."""
+"""Episodes of an evaluation, their records and results, over a scripted engine."""
 
 import json
 import os
@@ -58,7 +58,7 @@ class JudgeOptions(RewardOptions):
 
 
 class Judge(RewardFunction):
-    """Knows nothing about answers with a question mark, until it is mended."""
+    """Knows no score for answers with a question mark, unless it is `mended`."""
 
     name = "verdict"
     Options = JudgeOptions
@@ -123,7 +123,7 @@ def test_avg_at_2_of_three_questions_by_hand():
     assert (result.questions, result.samples, result.truncated) == (3, 2, 0.0)
 
 
-def test_the_share_of_cut_replies_is_reported():
+def test_the_fraction_of_cut_replies_is_reported():
     cut = {
         "policy": ScriptedEngine(lambda messages, _: Reply("1", "length" if messages[0].content == "one" else "stop"))
     }
@@ -131,24 +131,24 @@ def test_the_share_of_cut_replies_is_reported():
     assert result.truncated == 1 / 3
 
 
-def test_nothing_is_trained_on_in_an_evaluation_so_an_engine_without_ids_will_do():
+def test_no_turn_of_an_evaluation_is_trainable():
     engine = ScriptedEngine(lambda *_: "1", tokens=False)
     stack = scripted_stack(AGENT, quiz(), {"policy": engine})
     (episode,) = play_episodes(stack, [(TASKS[0], 0)], EvaluationSettings())
     assert not episode.turns[0].trainable
 
 
-def test_a_window_keeps_later_attempts_waiting_until_earlier_ones_end():
+def test_a_window_holds_back_later_episodes():
     engine = ScriptedEngine(lambda *_: "1")
-    episodes = [Episode(TASKS[0], index=member) for member in range(5)]
+    episodes = [Episode(TASKS[0], index=index) for index in range(5)]
     under_way = []
     for _ in play(Sampler(AGENT, {"policy": engine}), episodes, PlaySettings(frozen=True, window=2)):
         under_way.append(len(engine.requests))
-    # Two are asked, both end; two more, both end; the fifth.
+    # Two begin and both end; two more; the fifth.
     assert under_way == [2, 2, 4, 4, 5]
 
 
-def test_every_attempt_has_its_own_seed_whatever_else_is_played():
+def test_every_sample_has_its_own_seed_whatever_else_is_played():
     alone, together = coins(), coins()
     evaluate(alone, TASKS[2:], samples=4, seed=7)
     evaluate(together, samples=4, seed=7, window=5)
@@ -170,7 +170,7 @@ def test_too_many_unknown_scores_fail_the_dataset():
         evaluate(engines, env=quiz(Judge()), metrics=("verdict",), max_unknown=0.3)
 
 
-def test_a_metric_that_does_not_exist_is_named_with_what_there_is():
+def test_an_unknown_metric_is_reported():
     with pytest.raises(ConfigError, match="no reward is called 'exactt'"):
         evaluate(coins(), metrics=("exactt",))
 
@@ -180,7 +180,7 @@ def test_tasks_that_share_an_id_are_refused():
         evaluate(coins(), [TASKS[0], TASKS[0]])
 
 
-def test_progress_ends_at_all_attempts():
+def test_progress_ends_at_all_episodes():
     reports = []
     evaluate(coins(), samples=2, on_progress=lambda *counts: reports.append(counts))
     assert reports[0] == (0, 6) and reports[-1] == (6, 6)
@@ -212,7 +212,7 @@ def test_a_record_holds_question_answer_scores_and_turns(tmp_path):
     }
 
 
-def test_recorded_attempts_are_not_played_again(tmp_path):
+def test_recorded_samples_are_not_played_again(tmp_path):
     path = tmp_path / "quiz.jsonl"
     first = evaluate_into(path, coins())
     silent = {"policy": ScriptedEngine(lambda *_: pytest.fail("asked again"))}
@@ -228,7 +228,7 @@ def test_more_samples_play_only_the_further_ones(tmp_path):
     assert more == evaluate_into(tmp_path / "fresh.jsonl", coins(), samples=4)
 
 
-def test_a_metric_asked_for_later_is_scored_from_the_records(tmp_path):
+def test_a_metric_requested_later_is_scored_from_the_records(tmp_path):
     path = tmp_path / "quiz.jsonl"
     evaluate_into(path, coins())
     silent = {"policy": ScriptedEngine(lambda *_: pytest.fail("asked again"))}
@@ -260,7 +260,7 @@ def test_scores_by_an_old_rule_never_come_back(tmp_path):
         first.score_by({"exact": "the rule"})
         held = first.get("a", 0)
         assert held.scores == {}
-        # Ended here, by a kill or since a limit asked for no more: the others still bear scores of no known rule.
+        # A kill or a limit ends it here: the other samples still hold scores of an unknown rule.
         first.add(replace(held, scores={"exact": 0.25}))
     with RecordFile(path, "quiz", {"model": "tiny"}) as again:
         again.score_by({"exact": "the rule"})
@@ -269,7 +269,7 @@ def test_scores_by_an_old_rule_never_come_back(tmp_path):
     assert [record.scores for record in read_records(path) if record.scores] == [{"exact": 0.25}]
 
 
-def test_scores_that_were_unknown_are_asked_for_again(tmp_path):
+def test_unknown_scores_are_computed_again(tmp_path):
     path = tmp_path / "quiz.jsonl"
     down = evaluate_into(path, coins(), metrics=("verdict",), judge=Judge())
     assert down.metrics["verdict"].unknown > 0
@@ -277,20 +277,20 @@ def test_scores_that_were_unknown_are_asked_for_again(tmp_path):
     assert up.metrics["verdict"].unknown == 0 and up.metrics["verdict"].n == 3
 
 
-def test_a_score_that_is_known_stays_while_another_is_asked_for_again(tmp_path):
+def test_a_known_score_stays_while_another_is_computed_again(tmp_path):
     scores = {"exact": 0.75, "verdict": None}
     held = SampleRecord("quiz", "a", 0, "one", ("1",), "x", "", scores, ())
     with RecordFile(tmp_path / "quiz.jsonl", "quiz") as records:
         records.add(held)
         judged = quiz(Judge(mended=True))
-        found = evaluate({}, TASKS[:1], env=judged, metrics=("exact", "verdict"), records=records)
-    assert {name: metric.mean for name, metric in found.metrics.items()} == {"exact": 0.75, "verdict": 0.5}
+        result = evaluate({}, TASKS[:1], env=judged, metrics=("exact", "verdict"), records=records)
+    assert {name: metric.mean for name, metric in result.metrics.items()} == {"exact": 0.75, "verdict": 0.5}
 
 
-def test_a_judge_scores_finished_attempts_together(tmp_path):
+def test_a_judge_scores_finished_episodes_together(tmp_path):
     judge = Judge(mended=True)
     evaluate_into(tmp_path / "quiz.jsonl", coins(), samples=7, metrics=("verdict",), judge=judge)
-    # 21 attempts: sixteen, then the rest.
+    # 21 episodes: sixteen, then five.
     assert judge.sizes == [16, 5]
 
 
@@ -309,7 +309,7 @@ def test_the_data_hash_names_contents_and_order():
     assert data_hash(TASKS) != data_hash([*TASKS[:2], Task("c", "three", ("4",))])
 
 
-# Agents with a memory bank and helpers
+# Agents with a memory bank and other engines
 
 ITEMS = (
     MemoryItem("m1", "Ana's town", "Ana moved to Oslo", sources=("D1:2",), created_at="May"),
@@ -342,7 +342,7 @@ READ_OF_BANKS = {
 
 @pytest.mark.parametrize("name", READ_OF_BANKS)
 @pytest.mark.parametrize("citations", [None, (), ("m2",), ("m1", "m2")])
-def test_rewards_of_banks_score_a_record_as_they_score_the_attempt(tmp_path, name, citations):
+def test_rewards_of_banks_score_a_record_as_the_episode(tmp_path, name, citations):
     reward = REWARDS.get(name)(REWARDS.options(name).model_validate(READ_OF_BANKS[name]), {})
     episode = answered(citations=citations, checks={"extract": [1.0, 0.5], "update": [0.0]})
     with RecordFile(tmp_path / "ana.jsonl", "ana") as records:
@@ -352,7 +352,7 @@ def test_rewards_of_banks_score_a_record_as_they_score_the_attempt(tmp_path, nam
     assert reward.score([held.episode(ABOUT_ANA)]) == reward.score([episode])
 
 
-def test_of_a_bank_a_record_holds_its_size_and_the_evidence_that_it_keeps(tmp_path):
+def test_a_record_of_a_bank_holds_its_size_and_its_evidence(tmp_path):
     held = record("ana", answered(), {})
     # "Ana's town: Ana moved to Oslo" 6 words, "Ben has a dog" 4, "Eve sings" 2.
     assert held.bank == BankRecord(3, 12, ("D1:2", "D2:1"))
@@ -362,7 +362,7 @@ def test_of_a_bank_a_record_holds_its_size_and_the_evidence_that_it_keeps(tmp_pa
     assert record("ana", Episode(ABOUT_ANA), {}).episode(ABOUT_ANA).bank is None
 
 
-def test_the_texts_of_many_retrieved_items_are_not_written_but_their_sources_are():
+def test_further_retrieved_items_are_recorded_by_their_sources():
     many = [
         MemoryItem(f"m{number}", "key", "a long text", sources=(f"D{number}",)) for number in range(WHOLE_ITEMS + 1)
     ]
@@ -371,7 +371,7 @@ def test_the_texts_of_many_retrieved_items_are_not_written_but_their_sources_are
     assert held.retrieved[-1] == MemoryItem(f"m{WHOLE_ITEMS}", "", "", sources=(f"D{WHOLE_ITEMS}",))
 
 
-def test_records_of_before_there_were_banks_are_still_read():
+def test_old_records_without_banks_are_still_read():
     old = {"dataset": "quiz", "task_id": "a", "sample": 0, "question": "one", "answers": ["1"], "answer": "1",
            "memory": "1", "scores": {"exact": 1.0}, "turns": []}  # fmt: skip
     held = SampleRecord.from_json(old)
@@ -380,63 +380,63 @@ def test_records_of_before_there_were_banks_are_still_read():
 
 
 class Frozen(Echo):
-    """Asks a helper."""
+    """Asks another engine."""
 
     steps = ("read",)
 
 
-HELPED = EchoAgent(None, {"echo": Frozen(ModuleOptions(interface="inference", engine="reader"), None)})
+FROZEN_AGENT = EchoAgent(None, {"echo": Frozen(ModuleOptions(interface="inference", engine="reader"), None)})
 
 
-def helped(path, reader, **options):
+def evaluate_with_reader(path, reader, **options):
     engines = {"policy": ScriptedEngine(lambda *_: "unused"), "reader": ScriptedEngine(reader)}
     with RecordFile(path, "quiz") as records:
-        return evaluate(engines, agent=HELPED, records=records, **options)
+        return evaluate(engines, agent=FROZEN_AGENT, records=records, **options)
 
 
 class Together(EchoAgent):
-    """Something is read once for all attempts of a number; the answer is the task's own."""
+    """Episodes of equal index share a turn; the answer is each task's own."""
 
     def read(self, episode):
         yield Ask("read", (Message("user", "read"),), 5)
 
     def dialogue(self, episode):
-        yield Shared("read", Task("what is shared", "none yet", ()), self.read)
+        yield Shared("read", Task("the shared task", "none yet", ()), self.read)
         yield from super().dialogue(episode)
 
 
-def test_replies_in_shared_work_that_were_cut_are_told_since_no_record_has_them(caplog):
+def test_a_warning_counts_cut_replies_of_shared_work(caplog):
     def cut(messages, sampling):
         return Reply("1", "length" if messages[0].content == "read" else "stop")
 
     agent = Together(None, dict(AGENT.modules))
-    found = evaluate({"policy": ScriptedEngine(cut)}, agent=agent, samples=2)
-    assert found.truncated == 0.0
+    result = evaluate({"policy": ScriptedEngine(cut)}, agent=agent, samples=2)
+    assert result.truncated == 0.0
     assert "2 of 2 replies in work that episodes share" in caplog.text
 
 
-def test_an_attempt_that_a_helpers_outage_ended_is_unknown_counted_and_played_again(tmp_path, caplog):
+def test_an_episode_of_an_outage_is_counted_and_played_again(tmp_path, caplog):
     def two_is_down(messages, sampling):
         if messages[0].content == "two":
             raise EngineError("the reader is down")
         return {"one": "1", "three": "x"}[messages[0].content]
 
     path = tmp_path / "quiz.jsonl"
-    found = helped(path, two_is_down, max_unknown=0.5)
-    exact = found.metrics["exact"]
+    result = evaluate_with_reader(path, two_is_down, max_unknown=0.5)
+    exact = result.metrics["exact"]
     assert (exact.mean, exact.n, exact.unknown) == (0.5, 2, 1)
     assert "1 of 3 attempts were ended by a helper's failure" in caplog.text and "the reader is down" in caplog.text
-    told = {held.task_id: (held.failure, held.scores) for held in read_records(path)}
-    assert told["b"] == ("the reader is down", {"exact": None}) and told["a"] == (None, {"exact": 1.0})
+    failures = {record.task_id: (record.failure, record.scores) for record in read_records(path)}
+    assert failures["b"] == ("the reader is down", {"exact": None}) and failures["a"] == (None, {"exact": 1.0})
 
     caplog.clear()
-    asked = []
-    mended = helped(path, lambda messages, sampling: asked.append(messages[0].content) or "2")
-    assert asked == ["two"] and mended.metrics["exact"].mean == pytest.approx(2 / 3)
+    questions = []
+    mended = evaluate_with_reader(path, lambda messages, sampling: questions.append(messages[0].content) or "2")
+    assert questions == ["two"] and mended.metrics["exact"].mean == pytest.approx(2 / 3)
     assert caplog.text == "" and read_records(path)[1].failure is None
 
 
-def test_attempts_that_failed_are_not_shown_to_a_judge_and_the_others_keep_their_scores():
+def test_failed_episodes_are_not_shown_to_a_judge():
     class Lengths(Judge):
         def score(self, episodes):
             self.sizes.append(len(episodes))
@@ -449,19 +449,19 @@ def test_attempts_that_failed_are_not_shown_to_a_judge_and_the_others_keep_their
 
     judge = Lengths()
     engines = {"policy": ScriptedEngine(lambda *_: "unused"), "reader": ScriptedEngine(two_is_down)}
-    found = evaluate(engines, agent=HELPED, env=quiz(judge), metrics=("verdict",), max_unknown=0.5)
-    assert judge.sizes == [2] and found.by_question == {"verdict": {"a": 3.0, "c": 5.0}}
+    result = evaluate(engines, agent=FROZEN_AGENT, env=quiz(judge), metrics=("verdict",), max_unknown=0.5)
+    assert judge.sizes == [2] and result.by_question == {"verdict": {"a": 3.0, "c": 5.0}}
 
 
-def test_an_outage_of_the_helper_beyond_the_share_fails_the_dataset(tmp_path):
+def test_too_many_failed_episodes_fail_the_dataset(tmp_path):
     def down(messages, sampling):
         raise EngineError("the reader is down")
 
     with pytest.raises(UnknownScores, match="3 of 3 scores of 'exact' are unknown: a judge or another engine failed"):
-        helped(tmp_path / "quiz.jsonl", down)
+        evaluate_with_reader(tmp_path / "quiz.jsonl", down)
 
 
-def test_an_outage_of_the_policy_stops_the_evaluation_and_keeps_what_was_done(tmp_path):
+def test_an_outage_of_the_policy_keeps_the_finished_samples(tmp_path):
     def reply(messages, sampling):
         if messages[0].content == "three":
             raise EngineError("the policy is down")
@@ -487,12 +487,12 @@ BASE = Task("a", "one", ("1",), memory=ITEMS, conversation=ABOUT_ANA.conversatio
         {"evidence": ("D1:2",)},
     ],
 )
-def test_the_data_hash_covers_what_memory_banks_are_made_of(other):
+def test_the_data_hash_covers_memory_and_conversations(other):
     assert data_hash([BASE]) == data_hash([Task("a", "one", ("1",), memory=(*ITEMS,), conversation=BASE.conversation)])
     assert data_hash([SimpleNamespace(**{**vars(BASE), **other})]) != data_hash([BASE])
 
 
-def test_a_task_without_a_bank_is_hashed_as_before_there_were_banks():
+def test_the_hash_of_a_task_without_a_bank_does_not_change():
     # python -c 'import hashlib, json; print(hashlib.sha256(json.dumps({"id": "a", "question": "one", "answers": ["1"],
     # "context": "", "memory": [], "messages": []}, sort_keys=True).encode()).hexdigest()[:16])'
     assert data_hash(TASKS[:1]) == "3d611ed9a05cb943"
@@ -500,7 +500,7 @@ def test_a_task_without_a_bank_is_hashed_as_before_there_were_banks():
 
 def test_a_conversation_that_many_tasks_share_is_hashed_once():
     class Counted(Utterance):
-        """Counts how often its fields are read as a whole."""
+        """Counts the reads of all its fields."""
 
         reads = 0
 
@@ -530,7 +530,7 @@ here.evaluate_into(Path(sys.argv[1]), {"policy": ScriptedEngine(slow)}, samples=
 """
 
 
-def test_an_evaluation_killed_midway_and_resumed_ends_as_an_uninterrupted_one(tmp_path):
+def test_a_killed_and_resumed_evaluation_ends_as_an_uninterrupted_one(tmp_path):
     path = tmp_path / "killed.jsonl"
     folder = os.path.dirname(__file__)
     process = subprocess.Popen([sys.executable, "-c", SLOW, str(path), folder])
@@ -549,5 +549,5 @@ def test_an_evaluation_killed_midway_and_resumed_ends_as_an_uninterrupted_one(tm
     assert len(engines["policy"].requests) == 120 - finished
     whole = evaluate_into(tmp_path / "whole.jsonl", coins(), samples=40)
     assert resumed == whole
-    by_attempt = lambda record: (record.task_id, record.sample)  # noqa: E731
-    assert sorted(read_records(path), key=by_attempt) == sorted(read_records(tmp_path / "whole.jsonl"), key=by_attempt)
+    by_sample = lambda record: (record.task_id, record.sample)  # noqa: E731
+    assert sorted(read_records(path), key=by_sample) == sorted(read_records(tmp_path / "whole.jsonl"), key=by_sample)

@@ -10,9 +10,9 @@ from memfactory.evaluation.results import DatasetResult, EvalHistory, metric_res
 
 
 def result(scores):
-    """A dataset's result from question to scores of its attempts."""
+    """A dataset's result from the scores of each question's samples."""
     metric = metric_result(scores, 2)
-    means = {question: sum(given) / len(given) for question, given in scores.items()}
+    means = {question: sum(values) / len(values) for question, values in scores.items()}
     return DatasetResult({"sub_em": metric}, len(scores), 2, 0.25, "abc", {"sub_em": means})
 
 
@@ -27,10 +27,10 @@ def history():
     return made
 
 
-def test_pass_at_is_given_for_powers_of_two_up_to_k():
-    found = metric_result({"a": [1.0, 0.0, 0.0, 0.0, 0.0]}, 5)
+def test_pass_at_covers_powers_of_two_up_to_k():
+    result = metric_result({"a": [1.0, 0.0, 0.0, 0.0, 0.0]}, 5)
     # 1 right of 5: pass@1 1/5, pass@2 1 - C(4,2)/C(5,2) = 1 - 6/10, pass@4 1 - C(4,4)/C(5,4) = 1 - 1/5.
-    assert found.pass_at == pytest.approx({1: 0.2, 2: 0.4, 4: 0.8}, rel=1e-12)
+    assert result.pass_at == pytest.approx({1: 0.2, 2: 0.4, 4: 0.8}, rel=1e-12)
 
 
 def test_the_history_is_read_as_it_was_written(tmp_path):
@@ -39,7 +39,7 @@ def test_the_history_is_read_as_it_was_written(tmp_path):
     assert EvalHistory.load(path).evaluations == history().evaluations
 
 
-def test_eval_json_has_means_errors_and_the_paired_difference_of_last_and_first(tmp_path):
+def test_eval_json_holds_means_errors_and_paired_differences(tmp_path):
     path = tmp_path / "eval.json"
     history().save(path)
     value = json.loads(path.read_text())
@@ -63,7 +63,7 @@ def test_eval_json_has_means_errors_and_the_paired_difference_of_last_and_first(
     assert difference["interval"] == [-1.0, 1.0]
 
 
-def test_an_evaluation_of_the_same_step_is_replaced_and_steps_stay_in_order():
+def test_an_evaluation_of_a_step_is_replaced_and_steps_stay_sorted():
     made = history()
     made.add(10, {"eval_50": BEFORE})
     made.add(20, {"eval_50": BEFORE})

@@ -35,7 +35,7 @@ def place(tmp_path, server, monkeypatch):
 
 
 def evaluate(targets, data, **options):
-    """The exit code and what was printed."""
+    """The exit code and the printed text."""
     console = Console(file=io.StringIO(), width=200)
     output, overwrite = options.pop("output"), options.pop("overwrite", False)
     overrides = EvalOverrides(tuple(data), **options)
@@ -46,7 +46,7 @@ def evaluate(targets, data, **options):
     return int(bool(report.failures)), console.file.getvalue()
 
 
-def test_an_evaluation_gives_a_table_and_results_in_json_and_markdown(place):
+def test_an_evaluation_writes_a_table_and_results(place):
     target = load_config(place / "reader.yaml")
     code, printed = evaluate([target], ["codes.json", "few.json"], output=place / "out", metrics=("boxed_em",))
     assert code == 0
@@ -62,23 +62,23 @@ def test_an_evaluation_gives_a_table_and_results_in_json_and_markdown(place):
     assert {"date", "seconds", "environment"} <= set(value)
 
 
-def test_the_environment_chooses_the_metrics_where_none_are_named(place):
+def test_the_environment_chooses_the_default_metrics(place):
     evaluate([load_config(place / "reader.yaml")], ["codes.json"], output=place / "out")
     metrics = json.loads((place / "out/results.json").read_text())["models"]["reader"]["datasets"]["codes"]["metrics"]
     assert next(iter(metrics)) == "sub_em" and metrics["sub_em"]["mean"] == 0.75
 
 
-def test_a_second_run_plays_nothing_and_finds_the_same(place, server):
+def test_a_second_run_plays_nothing_and_has_the_same_results(place, server):
     target = load_config(place / "reader.yaml")
     evaluate([target], ["codes.json"], output=place / "out")
     first = json.loads((place / "out/results.json").read_text())["models"]
-    asked = len(server.requests)
+    requests = len(server.requests)
     evaluate([target], ["codes.json"], output=place / "out")
-    assert len(server.requests) == asked
+    assert len(server.requests) == requests
     assert json.loads((place / "out/results.json").read_text())["models"] == first
 
 
-def test_a_larger_limit_and_more_samples_go_on_from_the_records(place):
+def test_a_larger_limit_and_more_samples_reuse_the_records(place):
     target = load_config(place / "reader.yaml")
     evaluate([target], ["codes.json"], output=place / "out", limit=1, samples=1)
     path = place / "out/samples/reader/codes.jsonl"
@@ -95,25 +95,25 @@ def test_several_models_are_compared_by_question(place):
     mute.close()
     assert code == 0
     # By question +1, +1, +1, 0: 0.75 with standard error 0.25, t of 3 degrees 3.18245: 0.75 -+ 0.79561, cut at 1.
-    assert "Difference to mute" in printed and "+0.7500 [-0.046, +1.000]" in printed
-    found = json.loads((place / "out/results.json").read_text())["differences"]
-    assert found["first"] == "mute"
-    assert found["models"]["reader"]["codes"]["boxed_em"]["mean"] == 0.75
+    assert "Difference from mute" in printed and "+0.7500 [-0.046, +1.000]" in printed
+    differences = json.loads((place / "out/results.json").read_text())["differences"]
+    assert differences["first"] == "mute"
+    assert differences["models"]["reader"]["codes"]["boxed_em"]["mean"] == 0.75
 
 
-def test_a_dataset_that_fails_is_reported_and_the_others_go_on(place, capsys):
+def test_a_failed_dataset_is_reported_and_the_others_go_on(place, capsys):
     (place / "broken.json").write_text(json.dumps([{"context": "text", "input": "Who?"}]))
     target = load_config(place / "reader.yaml")
     code, printed = evaluate([target], ["broken.json", "few.json"], output=place / "out", metrics=("boxed_em",))
     assert code == 1
     assert "1.0000" in printed
-    told = " ".join(capsys.readouterr().err.split())
-    assert "broken failed on reader" in told and "row 1" in told
+    errors = " ".join(capsys.readouterr().err.split())
+    assert "broken failed on reader" in errors and "row 1" in errors
     value = json.loads((place / "out/results.json").read_text())["models"]["reader"]
     assert set(value["failures"]) == {"broken"} and set(value["datasets"]) == {"few"}
 
 
-def test_an_endpoint_that_goes_down_fails_the_dataset_and_a_later_run_goes_on(place, server):
+def test_an_outage_fails_the_dataset_and_a_later_run_resumes_it(place, server):
     def failing(request):
         return reading(request) if "Alice" in request["messages"][-1]["content"].partition("?")[0] else 500
 
@@ -126,24 +126,24 @@ def test_an_endpoint_that_goes_down_fails_the_dataset_and_a_later_run_goes_on(pl
     assert code == 0 and "1.0000" in printed
 
 
-def test_samples_of_another_evaluation_are_refused_before_anything_is_played(place, server):
+def test_samples_of_another_evaluation_are_refused_at_the_start(place, server):
     evaluate([load_config(place / "reader.yaml")], ["few.json"], output=place / "out")
-    asked = len(server.requests)
+    requests = len(server.requests)
     hotter = load_config(place / "reader.yaml", ["eval.temperature=0.9"])
     with pytest.raises(ConfigError, match=r"temperature 0.5.*temperature 0.9.*--output.*--overwrite"):
         evaluate([hotter], ["few.json"], output=place / "out")
-    assert len(server.requests) == asked
+    assert len(server.requests) == requests
     code, _ = evaluate([hotter], ["few.json"], output=place / "out", overwrite=True)
-    assert code == 0 and len(server.requests) == 2 * asked
+    assert code == 0 and len(server.requests) == 2 * requests
 
 
-def test_every_mistake_is_told_at_once(place):
+def test_all_mistakes_are_reported_at_once(place):
     target = load_config(place / "reader.yaml")
     with pytest.raises(ConfigError) as caught:
         evaluate([target], ["fewer.json", "nonsense"], output=place / "out", metrics=("boxed",))
-    told = "\n".join(caught.value.problems)
-    assert "no metric is called 'boxed'; did you mean 'boxed_em'?" in told
-    assert "there is no file 'fewer.json'" in told and "no dataset is called 'nonsense'" in told
+    problems = "\n".join(caught.value.problems)
+    assert "no metric is called 'boxed'; did you mean 'boxed_em'?" in problems
+    assert "there is no file 'fewer.json'" in problems and "no dataset is called 'nonsense'" in problems
 
 
 def test_no_dataset_at_all_is_a_mistake(place):
@@ -165,7 +165,7 @@ def test_two_targets_of_one_name_get_rows_of_their_own(place):
     assert list(json.loads((place / "out/results.json").read_text())["models"]) == ["reader", "reader-2"]
 
 
-def test_bad_rows_that_are_left_out_are_counted(place, server, capsys):
+def test_bad_rows_are_left_out_and_counted(place, server, capsys):
     (place / "mixed.json").write_text(json.dumps([*rows()[:2], {"input": "Who?"}]))
     more = "data: {eval: {mixed: {path: mixed.json, skip_bad_rows: true}}}"
     (place / "mixed.yaml").write_text(config_text(server.url, place / "words.json", more=more))
@@ -176,19 +176,19 @@ def test_bad_rows_that_are_left_out_are_counted(place, server, capsys):
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"samples": 0}, "--samples: Input should be greater than or equal to 1"),
         ({"output": "codes.json"}, "--output codes.json cannot be written to"),
         ({"data": ["codes.json", "other/codes.json"]}, "two datasets are called 'codes'"),
     ],
 )
-def test_options_that_cannot_be_are_told(place, options, told):
+def test_impossible_options_are_reported(place, options, message):
     (place / "other").mkdir()
     (place / "other/codes.json").write_text(json.dumps(rows()))
     data = options.pop("data", ["codes.json"])
     options["output"] = place.__class__(options.get("output", "out"))
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=message):
         evaluate([load_config(place / "reader.yaml")], data, **options)
 
 
@@ -199,12 +199,12 @@ def judged(place, server, judge):
     return load_config(place / "judged.yaml")
 
 
-def test_a_judge_is_asked_on_request_and_an_outage_is_mended_by_a_later_run(place, server, capsys):
+def test_a_judge_scores_on_request_and_again_after_an_outage(place, server, capsys):
     judge = ChatServer(lambda request: 500)
     target = judged(place, server, judge)
     code, _ = evaluate([target], ["codes.json"], output=place / "out", metrics=("boxed_em",))
     assert code == 0 and judge.requests == []
-    asked = len(server.requests)
+    requests = len(server.requests)
 
     code, _ = evaluate([target], ["codes.json"], output=place / "out", metrics=("boxed_em",), judge=True)
     assert code == 1
@@ -212,14 +212,14 @@ def test_a_judge_is_asked_on_request_and_an_outage_is_mended_by_a_later_run(plac
     judge.reply = lambda request: "Verdict: yes" if "three" in request["messages"][0]["content"] else "Verdict: no"
     code, printed = evaluate([target], ["codes.json"], output=place / "out", metrics=("boxed_em",), judge=True)
     judge.close()
-    assert code == 0 and len(server.requests) == asked
+    assert code == 0 and len(server.requests) == requests
     # The judge finds one of four questions answered.
     assert "judge" in printed
     metrics = json.loads((place / "out/results.json").read_text())["models"]["judged"]["datasets"]["codes"]["metrics"]
     assert metrics["judge"]["mean"] == 0.25 and metrics["boxed_em"]["mean"] == 0.75
 
 
-def test_a_judge_that_is_not_asked_needs_no_key(place, server):
+def test_an_unused_judge_needs_no_key(place, server):
     more = "engines: {judge: {kind: openai, model: judge, base_url: 'http://h.invalid/v1', api_key_env: NO_SUCH_KEY}}"
     text = config_text(server.url, place / "words.json", more=more)
     (place / "rewarded.yaml").write_text(text.replace("boxed_em: 1.0", "boxed_em: 1.0, judge: 0.5"))
@@ -243,13 +243,13 @@ def test_a_changed_weight_makes_another_model(tmp_path):
     assert weights_fingerprint(ModelConfig(path="some/hub-model")) == {}
 
 
-def test_a_judge_without_an_engine_is_told_before_anything_is_played(place, server):
+def test_a_judge_without_an_engine_is_reported_at_the_start(place, server):
     with pytest.raises(ConfigError, match=r"the judge asks the engine 'judge'.* Add it under `engines:`"):
         evaluate([load_config(place / "reader.yaml")], ["codes.json"], output=place / "out", judge=True)
     assert server.requests == []
 
 
-def test_a_local_model_is_evaluated_with_the_ids_it_sampled(place, small_model_path, monkeypatch):
+def test_a_local_model_is_evaluated_with_its_token_counts(place, small_model_path, monkeypatch):
     overrides = ["agent.chunk_tokens=40", "agent.memory_tokens=4", "agent.answer_tokens=4", "model.device=cpu"]
     target = load_config(small_model_path, overrides)
     code, _ = evaluate([target], ["few.json"], output=place / "out", samples=2)
@@ -261,7 +261,7 @@ def test_a_local_model_is_evaluated_with_the_ids_it_sampled(place, small_model_p
     monkeypatch.setattr("memfactory.evaluation.fingerprint.weights_fingerprint", lambda model: {"weights": "others"})
     with pytest.raises(ConfigError, match="weights was"):
         evaluate([target], ["few.json"], output=place / "out", samples=2)
-    # What an untrained model says differs from attempt to attempt, and is cut by length.
+    # Replies of an untrained model differ from sample to sample, and are cut by length.
     assert len({turn.text for turn in turns}) > 4 and any(turn.stop == "length" for turn in turns)
 
 
@@ -269,7 +269,7 @@ def test_a_local_model_is_evaluated_with_the_ids_it_sampled(place, small_model_p
 
 
 def remembered():
-    """A question about each name to one conversation that says every code, of two categories."""
+    """A question about each name to one conversation with every code, of two categories."""
     talk = [
         {"speaker": "Ann", "text": f"The code of {name} is {code}.", "dia_id": f"D1:{number}", "session": "1"}
         for number, (name, code) in enumerate(zip(NAMES, CODES))
@@ -292,8 +292,8 @@ def recalling(request):
     """Answers with the code that is in the prompt; Dora's is never found."""
     prompt = request["messages"][-1]["content"]
     name = re.search(r"What is the code of (\w+)\?", prompt).group(1)
-    found = re.search(rf"The code of {name} is (\w+)\.", prompt)
-    return f"**Answer:** {found.group(1) if found and name != 'Dora' else 'unknown'}"
+    code = re.search(rf"The code of {name} is (\w+)\.", prompt)
+    return f"**Answer:** {code.group(1) if code and name != 'Dora' else 'unknown'}"
 
 
 BANK_CONFIG = """
@@ -318,13 +318,13 @@ def banks(place, server):
     return config
 
 
-def test_baselines_are_rows_beside_the_configured_agent_with_the_same_model(place, banks, server):
+def test_baselines_are_rows_beside_the_configured_agent(place, banks, server):
     target = banks(", baselines: [full_context, no_memory]")
     code, _ = evaluate([target], ["talk.json"], output=place / "out", metrics=("em",))
     assert code == 0
     value = json.loads((place / "out/results.json").read_text())
     means = {name: model["datasets"]["talk"]["metrics"]["em"]["mean"] for name, model in value["models"].items()}
-    # All codes but Dora's are found where they were said; without a memory none is.
+    # The conversation holds all codes, Dora's is never answered; without a memory none is.
     assert means == {"rag": 0.75, "rag full_context": 0.75, "rag no_memory": 0.0}
     agents = [model["config"]["agent"]["name"] for model in value["models"].values()]
     assert agents == ["naive_rag", "full_context", "no_memory"]
@@ -334,19 +334,19 @@ def test_baselines_are_rows_beside_the_configured_agent_with_the_same_model(plac
         "rag-full_context",
         "rag-no_memory",
     }
-    asked = len(server.requests)
-    assert asked == 12
+    requests = len(server.requests)
+    assert requests == 12
     evaluate([target], ["talk.json"], output=place / "out", metrics=("em",))
-    assert len(server.requests) == asked
+    assert len(server.requests) == requests
 
 
-def test_the_command_line_names_baselines_in_place_of_the_configs(place, banks):
+def test_baselines_of_the_command_line_replace_the_configs(place, banks):
     target = banks(", baselines: [full_context]")
     evaluate([target], ["talk.json"], output=place / "out", metrics=("em",), baselines=("no_memory",))
     assert list(json.loads((place / "out/results.json").read_text())["models"]) == ["rag", "rag no_memory"]
 
 
-def test_a_baseline_may_be_described_as_an_agent_is(place, banks, server):
+def test_a_baseline_may_have_options(place, banks, server):
     short = "{name: full_context, context_tokens: 8, keep: first}"
     target = banks(f", baselines: [full_context, {short}]")
     evaluate([target], ["talk.json"], output=place / "out", metrics=("em",))
@@ -358,7 +358,7 @@ def test_a_baseline_may_be_described_as_an_agent_is(place, banks, server):
         evaluate([target], ["talk.json"], output=place / "o", baselines=({"name": "full_context", "context_token": 8},))
 
 
-def test_a_baseline_that_does_not_exist_is_told_with_what_there_is(place, banks):
+def test_an_unknown_baseline_is_reported_with_the_nearest_name(place, banks):
     with pytest.raises(ConfigError, match=r"rag.yaml:5: eval.baselines.0: no agent is called 'ful_context'.*full_con"):
         banks(", baselines: [ful_context]")
     with pytest.raises(ConfigError, match="no agent is called 'ful_context'; did you mean 'full_context'"):
@@ -391,58 +391,63 @@ def test_a_model_is_loaded_once_for_all_its_agents(place, banks, monkeypatch):
     assert built == ["naive_rag", "naive_rag"]
 
 
-def test_questions_of_several_categories_are_told_apart_in_tables_and_results(place, banks):
+def test_tables_and_results_show_several_categories(place, banks):
     target = banks(", baselines: [no_memory]")
     _, printed = evaluate([target], ["talk.json"], output=place / "out", metrics=("em", "evidence_kept"))
-    # Multi-hop are Bob's, found, and Dora's, not; temporal are Alice's and Carol's, both found. sd of (1, 0) is
+    # Multi-hop are Bob's, right, and Dora's, wrong; temporal are Alice's and Carol's, both right. sd of (1, 0) is
     # sqrt(1/2), the standard error 1/2.
     assert "talk by category (em)" in printed and "talk by category (evidence_kept)" in printed
     assert "| model | 1 multi-hop (n=2) | 2 temporal (n=2) |" in (place / "out/results.md").read_text()
     assert "| rag | 0.5000 ± 0.5000 | 1.0000 ± 0.0000 |" in (place / "out/results.md").read_text()
     assert "| rag no_memory | 0.0000 ± 0.0000 | 0.0000 ± 0.0000 |" in (place / "out/results.md").read_text()
-    found = json.loads((place / "out/results.json").read_text())["models"]["rag"]["datasets"]["talk"]["categories"]
-    assert found["em"]["1 multi-hop"] == {"mean": 0.5, "standard_error": pytest.approx(0.5), "n": 2}
+    models = json.loads((place / "out/results.json").read_text())["models"]
+    em = models["rag"]["datasets"]["talk"]["categories"]["em"]
+    assert em["1 multi-hop"] == {
+        "mean": 0.5,
+        "standard_error": pytest.approx(0.5),
+        "n": 2,
+    }
 
 
-def test_what_a_bank_agent_left_is_recorded_and_scored_later(place, banks, server):
+def test_a_bank_agents_records_are_scored_later(place, banks, server):
     target = banks()
     evaluate([target], ["talk.json"], output=place / "out", metrics=("em",))
-    held = {record.task_id: record for record in read_records(place / "out/samples/rag/talk.jsonl")}
-    assert held["Bob"].retrieved[0].sources == ("D1:1",) and len(held["Bob"].retrieved) == 2
-    assert held["Bob"].bank.items == 4 and held["Bob"].bank.evidence == ("D1:1",)
-    asked = len(server.requests)
+    (bob,) = [record for record in read_records(place / "out/samples/rag/talk.jsonl") if record.task_id == "Bob"]
+    assert bob.retrieved[0].sources == ("D1:1",) and len(bob.retrieved) == 2
+    assert bob.bank.items == 4 and bob.bank.evidence == ("D1:1",)
+    requests = len(server.requests)
     evaluate([target], ["talk.json"], output=place / "out", metrics=("em", "evidence_recall", "m_fail"))
-    assert len(server.requests) == asked
+    assert len(server.requests) == requests
     metrics = json.loads((place / "out/results.json").read_text())["models"]["rag"]["datasets"]["talk"]["metrics"]
     assert metrics["evidence_recall"]["mean"] == 1.0 and metrics["m_fail"]["mean"] == 0.0
 
 
-def test_a_frozen_module_of_a_helpers_lets_the_helper_speak_in_its_place(place, banks, server):
-    helper = ChatServer(lambda request: "**Answer:** three")
-    engines = f'{{reader: {{kind: openai, model: r, base_url: "{helper.url}", api_key_env: "", retries: 0}}}}'
+def test_a_frozen_module_asks_its_own_engine(place, banks, server):
+    reader = ChatServer(lambda request: "**Answer:** three")
+    engines = f'{{reader: {{kind: openai, model: r, base_url: "{reader.url}", api_key_env: "", retries: 0}}}}'
     answerer = "{name: answer, interface: inference, engine: reader}"
     target = load_config(banks().source, [f"engines={engines}", f"agent.modules.answerer={answerer}"])
     evaluate([target], ["talk.json"], output=place / "out", metrics=("em",), baselines=("full_context",))
-    helper.close()
-    assert server.requests == [] and len(helper.requests) == 8
+    reader.close()
+    assert server.requests == [] and len(reader.requests) == 8
     modules = json.loads((place / "out/results.json").read_text())["models"]["rag full_context"]["config"]["agent"]
     assert modules["modules"]["answerer"]["engine"] == "reader"
 
 
-def test_a_helpers_outage_in_an_evaluation_is_mended_by_a_later_run(place, banks, server, capsys):
-    helper = ChatServer(lambda request: 500 if "Bob?" in request["messages"][0]["content"] else recalling(request))
-    engines = f'{{reader: {{kind: openai, model: r, base_url: "{helper.url}", api_key_env: "", retries: 0}}}}'
+def test_episodes_of_another_engines_outage_are_played_again(place, banks, server, capsys):
+    reader = ChatServer(lambda request: 500 if "Bob?" in request["messages"][0]["content"] else recalling(request))
+    engines = f'{{reader: {{kind: openai, model: r, base_url: "{reader.url}", api_key_env: "", retries: 0}}}}'
     answerer = "{name: answer, interface: inference, engine: reader}"
     target = load_config(banks().source, [f"engines={engines}", f"agent.modules.answerer={answerer}"])
     code, _ = evaluate([target], ["talk.json"], output=place / "out", metrics=("em",))
     assert code == 1 and "1 of 4 scores of 'em' are unknown" in " ".join(capsys.readouterr().err.split())
-    helper.reply, before = recalling, len(helper.requests)
+    reader.reply, before = recalling, len(reader.requests)
     code, printed = evaluate([target], ["talk.json"], output=place / "out", metrics=("em",))
-    helper.close()
-    assert code == 0 and "0.7500" in printed and len(helper.requests) == before + 1
+    reader.close()
+    assert code == 0 and "0.7500" in printed and len(reader.requests) == before + 1
 
 
-def test_samples_of_another_endpoint_behind_a_variable_are_refused(place, server, monkeypatch):
+def test_samples_of_another_endpoint_in_a_variable_are_refused(place, server, monkeypatch):
     text = (place / "reader.yaml").read_text()
     (place / "reader.yaml").write_text(text.replace(f'base_url: "{server.url}"', "base_url: null"))
     assert "base_url: null" in (place / "reader.yaml").read_text()

@@ -15,7 +15,7 @@ from memfactory.evaluation.statistics import (
 )
 
 
-def test_avg_at_k_is_the_mean_of_question_means_with_the_error_of_questions():
+def test_avg_at_k_has_the_mean_and_error_of_question_means():
     # Question means 1, 1/2 and 0: mean 1/2, sd sqrt((1/4 + 0 + 1/4) / 2) = 1/2, standard error 1/2 / sqrt(3).
     scores = {"a": [1.0, 1.0], "b": [1.0, 0.0], "c": [0.0, 0.0]}
     result = avg_at_k(scores)

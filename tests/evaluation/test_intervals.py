@@ -85,7 +85,7 @@ def estimate_of_difference(differences):
 
 
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=40))
-def test_the_interval_of_scores_stays_in_their_range_and_holds_the_mean(means):
+def test_the_interval_of_scores_is_in_range_and_holds_the_mean(means):
     low, high = estimate(means).interval
     assert 0 <= low <= high <= 1 and low < high
     assert low - 1e-9 <= estimate(means).mean <= high + 1e-9

@@ -23,13 +23,13 @@ def history():
     made = EvalHistory()
     for step, right in ((0, [1.0, 0.0]), (20, [1.0, 1.0])):
         scores = {"a": right, "b": [1.0, 1.0]}
-        means = {question: sum(given) / 2 for question, given in scores.items()}
+        means = {question: sum(values) / 2 for question, values in scores.items()}
         metrics = {"boxed_em": metric_result(scores, 2)}
         made.add(step, {"facts": DatasetResult(metrics, 2, 2, 0.0, "x", {"boxed_em": means})})
     return made
 
 
-def test_a_metric_that_is_null_or_missing_at_a_step_has_no_value_there(tmp_path):
+def test_a_null_or_missing_metric_has_no_value_at_that_step(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text(
         '{"step": 1, "kl": 0.5}\n{"step": 2, "kl": null}\n{"step": 4, "kl": NaN}\n{"step": 3, "kl": 1.5, "note": "x"}\n'
@@ -49,17 +49,17 @@ def test_few_values_are_not_smoothed():
 
 def test_forty_values_are_smoothed_over_two_to_either_side():
     values = [float(number) for number in range(40)]
-    found = smoothed(values)
+    curve = smoothed(values)
     # The window at 0 holds 0, 1, 2; at 1 also 3; in the middle two on either side; at the end 37, 38, 39.
-    assert found[:3] == [1.0, 1.5, 2.0] and found[20] == 20.0 and found[-1] == 38.0
+    assert curve[:3] == [1.0, 1.5, 2.0] and curve[20] == 20.0 and curve[-1] == 38.0
 
 
 def test_a_run_gets_its_three_figures(tmp_path):
     write_run(tmp_path, 30)
     history().save(tmp_path / "eval.json")
-    drawn = draw_run(tmp_path)
-    assert [path.name for path in drawn] == ["reward.png", "evaluation.png", "training.png"]
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
+    paths = draw_run(tmp_path)
+    assert [path.name for path in paths] == ["reward.png", "evaluation.png", "training.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
 
 
 def test_a_run_without_anything_to_draw_gets_nothing(tmp_path):
@@ -67,7 +67,7 @@ def test_a_run_without_anything_to_draw_gets_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_reward_is_drawn_with_its_parts(tmp_path):
+def test_the_reward_figure_shows_its_parts(tmp_path):
     write_run(tmp_path, 5)
     (axes,) = reward_figure(read_series(tmp_path / "metrics.jsonl")).axes
     lines = {line.get_label(): list(line.get_ydata()) for line in axes.lines}
@@ -84,7 +84,7 @@ def test_training_has_a_panel_for_each_logged_measure_only(tmp_path):
     assert [axes.get_title() for axes in figure.axes] == ["Loss"]
 
 
-def test_an_evaluation_is_drawn_with_interval_and_difference():
+def test_the_evaluation_figure_shows_interval_and_difference():
     (axes,) = evaluation_figure(history()).axes
     # By question +1/2 and 0: mean 1/4, standard error (1/2 / sqrt 2) / sqrt 2 = 1/4, so 1/4 -+ 12.7 / 4, cut.
     assert axes.get_title() == "facts, avg@2\nstep 0 to 20: +0.250 [-1.000, +1.000], paired by question"
@@ -96,7 +96,7 @@ def test_an_evaluation_is_drawn_with_interval_and_difference():
     assert low == pytest.approx(wilson(0.75, 2)[0], rel=1e-4)
 
 
-def test_one_evaluation_alone_is_drawn_without_a_difference():
+def test_one_evaluation_alone_shows_no_difference():
     alone = EvalHistory()
     alone.add(0, history().evaluations[0])
     (axes,) = evaluation_figure(alone).axes

@@ -17,8 +17,8 @@ class PageReader(HTMLParser):
         super().__init__()
         self.html = path.read_text(encoding="utf-8")
         self.notes, self.figures, self.rows, self.config = [], [], [], ""
-        found = re.search(r"^const sections = (.*);$", self.html, re.MULTILINE)
-        self.sections = json.loads(found.group(1)) if found else []
+        match = re.search(r"^const sections = (.*);$", self.html, re.MULTILINE)
+        self.sections = json.loads(match.group(1)) if match else []
         self._place = None
         self.feed(self.html)
 

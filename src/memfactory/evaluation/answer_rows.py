@@ -1,4 +1,4 @@
-"""One answer as `infer` writes it: the answer and all that it rests on, a JSON object a row."""
+"""The row of one answer that `infer` writes: the answer with its turns and memory, as one JSON object."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from memfactory.types import change_json, item_json
 
 
 def answer_row(episode: Episode, configuration: str | None) -> dict[str, object]:
-    """The row of a finished attempt.
+    """The row of a finished episode.
 
-    `turns` are all that the answer rests on, those of shared work (such as building a bank for several questions)
-    included, and `tokens` their sums (null: the engine counts none). Where there is a memory bank, `items` are all it
-    holds with their provenance, and `operations` what each turn did to it; `memory` is then only a view of it.
+    `turns` are all turns behind the answer, including those of shared work (building a bank for several questions, for
+    example), and `tokens` their sums (null: the engine counts none). With a memory bank, `items` are all of its items
+    with their provenance, `operations` the changes of each turn, and `memory` only a view of the items.
     """
     traced = traced_turns(episode)
     return {
@@ -23,18 +23,16 @@ def answer_row(episode: Episode, configuration: str | None) -> dict[str, object]
         "answer": episode.answer,
         "memory": episode.memory,
         **reading_json(episode.reading),
-        **({} if episode.bank is None else _of_bank(episode, traced)),
-        "turns": [
-            {**asdict(turn_record(one.turn)), **({"shared": True} if one.shared else {})}  #
-            for one in traced
-        ],
+        **_bank_values(episode, traced),
+        "turns": [{**asdict(turn_record(one.turn)), **({"shared": True} if one.shared else {})} for one in traced],
         "tokens": _tokens(traced),
         **({} if configuration is None else {"configuration": configuration}),
     }
 
 
-def _of_bank(episode: Episode, traced: list[TracedTurn]) -> dict[str, object]:
-    assert episode.bank is not None
+def _bank_values(episode: Episode, traced: list[TracedTurn]) -> dict[str, object]:
+    if episode.bank is None:
+        return {}
     return {
         "items": [item_json(item) for item in episode.bank.list()],
         "operations": [

@@ -25,7 +25,7 @@ OnProgress = Callable[[int, int], None]
 
 
 def evaluate_tasks(
-    stack: Runtime,
+    runtime: Runtime,
     tasks: Sequence[Task],
     settings: EvaluationSettings,
     *,
@@ -44,8 +44,8 @@ def evaluate_tasks(
     for a metric that does not exist, DataError for tasks that share an id.
     """
     _refuse_equal_ids(tasks)
-    names = settings.metrics or stack.env.default_metrics(tasks)
-    collector = SampleCollector(build_metrics(stack.env, names, stack.engines), records)
+    names = settings.metrics or runtime.env.default_metrics(tasks)
+    collector = SampleCollector(build_metrics(runtime.env, names, runtime.engines), records)
     missing = collector.take_recorded([(task, index) for task in tasks for index in range(settings.samples)])
     total = len(tasks) * settings.samples
     finished = total - len(missing)
@@ -62,7 +62,7 @@ def evaluate_tasks(
             on_progress(finished, total)
 
     report()
-    with closing(play_episodes(stack, missing, settings, on_turn=on_turn)) as episodes:
+    with closing(play_episodes(runtime, missing, settings, on_turn=on_turn)) as episodes:
         unscored: list[Episode] = []
         for episode in episodes:
             finished += 1
@@ -83,7 +83,7 @@ def evaluate_tasks(
 
 
 def play_episodes(
-    stack: Runtime,
+    runtime: Runtime,
     samples: Sequence[tuple[Task, int]],
     settings: EvaluationSettings,
     *,
@@ -95,7 +95,7 @@ def play_episodes(
     """
     episodes = [Episode(task, index=index, seed=stream_seed(settings.seed, task.id)) for task, index in samples]
     how = PlaySettings(frozen=True, seed=settings.seed, window=settings.window, keep_prompts=False)
-    yield from play(stack.sampler(settings.sampling_params), episodes, how, on_turn=on_turn)
+    yield from play(runtime.sampler(settings.sampling_params), episodes, how, on_turn=on_turn)
 
 
 def _refuse_equal_ids(tasks: Sequence[Task]) -> None:

@@ -1,4 +1,4 @@
-"""What samples depend on, in a few words each: equal fingerprints mean that samples can stand in one file."""
+"""The fingerprint of samples: everything they depend on, in short digests. Equal fingerprints may share a file."""
 
 from __future__ import annotations
 
@@ -26,42 +26,46 @@ def digest(value: object) -> str:
 
 
 def sampling_fingerprint(resolved: Resolved, sampling_params: SamplingParams, seed: int) -> dict[str, str | None]:
-    """What an attempt depends on beside its task: the model, the agent and whom it asks, the sampling parameters."""
+    """Everything but its task that a sample depends on: model, agent, engines, sampling parameters."""
     config = resolved.config
-    helpers = {
+    engines = {
         module.options.engine
         for module in config.agent.modules.values()
         if isinstance(module.options, ModuleOptions) and module.options.engine in config.engines
     }
-    agent = {"agent": resolved.values["agent"], "engines": {name: _speaker(config.engines[name]) for name in helpers}}
-    # Only where they are there: what agents without them depend on stays named as it was.
+    agent = {
+        "agent": resolved.values["agent"],
+        "engines": {name: _engine_values(config.engines[name]) for name in engines},
+    }
+    # These entries are optional, so that the samples of agents without them keep their fingerprint.
     if config.memory != MemoryConfig():
         agent["memory"] = resolved.values["memory"]
-    if learnt := _learnt(resolved):
+    if learnt := _weights_of_modules(resolved):
         agent["learnt"] = learnt
     if code := _code_of_users(resolved):
         agent["code"] = code
     return {**_policy(resolved), "agent": digest(agent), "decoding": _decoding(sampling_params, seed)}
 
 
-def _learnt(resolved: Resolved) -> dict[str, str]:
-    """A digest of what each module has learnt by itself."""
+def _weights_of_modules(resolved: Resolved) -> dict[str, str]:
+    """A digest of the weights of each module that has its own."""
     modules = resolved.config.agent.modules
     paths = {slot: getattr(module.options, "weights", None) for slot, module in modules.items()}
-    found = {slot: locate(path, resolved.base_dir) for slot, path in paths.items() if isinstance(path, str)}
-    return {slot: file_digest(path) for slot, path in found.items() if path is not None}
+    files = {slot: locate(path, resolved.base_dir) for slot, path in paths.items() if isinstance(path, str)}
+    return {slot: file_digest(path) for slot, path in files.items() if path is not None}
 
 
 def _code_of_users(resolved: Resolved) -> dict[str, str]:
-    """A digest of the code of the agent and of each module that is a user's own."""
+    """A digest of the user's own code: of the agent and of each module that does not come with MemFactory."""
     spec = resolved.config.agent
     parts = {"agent": AGENTS.get(spec.name)} | {slot: MODULES.get(module.name) for slot, module in spec.modules.items()}
     return {name: code for name, part in parts.items() if (code := code_digest(part)) is not None}
 
 
 def judge_fingerprint(resolved: Resolved, options: Options, engine: str) -> str:
-    """Who judges and how: the judge's options and the engine called `engine`."""
-    return digest([options.model_dump(mode="json", exclude={"weight"}), _speaker(resolved.config.engines[engine])])
+    """A digest of the judge's options and of the engine that it asks."""
+    values = options.model_dump(mode="json", exclude={"weight"})
+    return digest([values, _engine_values(resolved.config.engines[engine])])
 
 
 def _policy(resolved: Resolved) -> dict[str, str | None]:
@@ -80,14 +84,14 @@ def _model(model: ModelConfig) -> dict[str, str | None]:
     return {"model": name, "weights": digest([weights_fingerprint(model), settings])}
 
 
-def _speaker(engine: object) -> Mapping[str, object]:
-    """What an engine's replies depend on."""
+def _engine_values(engine: object) -> Mapping[str, object]:
+    """The settings that an engine's replies depend on."""
     if isinstance(engine, OpenAIEngineConfig):
-        said = engine.model_dump(include={"kind", "model", "temperature", "top_p"})
-        return {**said, "base_url": named_address(engine.base_url)}
+        values = engine.model_dump(include={"kind", "model", "temperature", "top_p"})
+        return {**values, "base_url": named_address(engine.base_url)}
     if isinstance(engine, HfEngineConfig):
-        drawn = engine.model_dump(include={"temperature", "top_p"})
-        return {"model": "the policy's" if engine.model is None else _model(engine.model), **drawn}
+        sampling = engine.model_dump(include={"temperature", "top_p"})
+        return {"model": "the policy's" if engine.model is None else _model(engine.model), **sampling}
     return {"kind": "the policy's weights"}
 
 

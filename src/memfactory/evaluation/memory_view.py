@@ -1,4 +1,4 @@
-"""An episode's memory as it evolves, for a terminal."""
+"""The memory of an episode and its changes, for a terminal."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from memfactory.types import MemoryItem, Turn
 Items = Mapping[str, MemoryItem]
 """The items of a memory bank by id."""
 MOST_CELLS = 250_000
-"""Words that went times words that came, up to which they are compared word by word: some tenths of a second."""
+"""The most removed words times added words for a comparison word by word: some tenths of a second."""
 
 
 class MemoryView:
-    """Prints each episode's memory whenever it has changed.
+    """Prints the memory of each episode whenever it changes.
 
-    Of a text memory new words are green and words that went are struck out in red; of a memory bank the items that are
-    new (+), changed (~) and gone (-) are told.
+    In a text memory, new words are green and removed words are struck out in red. Of a memory bank it prints the new
+    (+), changed (~) and removed (-) items. `named`: titles name the task.
     """
 
     def __init__(self, console: Console, *, named: bool) -> None:
@@ -32,7 +32,7 @@ class MemoryView:
         self._items: dict[str, Items] = {}
 
     def show(self, episode: Episode, turn: Turn) -> None:
-        """To be told of every turn, once the agent has taken it in."""
+        """Print the changes of `turn`, to be called after the agent has processed it."""
         if episode.bank is not None:
             self._show_bank(episode, turn, {item.id: item for item in episode.bank.list()})
             return
@@ -44,7 +44,7 @@ class MemoryView:
         self.console.print(word_difference(last, episode.memory) if self.console.is_terminal else Text(episode.memory))
 
     def _show_bank(self, episode: Episode, turn: Turn, items: Items) -> None:
-        shown = items in self._items.values()  # A bank that was built for several questions, where it was built.
+        shown = items in self._items.values()  # Several questions share a bank, which was shown when it was built.
         changes = bank_difference(self._items.get(episode.task.id, {}), items)
         self._items[episode.task.id] = items
         if changes and not shown:
@@ -59,23 +59,23 @@ class MemoryView:
 
 
 def bank_difference(before: Items, after: Items) -> list[Text]:
-    """A line for every item that is gone, changed or new, in this order."""
-    gone = [Text(f"- {id}: {dated(item)}", "red") for id, item in before.items() if id not in after]
+    """A line for every removed, changed and new item, in this order."""
+    removed = [Text(f"- {id}: {dated(item)}", "red") for id, item in before.items() if id not in after]
     changed = [
         Text.assemble(f"~ {id}: ", word_difference(dated(before[id]), dated(item)))
         for id, item in after.items()
         if id in before and before[id] != item
     ]
     new = [Text(f"+ {id}: {dated(item)}", "green") for id, item in after.items() if id not in before]
-    return [*gone, *changed, *new]
+    return [*removed, *changed, *new]
 
 
 def word_difference(before: str, after: str) -> Text:
-    """`after` with its new words in green and the words of `before` that went struck out in red."""
+    """`after` with its new words in green, and the removed words of `before` struck out in red."""
     old, new = re.findall(r"\S+\s*", before), re.findall(r"\S+\s*", after)
     text = Text()
-    for kept, gone, come in _differences([word.strip() for word in old], [word.strip() for word in new]):
-        for words, style in ((new[kept], ""), (old[gone], "red strike"), (new[come], "green")):
+    for same, removed, added in _differences([word.strip() for word in old], [word.strip() for word in new]):
+        for words, style in ((new[same], ""), (old[removed], "red strike"), (new[added], "green")):
             if words:
                 text.append("" if text.plain[-1:].strip() == "" else " ")
                 text.append("".join(words).rstrip() if style == "red strike" else "".join(words), style=style)
@@ -83,9 +83,9 @@ def word_difference(before: str, after: str) -> Text:
 
 
 def _differences(old: Sequence[str], new: Sequence[str]) -> Iterator[tuple[slice, slice, slice]]:
-    """`new` in parts: what was there already, what is gone from `old` behind it, what has come in its place.
+    """Slices of common words in `new`, then removed words in `old`, then added words in `new`, from left to right.
 
-    By the longest common subsequence. Where what differs is too long for that, all of it has gone and come.
+    By the longest common subsequence. Texts too long for that differ as a whole between their common ends.
     """
     shorter = min(len(old), len(new))
     head = next((n for n in range(shorter) if old[n] != new[n]), shorter)
@@ -103,7 +103,7 @@ def _differences(old: Sequence[str], new: Sequence[str]) -> Iterator[tuple[slice
 
 
 def _common(old: Sequence[str], new: Sequence[str]) -> list[tuple[int, int]]:
-    """The places of a longest common subsequence; none where the table for it would be too large."""
+    """The index pairs of a longest common subsequence; none if its table would be too large."""
     if len(old) * len(new) > MOST_CELLS:
         return []
     lengths = [[0] * (len(new) + 1) for _ in range(len(old) + 1)]

@@ -1,4 +1,4 @@
-"""How far an evaluation has come, on stderr: a bar on a terminal, a line now and then elsewhere."""
+"""The progress of an evaluation on stderr: a bar on a terminal, a line every half minute elsewhere."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SECONDS_BETWEEN_LINES = 30.0
 
 @contextmanager
 def progress_display(console: Console, title: str) -> Iterator[OnProgress]:
-    """What to tell of (attempts finished, attempts in all) while attempts are played."""
+    """A function that shows (finished episodes, all episodes) under `title`."""
     if console.is_terminal:
         columns = (
             TextColumn("{task.description}", markup=False),
@@ -28,13 +28,13 @@ def progress_display(console: Console, title: str) -> Iterator[OnProgress]:
             task = bar.add_task(title)
             yield lambda done, total: bar.update(task, completed=done, total=total)
         return
-    told = float("-inf")
+    last_line = float("-inf")
 
-    def tell(done: int, total: int) -> None:
-        nonlocal told
+    def show(done: int, total: int) -> None:
+        nonlocal last_line
         now = time.monotonic()
-        if now - told >= SECONDS_BETWEEN_LINES:
-            told = now
-            console.print(f"{title}: {done} of {total} attempts", highlight=False, markup=False, soft_wrap=True)
+        if now - last_line >= SECONDS_BETWEEN_LINES:
+            last_line = now
+            console.print(f"{title}: {done} of {total} episodes", highlight=False, markup=False, soft_wrap=True)
 
-    yield tell
+    yield show

@@ -1,4 +1,4 @@
-"""What `infer` is asked, as tasks: a question about documents or a conversation, or the rows of a file."""
+"""The questions of `infer` as tasks: one about documents or a conversation, or the rows of a file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NO_GOLD = {"answers": ["?"]}
 
 
 def document_question(question: str, documents: Sequence[Path]) -> tuple[Task, ...]:
-    """The one question as a task; several documents are numbered as in MemAgent's data."""
+    """The question about documents as a task. Several documents are numbered as in MemAgent's data."""
     texts = [_read(path) for path in documents]
     numbered = [f"Document {number}:\n{text}" for number, text in enumerate(texts, start=1)]
     context = texts[0] if len(texts) == 1 else "\n\n".join(numbered)
@@ -28,21 +28,21 @@ def document_question(question: str, documents: Sequence[Path]) -> tuple[Task, .
 
 
 def conversation_question(resolved: Resolved, question: str, path: Path) -> Task:
-    """The question about the conversation in a file: a list of utterances, or a row of the environment's own form."""
+    """The question about the conversation in a file: a list of utterances, or a row in the environment's own form."""
     value = parse_json(_read(path, "--conversation"), f"--conversation {path}")
     row = {"conversation": value} if isinstance(value, list) else value
     if not isinstance(row, dict):
         raise DataError(f"--conversation {path} should be a list of utterances or a row, not {type(value).__name__}")
     env = reading_env(resolved)
     named = {"id": f"question-{digest([question, value])}", "question": question, **NO_GOLD}
-    # The row's own question must not come first under another of its names.
-    given = {name: held for name, held in row.items() if name not in ("query", "q")}
+    # Other names of the row's own question would come before this one.
+    others = {name: value for name, value in row.items() if name not in ("query", "q")}
     misfit = (
         f"--conversation: the environment {resolved.config.env.name!r} reads no conversations; "
         "memory_bank does (env=memory_bank)"
     )
     try:
-        task = env.task(Row({**given, **named}, f"--conversation {path}"))
+        task = env.task(Row({**others, **named}, f"--conversation {path}"))
     except DataError:
         if _reads_texts(env):
             raise ConfigError(misfit) from None
@@ -55,7 +55,7 @@ def conversation_question(resolved: Resolved, question: str, path: Path) -> Task
 
 
 def _reads_texts(env: Environment) -> bool:
-    """Whether the environment takes a row with a text in place of a conversation."""
+    """Whether the environment reads rows with a text instead of a conversation."""
     try:
         task = env.task(Row({"question": "?", "context": "A text.", **NO_GOLD}, "a row"))
     except DataError:
@@ -69,7 +69,7 @@ def _read(path: Path, option: str = "--document") -> str:
 
 
 class _InputRows(Dataset):
-    """The rows of a file. A row that lacks gold answers gets one that nobody looks at: answers are asked for here."""
+    """The rows of a file. A row without gold answers gets a placeholder, which no one scores against."""
 
     def __init__(self, path: Path, env: Environment) -> None:
         super().__init__(DatasetOptions(skip_bad_rows=True), Path())
@@ -82,9 +82,9 @@ class _InputRows(Dataset):
 
     def rows(self) -> Sequence[Row]:
         rows = read_rows(find_file(str(self.path), self.base_dir), self.source)
-        return [row if self._is_whole(row) else replace(row, values={**row.values, **NO_GOLD}) for row in rows]
+        return [row if self._is_complete(row) else replace(row, values={**row.values, **NO_GOLD}) for row in rows]
 
-    def _is_whole(self, row: Row) -> bool:
+    def _is_complete(self, row: Row) -> bool:
         try:
             self.env.task(row)
         except DataError:
@@ -93,7 +93,7 @@ class _InputRows(Dataset):
 
 
 def row_questions(resolved: Resolved, input: Path) -> tuple[tuple[Task, ...], tuple[str, ...]]:
-    """The tasks of the rows that can be used, and a message for each of the others."""
+    """The tasks of the usable rows, and a message for each of the other rows."""
     env = reading_env(resolved)
-    found = env.tasks(_InputRows(input, env))
-    return found.tasks, found.skipped
+    tasks = env.tasks(_InputRows(input, env))
+    return tasks.tasks, tasks.skipped

@@ -1,6 +1,6 @@
-"""One record a sample, append-only on disk, under a fingerprint of all that the samples depend on.
+"""One record a sample in an append-only file, under the fingerprint of everything the samples depend on.
 
-It does not know how attempts are played or scored.
+This module knows nothing about playing or scoring episodes.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from memfactory.memory.bank import BankSource, MemoryBank
 from memfactory.types import AnswerForm, MemoryItem, Reading, Reply, Stop, Task, Turn, item_json
 
 Fingerprint = Mapping[str, str | None]
-"""What a file's samples depend on, by name; None: does not apply (no judge was used)."""
+"""The digests of a file's samples by name; None: does not apply (no judge scored them)."""
 Place = tuple[str, int]
-"""A task's id and the number of the attempt at it."""
+"""A task's id and the index of a sample."""
 RULE = "rule of "
-"""What begins a fingerprint's entry on the rule by which a metric is scored; its name follows."""
+"""The prefix of a fingerprint's entry for a metric's scoring rule; the metric's name follows."""
 WHOLE_ITEMS = 100
-"""Retrieved items that are recorded with their texts; of any further ones (a whole conversation) only the sources."""
+"""The most retrieved items that a record holds with texts; of further items (a whole conversation) it holds sources."""
 
 
 @dataclass(frozen=True)
 class TurnRecord:
-    """One conversation of an attempt, its prompt left out. Token counts are None where the engine gives no ids."""
+    """One turn of an episode without its prompt. Token counts are None if the engine reports no ids."""
 
     step: str
     text: str
@@ -40,15 +40,17 @@ class TurnRecord:
 
 @dataclass(frozen=True)
 class BankRecord:
-    """What rewards read of a memory bank at the end of an attempt: how many items and words it holds, and which of
-    the task's evidence its items come from. A bank of a thousand items is not written down with every question."""
+    """The size of a memory bank at the end of an episode, and the task's evidence among the sources of its items.
+
+    Rewards read no more than this, so that a bank of a thousand items need not be recorded with every question.
+    """
 
     items: int
     words: int
     evidence: tuple[str, ...]
 
     def bank(self) -> MemoryBank:
-        """A bank of which the rewards of this package see the same: its first item stands for all texts."""
+        """A bank with the same rewards as the recorded one: its first item holds the words and sources of all."""
         first = MemoryItem("m1", "", " ".join(["-"] * self.words), sources=self.evidence)
         others = [MemoryItem(f"m{number}", "", "") for number in range(2, self.items + 1)]
         return BankSource().open([first, *others][: self.items])
@@ -56,13 +58,12 @@ class BankRecord:
 
 @dataclass(frozen=True)
 class SampleRecord:
-    """One attempt at one question. A metric that is not in `scores` was never asked for; None: unknown.
+    """One sample of one question. A metric outside of `scores` was never requested; None: unknown.
 
-    `answer_text` is the reply that the answer was taken from, where it is more than the answer. `memory` is that of a
-    recurrent agent; `bank` says what is kept of a memory bank. An attempt with a `failure` could
-    not be played to its end: its scores are unknown, and it is to be played again. What follows `turns` is written only
-    where there is any: `tokens_read` and `tokens_dropped` say how much of its text it was shown (None: its modules do
-    not say).
+    `answer_text` is the reply that holds the answer, if it holds more. `memory` is a recurrent agent's text; `bank`
+    describes a memory bank. A sample with a `failure` did not reach its end: its scores are unknown, and the next
+    evaluation plays it again. `tokens_read` and `tokens_dropped` count the tokens of the text that the agent read and
+    left out (None: its modules do not count them). The file omits empty values after `turns`.
     """
 
     dataset: str
@@ -102,27 +103,27 @@ class SampleRecord:
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> SampleRecord:
-        """What `to_json` wrote. Raises DataError for anything else."""
+        """The inverse of `to_json`. Raises DataError for a value of another shape."""
         try:
             turns = tuple(TurnRecord(**turn) for turn in value["turns"])
             citations, bank = value.get("citations"), value.get("bank")
-            of_banks = {
+            converted = {
                 "retrieved": tuple(map(_item, value.get("retrieved", ()))),
                 "citations": None if citations is None else tuple(citations),
                 "checks": {step: tuple(marks) for step, marks in value.get("checks", {}).items()},
                 "bank": None if bank is None else BankRecord(**{**bank, "evidence": tuple(bank["evidence"])}),
             }
-            return SampleRecord(**{**value, "answers": tuple(value["answers"]), "turns": turns, **of_banks})
+            return SampleRecord(**{**value, "answers": tuple(value["answers"]), "turns": turns, **converted})
         except (KeyError, TypeError) as error:
-            raise DataError(f"{str(value)[:80]} is no record of a sample: {error}") from None
+            raise DataError(f"{str(value)[:80]} is not the record of a sample: {error}") from None
 
     @property
     def reading(self) -> Reading | None:
-        """How much of its text it was shown."""
+        """The tokens that the agent read and left out."""
         return None if self.tokens_read is None else Reading(self.tokens_read, self.tokens_dropped or 0)
 
     def episode(self, task: Task) -> Episode:
-        """The finished attempt again, as far as scoring it needs."""
+        """The finished episode, as far as scores depend on it."""
         turns = [Turn(turn.step, (), Reply(turn.text, turn.stop), False) for turn in self.turns]
         return Episode(
             task,
@@ -142,7 +143,7 @@ class SampleRecord:
 
 
 def record(dataset: str, episode: Episode, scores: Mapping[str, float | None]) -> SampleRecord:
-    """The record of a finished attempt."""
+    """The record of a finished episode."""
     task = episode.task
     return SampleRecord(
         dataset=dataset,
@@ -176,29 +177,29 @@ def _bank_record(bank: MemoryBank, task: Task) -> BankRecord:
 
 
 def reading_json(reading: Reading | None) -> dict[str, int | None]:
-    """How much of a text was read, as every kind of record has it."""
+    """The tokens read and left out, as every kind of record holds them."""
     read, dropped = (None, None) if reading is None else (reading.read, reading.dropped)
     return {"tokens_read": read, "tokens_dropped": dropped}
 
 
 def _item(value: Mapping[str, Any]) -> MemoryItem:
-    """What `item_json` wrote."""
+    """The inverse of `item_json`."""
     lists = {name: tuple(value[name]) for name in ("tags", "sources") if name in value}
     return MemoryItem(**{"id": "", "key": "", "value": "", **value, **lists})
 
 
 def turn_record(turn: Turn) -> TurnRecord:
-    """The record of one conversation."""
+    """The record of one turn."""
     prompt_tokens, reply_tokens = turn.lengths or (None, None)
     return TurnRecord(turn.step, turn.reply.text, turn.reply.stop, prompt_tokens, reply_tokens)
 
 
 class RecordFile:
-    """A dataset's records: what is there already, and where new ones go.
+    """The records of a dataset: reads those in the file and appends new ones.
 
-    The first line holds the fingerprint. A fingerprint entry that was None and now has a value (a judge joins in) is
-    written as a further such line, and so is by which rule a metric is scored; any other difference is a ConfigError
-    that names both ways out. A record for a sample that has one replaces it.
+    The first line holds the fingerprint. A further such line adds an entry that was None before (a judge joins in), or
+    the rule by which a metric is scored; any other difference is a ConfigError that names both ways out. The newest
+    record of a sample counts.
     """
 
     def __init__(
@@ -209,23 +210,23 @@ class RecordFile:
         self._records: dict[Place, SampleRecord] = {}
         if overwrite:
             path.unlink(missing_ok=True)
-        held: dict[str, str | None] | None = None
+        recorded: dict[str, str | None] | None = None
         if path.exists():
-            self._records, held = _read(path)
-        if held is not None:
-            self._refuse_if_different(held, fingerprint or {})
-        given = {name: value for name, value in (fingerprint or {}).items() if value is not None}
-        merged = {**(held or {}), **given}
+            self._records, recorded = _read(path)
+        if recorded is not None:
+            self._refuse_if_different(recorded, fingerprint or {})
+        present = {name: value for name, value in (fingerprint or {}).items() if value is not None}
+        merged = {**(recorded or {}), **present}
         self._fingerprint: dict[str, str | None] = merged
         self._writer = JsonLinesWriter(path)
-        if merged and merged != held:
+        if merged and merged != recorded:
             self._writer.append({"fingerprint": merged})
 
     def score_by(self, rules: Mapping[str, str]) -> None:
-        """Forget the scores of metrics that were not given by these rules (a metric's name to what names its rule).
+        """Forget the scores of metrics that follow other rules than these (a digest by metric).
 
-        The line that says so forgets those before it whenever the file is read again: not all of them need be given
-        anew now.
+        A line in the file records this, so that every later reader forgets them too: not all samples need be scored
+        again now.
         """
         merged = {**self._fingerprint, **{f"{RULE}{metric}": rule for metric, rule in rules.items()}}
         stale = _rescored(self._fingerprint, merged)
@@ -252,11 +253,11 @@ class RecordFile:
     ) -> None:
         self.close()
 
-    def _refuse_if_different(self, held: Fingerprint, given: Fingerprint) -> None:
+    def _refuse_if_different(self, recorded: Fingerprint, current: Fingerprint) -> None:
         differing = [
-            f"{name} was {held[name]}, now {value}"
-            for name, value in given.items()
-            if value is not None and held.get(name) is not None and held[name] != value
+            f"{name} was {recorded[name]}, now {value}"
+            for name, value in current.items()
+            if value is not None and recorded.get(name) is not None and recorded[name] != value
         ]
         if differing:
             raise ConfigError(
@@ -271,21 +272,21 @@ def read_records(path: Path) -> Sequence[SampleRecord]:
 
 
 def _read(path: Path) -> tuple[dict[Place, SampleRecord], dict[str, str | None] | None]:
-    """The newest record of each sample, with the scores of the rules that count, and the fingerprint if any."""
+    """The newest record of each sample, with the scores of the newest rules, and the fingerprint if any."""
     records: dict[Place, SampleRecord] = {}
-    held: dict[str, str | None] | None = None
+    fingerprint: dict[str, str | None] | None = None
     for value in read_json_lines(path):
         if "fingerprint" in value:
-            before, held = held or {}, dict(value["fingerprint"])  # type: ignore[call-overload]
-            records = _without_scores(records, _rescored(before, held))
+            before, fingerprint = fingerprint or {}, dict(value["fingerprint"])  # type: ignore[call-overload]
+            records = _without_scores(records, _rescored(before, fingerprint))
         else:
             new = SampleRecord.from_json(value)
             records[new.task_id, new.sample] = new
-    return records, held
+    return records, fingerprint
 
 
 def _rescored(before: Fingerprint, after: Fingerprint) -> set[str]:
-    """The metrics that are scored by another rule under `after` than under `before`, or by an unknown one there."""
+    """The metrics whose rule in `after` is not their rule in `before`, or was unknown there."""
     return {name.removeprefix(RULE) for name in after if name.startswith(RULE) and before.get(name) != after[name]}
 
 
@@ -294,6 +295,6 @@ def _without_scores(records: Mapping[Place, SampleRecord], metrics: set[str]) ->
     if not metrics:
         return dict(records)
     return {
-        place: replace(held, scores={name: score for name, score in held.scores.items() if name not in metrics})
-        for place, held in records.items()
+        place: replace(sample, scores={name: score for name, score in sample.scores.items() if name not in metrics})
+        for place, sample in records.items()
     }

@@ -1,4 +1,4 @@
-"""What an evaluation found: a metric, a dataset, and a training run's evaluations from the first step to the last."""
+"""The results of evaluations: of a metric, of a dataset, and of a training run by step."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from memfactory.rollout import TextsRead
 
 @dataclass(frozen=True)
 class MetricResult:
-    """avg@k of one metric: `n` questions with a known score, `k` attempts at each, `unknown` scores left out.
+    """avg@k of one metric over `n` questions with a known score; `unknown` counts the scores left out.
 
-    `pass_at` maps 1, 2, 4, ... up to k to the unbiased pass@ that many attempts (right: a score of 1).
+    `pass_at` maps 1, 2, 4, ... up to k to the unbiased pass@1, pass@2, pass@4, ... (right: a score of 1).
     """
 
     mean: float
@@ -47,10 +47,10 @@ class MetricResult:
 class DatasetResult:
     """One dataset under one model. The first of `metrics` is the headline.
 
-    `truncated` is the share of the attempts' own replies that were cut by length (not of those in work that attempts
-    share), `data_hash` names the tasks' contents, and `by_question` holds each metric's question means, for paired
-    differences. `categories` holds each metric's estimate by category of questions, where there are several. `texts`
-    says how much of the questions' texts was read.
+    `truncated` is the fraction of replies cut by length, without replies in work that episodes share. `data_hash`
+    identifies the contents of the tasks. `by_question` holds each metric's question means, for paired differences, and
+    `categories` each metric's estimate by category (empty for a single category). `texts` counts the tokens read and
+    left out of the questions' texts.
     """
 
     metrics: Mapping[str, MetricResult]
@@ -67,9 +67,9 @@ class DatasetResult:
         return next(iter(self.metrics))
 
     def to_json(self) -> dict[str, object]:
-        """Everything but `by_question`; `categories` only where there are any."""
+        """Everything but `by_question`; no `categories` if they are empty."""
         categories = {
-            metric: {category: _estimate_json(found) for category, found in estimates.items()}
+            metric: {category: _estimate_json(estimate) for category, estimate in estimates.items()}
             for metric, estimates in self.categories.items()
         }
         return {
@@ -86,14 +86,14 @@ class DatasetResult:
     def from_json(value: Mapping[str, Any], by_question: Mapping[str, Mapping[str, float]]) -> DatasetResult:
         metrics = {
             metric: MetricResult(
-                mean=found["mean"],
-                standard_error=found["standard_error"],
-                n=found["n"],
-                k=found["k"],
-                unknown=found["unknown"],
-                pass_at={int(k): share for k, share in found["pass_at"].items()},
+                mean=result["mean"],
+                standard_error=result["standard_error"],
+                n=result["n"],
+                k=result["k"],
+                unknown=result["unknown"],
+                pass_at={int(k): fraction for k, fraction in result["pass_at"].items()},
             )
-            for metric, found in value["metrics"].items()
+            for metric, result in value["metrics"].items()
         }
         return DatasetResult(
             metrics=metrics,
@@ -104,7 +104,7 @@ class DatasetResult:
             by_question=by_question,
             texts=TextsRead(**value.get("texts", {})),
             categories={
-                metric: {category: Estimate(**found) for category, found in estimates.items()}
+                metric: {category: Estimate(**estimate) for category, estimate in estimates.items()}
                 for metric, estimates in value.get("categories", {}).items()
             },
         )
@@ -112,42 +112,42 @@ class DatasetResult:
 
 def metric_result(scores: Scores, k: int) -> MetricResult | None:
     """The result of one metric's scores; None when every one is unknown."""
-    found = avg_at_k(scores)
-    if found is None:
+    estimate = avg_at_k(scores)
+    if estimate is None:
         return None
-    unknown = sum(score is None for given in scores.values() for score in given)
+    unknown = sum(score is None for values in scores.values() for score in values)
     sizes = [2**power for power in range(k.bit_length()) if 2**power <= k]
-    shares = {size: mean_pass_at_k(scores, size) for size in sizes}
-    pass_at = {size: share for size, share in shares.items() if share is not None}
-    return MetricResult(found.mean, found.standard_error, found.n, k, unknown, pass_at)
+    fractions = {size: mean_pass_at_k(scores, size) for size in sizes}
+    pass_at = {size: fraction for size, fraction in fractions.items() if fraction is not None}
+    return MetricResult(estimate.mean, estimate.standard_error, estimate.n, k, unknown, pass_at)
 
 
 def differences(first: DatasetResult, second: DatasetResult) -> dict[str, Estimate]:
-    """`second` minus `first` by metric, paired by question; metrics that both have."""
-    found = {
+    """`second` minus `first` by metric, paired by question, for the metrics of both."""
+    paired = {
         metric: paired_difference(means, second.by_question[metric])
         for metric, means in first.by_question.items()
         if metric in second.by_question
     }
-    return {metric: difference for metric, difference in found.items() if difference is not None}
+    return {metric: difference for metric, difference in paired.items() if difference is not None}
 
 
 def difference_json(difference: Estimate) -> dict[str, object]:
     return {**_estimate_json(difference), "interval": difference.interval}
 
 
-def _estimate_json(found: Estimate) -> dict[str, object]:
-    return {"mean": found.mean, "standard_error": found.standard_error, "n": found.n}
+def _estimate_json(estimate: Estimate) -> dict[str, object]:
+    return {"mean": estimate.mean, "standard_error": estimate.standard_error, "n": estimate.n}
 
 
 class EvalHistory:
-    """A training run's evaluations by step, each a result by dataset's name: eval.json."""
+    """The evaluations of a training run by step, each with a result by dataset: eval.json."""
 
     def __init__(self) -> None:
         self.evaluations: dict[int, Mapping[str, DatasetResult]] = {}
 
     def add(self, step: int, results: Mapping[str, DatasetResult]) -> None:
-        """Keep the evaluation after optimizer step `step`; one of that step is replaced."""
+        """Add the evaluation after optimizer step `step`, in place of an earlier one of that step."""
         self.evaluations = dict(sorted({**self.evaluations, step: dict(results)}.items()))
 
     def has(self, step: int) -> bool:
@@ -156,15 +156,15 @@ class EvalHistory:
     def means(self, step: int) -> dict[str, float]:
         """The means of the evaluation of `step`, as "dataset/metric"."""
         return {
-            f"{name}/{metric}": found.mean
+            f"{name}/{metric}": metric_result.mean
             for name, result in self.evaluations[step].items()
-            for metric, found in result.metrics.items()
+            for metric, metric_result in result.metrics.items()
         }
 
     def differences(self) -> dict[str, dict[str, Estimate]]:
         """Last minus first by dataset and metric, paired by question; empty until there are two evaluations.
 
-        A dataset whose questions have changed in between is left out.
+        Datasets whose questions have changed in between are left out.
         """
         if len(self.evaluations) < 2:
             return {}
@@ -176,14 +176,14 @@ class EvalHistory:
         }
 
     def save(self, path: Path) -> None:
-        """Write eval.json, whole or not at all. `by_question` comes last, on one line."""
+        """Write eval.json atomically. `by_question` comes last, on one line."""
         readable = {
             "evaluations": [
                 {"step": step, "datasets": {name: result.to_json() for name, result in results.items()}}
                 for step, results in self.evaluations.items()
             ],
             "difference": {
-                name: {metric: difference_json(found) for metric, found in metrics.items()}
+                name: {metric: difference_json(difference) for metric, difference in metrics.items()}
                 for name, metrics in self.differences().items()
             },
         }
@@ -195,7 +195,7 @@ class EvalHistory:
 
     @staticmethod
     def load(path: Path, *, until_step: int | None = None) -> EvalHistory:
-        """What `save` wrote, up to and with `until_step`; an empty history where there is no file.
+        """The history in `path` up to and including `until_step`; an empty one if the file does not exist.
 
         Raises DataError for a file of another shape.
         """

@@ -94,11 +94,11 @@ def _evaluate(targets: Sequence[Target], output: Path, report: Report, progress:
     A model that cannot be built fails all of its targets, and the evaluation if no other model remains.
     """
     report.results |= {target.label: {} for target in targets}
-    stack = None
+    runtime = None
     try:
         if any(report.readable(target) for target in targets):
             try:
-                stack = build_runtime(_with_all_engines(targets), training=False)
+                runtime = build_runtime(_with_all_engines(targets), training=False)
             except MemFactoryError as error:
                 if len(targets) == len(report.targets):
                     raise
@@ -106,13 +106,13 @@ def _evaluate(targets: Sequence[Target], output: Path, report: Report, progress:
                     for name in report.readable(target):
                         report.fail(target, name, error)
         for target in targets:
-            if stack is not None:
-                _evaluate_target(target, stack, output, report, progress)
+            if runtime is not None:
+                _evaluate_target(target, runtime, output, report, progress)
             yield target
     finally:
-        if stack is not None:
-            stack.close()
-        del stack
+        if runtime is not None:
+            runtime.close()
+        del runtime
         gc.collect()  # The next model needs this one's memory.
 
 
@@ -123,9 +123,9 @@ def _with_all_engines(targets: Sequence[Target]) -> Resolved:
     return replace(first, config=first.config.model_copy(update={"engines": engines}))
 
 
-def _evaluate_target(target: Target, stack: Runtime, output: Path, report: Report, progress: Console | None) -> None:
+def _evaluate_target(target: Target, runtime: Runtime, output: Path, report: Report, progress: Console | None) -> None:
     for name in report.readable(target):
-        own = stack.with_agent(target.resolved.config.agent)
+        own = runtime.with_agent(target.resolved.config.agent)
         try:
             tasks = report.tasks[target.label][name].tasks
             result = _evaluate_dataset(target, name, tasks, own, output, progress)
@@ -137,14 +137,14 @@ def _evaluate_target(target: Target, stack: Runtime, output: Path, report: Repor
 
 
 def _evaluate_dataset(
-    target: Target, name: str, all_tasks: Sequence[Task], stack: Runtime, output: Path, progress: Console | None
+    target: Target, name: str, all_tasks: Sequence[Task], runtime: Runtime, output: Path, progress: Console | None
 ) -> DatasetResult:
     tasks = all_tasks[: target.resolved.config.eval.limit]
-    metrics = tuple(dict.fromkeys((*(target.settings.metrics or stack.env.default_metrics(tasks)), *target.judges)))
+    metrics = tuple(dict.fromkeys((*(target.settings.metrics or runtime.env.default_metrics(tasks)), *target.judges)))
     settings = replace(target.settings, metrics=metrics, window=episode_window(target.resolved.config.engine))
     with (
         _open_records(target, name, all_tasks, output, overwrite=False) as records,
         nullcontext() if progress is None else progress_display(progress, f"{target.label} on {name}") as on_progress,
     ):
-        records.score_by(metric_rules(build_metrics(stack.env, metrics, stack.engines)))
-        return evaluate_tasks(stack, tasks, settings, records=records, on_progress=on_progress)
+        records.score_by(metric_rules(build_metrics(runtime.env, metrics, runtime.engines)))
+        return evaluate_tasks(runtime, tasks, settings, records=records, on_progress=on_progress)

@@ -1,4 +1,4 @@
-"""Tables of an evaluation as plain cells, for the terminal and as markdown. Pure."""
+"""The tables of an evaluation as plain cells, for the terminal and as Markdown. Pure."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from memfactory.evaluation.statistics import Estimate
 from memfactory.rollout import TextsRead
 
 Results = Mapping[str, Mapping[str, DatasetResult]]
-"""Model to dataset to result; a dataset that failed is not there."""
+"""Model to dataset to result; failed datasets are left out."""
 
 NOTHING = "–"
 LEFT_OUT = "text left out"
-"""The column that is there where part of a text was not shown to an agent."""
+"""The title of the column for text that an agent did not read."""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A table: title, header, rows of equally many cells. The first `texts` columns are words, the others numbers.
+    """A table: title, header, and rows as long as the header. The first `texts` columns are words, the others numbers.
 
-    `notes` stand between title and header: what a reader must know before the numbers.
+    `notes` stand between title and header, for facts that a reader needs before the numbers.
     """
 
     title: str
@@ -37,7 +37,7 @@ class Grid:
     notes: tuple[str, ...] = ()
 
     def markdown(self) -> str:
-        """The table as GitHub's markdown, numbers set to the right."""
+        """The table as GitHub's Markdown, with numbers aligned to the right."""
         rule = tuple("---" if index < self.texts else "---:" for index in range(len(self.header)))
         lines = [self.header, rule, *self.rows]
         escaped = ("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
@@ -55,19 +55,19 @@ class Grid:
 
 
 def main_table(results: Results, datasets: Sequence[str], notes: Sequence[str] = ()) -> Grid:
-    """Rows are models, columns datasets by their headline metric, then the average over the datasets.
+    """Models by datasets with the headline metric, and the average over the datasets.
 
     The headline is the first model's first metric that all models have. A model without a result in every dataset has
-    no average. Where text was left out a last column says how much. `notes` come before the numbers.
+    no average. A last column appears if an agent left out text. `notes` come before the numbers.
     """
     headlines = {name: headline(results, name) for name in datasets}
     cut = _is_cut(results)
     rows = []
     for model, by_dataset in results.items():
-        found = [_metric(by_dataset.get(name), headlines[name]) for name in datasets]
-        whole = [cell.mean for cell in found if cell is not None]
-        average = f"{fmean(whole):.4f}" if len(whole) == len(datasets) else NOTHING
-        cells = (NOTHING if cell is None else _value(cell.estimate) for cell in found)
+        metrics = [_metric(by_dataset.get(name), headlines[name]) for name in datasets]
+        means = [metric.mean for metric in metrics if metric is not None]
+        average = f"{fmean(means):.4f}" if len(means) == len(datasets) else NOTHING
+        cells = (NOTHING if metric is None else _value(metric.estimate) for metric in metrics)
         rows.append((model, *cells, average, *([_left_out(by_dataset.values())] if cut else [])))
     samples = sorted({result.samples for by_dataset in results.values() for result in by_dataset.values()})
     title = f"avg@{'/'.join(map(str, samples))} ± standard error, clustered by question" if samples else "No result"
@@ -76,19 +76,19 @@ def main_table(results: Results, datasets: Sequence[str], notes: Sequence[str] =
 
 
 def _incomparable(results: Results, headlines: Mapping[str, str | None]) -> Iterator[str]:
-    """A note on each dataset whose column does not hold the same for all models."""
+    """A note on each dataset whose column differs between models in metric or questions."""
     for name, metric in headlines.items():
-        found = [by_dataset[name] for by_dataset in results.values() if name in by_dataset]
-        if found and metric is None:
+        of_dataset = [by_dataset[name] for by_dataset in results.values() if name in by_dataset]
+        if of_dataset and metric is None:
             yield f"{name}: the models have no metric in common; see all metrics below"
-        if len({one.data_hash for one in found}) > 1:
-            yield f"{name}: the models were not asked the same questions"
+        if len({result.data_hash for result in of_dataset}) > 1:
+            yield f"{name}: the models answered different questions"
 
 
 def difference_table(results: Results, datasets: Sequence[str]) -> Grid | None:
     """Every further model minus the first, paired by question, with 95 % intervals; None for a single model.
 
-    Models whose tasks differ (by data hash) are not compared, nor on a dataset for which they have no metric in common.
+    A cell is empty if the tasks differ (by data hash) or the models have no metric in common.
     """
     (first, base), *others = results.items()
     if not others:
@@ -98,68 +98,71 @@ def difference_table(results: Results, datasets: Sequence[str]) -> Grid | None:
         (model, *(_difference(base.get(name), by_dataset.get(name), headlines[name]) for name in datasets))
         for model, by_dataset in others
     ]
-    title = f"Difference to {first}, paired by question [95 % interval]"
+    title = f"Difference from {first}, paired by question [95 % confidence interval]"
     return Grid(title, ("model", *(_column(name, headlines[name]) for name in datasets)), tuple(rows))
 
 
 def headline(results: Results, dataset: str) -> str | None:
-    """The metric of `dataset` that models are set side by side in: the first that all of them have."""
-    found = [by_dataset[dataset] for by_dataset in results.values() if dataset in by_dataset]
-    if not found:
+    """The metric by which models are compared on `dataset`: the first that all of them have."""
+    of_dataset = [by_dataset[dataset] for by_dataset in results.values() if dataset in by_dataset]
+    if not of_dataset:
         return None
-    return next((name for name in found[0].metrics if all(name in other.metrics for other in found)), None)
+    return next((name for name in of_dataset[0].metrics if all(name in other.metrics for other in of_dataset)), None)
 
 
 def _is_cut(results: Results) -> bool:
-    """Whether part of a text was left out anywhere."""
+    """Whether any agent left out part of a text."""
     return any(result.texts.cut for by_dataset in results.values() for result in by_dataset.values())
 
 
-def _left_out(found: Iterable[DatasetResult]) -> str:
-    """The share of the texts' tokens that were left out, and of how many texts."""
-    texts = [result.texts for result in found]
-    whole = TextsRead(
+def _left_out(results: Iterable[DatasetResult]) -> str:
+    """The percentage of tokens that were left out, and the number of texts that lost some."""
+    texts = [result.texts for result in results]
+    total = TextsRead(
         *(sum(counts) for counts in zip(*((t.texts, t.cut, t.read, t.dropped) for t in texts), strict=True))
     )
-    return f"{whole.dropped_share:.1%} ({whole.cut} of {whole.texts} texts)"
+    return f"{total.dropped_share:.1%} ({total.cut} of {total.texts} texts)"
 
 
 def detail_table(results: Results) -> Grid:
     """A line for every model, dataset and metric."""
     cut = _is_cut(results)
-    header = ("model", "dataset", "metric", "n", "k", "value", "±", "95 % interval", "pass@k", "unknown", "truncated")
+    names = ("model", "dataset", "metric", "questions", "k", "mean", "±", "95 % interval", "pass@k")
     rows = [
         (
             model,
             name,
             metric,
-            str(found.n),
-            str(found.k),
-            f"{found.mean:.4f}",
-            NOTHING if found.standard_error is None else f"{found.standard_error:.4f}",
-            _interval(found.estimate),
-            f"{found.pass_at[max(found.pass_at)]:.4f}" if found.pass_at else NOTHING,
-            str(found.unknown),
+            str(value.n),
+            str(value.k),
+            f"{value.mean:.4f}",
+            NOTHING if value.standard_error is None else f"{value.standard_error:.4f}",
+            _interval(value.estimate),
+            f"{value.pass_at[max(value.pass_at)]:.4f}" if value.pass_at else NOTHING,
+            str(value.unknown),
             f"{result.truncated:.1%}",
             *([_left_out([result])] if cut else []),
         )
         for model, by_dataset in results.items()
         for name, result in by_dataset.items()
-        for metric, found in result.metrics.items()
+        for metric, value in result.metrics.items()
     ]
-    return Grid("All metrics", (*header, *([LEFT_OUT] if cut else [])), tuple(rows), texts=3)
+    header = (*names, "unknown scores", "truncated replies", *([LEFT_OUT] if cut else []))
+    return Grid("All metrics", header, tuple(rows), texts=3)
 
 
 def category_tables(results: Results, datasets: Sequence[str]) -> list[Grid]:
-    """For each dataset whose questions are of several categories and each of its metrics: models by category.
+    """Models by category, for each dataset with several categories and each of its metrics.
 
-    A column's n is its number of questions; a cell of fewer, since some scores are unknown, says so.
+    A column's n is its number of questions; a cell with fewer questions, because scores are unknown, shows its own n.
     """
     grids = []
     for name in datasets:
-        found = {model: by_dataset[name] for model, by_dataset in results.items() if name in by_dataset}
-        for metric in dict.fromkeys(metric for result in found.values() for metric in result.categories):
-            rows = {model: result.categories[metric] for model, result in found.items() if metric in result.categories}
+        by_model = {model: by_dataset[name] for model, by_dataset in results.items() if name in by_dataset}
+        for metric in dict.fromkeys(metric for result in by_model.values() for metric in result.categories):
+            rows = {
+                model: result.categories[metric] for model, result in by_model.items() if metric in result.categories
+            }
             grids.append(_category_table(f"{name} by category ({metric})", rows))
     return grids
 
@@ -167,13 +170,13 @@ def category_tables(results: Results, datasets: Sequence[str]) -> list[Grid]:
 def _category_table(title: str, rows: Mapping[str, Mapping[str, Estimate]]) -> Grid:
     sizes: dict[str, int] = {}
     for estimates in rows.values():
-        for category, found in estimates.items():
-            sizes[category] = max(found.n, sizes.get(category, 0))
+        for category, estimate in estimates.items():
+            sizes[category] = max(estimate.n, sizes.get(category, 0))
 
-    def cell(found: Estimate | None, size: int) -> str:
-        if found is None:
+    def cell(estimate: Estimate | None, size: int) -> str:
+        if estimate is None:
             return NOTHING
-        return _value(found) if found.n == size else f"{_value(found)} (n={found.n})"
+        return _value(estimate) if estimate.n == size else f"{_value(estimate)} (n={estimate.n})"
 
     lines = tuple(
         (model, *(cell(estimates.get(category), size) for category, size in sizes.items()))
@@ -183,7 +186,7 @@ def _category_table(title: str, rows: Mapping[str, Mapping[str, Estimate]]) -> G
 
 
 def comparable(first: DatasetResult, second: DatasetResult) -> bool:
-    """Whether both are of the same tasks."""
+    """Whether both results are of the same tasks."""
     return first.data_hash == second.data_hash
 
 
@@ -198,16 +201,18 @@ def _column(dataset: str, metric: str | None) -> str:
 def _difference(first: DatasetResult | None, second: DatasetResult | None, metric: str | None) -> str:
     if first is None or second is None or metric is None or not comparable(first, second):
         return NOTHING
-    found = differences(first, second).get(metric)
-    return NOTHING if found is None else f"{found.mean:+.4f} {_interval(found, signed=True)}"
+    difference = differences(first, second).get(metric)
+    return NOTHING if difference is None else f"{difference.mean:+.4f} {_interval(difference, signed=True)}"
 
 
-def _value(found: Estimate) -> str:
-    return f"{found.mean:.4f}" if found.standard_error is None else f"{found.mean:.4f} ± {found.standard_error:.4f}"
+def _value(estimate: Estimate) -> str:
+    if estimate.standard_error is None:
+        return f"{estimate.mean:.4f}"
+    return f"{estimate.mean:.4f} ± {estimate.standard_error:.4f}"
 
 
-def _interval(found: Estimate, *, signed: bool = False) -> str:
-    if found.interval is None:
+def _interval(estimate: Estimate, *, signed: bool = False) -> str:
+    if estimate.interval is None:
         return NOTHING
-    low, high = found.interval
+    low, high = estimate.interval
     return f"[{low:+.3f}, {high:+.3f}]" if signed else f"[{low:.3f}, {high:.3f}]"

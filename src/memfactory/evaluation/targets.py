@@ -209,9 +209,9 @@ def without_unused(resolved: Resolved, judge_engines: Mapping[str, str]) -> Reso
     rewards = {
         name: entry for name, entry in _reward_entries(config).items() if name in judge_engines or not asks_engine(name)
     }
-    asked = {*judge_engines.values()} | {
+    used = {*judge_engines.values()} | {
         module.options.engine for module in config.agent.modules.values() if isinstance(module.options, ModuleOptions)
     }
     env = replace(config.env, options=config.env.options.model_copy(update={"rewards": rewards}))
-    engines = {name: engine for name, engine in config.engines.items() if name in asked}
+    engines = {name: engine for name, engine in config.engines.items() if name in used}
     return replace(resolved, config=config.model_copy(update={"env": env, "engines": engines}))
