@@ -261,13 +261,13 @@ ADVANTAGE += "    def advantages(self, given):\n"
 def test_what_an_objective_gives_is_checked(folder, body, words):
     torch = pytest.importorskip("torch")
     from memfactory.config.losses import LossOptions
-    from memfactory.policy.objective import token_losses
+    from memfactory.policy.objective import LossInputs, token_losses
 
     (folder / "mine.py").write_text(PARTS + OBJECTIVE + body, encoding="utf-8")
     load_plugin(find_plugin("mine.py"))
     numbers, on = torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.bool)
     with pytest.raises(PluginError) as caught:
-        token_losses(numbers, numbers, torch.ones(2), on, LossOptions(objective="my_loss"))
+        token_losses(numbers, LossInputs(torch.ones(2), on, numbers), LossOptions(objective="my_loss"))
     assert "objective 'my_loss'" in str(caught.value) and words in str(caught.value)
 
 

@@ -9,7 +9,6 @@ from memfactory.config.training import GrpoOptions
 from memfactory.policy.batch import (
     Totals,
     TrainingTurn,
-    collate,
     count,
     has_variance,
     step_advantages,
@@ -17,6 +16,8 @@ from memfactory.policy.batch import (
     token_weights,
     training_turns,
 )
+from memfactory.policy.forward import collate
+from memfactory.policy.layout import lay_out
 from memfactory.types import Group, Reply, Reward, Stop, Task, Tokens, Trajectory, Turn
 
 TASK = Task("task", "What is it?", ("this",))
@@ -166,21 +167,22 @@ def test_a_batch_holds_replies_alone_padded_on_the_right() -> None:
         TrainingTurn((1, 2), (3, 4, 5), 0.5, 0, 0, "a", sampler_logprobs=(-0.25, -0.5, -1), old_logprobs=(-1, -2, -3)),
         TrainingTurn((6,), (7,), -0.5, 1, 0, "a", sampler_logprobs=(-0.125,), old_logprobs=(-4,)),
     ]
-    batch = collate(turns, [0.25, 0.75], pad_id=9)
-    assert batch.reply_ids.tolist() == [[3, 4, 5], [7, 9, 9]]
-    assert batch.reply_mask.tolist() == [[True, True, True], [True, False, False]]
-    assert batch.advantages.tolist() == [0.5, -0.5]
+    batch = collate(turns, [0.25, 0.75], lay_out(turns, "shared", 9))
+    assert batch.reply_ids.tolist() == [[3, 4, 5], [7, 0, 0]]
+    inputs = batch.inputs
+    assert inputs.mask.tolist() == [[True, True, True], [True, False, False]]
+    assert inputs.advantages.tolist() == [0.5, -0.5]
     assert batch.weights.tolist() == [0.25, 0.75]
-    assert batch.sampler_logprobs is not None and batch.old_logprobs is not None
-    assert batch.sampler_logprobs.tolist() == [[-0.25, -0.5, -1], [-0.125, 0, 0]]
-    assert batch.old_logprobs.tolist() == [[-1, -2, -3], [-4, 0, 0]]
-    assert batch.reference_logprobs is None
+    assert inputs.sampler_logprobs is not None and inputs.old_logprobs is not None
+    assert inputs.sampler_logprobs.tolist() == [[-0.25, -0.5, -1], [-0.125, 0, 0]]
+    assert inputs.old_logprobs.tolist() == [[-1, -2, -3], [-4, 0, 0]]
+    assert inputs.reference_logprobs is None
 
 
 def test_a_batch_with_logprobs_of_some_turns_only_is_refused() -> None:
     scored = TrainingTurn((1,), (2,), 1.0, 0, 0, "a", old_logprobs=(-1.0,))
     with pytest.raises(ValueError, match="1 of 2 turns"):
-        collate([scored, plain(1)], [1.0, 1.0], pad_id=0)
+        collate([scored, plain(1)], [1.0, 1.0], lay_out([scored, plain(1)], "shared", 0))
 
 
 def test_a_turn_refuses_logprobs_that_do_not_fit_its_reply() -> None:

@@ -12,7 +12,9 @@ from random import Random
 import pytest
 import torch
 
-from memfactory.policy.batch import Batch, TrainingTurn, collate, token_weights
+from memfactory.policy.batch import TrainingTurn, token_weights
+from memfactory.policy.forward import MicroBatch, collate
+from memfactory.policy.layout import lay_out
 from memfactory.policy.objective import token_losses
 from memfactory.policy.policy import Policy
 from small_policy import gradients, largest_difference, small_policy, some_turns
@@ -57,7 +59,7 @@ def test_the_gradient_knows_neither_micro_batches_nor_order(small_model_path: Pa
     shuffled = list(turns)
     Random(2).shuffle(shuffled)
     for budget, given in ((1, turns), (40, turns), (90, shuffled), (100000, shuffled)):
-        policy.passes.micro_batch_tokens = budget
+        policy.forward.micro_batch_tokens = budget
         assert policy.backward(given) == pytest.approx(measured, rel=1e-5, abs=1e-6)
         assert largest_difference(expected, gradients(policy)) < ROUNDING
 
@@ -69,7 +71,7 @@ def test_the_gradient_is_that_of_one_turn_at_a_time_without_any_padding(small_mo
     expected = gradients(policy)
     policy.optimizer.zero_grad()
     for turn, weight in zip(turns, token_weights(turns, policy.loss), strict=True):
-        total(policy, collate([turn], [weight], policy.chat.pad_id)).backward()
+        total(policy, collate([turn], [weight], lay_out([turn], "shared", policy.chat.pad_id))).backward()
     assert largest_difference(expected, gradients(policy)) < ROUNDING
 
 
@@ -79,28 +81,22 @@ def test_the_gradient_does_not_see_more_padding_or_what_it_is_made_of(small_mode
     policy.backward(turns)
     expected = gradients(policy)
     policy.optimizer.zero_grad()
-    batch = collate(turns, token_weights(turns, policy.loss), policy.chat.pad_id, "padded")
+    batch = collate(turns, token_weights(turns, policy.loss), lay_out(turns, "padded", policy.chat.pad_id))
     width = batch.layout.input_ids.shape[1]
     # Seven more columns of padding made of another token: a row's place moves by seven for each row before it.
     ids = torch.nn.functional.pad(batch.layout.input_ids, (0, 7), value=5)
     sources = batch.layout.sources + 7 * (batch.layout.sources // width)
-    wide = replace(batch, layout=replace(batch.layout, input_ids=ids, sources=sources))
+    wide = replace(
+        batch, layout=replace(batch.layout, input_ids=ids, sources=sources, last_layer_places=sources.unique())
+    )
     total(policy, wide).backward()
     assert largest_difference(expected, gradients(policy)) < ROUNDING
 
 
-def total(policy: Policy, batch: Batch) -> torch.Tensor:
+def total(policy: Policy, batch: MicroBatch) -> torch.Tensor:
     """The weighed loss of one batch."""
-    logprobs, _ = policy.logprobs(batch)
-    losses = token_losses(
-        logprobs,
-        batch.old_logprobs,
-        batch.advantages,
-        batch.reply_mask,
-        policy.loss,
-        batch.reference_logprobs,
-        batch.sampler_logprobs,
-    )
+    logprobs, _ = policy.forward.logprobs(policy.model, batch, policy.temperature)
+    losses = token_losses(logprobs, batch.inputs, policy.loss)
     return (batch.weights[:, None] * losses.loss).sum()
 
 

@@ -15,7 +15,7 @@ from memfactory.errors import MemFactoryError
 from memfactory.plan.footprint import Architecture, memory_by_component
 from memfactory.policy.batch import TrainingTurn
 from memfactory.policy.kl_control import KlCoefficient
-from memfactory.policy.objective import token_losses
+from memfactory.policy.objective import LossInputs, token_losses
 from memfactory.trainers.kl_reward import KlPenalty
 from memfactory.types import Group, Reply, Reward, Task, Tokens, Trajectory, Turn
 from small_policy import small_policy, some_turns
@@ -92,7 +92,7 @@ def test_the_kl_is_taken_off_the_reward_of_a_trajectory() -> None:
 def test_with_the_kl_in_the_reward_the_loss_has_none() -> None:
     options = LossOptions(kl_coef=0.1, kl_in_reward=True)
     logprobs, mask = torch.tensor([[-1.0]]), torch.tensor([[True]])
-    result = token_losses(logprobs, None, torch.tensor([1.0]), mask, options)
+    result = token_losses(logprobs, LossInputs(torch.tensor([1.0]), mask), options)
     assert float(result.loss) == -1
 
 

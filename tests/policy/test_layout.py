@@ -32,11 +32,11 @@ def tokens(layout: Layout) -> int:
 def seen_by(layout: Layout, place: int) -> list[int]:
     """The places that the token at `place` of the flattened rows attends to, in order of their positions."""
     width = layout.input_ids.shape[1]
-    if layout.parts is None:
+    if layout.forest is None:
         return list(range(place - place % width, place + 1))
-    (segment,) = [s for s in layout.parts.segments if s[0] <= place < s[1]]
+    (segment,) = [s for s in layout.forest.segments if s[0] <= place < s[1]]
     seen = list(range(segment[0], place + 1))
-    for (first, end), known in layout.parts.branches:
+    for (first, end), known in layout.forest.branches:
         if first <= place < end:
             seen += range(*known)
     positions = layout.position_ids[0].tolist()
@@ -65,7 +65,7 @@ def test_packing_feeds_no_padding_and_sharing_no_more_than_packing(turns):
     assert tokens(shared) <= tokens(packed)
     assert PAD not in shared.input_ids and PAD not in packed.input_ids
     for layout in (packed, shared):
-        assert [place for segment in layout.parts.segments for place in range(*segment)] == list(range(tokens(layout)))
+        assert [place for segment in layout.forest.segments for place in range(*segment)] == list(range(tokens(layout)))
 
 
 @given(turn_lists, packings, st.integers(1, 200))
@@ -90,7 +90,7 @@ def test_padded_rows_are_filled_on_the_right():
     layout = lay_out([turn((1, 2), (3, 4, 5)), turn((6,), (7,))], "padded", 9)
     assert layout.input_ids.tolist() == [[1, 2, 3, 4], [6, 9, 9, 9]]
     assert layout.sources.tolist() == [1, 2, 3, 4]
-    assert layout.position_ids is None and layout.parts is None
+    assert layout.position_ids is None and layout.forest is None
 
 
 def alone(length: int, first: int) -> TrainingTurn:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from memfactory.config.losses import LossOptions
 from memfactory.policy.batch import TrainingTurn, token_weights
-from memfactory.policy.objective import TokenLosses, advantages, deviation, kl_estimate, token_losses
+from memfactory.policy.objective import LossInputs, TokenLosses, advantages, deviation, kl_estimate, token_losses
 
 NAN = math.nan
 MASK = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]], dtype=torch.bool)
@@ -26,7 +26,7 @@ PRECISION = 1e-6
 
 
 def losses(**options: object) -> TokenLosses:
-    return token_losses(LOGPROBS, LOGPROBS - LOG_RATIO, ADVANTAGES, MASK, LossOptions(**options), REFERENCE)
+    return token_losses(LOGPROBS, LossInputs(ADVANTAGES, MASK, LOGPROBS - LOG_RATIO, REFERENCE), LossOptions(**options))
 
 
 def aggregated(values: Tensor, **options: object) -> float:
@@ -121,7 +121,7 @@ def test_every_kl_estimator_gives_the_values_worked_out_by_hand(
 def test_the_kl_term_is_added_with_its_weight_and_without_the_correction() -> None:
     options = LossOptions(kl_coef=0.5, sampler_correction="token_truncate", correction_high=2.0)
     old = LOGPROBS - LOG_RATIO
-    result = token_losses(LOGPROBS, old, ADVANTAGES, MASK, options, REFERENCE, sampler_logprobs=old - math.log(3))
+    result = token_losses(LOGPROBS, LossInputs(ADVANTAGES, MASK, old, REFERENCE, old - math.log(3)), options)
     # Every weight is 3, cut to 2: the first token is 2 x -.84 + .5 x .004837.
     assert float(result.policy[0, 0]) == pytest.approx(-1.68, abs=PRECISION)
     assert float(result.loss[0, 0]) == pytest.approx(-1.68 + 0.5 * 0.004837, abs=PRECISION)
@@ -137,7 +137,7 @@ def test_the_unbiased_kl_has_the_gradient_of_the_kl_itself() -> None:
     slopes = []
     for unbiased in (True, False):
         options = LossOptions(kl_coef=1.0, kl_unbiased=unbiased)
-        kl = token_losses(logprobs, None, torch.zeros(2), mask, options, reference).loss
+        kl = token_losses(logprobs, LossInputs(torch.zeros(2), mask, None, reference), options).loss
         slopes.append(float(torch.autograd.grad((logprobs.detach().exp() * kl).sum(), z, retain_graph=True)[0]))
     p = 1 / (1 + math.exp(-0.8))
     assert slopes[0] == pytest.approx(p * (1 - p) * 0.8, abs=1e-12)
@@ -158,7 +158,7 @@ def test_k3_is_exact_in_single_precision_and_computed_there_for_half_precision()
 
 def test_on_policy_the_ratio_is_one_and_the_gradient_is_the_policy_gradient() -> None:
     logprobs = torch.where(MASK, LOGPROBS, 0.0).requires_grad_()
-    result = token_losses(logprobs, None, ADVANTAGES, MASK, LossOptions())
+    result = token_losses(logprobs, LossInputs(ADVANTAGES, MASK), LossOptions())
     assert rows(result.ratio) == [1.0] * 6
     (gradient,) = torch.autograd.grad(result.loss.sum(), logprobs)
     # d(-r A) / d log pi = -A at r = 1.
@@ -168,7 +168,7 @@ def test_on_policy_the_ratio_is_one_and_the_gradient_is_the_policy_gradient() ->
 def test_a_clipped_token_has_no_gradient_and_is_counted_at_its_bound() -> None:
     logprobs = torch.where(MASK, LOGPROBS, 0.0).requires_grad_()
     old = torch.where(MASK, LOGPROBS - LOG_RATIO, 0.0)
-    result = token_losses(logprobs, old, ADVANTAGES, MASK, LossOptions())
+    result = token_losses(logprobs, LossInputs(ADVANTAGES, MASK, old), LossOptions())
     (gradient,) = torch.autograd.grad(result.loss.sum(), logprobs)
     # A > 0 is clipped above at d = .30 (r = 1.35), A < 0 below at d = -.50 (r = .61); the rest is -r A.
     expected = [0, -0.7 * math.exp(-0.3), 1.1 * math.exp(0.3), 0, 1.1, 1.1 * math.exp(0.25)]
@@ -191,7 +191,7 @@ def test_a_clipped_token_has_no_gradient_and_is_counted_at_its_bound() -> None:
 def test_a_weight_on_log_pi_passes_no_gradient_itself(objective: str, weights: list[float]) -> None:
     logprobs = torch.where(MASK, LOGPROBS, 0.0).requires_grad_()
     old = torch.where(MASK, LOGPROBS - LOG_RATIO, 0.0)
-    result = token_losses(logprobs, old, ADVANTAGES, MASK, LossOptions(objective=objective, clip_high=1.28))
+    result = token_losses(logprobs, LossInputs(ADVANTAGES, MASK, old), LossOptions(objective=objective, clip_high=1.28))
     (gradient,) = torch.autograd.grad(result.loss.sum(), logprobs)
     expected = [-a * w for a, w in zip([0.7, 0.7, -1.1, -1.1, -1.1, -1.1], weights, strict=True)]
     assert rows(gradient) == pytest.approx(expected, abs=1e-12)
@@ -211,7 +211,7 @@ def test_nan_and_infinity_off_the_mask_reach_neither_loss_nor_gradient() -> None
         options = LossOptions(
             objective=objective, clip_high=1.5, kl_coef=0.1, sampler_correction="sequence_mask", dual_clip=3.0
         )
-        result = token_losses(logprobs, poison, torch.tensor([1.0, -1.0]), mask, options, poison, poison)
+        result = token_losses(logprobs, LossInputs(torch.tensor([1.0, -1.0]), mask, poison, poison, poison), options)
         (gradient,) = torch.autograd.grad(result.loss.sum(), logprobs)
         assert result.loss[:, 1].tolist() == [0, 0]
         assert gradient[:, 1].tolist() == [0, 0]
@@ -219,9 +219,8 @@ def test_nan_and_infinity_off_the_mask_reach_neither_loss_nor_gradient() -> None
 
 
 def test_a_huge_log_ratio_is_clamped_to_twenty_before_the_exponential() -> None:
-    result = token_losses(
-        torch.tensor([[-1.0]]), torch.tensor([[-1001.0]]), torch.tensor([-1.0]), torch.tensor([[True]]), LossOptions()
-    )
+    inputs = LossInputs(torch.tensor([-1.0]), torch.tensor([[True]]), torch.tensor([[-1001.0]]))
+    result = token_losses(torch.tensor([[-1.0]]), inputs, LossOptions())
     assert float(result.loss) == pytest.approx(math.exp(20), rel=1e-6)
     far = kl_estimate(torch.tensor([-1001.0]), torch.tensor([-1.0]), "k3")
     assert float(far) == pytest.approx(math.exp(20) - 21, rel=1e-6)
@@ -252,7 +251,7 @@ def test_sampler_corrections_give_the_weights_worked_out_by_hand(
     mask = torch.ones(1, 4, dtype=torch.bool)
     advantage = torch.ones(1, dtype=torch.float64)
     result = token_losses(
-        logprobs, logprobs, advantage, mask, LossOptions(**options), sampler_logprobs=logprobs - LOG_WEIGHTS
+        logprobs, LossInputs(advantage, mask, logprobs, sampler_logprobs=logprobs - LOG_WEIGHTS), LossOptions(**options)
     )
     assert result.correction is not None
     assert result.correction[0].tolist() == pytest.approx(weights, abs=PRECISION)
@@ -264,7 +263,9 @@ def test_vespo_takes_the_corrections_into_its_turn_weight() -> None:
     logprobs = torch.full((1, 4), -1.0, dtype=torch.float64)
     mask = torch.ones(1, 4, dtype=torch.bool)
     options = LossOptions(objective="vespo", sampler_correction="token_truncate", correction_high=10.0)
-    result = token_losses(logprobs, logprobs, torch.ones(1), mask, options, sampler_logprobs=logprobs - LOG_WEIGHTS)
+    result = token_losses(
+        logprobs, LossInputs(torch.ones(1), mask, logprobs, sampler_logprobs=logprobs - LOG_WEIGHTS), options
+    )
     # w = e^.47, so phi = exp(3 + 2 x .47 - 3 e^.47) = .421796 and the loss is phi.
     assert result.loss[0].tolist() == pytest.approx([math.exp(3.94 - 3 * math.exp(0.47))] * 4, abs=PRECISION)
 
@@ -323,9 +324,9 @@ def test_a_reward_that_is_not_a_number_is_refused() -> None:
 
 def test_missing_logprobs_are_refused_by_name() -> None:
     with pytest.raises(ValueError, match="no reference log-probabilities"):
-        token_losses(LOGPROBS, None, ADVANTAGES, MASK, LossOptions(kl_coef=0.1))
+        token_losses(LOGPROBS, LossInputs(ADVANTAGES, MASK), LossOptions(kl_coef=0.1))
     with pytest.raises(ValueError, match="token_mask needs the sampler"):
-        token_losses(LOGPROBS, None, ADVANTAGES, MASK, LossOptions(sampler_correction="token_mask"))
+        token_losses(LOGPROBS, LossInputs(ADVANTAGES, MASK), LossOptions(sampler_correction="token_mask"))
 
 
 def test_cispo_refuses_a_bound_that_would_scale_every_token() -> None:

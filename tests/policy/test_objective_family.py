@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from memfactory.config.losses import LossOptions
 from memfactory.config.training import GrpoOptions
 from memfactory.policy.logprobs import Distribution, chunked_logprobs
-from memfactory.policy.objective import Extras, TokenLosses, token_losses
+from memfactory.policy.objective import LossInputs, TokenLosses, token_losses
 from memfactory.policy.objectives.base import StepTokens, make_objective
 from memfactory.registry import OBJECTIVES
 from small_policy import gradients, largest_difference, small_policy, some_turns
@@ -29,8 +29,11 @@ PRECISION = 1e-6
 TOKENS = StepTokens(LOGPROBS[MASK], LOG_RATIO[MASK], torch.tensor([0.7, 0.7, -1.1, -1.1, -1.1, -1.1]).double())
 
 
-def losses(extras: Extras | None = None, **options: object) -> TokenLosses:
-    return token_losses(LOGPROBS, LOGPROBS - LOG_RATIO, ADVANTAGES, MASK, LossOptions(**options), extras=extras)
+def losses(
+    *, marked: torch.Tensor | None = None, entropies: torch.Tensor | None = None, **options: object
+) -> TokenLosses:
+    inputs = LossInputs(ADVANTAGES, MASK, LOGPROBS - LOG_RATIO, marked=marked)
+    return token_losses(LOGPROBS, inputs, LossOptions(**options), entropies=entropies)
 
 
 def test_gmpo_is_the_geometric_mean_of_clipped_ratios() -> None:
@@ -45,7 +48,7 @@ def test_gmpo_is_the_geometric_mean_of_clipped_ratios() -> None:
 def test_a_token_that_gmpo_clips_passes_no_gradient() -> None:
     logprobs = torch.where(MASK, LOGPROBS, 0.0).requires_grad_()
     old = torch.where(MASK, LOGPROBS - LOG_RATIO, 0.0)
-    loss = token_losses(logprobs, old, ADVANTAGES, MASK, LossOptions(objective="gmpo")).loss
+    loss = token_losses(logprobs, LossInputs(ADVANTAGES, MASK, old), LossOptions(objective="gmpo")).loss
     # The mean over a turn's tokens is the turn's loss, whose gradient is loss / tokens where nothing is clipped.
     turns = loss.sum(-1) / MASK.sum(-1)
     (gradient,) = torch.autograd.grad(turns.sum(), logprobs)
@@ -72,7 +75,7 @@ def test_clip_cov_draws_its_share_and_at_least_one_token() -> None:
 def test_a_token_that_clip_cov_chose_has_no_loss() -> None:
     marked = torch.zeros_like(MASK)
     marked[1, 3] = True
-    plain, held = losses(), losses(Extras(marked=marked), objective="clip_cov")
+    plain, held = losses(), losses(marked=marked, objective="clip_cov")
     assert held.loss[1, 3] == 0 and held.clipped_high[1, 3]
     assert held.loss[~marked].equal(plain.loss[~marked])
 
@@ -82,7 +85,7 @@ def test_kl_cov_penalizes_the_largest_covariances() -> None:
     assert objective.mark(TOKENS, Random(0)) == [0]
     marked = torch.zeros_like(MASK)
     marked[0, 0] = True
-    result = losses(Extras(marked=marked), objective={"name": "kl_cov", "penalty": 2.0})
+    result = losses(marked=marked, objective={"name": "kl_cov", "penalty": 2.0})
     # -.7 e^.3 + 2 x .3 = -.344901; the others are -r A without a clip.
     others = [-0.7 * math.exp(-0.3), *(1.1 * math.exp(d) for d in (0.3, -0.5, 0, 0.25))]
     assert result.loss[MASK].tolist() == pytest.approx([-0.344901, *others], abs=PRECISION)
@@ -132,7 +135,7 @@ def test_entropies_carry_their_gradient_where_asked(wrapped: bool) -> None:
 
 def test_the_entropy_bonus_lowers_the_loss_by_its_weight() -> None:
     entropies = torch.full_like(LOGPROBS, 2.0)
-    plain, rich = losses(), losses(Extras(entropies=entropies), entropy_coef=0.01)
+    plain, rich = losses(), losses(entropies=entropies, entropy_coef=0.01)
     assert rich.loss[MASK].tolist() == pytest.approx((plain.loss[MASK] - 0.02).tolist(), abs=1e-12)
     assert rich.loss[~MASK].tolist() == [0, 0] and rich.policy.equal(plain.policy)
     with pytest.raises(ValueError, match="no entropies"):
@@ -153,7 +156,7 @@ def test_what_is_off_the_mask_reaches_no_objective(name: str) -> None:
     mask = torch.tensor([[True, False], [True, False]])
     logprobs = torch.full((2, 2), -1.0, requires_grad=True)
     options = LossOptions(objective=name, clip_high=1.5, kl_coef=0.1, sampler_correction="sequence_mask")
-    result = token_losses(logprobs, poison, torch.tensor([1.0, -1.0]), mask, options, poison, poison)
+    result = token_losses(logprobs, LossInputs(torch.tensor([1.0, -1.0]), mask, poison, poison, poison), options)
     (gradient,) = torch.autograd.grad(result.loss.sum(), logprobs)
     assert result.loss[:, 1].tolist() == [0, 0]
     assert gradient[:, 1].tolist() == [0, 0]

@@ -21,7 +21,9 @@ from memfactory.engines.options import HfEngineConfig
 from memfactory.errors import ConfigError, MemFactoryError
 from memfactory.model.loading import load_chat, load_model
 from memfactory.model.options import ModelConfig
-from memfactory.policy.batch import TrainingTurn, collate
+from memfactory.policy.batch import TrainingTurn
+from memfactory.policy.forward import collate
+from memfactory.policy.layout import lay_out
 from memfactory.policy.measures import summarized
 from memfactory.policy.optimizer import Schedule, learning_rate_share, make_optimizer
 from memfactory.policy.policy import Policy
@@ -39,9 +41,9 @@ def steep(**options: object) -> OptimizerOptions:
 def test_logprobs_are_those_of_the_next_token_at_reply_positions_only(small_model_path: Path) -> None:
     policy = small_policy(small_model_path, temperature=0.7, logprob_chunk_tokens=5)
     turns = some_turns()
-    batch = collate(turns, [1.0] * len(turns), policy.chat.pad_id)
+    batch = collate(turns, [1.0] * len(turns), lay_out(turns, "shared", policy.chat.pad_id))
     with torch.no_grad():
-        values, entropies = policy.logprobs(batch, with_entropy=True)
+        values, entropies = policy.forward.logprobs(policy.model, batch, policy.temperature, with_entropy=True)
         assert entropies is not None
         for row, turn in enumerate(turns):
             ids = torch.tensor([turn.prompt_ids + turn.reply_ids])
@@ -215,7 +217,7 @@ def test_running_out_of_memory_halves_the_micro_batch_and_starts_the_step_again(
     tight.model.get_decoder().register_forward_pre_hook(overflow)
     with caplog.at_level(logging.WARNING, "memfactory"):
         measured = tight.backward(some_turns())
-    assert tight.passes.micro_batch_tokens == 40
+    assert tight.forward.micro_batch_tokens == 40
     assert "micro_batch_tokens is 40" in caplog.text
     assert measured == pytest.approx(expected, abs=1e-5)
     assert largest_difference(gradients(free), gradients(tight)) < 1e-6

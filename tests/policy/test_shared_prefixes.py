@@ -26,10 +26,10 @@ from transformers import (
 from memfactory.config.training import GrpoOptions
 from memfactory.model.loading import load_chat
 from memfactory.model.options import ModelConfig
-from memfactory.policy.batch import TrainingTurn, collate
-from memfactory.policy.layout import MIN_SHARED
-from memfactory.policy.packing import can_trim, usable_packing
+from memfactory.policy.batch import TrainingTurn
+from memfactory.policy.layout import MIN_SHARED, lay_out
 from memfactory.policy.policy import Policy
+from memfactory.policy.self_test import can_trim, usable_packing
 from small_policy import gradients, largest_difference, small_policy
 
 PACKINGS = ("padded", "packed", "shared")
@@ -65,7 +65,7 @@ def turns() -> list[TrainingTurn]:
 
 def policy_of(path: Path, packing: str, **options: object) -> Policy:
     policy = small_policy(path, packing=packing, **options)
-    assert policy.passes.packing == packing
+    assert policy.forward.feeding.packing == packing
     if policy.options.lora is not None:
         # New adapters are the identity, and half of their gradient is 0.
         for index, parameter in enumerate(policy.trained):
@@ -98,7 +98,7 @@ def assert_all_agree(path: Path, loss: dict[str, object], *, adapters: bool = Fa
     """Every packing gives the measures and the gradient of padded rows."""
     results = {}
     for packing, policy in policies(path, adapters).items():
-        policy.loss = GrpoOptions(loss=loss).loss
+        policy.set_loss(GrpoOptions(loss=loss).loss)
         policy.temperature = 0.8
         results[packing] = policy.backward(scored(path)), gradients(policy)
     measured, expected = results["padded"]
@@ -189,7 +189,7 @@ def test_bfloat16_is_as_far_from_float32_as_it_is_in_padded_rows(small_model_pat
     errors = {}
     for packing in PACKINGS:
         policy = small_policy(small_model_path, "bfloat16", packing=packing)
-        assert policy.passes.packing == packing
+        assert policy.forward.feeding.packing == packing
         policy.backward(turns())
         found = torch.cat([gradient.flatten() for gradient in gradients(policy)])
         errors[packing] = float((found - expected).norm() / expected.norm())
@@ -215,7 +215,7 @@ def test_the_model_attends_as_before_once_a_pass_is_over(small_model_path: Path)
 
 
 def test_sharing_feeds_far_fewer_tokens(small_model_path: Path) -> None:
-    fed = {packing: collate(turns(), [1.0] * len(turns()), 0, packing).layout.input_ids.numel() for packing in PACKINGS}
+    fed = {packing: lay_out(turns(), packing, 0).input_ids.numel() for packing in PACKINGS}
     assert fed["shared"] < 0.5 * fed["packed"] < 0.5 * fed["padded"]
 
 
@@ -238,7 +238,7 @@ def test_other_architectures_share_too(small_model_path: Path, kind: str) -> Non
     for packing in ("padded", "shared"):
         model = ABLE[kind]
         policy = Policy(model.eval(), load_chat(config), config, GrpoOptions(packing=packing))
-        assert policy.passes.packing == packing
+        assert policy.forward.feeding.packing == packing
         policy.backward(turns())
         results.append(gradients(policy))
         policy.optimizer.zero_grad()
@@ -252,7 +252,7 @@ def test_a_model_that_cannot_is_padded_with_one_warning(
     config = ModelConfig(path=str(small_model_path), dtype="float32", device="cpu")
     with caplog.at_level(logging.WARNING, "memfactory"):
         policy = Policy(UNABLE[reason].eval(), load_chat(config), config, GrpoOptions(model_dropout=True))
-    assert policy.passes.packing == "padded"
+    assert policy.forward.feeding.packing == "padded"
     (record,) = caplog.records
     assert "train.packing: shared" in record.message and reason in record.message
     assert policy.backward(turns())["tokens/trained"] == sum(len(turn.reply_ids) for turn in turns())
@@ -261,7 +261,7 @@ def test_a_model_that_cannot_is_padded_with_one_warning(
 def test_a_model_whose_dropout_is_off_shares_like_any_other(small_model_path: Path) -> None:
     config = ModelConfig(path=str(small_model_path), dtype="float32", device="cpu")
     model = LlamaForCausalLM(LlamaConfig(**SIZES, attention_dropout=0.1)).eval()
-    assert Policy(model, load_chat(config), config, GrpoOptions()).passes.packing == "shared"
+    assert Policy(model, load_chat(config), config, GrpoOptions()).forward.feeding.packing == "shared"
 
 
 def test_a_window_shorter_than_the_check_is_found_by_what_comes_out(caplog: pytest.LogCaptureFixture) -> None:
@@ -297,7 +297,7 @@ def test_layers_that_do_not_attend_in_parts_are_noticed_where_rounding_would_hid
     model = XGLMForCausalLM(XGLMConfig(**sizes, attention_dropout=0.0)).eval()
     with caplog.at_level(logging.WARNING, "memfactory"), torch.autocast("cpu", torch.bfloat16):
         assert usable_packing(model, "shared", torch.bfloat16) == "padded"
-    assert "0 of 2 layers attend in parts" in caplog.text
+    assert "0 of 2 layers compute tree attention" in caplog.text
 
 
 def test_the_last_layer_is_trimmed_although_bfloat16_rounds_fewer_states_otherwise() -> None:

@@ -148,8 +148,8 @@ def test_loss_and_gradient_agree_with_trl(
 ) -> None:
     settings, options = CASES[case]
     correction = {"sampler_correction": "token_truncate", "correction_high": 2.0} if corrected else {}
-    policy.loss = GrpoOptions(loss={**options, **correction, "kl_coef": kl_coef}).loss
-    policy.passes.micro_batch_tokens = 60
+    policy.set_loss(GrpoOptions(loss={**options, **correction, "kl_coef": kl_coef}).loss)
+    policy.forward.micro_batch_tokens = 60
     mine = policy.backward(turns)["loss"]
     my_gradient = gradients(policy)
 

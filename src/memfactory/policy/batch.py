@@ -9,15 +9,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from accelerate import Accelerator
 
 from memfactory.config.losses import LossOptions
-from memfactory.config.training import GrpoOptions, Packing
+from memfactory.config.training import GrpoOptions
 from memfactory.policy.advantages.base import StepRewards, checked_advantages, make_estimator
-from memfactory.policy.layout import Layout, lay_out
 from memfactory.types import Group
 
 
@@ -147,7 +146,7 @@ def trained_steps(group: Group) -> list[str]:
 
 @dataclass(frozen=True)
 class Totals:
-    """What an optimizer step trains on, over all processes: reply tokens, turns, trajectories and prompts."""
+    """The size of an optimizer step over all processes: reply tokens, turns, trajectories and prompts."""
 
     tokens: int
     turns: int
@@ -156,13 +155,21 @@ class Totals:
 
 
 def count(turns: Sequence[TrainingTurn]) -> Totals:
-    """The totals of these turns; with several processes their sum is what the weights need."""
+    """The totals of these turns alone."""
     return Totals(
         tokens=sum(len(turn.reply_ids) for turn in turns),
         turns=len(turns),
         trajectories=len({turn.trajectory for turn in turns}),
         prompts=len({turn.prompt for turn in turns}),
     )
+
+
+def summed_totals(turns: Sequence[TrainingTurn], accelerator: Accelerator) -> Totals:
+    """The totals of the turns of all processes, of which `turns` are this one's. Every process must call it."""
+    own = count(turns)
+    # A trajectory and a prompt are whole in one process, so that distinct ones can be summed.
+    counts = torch.tensor([own.tokens, own.turns, own.trajectories, own.prompts], device=accelerator.device)
+    return Totals(*accelerator.reduce(counts, reduction="sum").tolist())
 
 
 def token_weights(turns: Sequence[TrainingTurn], options: LossOptions, totals: Totals | None = None) -> list[float]:
@@ -181,8 +188,7 @@ def token_weights(turns: Sequence[TrainingTurn], options: LossOptions, totals: T
         return [1 / totals.tokens for _ in turns]
     if options.weighting == "turn":
         return [1 / (totals.turns * len(turn.reply_ids)) for turn in turns]
-    if options.weighting == "constant":
-        assert options.constant_length is not None
+    if options.weighting == "constant" and options.constant_length is not None:
         return [1 / (totals.turns * options.constant_length) for _ in turns]
     by_trajectory, by_prompt = Counter[int](), Counter[int]()
     for turn in turns:
@@ -191,64 +197,3 @@ def token_weights(turns: Sequence[TrainingTurn], options: LossOptions, totals: T
     if options.weighting == "trajectory":
         return [1 / (totals.trajectories * by_trajectory[turn.trajectory]) for turn in turns]
     return [1 / (totals.prompts * by_prompt[turn.prompt]) for turn in turns]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Turns as tensors. Per-token arrays are [turns, longest reply], padded on the right: reply tokens and no others.
-
-    `layout` says how the ids are fed. `reply_mask` marks what is there of `reply_ids`; `advantages` and `weights` are
-    [turns]. The log-probabilities are 0 off the mask and None where the turns have none.
-    """
-
-    layout: Layout
-    reply_ids: Tensor
-    reply_mask: Tensor
-    advantages: Tensor
-    weights: Tensor
-    sampler_logprobs: Tensor | None
-    old_logprobs: Tensor | None
-    reference_logprobs: Tensor | None
-    marked: Tensor | None = None
-
-    def to(self, device: torch.device) -> Batch:
-        """The same batch on another device."""
-        moved = {name: value.to(device) for name, value in vars(self).items() if value is not None}
-        return replace(self, **moved)
-
-
-def collate(turns: Sequence[TrainingTurn], weights: Sequence[float], pad_id: int, packing: Packing = "shared") -> Batch:
-    """The turns as one batch; `weights` are those of `token_weights`."""
-    lengths = torch.tensor([len(turn.reply_ids) for turn in turns])
-    reply_mask = torch.arange(int(lengths.max())) < lengths[:, None]
-    replies = torch.tensor([token for turn in turns for token in turn.reply_ids])
-    return Batch(
-        layout=lay_out(turns, packing, pad_id),
-        reply_ids=torch.full(reply_mask.shape, pad_id).masked_scatter(reply_mask, replies),
-        reply_mask=reply_mask,
-        advantages=torch.tensor([turn.advantage for turn in turns], dtype=torch.float32),
-        weights=torch.tensor(weights, dtype=torch.float32),
-        sampler_logprobs=_aligned([turn.sampler_logprobs for turn in turns], reply_mask),
-        old_logprobs=_aligned([turn.old_logprobs for turn in turns], reply_mask),
-        reference_logprobs=_aligned([turn.reference_logprobs for turn in turns], reply_mask),
-        marked=_marked(turns, reply_mask),
-    )
-
-
-def _marked(turns: Sequence[TrainingTurn], reply_mask: Tensor) -> Tensor | None:
-    """The marks of the reply tokens, laid out as `reply_mask`; None where no turn has any."""
-    if all(turn.marks is None for turn in turns):
-        return None
-    flat = torch.tensor([mark for turn in turns for mark in turn.marks or (False,) * len(turn.reply_ids)])
-    return torch.zeros(reply_mask.shape, dtype=torch.bool).masked_scatter(reply_mask, flat)
-
-
-def _aligned(rows: Sequence[tuple[float, ...] | None], reply_mask: Tensor) -> Tensor | None:
-    """Values of reply tokens laid out as `reply_mask`; None where no row has any."""
-    given = [row for row in rows if row is not None]
-    if not given:
-        return None
-    if len(given) < len(rows):
-        raise ValueError(f"{len(given)} of {len(rows)} turns have log-probabilities; all or none must")
-    flat = torch.tensor([value for row in given for value in row], dtype=torch.float32)
-    return torch.zeros(reply_mask.shape).masked_scatter(reply_mask, flat)

@@ -1,14 +1,21 @@
-"""Where turns stand in the rows that a model is fed: a row each, packed into one row, or with common beginnings once.
+"""Turns as rows of ids for a model: one row each, packed into one row, or packed with their shared prefixes once.
 
-The only place that knows that the state of one token predicts the next: whoever asks gets, for each reply token, the
-place of the state that predicts it. It knows neither rewards nor a model.
+    turns                      tree              one row of ids, its segments        a token attends to
+    A = p p p p a a            P --+-- a
+    B = p p p p b b                +-- b         | p p p p | a a | b b | c c c |     its own segment, up to itself,
+    C = c c c                  C                   0 1 2 3   4 5   4 5   0 1 2       and all of the segments above it
+                                                   (position_ids)
+
+Array alignment: every per-token array of a turn (log-probabilities, masks, advantages) has one entry for each token of
+`reply_ids`, entry t for token t. The state of token t - 1 predicts token t, and this file alone makes that shift:
+`sources` holds, for each reply token, the place of the state before it. So no other file shifts by one, and the last
+token of a turn is never fed. It knows neither rewards nor a model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import Protocol
 
@@ -17,7 +24,7 @@ import torch
 from torch import Tensor
 
 from memfactory.config.training import Packing
-from memfactory.model.prefix_tree import PackedTrees, pack, shared_length
+from memfactory.model.prefix_tree import PackedTrees, Range, pack, shared_length
 from memfactory.model.tree_attention import Forest
 
 # Each segment costs attention calls of its own in every layer. Below about this many tokens they cost more than
@@ -26,7 +33,7 @@ MIN_SHARED = 16
 
 
 class Conversation(Protocol):
-    """What is fed of a turn: `prompt_ids` (P) and `reply_ids` (R), at least one of each."""
+    """The ids of a turn: `prompt_ids` (P) and `reply_ids` (R), at least one of each."""
 
     @property
     def prompt_ids(self) -> tuple[int, ...]: ...
@@ -39,65 +46,81 @@ class Conversation(Protocol):
 class Layout:
     """Rows to feed: `input_ids` [rows, width]; `sources` [N] are places in the flattened rows x width states.
 
-    Source n is where the state lies that predicts reply token n, counted over all turns in order. With `parts` there
-    is one row, `position_ids` [1, width] are its tokens' places in their turns, and `parts` says who attends to whom.
-    Without, rows are causal and padded on the right, where nothing looks.
+    Source n is the place of the state that predicts reply token n, counted over all turns in order. With `forest`
+    there is one row, `position_ids` [1, width] are its tokens' positions in their turns, and `forest` says which token
+    attends to which. Without, rows are causal and padded on the right.
+
+    The last layer's states are read at `last_layer_places` (the distinct `sources`, ascending) and nowhere else.
+    `last_layer_ranges` cover these places and small gaps between them.
     """
 
     input_ids: Tensor
     sources: Tensor
+    last_layer_places: Tensor
+    last_layer_ranges: tuple[Range, ...]
     position_ids: Tensor | None = None
-    parts: Forest | None = None
-
-    @cached_property
-    def kept(self) -> Tensor:
-        """The places of `sources` in order, each once: no other state of the last layer is read."""
-        return self.sources.unique()
-
-    @cached_property
-    def asked(self) -> tuple[tuple[int, int], ...]:
-        """Ranges that hold all of `kept`, and what lies between where that is little."""
-        places = self.kept.cpu().numpy()
-        breaks = np.flatnonzero(np.diff(places) > MIN_SHARED)
-        firsts, lasts = places[[0, *(breaks + 1)]], places[[*breaks, -1]]
-        return tuple((int(first), int(last) + 1) for first, last in zip(firsts, lasts, strict=True))
+    forest: Forest | None = None
 
     def to(self, device: torch.device) -> Layout:
         """The same layout on another device."""
-        positions = None if self.position_ids is None else self.position_ids.to(device)
-        ids, sources = self.input_ids.to(device), self.sources.to(device)
-        return replace(self, input_ids=ids, sources=sources, position_ids=positions)
+        return replace(
+            self,
+            input_ids=self.input_ids.to(device),
+            sources=self.sources.to(device),
+            last_layer_places=self.last_layer_places.to(device),
+            position_ids=None if self.position_ids is None else self.position_ids.to(device),
+        )
+
+
+@dataclass(frozen=True)
+class Rows:
+    """How turns become rows: the `packing`, the id that pads, and the device of the tensors."""
+
+    packing: Packing
+    pad_id: int
+    device: torch.device
+
+
+def micro_layouts(turns: Sequence[Conversation], rows: Rows, budget: int) -> Iterator[tuple[list[int], Layout]]:
+    """The turns in micro-batches of at most `budget` fed tokens: the indices of each one's turns, and their layout."""
+    for indices in micro_batches(turns, rows.packing, budget):
+        layout = lay_out([turns[index] for index in indices], rows.packing, rows.pad_id)
+        yield indices, layout.to(rows.device)
 
 
 def lay_out(turns: Sequence[Conversation], packing: Packing, pad_id: int) -> Layout:
     """`turns` as rows. The last token of each is not fed, since it predicts nothing."""
     fed = [fed_ids(turn) for turn in turns]
-    asked = [len(turn.prompt_ids) - 1 for turn in turns]
+    # The last prompt token predicts the first reply token: here, and only here, is the shift by one.
+    firsts = [len(turn.prompt_ids) - 1 for turn in turns]
     if packing == "padded":
-        return _padded(fed, asked, pad_id)
+        return _padded(fed, firsts, pad_id)
     trees = pack(fed, MIN_SHARED) if packing == "shared" else _side_by_side(fed)
     sources = []
-    for path, first in zip(trees.paths, asked, strict=True):
+    for path, first in zip(trees.paths, firsts, strict=True):
+        # A turn's tokens lie in the segments of its path, which need not be neighbours in the row. Turns that share a
+        # prefix which reaches into their replies share sources too: one state then predicts several reply tokens.
         places = np.concatenate([np.arange(*trees.segments[index]) for index in path])
         sources.append(places[first:])
     return Layout(
-        input_ids=torch.tensor([trees.tokens]),
-        sources=torch.from_numpy(np.concatenate(sources)),
+        torch.tensor([trees.tokens]),
+        *_read_places(np.concatenate(sources)),
+        # A token's position is its depth in its turn, as in a row of its own: rotary embeddings must not see packing.
         position_ids=torch.tensor([trees.positions]),
-        parts=Forest(trees.segments, trees.branches()),
+        forest=Forest(trees.segments, trees.branches()),
     )
 
 
 def fed_ids(turn: Conversation) -> tuple[int, ...]:
-    """The ids of a turn that the model sees."""
+    """The ids of a turn that the model reads: all but the last, whose state would predict a token beyond the turn."""
     return turn.prompt_ids + turn.reply_ids[:-1]
 
 
 def micro_batches(turns: Sequence[Conversation], packing: Packing, budget: int) -> list[list[int]]:
     """Indices of `turns` in batches of which `budget` tokens at most are fed, the largest first.
 
-    A turn that is longer than the budget is a batch of its own. That the largest comes first shows at once where
-    memory is too small.
+    A turn that is longer than the budget is a batch of its own. The largest comes first, so that too little memory
+    shows in the first pass and not after minutes of work.
     """
     fed = [fed_ids(turn) for turn in turns]
     if packing == "padded":
@@ -112,6 +135,7 @@ def _of_like_length(lengths: Sequence[int], budget: int) -> list[list[int]]:
     batches: list[list[int]] = []
     widest = 0
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        # The first row of a batch is its longest, so one more row costs its width, whatever its own length.
         if batches and (len(batches[-1]) + 1) * widest <= budget:
             batches[-1].append(index)
         else:
@@ -121,13 +145,15 @@ def _of_like_length(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
 
 def _trees(fed: Sequence[tuple[int, ...]], budget: int) -> list[tuple[list[int], int]]:
-    """Turns that share a beginning together, with the most tokens they can take; cut where that is over `budget`."""
+    """Turns with a shared prefix together, and an upper bound of their tokens; cut if that is over `budget`."""
+    # In lexical order turns with a common prefix are neighbours, and the longest one is shared with a neighbour.
     order = sorted(range(len(fed)), key=fed.__getitem__)
     trees: list[tuple[list[int], int]] = []
     for place, index in enumerate(order):
         length = len(fed[index])
-        # `pack` repeats less than MIN_SHARED tokens of what a turn shares with the one before it in this order.
         common = shared_length(fed[order[place - 1]], fed[index]) if place else 0
+        # `pack` repeats a prefix that outgrows its parent by less than MIN_SHARED tokens: up to MIN_SHARED - 1 of the
+        # common ones may be fed again. The bound counts them, so that the budget holds for every tree.
         added = length - max(0, common - MIN_SHARED + 1)
         if common >= MIN_SHARED and trees[-1][1] + added <= budget:
             trees[-1][0].append(index)
@@ -138,7 +164,7 @@ def _trees(fed: Sequence[tuple[int, ...]], budget: int) -> list[tuple[list[int],
 
 
 def _filled(parts: Sequence[tuple[list[int], int]], budget: int) -> list[list[int]]:
-    """The parts, each of so many tokens, put together while they fit: each into the first batch that has room."""
+    """The parts, each of so many tokens, in batches of at most `budget`: first fit, the largest parts first."""
     batches: list[tuple[list[int], int]] = []
     for indices, size in sorted(parts, key=lambda part: -part[1]):
         room = next((n for n, (_, taken) in enumerate(batches) if taken + size <= budget), None)
@@ -149,19 +175,34 @@ def _filled(parts: Sequence[tuple[list[int], int]], budget: int) -> list[list[in
     return [indices for indices, _ in sorted(batches, key=lambda batch: -batch[1])]
 
 
-def _padded(fed: Sequence[tuple[int, ...]], asked: Sequence[int], pad_id: int) -> Layout:
+def _padded(fed: Sequence[tuple[int, ...]], firsts: Sequence[int], pad_id: int) -> Layout:
     width = max(len(ids) for ids in fed)
+    # Padding on the right needs no attention mask: a causal token never looks to its right.
     rows = np.full((len(fed), width), pad_id)
     for row, ids in enumerate(fed):
         rows[row, : len(ids)] = ids
     sources = [
         np.arange(row * width + first, row * width + len(ids))
-        for row, (ids, first) in enumerate(zip(fed, asked, strict=True))
+        for row, (ids, first) in enumerate(zip(fed, firsts, strict=True))
     ]
-    return Layout(torch.from_numpy(rows), torch.from_numpy(np.concatenate(sources)))
+    return Layout(torch.from_numpy(rows), *_read_places(np.concatenate(sources)))
+
+
+def _read_places(sources: np.ndarray) -> tuple[Tensor, Tensor, tuple[Range, ...]]:
+    """`sources`, `last_layer_places` and `last_layer_ranges` of a layout.
+
+    They are found on the CPU before the layout moves: on a GPU the ranges would wait for the device in every pass.
+    """
+    places = np.unique(sources)
+    # A gap of a few tokens costs less than the attention calls of one more range (as for MIN_SHARED).
+    breaks = np.flatnonzero(np.diff(places) > MIN_SHARED)
+    firsts, lasts = places[[0, *(breaks + 1)]], places[[*breaks, -1]]
+    ranges = tuple((int(first), int(last) + 1) for first, last in zip(firsts, lasts, strict=True))
+    return torch.from_numpy(sources), torch.from_numpy(places), ranges
 
 
 def _side_by_side(fed: Sequence[tuple[int, ...]]) -> PackedTrees:
+    """Each sequence as a tree of one segment: rows without padding, and without sharing."""
     ends = accumulate((len(ids) for ids in fed), initial=0)
     return PackedTrees(
         tokens=tuple(token for ids in fed for token in ids),

@@ -149,7 +149,12 @@ class _LinearLogprobs(torch.autograd.Function):
             if into_hidden is not None:
                 into_hidden[place] = slopes @ used.weight
             if into_weight is not None:
-                _add_product(into_weight[: used.vocabulary], slopes, used.hidden(place))
+                rows, states = into_weight[: used.vocabulary], used.hidden(place)
+                if rows.dtype == slopes.dtype:
+                    # Without a temporary of the weight's size, the largest matrix of a small model.
+                    rows.addmm_(slopes.t(), states)
+                else:
+                    rows += slopes.t() @ states
             if into_bias is not None:
                 into_bias[: used.vocabulary] += slopes.sum(0)
         return into_hidden, into_weight, into_bias, None, None, None
@@ -162,14 +167,6 @@ def _entropy_slopes(logits: Tensor, of_entropies: Tensor, scaled: Tensor, distri
     entropies = -(probabilities * every).sum(-1, keepdim=True)
     weight = (of_entropies / distribution.temperature)[:, None]
     return -probabilities * (scaled + weight * (every + entropies))
-
-
-def _add_product(into: Tensor, slopes: Tensor, hidden: Tensor) -> None:
-    """into += slopes' hidden, without a temporary of that size where the types are one."""
-    if into.dtype == slopes.dtype:
-        into.addmm_(slopes.t(), hidden)
-    else:
-        into += slopes.t() @ hidden
 
 
 class _Head:

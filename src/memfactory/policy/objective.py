@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from memfactory.config.losses import LossOptions, Normalize
-from memfactory.policy.objectives.base import Terms, checked_parts, make_objective
+from memfactory.plugins.boundary import broken, guarded
+from memfactory.policy.objectives.base import Objective, Parts, Terms, make_objective
 
 LOG_RATIO_LIMIT = 20.0
 
@@ -86,67 +87,72 @@ class TokenLosses:
 
 
 @dataclass(frozen=True)
-class Extras:
-    """What a step adds to the loss, each [rows, tokens] where it is a tensor.
+class LossInputs:
+    """What the loss needs of turns beside the policy's log-probabilities; [turns, tokens] where not said otherwise.
 
-    `kl_coef` is the KL coefficient at this step, None: that of the options. `entropies` carry a gradient where
-    `entropy_coef` is above 0. `marked` (bool) are the tokens that the objective chose over the whole step.
+    `advantages` is [turns]. `mask` (bool) is True at trained tokens. The log-probabilities (nats) are those before the
+    first of several updates (None: the policy's own, on-policy), of the reference and of the sampler. `marked` (bool)
+    are the tokens that the objective chose over the whole optimizer step.
     """
 
-    kl_coef: float | None = None
-    entropies: Tensor | None = None
+    advantages: Tensor
+    mask: Tensor
+    old_logprobs: Tensor | None = None
+    reference_logprobs: Tensor | None = None
+    sampler_logprobs: Tensor | None = None
     marked: Tensor | None = None
 
 
 def token_losses(
     logprobs: Tensor,
-    old_logprobs: Tensor | None,
-    advantages: Tensor,
-    mask: Tensor,
+    inputs: LossInputs,
     options: LossOptions,
-    ref_logprobs: Tensor | None = None,
-    sampler_logprobs: Tensor | None = None,
-    extras: Extras | None = None,
+    *,
+    objective: Objective | None = None,
+    kl_coef: float | None = None,
+    entropies: Tensor | None = None,
 ) -> TokenLosses:
     """The loss of every token: correction x objective + kl_coef x KL - entropy_coef x entropy.
 
-    `logprobs`, `old_logprobs`, `ref_logprobs` and `sampler_logprobs` are [rows, tokens] in nats, `advantages` [rows],
-    `mask` bool [rows, tokens]. `old_logprobs` None means on-policy: r is exactly 1 and only its gradient remains.
+    `logprobs` [turns, tokens] are the policy's. `objective` is the one that `options` names (None: made here);
+    `kl_coef` is the KL coefficient at this step (None: that of the options). `inputs.old_logprobs` None means
+    on-policy: r is exactly 1 and only its gradient remains.
     The KL term and the entropy bonus are neither corrected nor clipped; with `kl_unbiased` the KL is multiplied by r,
-    whose gradient turns that of k3 into the KL's own (arXiv 2512.02556). Only `logprobs` and `extras.entropies` receive
-    a gradient. With `kl_in_reward` the loss has no KL term.
+    whose gradient turns that of k3 into the KL's own (arXiv 2512.02556). Only `logprobs` and `entropies` receive a
+    gradient. With `kl_in_reward` the loss has no KL term.
     """
-    extras = extras or Extras()
-    kl_coef = (options.kl_coef if extras.kl_coef is None else extras.kl_coef) if options.kl_in_loss else 0.0
-    if kl_coef > 0 and ref_logprobs is None:
-        raise ValueError("kl_coef is above 0 but there are no reference log-probabilities")
-    if options.sampler_correction != "none" and sampler_logprobs is None:
-        raise ValueError(f"{options.sampler_correction} needs the sampler's log-probabilities")
+    objective = make_objective(options) if objective is None else objective
+    coefficient = (options.kl_coef if kl_coef is None else kl_coef) if options.kl_in_loss else 0.0
+    _check_inputs(inputs, options, coefficient)
+    mask, old_logprobs = inputs.mask, inputs.old_logprobs
     zero = torch.zeros((), dtype=_precise(logprobs).dtype, device=logprobs.device)
+    # where, and not a product: NaN off the mask times 0 is NaN, in the loss and in the gradient.
     current = torch.where(mask, _precise(logprobs), zero)
+    # On-policy the ratio is exp(x - x.detach()): 1, with the gradient of log pi.
     old = current.detach() if old_logprobs is None else torch.where(mask, _precise(old_logprobs).detach(), zero)
     correction = None
-    if sampler_logprobs is not None and options.sampler_correction != "none":
-        sampler = torch.where(mask, _precise(sampler_logprobs).detach(), zero)
+    if inputs.sampler_logprobs is not None and options.sampler_correction != "none":
+        sampler = torch.where(mask, _precise(inputs.sampler_logprobs).detach(), zero)
+        # Of old and not of the current policy: the step's own change belongs to the ratio, and is clipped there.
         correction = sampler_weights(old - sampler, mask, options)
     log_ratio = (current - old).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
-    weighed_advantages = advantages.to(current.dtype)[:, None]
-    objective = make_objective(options)
-    terms = Terms(current, log_ratio, weighed_advantages, mask, options, correction, extras.marked)
-    parts = checked_parts(objective, terms)
-    weighed = parts.loss if correction is None or objective.takes_correction else parts.loss * correction
-    policy = torch.where(mask, weighed, zero)
     kl = None
-    if ref_logprobs is not None:
-        reference = torch.where(mask, _precise(ref_logprobs).detach(), zero)
+    if inputs.reference_logprobs is not None:
+        reference = torch.where(mask, _precise(inputs.reference_logprobs).detach(), zero)
         kl = kl_estimate(current, reference, options.kl_estimator)
         if options.kl_unbiased:
             kl = kl * log_ratio.exp()
-    loss = policy if kl is None or kl_coef == 0 else policy + kl_coef * kl
-    if options.entropy_coef > 0:
-        if extras.entropies is None:
-            raise ValueError("entropy_coef is above 0 but there are no entropies")
-        loss = loss - options.entropy_coef * torch.where(mask, _precise(extras.entropies), zero)
+    advantages = inputs.advantages.to(current.dtype)[:, None]
+    parts = _parts(objective, Terms(current, log_ratio, advantages, mask, options, correction, inputs.marked))
+    corrected = parts.loss if correction is None or objective.takes_correction else parts.loss * correction
+    # Once more: an objective may give anything off the mask.
+    policy = torch.where(mask, corrected, zero)
+    # A KL of coefficient 0 is measured but not added: 0 x an infinite KL would be NaN.
+    loss = policy if kl is None or coefficient == 0 else policy + coefficient * kl
+    if entropies is not None and options.entropy_coef > 0:
+        loss = loss - options.entropy_coef * torch.where(mask, _precise(entropies), zero)
+    elif options.entropy_coef > 0:
+        raise ValueError("entropy_coef is above 0 but there are no entropies")
     return TokenLosses(
         loss=loss,
         policy=policy,
@@ -156,6 +162,36 @@ def token_losses(
         kl=kl,
         correction=None if correction is None else torch.where(mask, correction, zero),
     )
+
+
+def _check_inputs(inputs: LossInputs, options: LossOptions, kl_coef: float) -> None:
+    """Raise ValueError for log-probabilities that the options need and `inputs` lack."""
+    if kl_coef > 0 and inputs.reference_logprobs is None:
+        raise ValueError("kl_coef is above 0 but there are no reference log-probabilities")
+    if options.sampler_correction != "none" and inputs.sampler_logprobs is None:
+        raise ValueError(f"{options.sampler_correction} needs the sampler's log-probabilities")
+
+
+def _parts(objective: Objective, terms: Terms) -> Parts:
+    """The result of `objective`. Raises PluginError if a user's own fails or returns something else; running out of
+    memory is passed on, since the training pass then halves the micro-batch."""
+    kind = type(objective)
+    with guarded(kind, doing="in the loss", letting=(torch.OutOfMemoryError,)):
+        parts = objective.parts(terms)
+    if not isinstance(parts, Parts):
+        raise broken(kind, "parts", f"returned {type(parts).__name__}, not Parts(loss, ratio, low, high)")
+    expected = terms.log_ratio.shape
+    for name, value, boolean in (
+        ("loss", parts.loss, False),
+        ("ratio", parts.ratio, False),
+        ("low", parts.low, True),
+        ("high", parts.high, True),
+    ):
+        if not isinstance(value, Tensor) or value.shape != expected or (value.dtype == torch.bool) != boolean:
+            shape = f"{value.dtype} of {[*value.shape]}" if isinstance(value, Tensor) else type(value).__name__
+            kinds = "bool" if boolean else "numbers"
+            raise broken(kind, "parts", f"gave as `{name}` {shape}; expected {kinds} of {[*expected]} (rows, tokens)")
+    return parts
 
 
 def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, estimator: Literal["k1", "k2", "k3"]) -> Tensor:

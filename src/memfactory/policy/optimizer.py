@@ -1,21 +1,38 @@
-"""AdamW and its learning-rate schedule from the options. It knows nothing of losses."""
+"""From gradients to new weights: their sum over processes, AdamW, the learning-rate schedule. It knows no loss."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch.nn import Parameter
 from torch.optim import AdamW, Optimizer
 
 from memfactory.config.training import TORCHAO_KINDS, OptimizerOptions
-from memfactory.errors import ConfigError
+from memfactory.errors import ConfigError, MemFactoryError
 from memfactory.policy.sliced_adamw import SlicedAdamW
 
 log = logging.getLogger("memfactory")
+
+
+def sum_gradients(accelerator: Accelerator, parameters: Sequence[Parameter]) -> None:
+    """Give every process the sum of all processes' gradients (docs/decisions/0001). Every process must call it.
+
+    A sum and no mean: each token's weight is already that of the whole optimizer step.
+    """
+    if accelerator.num_processes == 1:
+        return
+    for parameter in parameters:
+        own = parameter.grad
+        if own is None:
+            # A process without a turn still takes part, or the others would wait for it for ever.
+            own = torch.zeros_like(parameter, dtype=torch.float32)
+        parameter.grad = accelerator.reduce(own, reduction="sum")
 
 
 def make_optimizer(parameters: Iterable[Parameter], options: OptimizerOptions, seed: int = 0) -> Optimizer:
@@ -47,6 +64,18 @@ def make_optimizer(parameters: Iterable[Parameter], options: OptimizerOptions, s
         offload = kind == "adamw_offload"
         return SlicedAdamW(groups, lr=rate, betas=betas, eps=epsilon, seed=seed, host_moments=offload)
     return AdamW(groups, lr=rate, betas=betas, eps=epsilon, fused=cuda)
+
+
+@contextmanager
+def fitting(subject: str, remedy: str) -> Iterator[None]:
+    """Raise MemFactoryError with a `remedy` if memory runs out for `subject`."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        reason = str(error).partition("\n")[0]
+        raise MemFactoryError(
+            f"{subject} does not fit into memory ({reason}). Train adapters (train.lora), or {remedy}"
+        ) from error
 
 
 def _bitsandbytes(groups: list[dict[str, Any]], rate: float, betas: tuple[float, float], epsilon: float) -> Optimizer:
@@ -99,10 +128,12 @@ class Schedule:
         """The rate of the next optimizer step."""
         return self.options.learning_rate * learning_rate_share(self.steps, self.options, self.total_steps)
 
-    def step(self) -> None:
-        """One optimizer step was taken."""
+    def step(self) -> float:
+        """Go on by one optimizer step, which was taken or skipped. The result is the learning rate it was due at."""
+        rate = self.learning_rate
         self.steps += 1
         self._apply()
+        return rate
 
     def state_dict(self) -> dict[str, int]:
         return {"steps": self.steps, "total_steps": self.total_steps}

@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypeVar
@@ -15,11 +15,9 @@ from typing import TypeVar
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_object_list
-from torch.nn import Parameter
 
 from memfactory.environment import process_count
 from memfactory.errors import ConfigError, LostProcess
-from memfactory.policy.batch import Totals
 
 T = TypeVar("T")
 log = logging.getLogger("memfactory")
@@ -101,20 +99,3 @@ def of_first_process(value: T | None) -> T:
     broadcast_object_list(held)
     assert held[0] is not None
     return held[0]
-
-
-def summed_totals(accelerator: Accelerator, own: Totals) -> Totals:
-    """The totals of all processes. Every process must call it."""
-    counts = torch.tensor([own.tokens, own.turns, own.trajectories, own.prompts], device=accelerator.device)
-    return Totals(*accelerator.reduce(counts, reduction="sum").tolist())
-
-
-def sum_gradients(accelerator: Accelerator, parameters: Sequence[Parameter]) -> None:
-    """Give every process the sum of all processes' gradients; one that has none adds zeros. All must call it."""
-    if accelerator.num_processes == 1:
-        return
-    for parameter in parameters:
-        own = parameter.grad
-        if own is None:
-            own = torch.zeros_like(parameter, dtype=torch.float32)
-        parameter.grad = accelerator.reduce(own, reduction="sum")

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from memfactory.config.losses import LossOptions
 from memfactory.config.objectives import ObjectiveOptions
-from memfactory.plugins.boundary import broken, guarded, made
+from memfactory.plugins.boundary import made
 from memfactory.registry import OBJECTIVES
 
 
@@ -106,46 +106,6 @@ def make_objective(loss: LossOptions) -> Objective:
     name, given = loss.named_objective
     objective: Objective = made(OBJECTIVES, name, OBJECTIVES.options(name).model_validate(given), loss)
     return objective
-
-
-def checked_parts(objective: Objective, terms: Terms) -> Parts:
-    """What `objective` gives. Raises PluginError where a user's own gives something else, or fails; running out of
-    memory is for the training pass to mend."""
-    kind = type(objective)
-    with guarded(kind, doing="in the loss", letting=(torch.OutOfMemoryError,)):
-        parts = objective.parts(terms)
-    if not isinstance(parts, Parts):
-        raise broken(kind, "parts", f"returned {type(parts).__name__}, not Parts(loss, ratio, low, high)")
-    wanted = terms.log_ratio.shape
-    for name, given, boolean in (
-        ("loss", parts.loss, False),
-        ("ratio", parts.ratio, False),
-        ("low", parts.low, True),
-        ("high", parts.high, True),
-    ):
-        if not isinstance(given, Tensor) or given.shape != wanted or (given.dtype == torch.bool) != boolean:
-            shape = f"{given.dtype} of {[*given.shape]}" if isinstance(given, Tensor) else type(given).__name__
-            kinds = "bool" if boolean else "numbers"
-            raise broken(kind, "parts", f"gave as `{name}` {shape}; expected {kinds} of {[*wanted]} (rows, tokens)")
-    return parts
-
-
-def clipped(ratio: Tensor, terms: Terms) -> Parts:
-    """PPO's pessimistic minimum on any ratio; the bounds count where they stop the gradient.
-
-    -min(r A, clip(r, 1 - low, 1 + high) A), and for A < 0 at most c |A|, c being `dual_clip`.
-    """
-    options, advantages = terms.options, terms.advantages
-    lower, upper = 1 - options.clip_low, 1 + options.clip_high
-    loss = -torch.min(ratio * advantages, ratio.clamp(lower, upper) * advantages)
-    low = (ratio < lower) & (advantages < 0)
-    high = (ratio > upper) & (advantages > 0)
-    if options.dual_clip is not None:
-        bad = advantages < 0
-        bounded = torch.minimum(loss, options.dual_clip * advantages.abs())
-        high = high | (bad & (loss > options.dual_clip * advantages.abs()))
-        loss = torch.where(bad, bounded, loss)
-    return Parts(loss, ratio, low, high)
 
 
 def nowhere(like: Tensor) -> tuple[Tensor, Tensor]:

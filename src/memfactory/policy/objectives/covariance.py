@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from memfactory.config.objectives import ClipCovOptions, KlCovOptions
-from memfactory.policy.objectives.base import Objective, Parts, StepTokens, Terms, clipped, nowhere
+from memfactory.policy.objectives.base import Objective, Parts, StepTokens, Terms, nowhere
+from memfactory.policy.objectives.ppo import clipped
 from memfactory.registry import OBJECTIVES
 
 ROUNDING = 1e-5

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from memfactory.policy.objectives.base import Objective, Parts, Terms, clipped
+from memfactory.policy.objectives.base import Objective, Parts, Terms
+from memfactory.policy.objectives.ppo import clipped
 from memfactory.registry import OBJECTIVES
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from memfactory.policy.objectives.base import Objective, Parts, Terms, clipped
+import torch
+from torch import Tensor
+
+from memfactory.policy.objectives.base import Objective, Parts, Terms
 from memfactory.registry import OBJECTIVES
 
 
@@ -16,3 +19,21 @@ class Ppo(Objective):
 
     def parts(self, terms: Terms) -> Parts:
         return clipped(terms.log_ratio.exp(), terms)
+
+
+def clipped(ratio: Tensor, terms: Terms) -> Parts:
+    """PPO's pessimistic minimum on any ratio; the bounds count where they stop the gradient.
+
+    -min(r A, clip(r, 1 - low, 1 + high) A), and for A < 0 at most c |A|, c being `dual_clip`.
+    """
+    options, advantages = terms.options, terms.advantages
+    lower, upper = 1 - options.clip_low, 1 + options.clip_high
+    loss = -torch.min(ratio * advantages, ratio.clamp(lower, upper) * advantages)
+    low = (ratio < lower) & (advantages < 0)
+    high = (ratio > upper) & (advantages > 0)
+    if options.dual_clip is not None:
+        bad = advantages < 0
+        bounded = torch.minimum(loss, options.dual_clip * advantages.abs())
+        high = high | (bad & (loss > options.dual_clip * advantages.abs()))
+        loss = torch.where(bad, bounded, loss)
+    return Parts(loss, ratio, low, high)
