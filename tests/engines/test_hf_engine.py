@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from memfactory.engines.base import sample
 from memfactory.engines.hf.cache import SlotCache
 from memfactory.engines.hf.engine import HfEngine
-from memfactory.engines.hf.sampling import Drawing, draw, uniforms
+from memfactory.engines.hf.sampling import SamplingBatch, sample_tokens, uniforms
 from memfactory.engines.options import HfEngineConfig
 from memfactory.errors import ConfigError, EngineError
 from memfactory.model.chat import ChatFormat
@@ -392,7 +392,7 @@ def test_a_uniform_picks_the_token_whose_stretch_of_the_cumulative_sum_holds_it(
     # Probabilities 0.5, 0, 0.25, 0.25: stretches [0, .5), none, [.5, .75), [.75, 1).
     logits = torch.tensor([[0.5, 0.0, 0.25, 0.25]]).log().repeat(5, 1)
     uniform = torch.tensor([0.0, 0.49, 0.5, 0.74, 1 - 2**-24], dtype=torch.float64)
-    ids, logprobs = draw(logits, Drawing.of([SamplingParams()] * 5, 4, torch.device("cpu")), uniform)
+    ids, logprobs = sample_tokens(logits, SamplingBatch.of([SamplingParams()] * 5, 4, torch.device("cpu")), uniform)
     assert ids.tolist() == [0, 0, 2, 2, 3]
     assert logprobs.exp().tolist() == pytest.approx([0.5, 0.5, 0.25, 0.25, 0.25], abs=1e-6)
 
@@ -415,7 +415,7 @@ def test_logprobs_are_those_of_the_distribution_that_was_drawn_from(sampling_par
     count = 2000
     logits = torch.tensor([0.4, 0.3, 0.2, 0.1]).log().repeat(count, 1)
     uniform = (torch.arange(count, dtype=torch.float64) + 0.5) / count
-    ids, logprobs = draw(logits, Drawing.of([sampling_params] * count, 4, torch.device("cpu")), uniform)
+    ids, logprobs = sample_tokens(logits, SamplingBatch.of([sampling_params] * count, 4, torch.device("cpu")), uniform)
     counts = Counter(ids.tolist())
     # Evenly spaced uniforms hit each token in proportion, to one part in `count`.
     assert [counts[token] / count for token in range(4)] == pytest.approx(expected, abs=1 / count)

@@ -211,7 +211,7 @@ def test_a_beginning_outlives_its_rows_while_others_decode_and_goes_when_room_is
     # Slots of 32 for each row, and prompts of 100 and 60 tokens, less one each: 64 + 159 tokens.
     engine = HfEngine(model, IdChat(stop_ids=frozenset()), HfEngineConfig(max_batch_tokens=260))
     sample(engine, [ask(some_ids(3), 1)])
-    engine._prompts = SharedPrompts(engine._forward, 100, 260, copied=0)
+    engine._prompts = SharedPrompts(engine._forward, 100, 260, copied_tokens=0)
     engine.submit("long", *ask(some_ids(60, 1), 30))
     engine.submit("short", *ask(some_ids(100, 2), 2))
     engine.step()
@@ -244,7 +244,7 @@ def test_no_more_is_kept_for_others_than_rows_have_needed(model):
 
 def test_a_model_that_does_not_pass_its_parts_on_samples_in_the_plain_way(small_model_path: Path, model, caplog):
     class Deaf(Qwen3ForCausalLM):
-        def forward(self, *args, attention_parts=None, **kwargs):
+        def forward(self, *args, attention_plan=None, **kwargs):
             return super().forward(*args, **kwargs)
 
     deaf = Deaf.from_pretrained(small_model_path).eval()
@@ -255,7 +255,7 @@ def test_a_model_that_does_not_pass_its_parts_on_samples_in_the_plain_way(small_
         assert sample(engine, prompts) == replies
     (warning,) = caplog.messages
     assert warning.startswith(
-        "prompts that begin alike are not shared while sampling: Deaf does not take its attention"
+        "prefixes of prompts are not shared while sampling: Deaf does not run under tree attention"
     )
     assert replies == sample(HfEngine(model, IdChat(), HfEngineConfig(share_prefixes=False)), prompts)
     assert deaf.config._attn_implementation == "sdpa"
@@ -267,14 +267,14 @@ def test_a_model_whose_layers_keep_their_own_attention_samples_in_the_plain_way_
     model = XGLMForCausalLM(XGLMConfig(**sizes)).eval()
     with caplog.at_level(logging.WARNING, "memfactory"):
         sample(HfEngine(model, IdChat(), HfEngineConfig(), compute_dtype=torch.bfloat16), [ask(BEGINNING, 2)])
-    assert "XGLMForCausalLM does not take its attention in parts (its last layer was not asked to)" in caplog.text
+    assert "XGLMForCausalLM does not run under tree attention (its last layer does not call the" in caplog.text
 
 
-def test_a_model_that_gives_other_logits_in_parts_samples_in_the_plain_way(small_model_path: Path, model, caplog):
+def test_other_logits_under_tree_attention_are_a_reason_to_copy(small_model_path: Path, model, caplog):
     class Different(Qwen3ForCausalLM):
-        def forward(self, *args, attention_parts=None, **kwargs):
-            out = super().forward(*args, attention_parts=attention_parts, **kwargs)
-            if attention_parts is not None:
+        def forward(self, *args, attention_plan=None, **kwargs):
+            out = super().forward(*args, attention_plan=attention_plan, **kwargs)
+            if attention_plan is not None:
                 out.logits = out.logits * 1.1
             return out
 
@@ -283,7 +283,7 @@ def test_a_model_that_gives_other_logits_in_parts_samples_in_the_plain_way(small
         replies = sample(
             HfEngine(Different.from_pretrained(small_model_path).eval(), IdChat(), HfEngineConfig()), prompts
         )
-    assert "Different in parts differs from the whole by" in caplog.text
+    assert "Different under tree attention differs by" in caplog.text
     assert replies == sample(HfEngine(model, IdChat(), HfEngineConfig(share_prefixes=False)), prompts)
 
 

@@ -101,7 +101,7 @@ def test_a_step_that_fails_leaves_nothing_behind(model, chat, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("memfactory.engines.hf.engine.draw", interrupted)
+    monkeypatch.setattr("memfactory.engines.hf.engine.sample_tokens", interrupted)
     with pytest.raises(KeyboardInterrupt):
         sampler.step()
     assert packed(model) == []

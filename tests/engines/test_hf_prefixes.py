@@ -43,12 +43,12 @@ def test_what_is_longest_unused_is_dropped_first_and_what_is_held_never():
     for index in (2, 0, 3):
         kept.release(ends[index])
     assert kept.tokens == LEAST_SHARED + 4
-    kept.forget(LEAST_SHARED + 3)
+    kept.evict(LEAST_SHARED + 3)
     assert [prefix.tokens for prefix in kept.all()] == [IDS, (100,), (101,), (103,)]
-    kept.forget(0)
+    kept.evict(0)
     assert [prefix.tokens for prefix in kept.all()] == [IDS, (101,)]
     kept.release(ends[1])
-    kept.forget(1)
+    kept.evict(1)
     assert list(kept.all()) == [] and kept.tokens == kept.held == 0
 
 

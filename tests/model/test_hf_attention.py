@@ -1,4 +1,4 @@
-"""Attention in parts against attention under one explicit mask."""
+"""Tree attention against attention under one explicit mask."""
 
 from dataclasses import replace
 
@@ -7,10 +7,10 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from memfactory.model.kernels import attend_part, merge, plain_part, plain_part_gradient
+from memfactory.model.kernels import attend_block, attend_by_formula, formula_gradient, merge
 from memfactory.model.loading import load_model
 from memfactory.model.options import ModelConfig
-from memfactory.model.tree_attention import NAME, Forest, Past, Shared, Slots, attending_in_parts
+from memfactory.model.tree_attention import NAME, DecodingStep, Forest, LayerQueries, Past, SharedKeys, tree_attention
 
 # Two trees: 0-4 with children 4-7 (which has children 7-9 and 9-12) and 12-14; and 14-19 alone.
 FOREST = Forest(
@@ -61,7 +61,7 @@ def test_a_forest_attends_as_under_its_mask_and_so_do_its_gradients(kv_heads):
 
 def test_in_one_layer_only_some_ask_and_the_others_get_nothing_and_give_nothing():
     asked = [0, 5, 6, 8, 13, 16, 17]
-    few = replace(FOREST, asked=(3, ((0, 1), (5, 7), (8, 9), (13, 14), (16, 18))))
+    few = replace(FOREST, trimmed=LayerQueries(3, ((0, 1), (5, 7), (8, 9), (13, 14), (16, 18))))
     inputs = tensors()
     whole = FOREST.attend(3, *inputs, 0.3)
     output = few.attend(3, *inputs, 0.3)
@@ -76,20 +76,20 @@ def test_in_one_layer_only_some_ask_and_the_others_get_nothing_and_give_nothing(
 def test_the_formula_gives_what_the_kernel_gives():
     query, key, value = tensors()
     for causal in (False, True):
-        output, weight, _ = attend_part(query, key, value, 0.3, causal=causal)
-        plain, plain_weight = plain_part(query, key, value, 0.3, causal, None)
+        output, weight, _ = attend_block(query, key, value, 0.3, causal=causal)
+        plain, plain_weight = attend_by_formula(query, key, value, 0.3, causal, None)
         torch.testing.assert_close(plain, output, rtol=0, atol=1e-12)
         torch.testing.assert_close(plain_weight, weight, rtol=0, atol=1e-12)
         slope = torch.ones_like(output)
-        ours = plain_part_gradient(slope, (query, key, value), (plain, plain_weight), 0.3, causal)
+        ours = formula_gradient(slope, (query, key, value), (plain, plain_weight), 0.3, causal)
         for one, other in zip(ours, torch.autograd.grad(output.sum(), [query, key, value]), strict=True):
             torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
 
 
 def test_two_halves_of_the_keys_merge_into_all_of_them():
     query, key, value = (tensor.detach() for tensor in tensors())
-    whole = attend_part(query, key, value, 0.3)[:2]
-    first, second = (attend_part(query, key[:, :, h], value[:, :, h], 0.3)[:2] for h in (slice(0, 5), slice(5, 19)))
+    whole = attend_block(query, key, value, 0.3)[:2]
+    first, second = (attend_block(query, key[:, :, h], value[:, :, h], 0.3)[:2] for h in (slice(0, 5), slice(5, 19)))
     for one, other in zip(merge(*first, *second), whole, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
 
@@ -117,9 +117,9 @@ def test_a_decoding_step_sees_its_own_slots_and_what_it_shares():
         keys[row, :, : len(path)], values[row, :, : len(path)] = key[0][:, path], value[0][:, path]
         seen[row, : len(path)] = True
     last = [path[-1] for path in own]
-    shared = Shared(torch.tensor([2, 0, 1]), ((3, [(key[:, :, :4], value[:, :, :4])]),))
+    shared = SharedKeys(torch.tensor([2, 0, 1]), ((3, [(key[:, :, :4], value[:, :, :4])]),))
     asked = query[0][:, last].transpose(0, 1).unsqueeze(2)
-    output = Slots(seen, (shared,)).attend(0, asked, keys, values, 0.3)
+    output = DecodingStep(seen, (shared,)).attend(0, asked, keys, values, 0.3)
     expected = FOREST.attend(0, query, key, value, 0.3)[0, last]
     torch.testing.assert_close(output[:, 0], expected, rtol=0, atol=1e-12)
 
@@ -128,9 +128,9 @@ def test_a_model_over_a_forest_gives_each_turn_what_it_gives_it_alone():
     model = load_model(ModelConfig(path="tiny", dtype="float32"), training=True)
     ids = torch.arange(100, 119)
     before = model.config._attn_implementation
-    with attending_in_parts(model):
+    with tree_attention(model):
         row = model(
-            input_ids=ids[None], position_ids=torch.tensor([POSITIONS]), use_cache=False, attention_parts=FOREST
+            input_ids=ids[None], position_ids=torch.tensor([POSITIONS]), use_cache=False, attention_plan=FOREST
         ).logits[0]
     assert model.config._attn_implementation == before
     for turn in TURNS:
@@ -139,12 +139,12 @@ def test_a_model_over_a_forest_gives_each_turn_what_it_gives_it_alone():
 
 
 @pytest.mark.parametrize("beyond", ["attention_mask", "dropout", "softcap", "s_aux", "position_bias"])
-def test_what_parts_do_not_know_is_refused_and_not_left_out(beyond):
+def test_options_beyond_tree_attention_are_refused_and_not_left_out(beyond):
     attention, module = AttentionInterface()[NAME], torch.nn.Module()
     module.layer_idx = 0
-    given = {"attention_mask": None, "dropout": 0.0, "softcap": None, "s_aux": None, "attention_parts": FOREST}
+    given = {"attention_mask": None, "dropout": 0.0, "softcap": None, "s_aux": None, "attention_plan": FOREST}
     assert attention(module, *tensors(), **given)[0].shape == (1, 19, 6, 8)
-    with pytest.raises(ValueError, match="at random" if beyond == "dropout" else "knows no"):
+    with pytest.raises(ValueError, match="at random" if beyond == "dropout" else "does not support"):
         attention(module, *tensors(), **{**given, beyond: 0.1 if beyond == "dropout" else torch.ones(6)})
     del module.layer_idx
     module.layer_idx = None

@@ -324,7 +324,7 @@ def test_a_model_that_takes_no_parts_is_padded(caplog: pytest.LogCaptureFixture)
     model.get_decoder = lambda: Deaf(model.transformer)
     with caplog.at_level(logging.WARNING, "memfactory"):
         assert usable_packing(model, "shared", torch.float32) == "padded"
-    assert "fail at it" in caplog.text and "attention_parts" in caplog.text
+    assert "fail at it" in caplog.text and "attention_plan" in caplog.text
 
 
 class Named(torch.nn.Module):

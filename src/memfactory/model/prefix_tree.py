@@ -1,4 +1,11 @@
-"""Sequences of tokens packed as trees of segments, so that what begins alike stands once. Pure; no torch."""
+"""Sequences of tokens packed as trees of segments, so that a shared prefix stands once. Pure; no torch.
+
+sequences             segments                 tree            one row of tokens
+p p p p a a           0: p p p p               0 --+-- 1       | p p p p | a a | b b b | c c |
+p p p p b b b         1: a a    2: b b b           +-- 2           0        1      2      3
+c c                   3: c c                   3
+                                               parents (None, 0, 0, None); paths (0, 1), (0, 2), (3)
+"""
 
 from __future__ import annotations
 
@@ -7,6 +14,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 Range = tuple[int, int]
+"""Places first .. end - 1 of a row."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +34,8 @@ class PackedTrees:
     def branches(self) -> tuple[tuple[Range, Range], ...]:
         """For each segment with children: the range of all its descendants, and the segment."""
         ends = [stop for _, stop in self.segments]
+        # Depth first, the descendants of a segment follow it without a gap, so that their range ends with the last one.
+        # From the last segment on, since a child must know its own end before it passes it to its parent.
         for index in reversed(range(len(self.segments))):
             parent = self.parents[index]
             if parent is not None:
@@ -36,9 +46,10 @@ class PackedTrees:
 
 
 def shared_length(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens both begin with; by halves, since slices are compared many times faster than tokens."""
+    """The number of tokens that both begin with; by bisection, since slices are compared far faster than tokens."""
     known, end = 0, min(len(one), len(other))
     while known < end:
+        # Rounded up, so that a match always makes `known` grow.
         middle = (known + end + 1) // 2
         if one[known:middle] == other[known:middle]:
             known = middle
@@ -48,25 +59,28 @@ def shared_length(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 def pack(sequences: Sequence[tuple[int, ...]], minimum: int) -> PackedTrees:
-    """`sequences` with each common beginning of `minimum` tokens or more once; equal ones are always one.
+    """`sequences` with each shared prefix of `minimum` tokens or more once; equal ones are always one.
 
-    A beginning that is longer by less than `minimum` than the one its sequences share already is repeated instead, as
-    each segment costs an attention call of its own. Empty sequences have an empty path.
+    A prefix that is longer by less than `minimum` than the one its sequences share already is repeated instead, as each
+    segment costs an attention call of its own. Empty sequences have an empty path.
     """
+    # In lexical order all sequences with a common prefix stand side by side.
     ordered = sorted(set(sequences))
-    # How much each begins like the one before it in this order; of a range the minimum is what all of it shares.
+    # alike[i]: the shared prefix of sequences i and i + 1. The minimum over a range is the prefix of all of it.
     alike = [shared_length(one, other) for one, other in pairwise(ordered)]
     tokens: list[int] = []
     positions: list[int] = []
     segments: list[Range] = []
     parents: list[int | None] = []
     paths: dict[tuple[int, ...], list[int]] = {sequence: [] for sequence in ordered}
-    # Sequences first .. end - 1 of the order, the tokens of them that are placed already, and the segment they end in.
+    # Ranges to place: sequences first .. end - 1 of the order, the number of their tokens that are placed already, and
+    # the segment that holds the last of these. A stack and not recursion: a tree can be as deep as it has sequences.
     waiting: list[tuple[int, int, int, int | None]] = [(0, len(ordered), 0, None)] if ordered else []
     while waiting:
         first, end, depth, parent = waiting.pop()
         alone = end - first == 1
         common = len(ordered[first]) if alone else min(alike[first : end - 1])
+        # A range without enough in common places nothing here; its parts repeat these tokens below.
         if common > depth and (alone or common - depth >= minimum):
             for sequence in ordered[first:end]:
                 paths[sequence].append(len(segments))
@@ -76,7 +90,9 @@ def pack(sequences: Sequence[tuple[int, ...]], minimum: int) -> PackedTrees:
             positions += range(depth, common)
             depth, parent = common, len(segments) - 1
         if not alone:
+            # Cut between the sequences that part right behind the common prefix; each part shares more, or is alone.
             cuts = [first, *(index + 1 for index in range(first, end - 1) if alike[index] == common), end]
+            # Reversed, so that the stack yields them in order and the row comes out depth first.
             waiting += [(start, stop, depth, parent) for start, stop in reversed(list(pairwise(cuts)))]
     return PackedTrees(
         tuple(tokens),

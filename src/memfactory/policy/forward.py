@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from memfactory.config.training import Packing, TrainerOptions
 from memfactory.model.chat import ChatFormat
-from memfactory.model.tree_attention import NAME, attending_in_parts
+from memfactory.model.tree_attention import LayerQueries, tree_attention
 from memfactory.policy.batch import TrainingTurn
 from memfactory.policy.layout import Layout, Rows, micro_layouts
 from memfactory.policy.logprobs import Distribution, chunked_logprobs
@@ -179,9 +179,10 @@ def reply_states(model: PreTrainedModel, layout: Layout, *, trimmed: bool = Fals
         hidden = decoder(input_ids=layout.input_ids, use_cache=False).last_hidden_state
     else:
         if trimmed:
-            forest = replace(forest, asked=(model.config.num_hidden_layers - 1, layout.last_layer_ranges))
+            last = LayerQueries(model.config.num_hidden_layers - 1, layout.last_layer_ranges)
+            forest = replace(forest, trimmed=last)
         hidden = decoder(
-            input_ids=layout.input_ids, position_ids=layout.position_ids, use_cache=False, attention_parts=forest
+            input_ids=layout.input_ids, position_ids=layout.position_ids, use_cache=False, attention_plan=forest
         ).last_hidden_state
     # Gathered before the head: logits of prompt tokens would be most of the memory of the step.
     return hidden.flatten(0, 1).index_select(0, layout.sources)
@@ -232,16 +233,6 @@ def _feed_forward(model: PreTrainedModel) -> nn.Module | None:
     layers = getattr(model.get_decoder(), "layers", None)
     module = getattr(layers[-1], "mlp", None) if isinstance(layers, nn.ModuleList) and len(layers) else None
     return module if isinstance(module, nn.Module) else None
-
-
-@contextmanager
-def tree_attention(model: PreTrainedModel, wanted: bool) -> Iterator[None]:
-    """Within it the model computes tree attention, if that is wanted and not in force already."""
-    if not wanted or model.config._attn_implementation == NAME:
-        yield
-        return
-    with attending_in_parts(model):
-        yield
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:

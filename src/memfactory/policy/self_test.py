@@ -15,9 +15,9 @@ from transformers import PreTrainedModel
 
 from memfactory.config.training import Packing, TrainerOptions
 from memfactory.model.kernels import can_attend
-from memfactory.model.tree_attention import Forest
+from memfactory.model.tree_attention import Forest, tree_attention
 from memfactory.policy.batch import TrainingTurn
-from memfactory.policy.forward import Feeding, LastLayer, autocast, reply_states, tree_attention
+from memfactory.policy.forward import Feeding, LastLayer, autocast, reply_states
 from memfactory.policy.layout import MIN_SHARED, Layout, lay_out
 
 log = logging.getLogger("memfactory")
@@ -99,7 +99,7 @@ def _state_error(model: PreTrainedModel) -> float:
     layout = _few_turns(model, "shared")
     forest = layout.forest or Forest(())
     recorder = _Recorder(forest.segments, forest.branches)
-    with tree_attention(model, True):
+    with tree_attention(model):
         packed = reply_states(model, replace(layout, forest=recorder))
     # Fresh weights attend so little that rounding to bfloat16 would hide a layer that ignores the forest.
     if len(recorder.layers) < model.config.num_hidden_layers:
@@ -126,7 +126,7 @@ def _try_training(model: PreTrainedModel) -> None:
     try:
         with (
             torch.random.fork_rng([model.device] if model.device.type == "cuda" else []),
-            tree_attention(model, True),
+            tree_attention(model),
         ):
             reply_states(model, _few_turns(model, "shared"))
     finally:

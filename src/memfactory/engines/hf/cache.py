@@ -26,8 +26,8 @@ class SlotCache(Cache):
     """Keys and values of up to `capacity` rows x columns, as much as `reserve` asked for.
 
     A forward pass over one new token a row ([n, 1] ids) writes it behind each row's `lengths` tokens and attends to
-    the first `columns` columns; what lies beyond a row's length is the mask's to hide. `dtype` is the type that is
-    stored; None: as computed. `column` is the length of every row, where they are all equal.
+    the first `columns` columns; a mask hides the columns beyond a row's length. `dtype` is the stored type; None: as
+    computed. `column` is the length of all rows if they are equally long.
     """
 
     def __init__(self, layers: int, device: torch.device, dtype: torch.dtype | None = None) -> None:
@@ -42,7 +42,7 @@ class SlotCache(Cache):
 
     @property
     def rows(self) -> int:
-        """How many rows are in use."""
+        """The number of rows in use."""
         return len(self.lengths)
 
     @property
@@ -53,19 +53,20 @@ class SlotCache(Cache):
         return self._index
 
     def reserve(self, rows: int, columns: int, budget: int) -> None:
-        """Make room for `rows` rows of `columns` tokens, keeping what is there.
+        """Make room for `rows` rows of `columns` tokens; the rows in use stay.
 
-        More is only held where it stays within `budget` tokens: what earlier rows needed, and spare rows.
+        Spare rows, and columns that earlier rows needed, are added as long as all stays within `budget` tokens.
         """
         held_rows, held_columns = self.capacity
         if rows <= held_rows and columns <= held_columns and held_rows * held_columns <= budget:
             return
-        columns_kept = max(columns, held_columns)
-        if max(rows, held_rows) * columns_kept > budget:
+        widest = max(columns, held_columns)
+        if max(rows, held_rows) * widest > budget:
             self.capacity = (rows, columns)
         else:
-            spare = min(2 * held_rows, budget // columns_kept) if rows > held_rows else held_rows
-            self.capacity = (max(rows, spare), columns_kept)
+            # Doubling, so that a batch that fills up row by row copies its cache only a few times.
+            spare = min(2 * held_rows, budget // widest) if rows > held_rows else held_rows
+            self.capacity = (max(rows, spare), widest)
 
     def enter(self, lengths: Sequence[int], source: Sequence[int], states: Sequence[LayerStates] | None) -> None:
         """Add a row for each of `lengths`: a copy of the first tokens of `states[:][source]`.
@@ -80,12 +81,13 @@ class SlotCache(Cache):
         for layer, (keys, values) in zip(self.layers, states, strict=True):
             layer.copy_in(first, chosen, keys, values)
 
-    def leave(self, gone: Sequence[int]) -> list[int]:
-        """Take out the rows `gone`; the answer is where each row that is left came from."""
-        left = self.rows - len(gone)
-        leaving = set(gone)
-        fillers = [row for row in range(left, self.rows) if row not in leaving]
-        holes = [row for row in sorted(leaving) if row < left]
+    def leave(self, leaving: Sequence[int]) -> list[int]:
+        """Take out the rows `leaving`; the result is the former index of each remaining row."""
+        left = self.rows - len(leaving)
+        out = set(leaving)
+        # Only rows from the end move, into the holes: the others keep their place, and nothing else is copied.
+        fillers = [row for row in range(left, self.rows) if row not in out]
+        holes = [row for row in sorted(out) if row < left]
         order = list(range(left))
         for hole, filler in zip(holes, fillers, strict=True):
             order[hole] = filler
@@ -98,14 +100,14 @@ class SlotCache(Cache):
         return order
 
     def release(self) -> None:
-        """Give the memory back."""
+        """Free the memory."""
         self.move_to(self.lengths.device)
         self.capacity, self.columns, self.column = (0, 0), 0, None
         for layer in self.layers:
             layer.keys = layer.values = None
 
     def move_to(self, device: torch.device) -> None:
-        """Live on `device` from now on, without any row."""
+        """Be empty, on `device`."""
         self.lengths = self._index = torch.zeros(0, dtype=torch.long, device=device)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -123,7 +125,7 @@ class _SlotLayer(DynamicLayer):
         self.cache = cache
         self.is_initialized = True
 
-    # The signature is transformers' own, which hands different extras through in different versions.
+    # The signature is transformers' own, whose versions pass different extras.
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         self._hold(key_states, value_states)
         cache = self.cache
@@ -155,7 +157,7 @@ class _SlotLayer(DynamicLayer):
 
     def _fitted(self, old: Tensor | None, like: Tensor) -> Tensor:
         rows, columns = self.cache.capacity
-        # Zeros, not whatever lies in memory: a masked column still meets the softmax's 0, and 0 x NaN is NaN.
+        # Zeros and no empty memory: a masked column still meets the softmax's 0, and 0 x NaN is NaN.
         new = torch.zeros(
             (rows, like.shape[1], columns, like.shape[3]), dtype=self.cache.dtype or like.dtype, device=like.device
         )

@@ -1,7 +1,7 @@
-"""The policy's own weights as an engine, through transformers, with continuous refilling.
+"""The policy's own weights as an engine, through transformers, with continuous batching.
 
-Conversations decode side by side; one that has finished leaves at once and a waiting one takes its place. Equal
-prompts are prefilled once. It does not know what the conversations are for.
+Conversations decode side by side; a finished one leaves at once and a waiting one takes its place. Equal prompts are
+prefilled once. It does not know the purpose of the conversations.
 """
 
 from __future__ import annotations
@@ -17,27 +17,28 @@ from memfactory.engines.base import Key
 from memfactory.engines.hf.forward import Forward
 from memfactory.engines.hf.prompts import CopiedPrompts, Group, Prompts
 from memfactory.engines.hf.requests import Row, Waiting
-from memfactory.engines.hf.sampling import Drawing, draw, uniforms
+from memfactory.engines.hf.sampling import SamplingBatch, sample_tokens, uniforms
 from memfactory.engines.hf.shared_prompts import SharedPrompts
 from memfactory.engines.options import HfEngineConfig
 from memfactory.errors import EngineError, PromptTooLong
 from memfactory.model.chat import ChatFormat
 from memfactory.types import Message, Reply, Sampling
 
-# With more tokens, on a CPU, attention to them takes longer than the call for it. On a GPU each call is a launch.
-_COPIED = 256
+# A CPU spends more on attention to this many tokens than on the call for it, so that longer prompts stay shared. On a
+# GPU every call is a launch, and copying always pays.
+_COPIED_TOKENS = 256
 
 
 class HfEngine:
-    """Samples replies from `model` itself, so a reply is always the newest policy's.
+    """Samples replies from `model` itself, so each reply comes from the newest weights.
 
-    While conversations are pending its weights must stay as they are (a CPU samples from a copy of them) and it is in
-    eval mode; its mode, its attention kernel and the memory of cache and copy are given back when none is left. Ids
-    that stand for no token of the tokenizer are never sampled, and the model's own generation defaults play no part. A
-    reply's randomness comes from its own `Sampling.seed`.
+    While conversations are pending the weights must not change (a CPU samples from a copy of them) and the model is in
+    eval mode. When none is left, its mode and its attention kernel are restored, and the memory of cache and copy is
+    freed. Ids without a token of the tokenizer are never sampled, and the model's own generation defaults play no part.
+    A reply's randomness comes from its own `Sampling.seed`.
     Weights in float32 compute in `compute_dtype` (autocast), as in the trainer; None: in float32.
-    Raises ConfigError for a model that slides or chunks its attention, PromptTooLong for a prompt that does not fit
-    the model's context, EngineError for logits that are not finite and for running out of memory.
+    Raises ConfigError for a model with sliding or chunked attention, PromptTooLong for a prompt that does not fit the
+    model's context, EngineError for logits that are not finite and for running out of memory.
     """
 
     gives_tokens = True
@@ -54,12 +55,12 @@ class HfEngine:
         self._forward = Forward(
             model, chat.vocab_size, chat.pad_id, compute_dtype or torch.float32, config.packed_limit
         )
-        # Chosen at the first step: until then the model can still change.
+        # Chosen at the first step: adapters can still be added until then.
         self._prompts: Prompts | None = None
         self._waiting: Waiting = {}
         self._rows: list[Row] = []
         self._next_ids = torch.zeros(0, dtype=torch.long)
-        self._drawing: Drawing | None = None
+        self._sampling: SamplingBatch | None = None
 
     def submit(self, key: Key, messages: Sequence[Message], sampling: Sampling) -> None:
         prompt = self.chat.prompt_ids(messages)
@@ -70,14 +71,14 @@ class HfEngine:
     def check(self, messages: Sequence[Message]) -> None:
         self.room(len(self.chat.prompt_ids(messages)), 1)
 
-    def room(self, prompt: int, wanted: int) -> int:
-        """How many of `wanted` reply tokens the context holds behind so many prompt tokens; at least 1."""
+    def room(self, prompt: int, requested: int) -> int:
+        """The number of reply tokens, at most `requested`, that fit the context behind `prompt` tokens; at least 1."""
         context = self._forward.context
         if context is None:
-            return wanted
+            return requested
         if prompt >= context:
             raise PromptTooLong.of(prompt, context, "Shorten the chunks or the memory")
-        return min(wanted, context - prompt)
+        return min(requested, context - prompt)
 
     def step(self) -> list[tuple[Key, Reply]]:
         if not self.pending():
@@ -109,16 +110,16 @@ class HfEngine:
         self._rows.clear()
         if self._prompts is not None:
             self._prompts.clear()
-        self._drawing = None
-        self._forward.rest()
+        self._sampling = None
+        self._forward.sleep()
 
     def close(self) -> None:
         self.cancel()
 
     def _chosen(self) -> Prompts:
         forward, prefill_tokens, budget = self._forward, self.config.prefill_tokens, self.config.max_batch_tokens
-        if self.config.share_prefixes and forward.attend_in_parts():
-            copied = _COPIED if forward.device.type == "cpu" else None
+        if self.config.share_prefixes and forward.use_tree_attention():
+            copied = _COPIED_TOKENS if forward.device.type == "cpu" else None
             return SharedPrompts(forward, prefill_tokens, budget, copied)
         return CopiedPrompts(forward, prefill_tokens, budget)
 
@@ -131,10 +132,10 @@ class HfEngine:
         last = torch.tensor([row.prompt[-1] for row in begun], device=self._forward.device)
         self._next_ids = torch.cat([self._next_ids, last]) if self._rows else last
         self._rows += begun
-        self._drawing = None
+        self._sampling = None
 
     def _admitted(self, prompts: Prompts) -> list[Group]:
-        """Take from the waiting, first come first served, what `max_batch` and `max_batch_tokens` have room for."""
+        """Take waiting conversations, first come first served, while `max_batch` and `max_batch_tokens` have room."""
         count, columns = len(self._rows), max((prompts.columns(row, alone=False) for row in self._rows), default=0)
         groups: list[Group] = []
         for prompt in list(self._waiting):
@@ -158,27 +159,27 @@ class HfEngine:
         """One token for every row; the rows that end with it leave."""
         rows = self._rows
         logits = prompts.logits(rows, self._next_ids)
-        if self._drawing is None:
-            self._drawing = Drawing.of([row.sampling.params for row in rows], logits.shape[-1], logits.device)
+        if self._sampling is None:
+            self._sampling = SamplingBatch.of([row.sampling.params for row in rows], logits.shape[-1], logits.device)
         uniform = torch.tensor([next(row.uniforms) for row in rows], dtype=torch.float64).to(logits.device)
-        ids, logprobs = draw(logits, self._drawing, uniform)
+        ids, logprobs = sample_tokens(logits, self._sampling, uniform)
         self._next_ids = ids
         self._forward.cache.lengths += 1
-        # The one transfer of the step. Float64 holds every id exactly.
-        drawn = torch.stack([ids.double(), logprobs.double()]).tolist()
-        gone, finished = [], []
-        for index, (row, number, logprob) in enumerate(zip(rows, *drawn, strict=True)):
+        # The one transfer of the step, ids and log-probabilities in one tensor: float64 holds every id exactly.
+        sampled = torch.stack([ids.double(), logprobs.double()]).tolist()
+        leaving, finished = [], []
+        for index, (row, number, logprob) in enumerate(zip(rows, *sampled, strict=True)):
             if not math.isfinite(logprob):
                 raise EngineError("the model's logits are not finite: its weights are broken or overflow its type")
             row.reply_ids.append(int(number))
             row.logprobs.append(logprob)
             reply = row.reply(self.chat)
             if reply is not None:
-                gone.append(index)
+                leaving.append(index)
                 finished.append((row.key, reply))
-        if gone:
-            order = prompts.leave(rows, gone)
+        if leaving:
+            order = prompts.leave(rows, leaving)
             self._next_ids = self._next_ids[torch.tensor(order, dtype=torch.long, device=ids.device)]
             self._rows = [rows[index] for index in order]
-            self._drawing = None
+            self._sampling = None
         return finished

@@ -17,7 +17,7 @@ from memfactory.engines.hf.packed_weights import PackedWeights
 from memfactory.errors import ConfigError
 from memfactory.model.adapters import base_model
 from memfactory.model.kernels import can_attend
-from memfactory.model.tree_attention import NAME, Forest, Shared, Slots
+from memfactory.model.tree_attention import NAME, DecodingStep, Forest, SharedKeys
 
 log = logging.getLogger("memfactory")
 MASKED_ATTENTION = ("sdpa", "eager")
@@ -26,14 +26,13 @@ MASKED_ATTENTION = ("sdpa", "eager")
 class Forward:
     """`model` as a sampler uses it: in eval mode, without gradients, over the cache of the rows that decode.
 
-    Weights in float32 compute in `compute_dtype`; up to `packed` bytes of them are copied for decoding on a CPU.
-    `context` is the most tokens that the model takes (None: no limit).
-    Of a model that slides one window over all layers only the window is used. Raises ConfigError for a model whose
-    layers differ in how far they see.
+    Weights in float32 compute in `compute_dtype`; up to `packed_limit` bytes of them are copied for decoding on a CPU.
+    `context` is the most tokens that the model takes (None: no limit); for a model that slides one window over all
+    layers it is that window. Raises ConfigError for a model with windows in some layers only.
     """
 
     def __init__(
-        self, model: PreTrainedModel, vocab_size: int, pad_id: int, compute_dtype: torch.dtype, packed: int
+        self, model: PreTrainedModel, vocab_size: int, pad_id: int, compute_dtype: torch.dtype, packed_limit: int
     ) -> None:
         architecture = model.config.get_text_config()
         named = getattr(architecture, "layer_types", None)
@@ -51,11 +50,12 @@ class Forward:
         # transformers 5.24 renamed it.
         parameters = inspect.signature(base_model(model).forward).parameters
         self._cache_name = "cache" if "cache" in parameters else "past_key_values"
-        self._packed = PackedWeights(model, packed)
+        self._packed = PackedWeights(model, packed_limit)
         self._vocab_size, self._pad_id = vocab_size, pad_id
         self._compute_dtype = compute_dtype
-        self._found: tuple[bool, str] | None = None
-        self._in_parts = False
+        # Whether the model was in training mode, and its attention, before sampling began; None: not sampling.
+        self._before: tuple[bool, str] | None = None
+        self._tree_attention = False
 
     @property
     def device(self) -> torch.device:
@@ -63,46 +63,46 @@ class Forward:
 
     @contextmanager
     def computing(self) -> Iterator[None]:
-        """Around every pass. The first one puts the model into eval mode, where it stays until `rest`."""
-        if self._found is None:
+        """Around every pass. The first one puts the model into eval mode, where it stays until `sleep`."""
+        if self._before is None:
             self._begin()
         elif self._model.training or not self._suits(self._attention):
-            # Another engine over the same model has rested meanwhile.
+            # Another engine over the same model fell asleep meanwhile and restored its mode.
             self._settle()
         dtype = self.cache.dtype
-        # Without its cache autocast would keep a second copy of all weights until the end.
+        # With its cache autocast would keep a second copy of all weights until the end.
         autocast = torch.autocast(self.device.type, dtype, cache_enabled=False) if dtype else nullcontext()
         with torch.inference_mode(), autocast:
             yield
 
-    def rest(self) -> None:
-        """Give the cache's memory back, and the model the mode and the attention kernel that it was found with."""
+    def sleep(self) -> None:
+        """Free the cache's memory, and restore the mode and the attention kernel that the model had before."""
         self.cache.release()
         self._packed.release()
-        if self._found is None:
+        if self._before is None:
             return
-        training, attention = self._found
-        self._found = None
+        training, attention = self._before
+        self._before = None
         self._model.train(training)
-        # Under the parts of another engine it was found by chance; that engine gives the kernel back.
+        # Tree attention came from another engine over the same model, which restores the kernel itself.
         if attention not in (self._attention, NAME):
             self._model.set_attn_implementation(attention)
 
-    def attend_in_parts(self) -> bool:
-        """Attend in parts from now on, if the model can; otherwise a warning says why not."""
-        reason = self._reason_against_parts()
+    def use_tree_attention(self) -> bool:
+        """Compute tree attention from now on, if the model can; otherwise a warning says why not."""
+        reason = self._reason_against_tree_attention()
         if reason is not None:
-            log.warning("prompts that begin alike are not shared while sampling: %s", reason)
+            log.warning("prefixes of prompts are not shared while sampling: %s", reason)
             return False
-        self._in_parts = True
+        self._tree_attention = True
         self._model.set_attn_implementation(NAME)
         return True
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> list[LayerStates] | None:
-        """Keys and values of all but the last token of each prompt, padded on the right; None when that is nothing.
+        """Keys and values of all but the last token of each prompt, padded on the right; None for prompts of one token.
 
-        The last token is fed by the first decoding step, so no logits are needed here. Padding comes after the real
-        tokens, so the causal mask hides it.
+        The first decoding step feeds the last token, so no logits are needed here. Padding comes after the real tokens,
+        so the causal mask hides it.
         """
         longest = max(map(len, prompts)) - 1
         if longest == 0:
@@ -142,7 +142,7 @@ class Forward:
         return logits[:, -1, : self._vocab_size].float()
 
     def keys_and_values(self, tokens: Sequence[int], positions: Sequence[int], forest: Forest) -> list[LayerStates]:
-        """Of a row of `tokens`, each of which attends to what `forest` says."""
+        """The keys and values of a row of `tokens`, which attend to each other as `forest` says."""
         cache = DynamicCache()
         try:
             self._model(
@@ -151,25 +151,25 @@ class Forward:
                 **{self._cache_name: cache},
                 use_cache=True,
                 logits_to_keep=1,
-                attention_parts=_UpTo(len(self.cache.layers) - 1, forest),
+                attention_plan=_UpTo(len(self.cache.layers) - 1, forest),
             )
-        except _AllKnown:
+        except _CacheComplete:
             pass
         else:
-            raise ValueError("its last layer was not asked to")
-        kept = [(layer.keys, layer.values) for layer in cache.layers]
+            raise ValueError("its last layer does not call the attention that it is given")
+        states = [(layer.keys, layer.values) for layer in cache.layers]
         dtype = self.cache.dtype
-        return kept if dtype is None else [(keys.to(dtype), values.to(dtype)) for keys, values in kept]
+        return states if dtype is None else [(keys.to(dtype), values.to(dtype)) for keys, values in states]
 
-    def logits_in_parts(
-        self, next_ids: Tensor, lengths: Sequence[int], shared: tuple[Shared, ...], starts: Tensor
+    def logits_over_prefixes(
+        self, next_ids: Tensor, lengths: Sequence[int], shared: tuple[SharedKeys, ...], starts: Tensor
     ) -> Tensor:
-        """As `logits`, for rows with `lengths` tokens in their slots; `starts` [n] tokens come before, `shared`."""
+        """As `logits`, for rows of `lengths` tokens in their slots, behind `starts` [n] tokens in `shared` prefixes."""
         self._packed.count_step(len(next_ids))
         cache = self.cache
         visible: Tensor | None = None
         if min(lengths) == max(lengths):
-            # Rows in step need no mask, and write to one column.
+            # Rows of one length need no mask, and write to one column: a slice and not a scatter.
             cache.column, cache.columns = lengths[0], lengths[0] + 1
         else:
             cache.column, cache.columns = None, round_up(max(lengths) + 1)
@@ -180,41 +180,41 @@ class Forward:
             **{self._cache_name: cache},
             use_cache=True,
             logits_to_keep=1,
-            attention_parts=Slots(visible, shared),
+            attention_plan=DecodingStep(visible, shared),
         ).logits
         return logits[:, -1, : self._vocab_size].float()
 
-    def _reason_against_parts(self) -> str | None:
-        """Why the model cannot attend in parts, found out on a few tokens."""
+    def _reason_against_tree_attention(self) -> str | None:
+        """Why the model cannot compute tree attention, by a trial on a few tokens; None: it can."""
         dtype = self.cache.dtype or self._model.dtype
         if not can_attend(self.device, dtype):
-            return f"there is no fast kernel for parts of attention on {self.device.type} in {dtype}"
+            return f"tree attention has no fast kernel on {self.device.type} in {dtype}"
         if getattr(self._model.config.get_text_config(), "attn_logit_softcapping", None):
-            # Only large scores show it, which so few tokens need not have.
+            # Only large scores reach the cap, and the trial's few tokens need not have any.
             return f"{type(self._model).__name__} caps its attention scores"
         ids = [number % self._vocab_size for number in range(7)]
         expected = self._model(input_ids=torch.tensor([ids], device=self.device), use_cache=False).logits[0, -1]
         attention = self._attention
         self._model.set_attn_implementation(NAME)
         try:
-            found = self._last_logits(ids)
+            logits = self._last_logits(ids)
         except torch.OutOfMemoryError:
             raise
         except (TypeError, ValueError, RuntimeError, AttributeError, LookupError) as error:
-            return f"{type(self._model).__name__} does not take its attention in parts ({error})"
+            return f"{type(self._model).__name__} does not run under tree attention ({error})"
         finally:
             self._model.set_attn_implementation(attention)
             self.cache.release()
         expected = expected[: self._vocab_size].float()
         bound = (1e-3 if dtype == torch.float32 else 0.1) * (1 + expected.abs().max())
-        # Broken weights differ by NaN; whoever samples reports them.
-        difference = (found - expected).abs().max()
+        # NaN is no reason: such weights are broken either way, and sampling reports them.
+        difference = (logits - expected).abs().max()
         if difference > bound:
-            return f"{type(self._model).__name__} in parts differs from the whole by {difference:.3g} in its logits"
+            return f"{type(self._model).__name__} under tree attention differs by {difference:.3g} in its logits"
         return None
 
     def _last_logits(self, ids: list[int]) -> Tensor:
-        """Logits [tokens of the tokenizer] behind `ids`, in parts of every kind."""
+        """Logits [tokens of the tokenizer] behind `ids`, through a segment, a branch, two prefixes and a slot."""
         (first, second), last = ((0, 2), (2, len(ids) - 1)), torch.tensor(ids[-1:], device=self.device)
         forest = Forest((first, second), ((second, first),))
         states = self.keys_and_values(ids[:-1], range(len(ids) - 1), forest)
@@ -222,48 +222,50 @@ class Forward:
         self.cache.reserve(1, round_up(1), 0)
         self.cache.enter([0], [], None)
         starts = torch.tensor([len(ids) - 1], device=self.device)
-        return self.logits_in_parts(last, [0], tuple(Shared(None, ((1, half),)) for half in halves), starts)[0]
+        shared = tuple(SharedKeys(None, ((1, half),)) for half in halves)
+        return self.logits_over_prefixes(last, [0], shared, starts)[0]
 
     @property
     def _attention(self) -> str:
         return str(self._model.config._attn_implementation)
 
     def _suits(self, attention: str) -> bool:
-        return attention == NAME if self._in_parts else attention in MASKED_ATTENTION
+        return attention == NAME if self._tree_attention else attention in MASKED_ATTENTION
 
     def _begin(self) -> None:
-        # Read now and not at birth: adapters in float32 can have come on top since, and the model can have moved.
+        # Read now and not in __init__: adapters in float32 may have been added since, and the model may have moved.
         mixed = any(weight.dtype == torch.float32 for weight in self._model.parameters())
         self.cache.dtype = self._compute_dtype if mixed and self._compute_dtype != torch.float32 else None
         self.cache.move_to(self.device)
         self._settle()
 
     def _settle(self) -> None:
-        """Put the model into eval mode and under the kernel that is needed, and keep how it was found."""
+        """Put the model into eval mode and under the kernel that sampling needs, and remember its mode and kernel."""
         training, attention = self._model.training, self._attention
-        if self._found is not None:
-            # Another engine over the same model has had its way with it; what engines set is not how it was found.
-            training = training or self._found[0]
-            if attention == NAME or (attention == "sdpa" and self._found[1] != NAME):
-                attention = self._found[1]
-        self._found = (training, attention)
+        if self._before is not None:
+            # Another engine over the same model has changed it in between: a kernel that engines set is not the user's.
+            training = training or self._before[0]
+            if attention == NAME or (attention == "sdpa" and self._before[1] != NAME):
+                attention = self._before[1]
+        self._before = (training, attention)
         self._model.eval()
         if not self._suits(self._attention):
-            self._model.set_attn_implementation(NAME if self._in_parts else "sdpa")
+            self._model.set_attn_implementation(NAME if self._tree_attention else "sdpa")
 
 
-class _AllKnown(Exception):
-    """The last layer's keys and values are in the cache; nothing that comes after them is wanted."""
+class _CacheComplete(Exception):
+    """The last layer's keys and values are in the cache: its attention, its feed-forward block and the head are not
+    needed, and this exception ends the pass before them."""
 
 
 @dataclass(frozen=True)
 class _UpTo:
-    """`forest`, up to the layer `last`, whose keys and values end the pass."""
+    """`forest` in all layers before `last`, whose attention ends the pass."""
 
     last: int
     forest: Forest
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         if layer == self.last:
-            raise _AllKnown
+            raise _CacheComplete
         return self.forest.attend(layer, query, key, value, scale)

@@ -1,35 +1,36 @@
 """A copy of a model's weights laid out for few rows at a time, while it samples on a CPU.
 
-A decoding step multiplies every weight by a handful of rows. For that the layout that the weights have in training is
-slow: the multiplication spends more time on bringing them into its own order than on products. oneDNN keeps a copy
-that is in order. It knows no architecture: whatever is an `nn.Linear` is multiplied in that way.
+A decoding step multiplies every weight by a handful of rows. The layout of training is slow for that: the
+multiplication spends more time on reordering the weights than on products. oneDNN keeps a copy in its own order. It
+knows no architecture: every `nn.Linear` is multiplied in that way.
 """
 
 from __future__ import annotations
 
 import logging
 from functools import partial
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 log = logging.getLogger("memfactory")
-# For up to so many rows; beyond them the weights' own layout is nearly as fast.
+# The most rows of a step; for more of them the weights' own layout is nearly as fast.
 _ROWS = 64
 # oneDNN compiles a product for every number of rows, which takes half a MiB and half a millisecond: so only multiples.
 _MULTIPLE = 8
-# Below so many numbers the call takes longer than the product.
+# The fewest numbers of a weight; below them the call takes longer than the product.
 _SMALLEST = 64 * 64
-# Copying the weights costs what five steps of 8 rows bring in. Fewer rows bring in little.
+# Copying the weights takes as long as five steps of 8 rows save. Fewer rows save little.
 _STEPS, _LEAST_ROWS = 5, 4
 
 
 class PackedWeights:
     """The copy of up to `limit` bytes of the weights of `model`, from the fifth decoding step on until `release`.
 
-    Weights must not change in between. Those that are not float32, and all where oneDNN cannot be had, stay as they
-    are. Passes with gradients take the model's own weights all the same. Meanwhile the model cannot be copied or
-    pickled; its state_dict is as ever.
+    Weights must not change in between. Weights of another type than float32 are not copied, nor any without oneDNN.
+    Passes with gradients use the model's own weights all the same. Meanwhile the model cannot be copied or pickled;
+    its state_dict does not change.
     """
 
     def __init__(self, model: nn.Module, limit: int) -> None:
@@ -38,7 +39,7 @@ class PackedWeights:
         self._packed: list[nn.Linear] = []
 
     def count_step(self, rows: int) -> None:
-        """A decoding step of so many rows begins."""
+        """A decoding step of `rows` rows begins."""
         if rows < _LEAST_ROWS:
             return
         self._steps += 1
@@ -46,7 +47,7 @@ class PackedWeights:
             self._pack()
 
     def release(self) -> None:
-        """Give the copy's memory back."""
+        """Free the copy's memory."""
         self._steps = 0
         while self._packed:
             # In this order an interrupt leaves nothing behind.
@@ -56,10 +57,8 @@ class PackedWeights:
     def _pack(self) -> None:
         room = self._limit
         for module in self._model.modules():
-            size = _packed_bytes(module)
-            if size is None or size > room or "forward" in vars(module):
+            if not _is_packable(module) or module.weight.nbytes > room or "forward" in vars(module):
                 continue
-            assert isinstance(module, nn.Linear)
             try:
                 weight = torch.ops.mkldnn._reorder_linear_weight(module.weight.detach(), _ROWS)
             except RuntimeError as error:
@@ -67,36 +66,34 @@ class PackedWeights:
                 return
             self._packed.append(module)
             module.__dict__["forward"] = partial(_multiply, module, weight)
-            room -= size
+            room -= module.weight.nbytes
 
 
 def can_pack() -> bool:
-    """Whether weights can be multiplied here in oneDNN's own layout, in the type that they have."""
+    """Whether this machine multiplies float32 weights in oneDNN's own layout, by a trial on a small product."""
     if torch.is_autocast_enabled("cpu") or not torch.backends.mkldnn.is_available():
         return False
     weight = torch.linspace(-1, 1, 48 * 32).view(48, 32)
     states = torch.linspace(-1, 1, 3 * 32).view(3, 1, 32)
     try:
         packed = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS)
-        found = torch.ops.mkldnn._linear_pointwise(states, packed, None, "none", [], "")
+        product = torch.ops.mkldnn._linear_pointwise(states, packed, None, "none", [], "")
     except (RuntimeError, AttributeError):
         return False
-    return torch.allclose(found, nn.functional.linear(states, weight), atol=1e-5)
+    return torch.allclose(product, nn.functional.linear(states, weight), atol=1e-5)
 
 
-def _packed_bytes(module: nn.Module) -> int | None:
-    """What a copy of the weight of `module` takes; None for one that is not copied."""
-    # Not those that inherit: they may be quantised, or compute something else on top.
+def _is_packable(module: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether the weight of `module` is copied."""
+    # No subclasses: they may be quantised, or compute something else on top.
     if type(module) is not nn.Linear:
-        return None
+        return False
     weight = module.weight
-    if weight.dtype != torch.float32 or weight.device.type != "cpu" or weight.numel() < _SMALLEST:
-        return None
-    return weight.nbytes
+    return weight.dtype == torch.float32 and weight.device.type == "cpu" and weight.numel() >= _SMALLEST
 
 
 def _multiply(module: nn.Linear, weight: Tensor, states: Tensor) -> Tensor:
-    """The product for `states` [rows, 1, width] of a decoding step; any other goes the usual way."""
+    """The product for `states` [rows, 1, width] of a decoding step; any other is the module's own."""
     rows = states.shape[0]
     steps = states.ndim == 3 and states.shape[1] == 1 and 1 < rows <= _ROWS
     if not steps or torch.is_grad_enabled() or states.dtype != torch.float32:

@@ -1,6 +1,11 @@
-"""The beginnings of prompts whose keys and values are kept: a tree of stretches of tokens, each stored once.
+"""Prefixes of prompts with their keys and values: a radix tree of segments, each stored once.
 
-It knows who needs a stretch and for how long, not how keys and values are computed.
+    system s, then chunk a or b          Prefix s (tokens, layers, holders 2)
+    prompts  s a,  s b                     +-- Prefix a (holders 1)
+                                           +-- Prefix b (holders 1)
+
+Unreferenced prefixes stay cached (LRU) within a token budget. It knows which conversations hold a segment, not how keys
+and values are computed.
 """
 
 from __future__ import annotations
@@ -11,16 +16,17 @@ from dataclasses import dataclass, field
 from memfactory.engines.hf.cache import LayerStates
 from memfactory.model.prefix_tree import shared_length
 
-# A stretch below this is repeated and not shared: each costs attention calls of its own in every decoding step.
+# A shorter segment is repeated and not shared: each costs attention calls of its own in every decoding step.
 LEAST_SHARED = 32
 
 
+# Compared by identity: two equal segments under different parents have different keys, as positions and context differ.
 @dataclass(eq=False)
 class Prefix:
-    """A stretch of tokens and, through `parent`, what comes before it.
+    """A segment of tokens and, through `parent`, all tokens before it.
 
     `layers`: keys and values of these tokens by layer, each [1, heads, tokens, head dimension]; None until they are
-    prefilled. `holders`: how many conversations begin so; `used`: when it last lost one.
+    prefilled. `holders`: the number of conversations whose prompt has it; `used`: the time at which it last lost one.
     """
 
     tokens: tuple[int, ...]
@@ -39,22 +45,24 @@ class Prefix:
 
 
 class Prefixes:
-    """A tree of prefixes. What nobody holds is kept for those who may come, until `forget` needs its room."""
+    """A tree of prefixes. One without holders stays cached for later prompts until `evict` needs its room."""
 
     def __init__(self) -> None:
         self.tokens = 0
-        """Tokens that are kept."""
+        """Tokens in the tree."""
         self.held = 0
-        """Tokens that somebody holds."""
+        """Tokens with at least one holder."""
         self._roots: list[Prefix] = []
+        # Counts events and no seconds: eviction must not depend on the speed of a machine.
         self._clock = 0
 
     def cost(self, prompt: Sequence[int]) -> int:
-        """By how many tokens `held` would grow with `hold(prompt)`."""
-        known, depth, part = self._find(tuple(prompt))
+        """By how many tokens `held` would grow with `hold(prompt)`. The tree stays as it is."""
+        known, depth, partial = self._find(tuple(prompt))
+        # Cached tokens without a holder count as well: once held they can no longer be evicted.
         free = sum(len(prefix.tokens) for prefix in ([] if known is None else known.path()) if not prefix.holders)
-        if part is not None:
-            prefix, length = part
+        if partial is not None:
+            prefix, length = partial
             depth += length
             free += 0 if prefix.holders else length
         return free + len(prompt) - depth
@@ -62,36 +70,38 @@ class Prefixes:
     def hold(self, prompt: Sequence[int]) -> Prefix | None:
         """The prefix that ends with `prompt`, from now on with one more holder; None for an empty one.
 
-        What of it is not known yet is added without keys and values.
+        Tokens that are not in the tree are added without keys and values.
         """
         prompt = tuple(prompt)
-        known, depth, part = self._find(prompt)
-        if part is not None:
-            known = self._split(*part)
-            depth += part[1]
+        known, depth, partial = self._find(prompt)
+        if partial is not None:
+            known = self._split(*partial)
+            depth += partial[1]
         if depth < len(prompt):
             known = self._add(prompt[depth:], known)
+        # A holder of a prefix holds its whole path, so that a parent never has fewer holders than a child.
         for prefix in [] if known is None else known.path():
             self.held += 0 if prefix.holders else len(prefix.tokens)
             prefix.holders += 1
         return known
 
     def release(self, prefix: Prefix | None, below: Prefix | None = None) -> None:
-        """One holder of what ends with `prefix` is gone; what ends with `below`, a part of that, it still holds."""
+        """One holder of the path to `prefix` lets go of it, except for the path to `below`, an ancestor."""
         self._clock += 1
-        path, kept = ([] if one is None else one.path() for one in (prefix, below))
-        for one in path[len(kept) :]:
+        path, still_held = ([] if one is None else one.path() for one in (prefix, below))
+        for one in path[len(still_held) :]:
             one.holders -= 1
             one.used = self._clock
             self.held -= 0 if one.holders else len(one.tokens)
 
-    def forget(self, room: int) -> None:
-        """Drop what nobody holds, the longest unused first, until at most `room` tokens are kept."""
+    def evict(self, room: int) -> None:
+        """Drop prefixes without a holder, least recently used first, until at most `room` tokens are left."""
         while self.tokens > room:
-            ends = [prefix for prefix in self.all() if not prefix.holders and not prefix.children]
-            if not ends:
+            # Leaves only: a child's keys are worth nothing without the tokens before them. Each round can free parents.
+            leaves = [prefix for prefix in self.all() if not prefix.holders and not prefix.children]
+            if not leaves:
                 return
-            for prefix in sorted(ends, key=lambda prefix: prefix.used):
+            for prefix in sorted(leaves, key=lambda prefix: prefix.used):
                 if self.tokens <= room:
                     return
                 self._siblings(prefix).remove(prefix)
@@ -105,7 +115,7 @@ class Prefixes:
         self.tokens = self.held = 0
 
     def all(self) -> Iterator[Prefix]:
-        """Every prefix, a parent before its children, depth first."""
+        """Every prefix, a parent before its children, depth first: the order in which prefilling packs them."""
         waiting = self._roots[::-1]
         while waiting:
             prefix = waiting.pop()
@@ -113,21 +123,24 @@ class Prefixes:
             waiting += prefix.children[::-1]
 
     def _find(self, prompt: tuple[int, ...]) -> tuple[Prefix | None, int, tuple[Prefix, int] | None]:
-        """The longest known beginning: the last whole prefix, the tokens up to its end, and of what part follows."""
+        """The longest known beginning: the last whole prefix, the tokens up to its end, and a child that goes on with
+        the number of its tokens that match."""
         known: Prefix | None = None
         depth = 0
         while True:
             children = self._roots if known is None else known.children
-            rest = prompt[depth:]
-            likest, length = None, 0
+            left = prompt[depth:]
+            best, length = None, 0
+            # Siblings can share a prefix too: one below LEAST_SHARED is repeated in each. So all are compared,
+            # by their first token before anything longer.
             for child in children:
-                if rest and child.tokens[0] == rest[0] and (alike := shared_length(child.tokens, rest)) > length:
-                    likest, length = child, alike
-            if likest is None or (length < len(likest.tokens) and length < LEAST_SHARED):
+                if left and child.tokens[0] == left[0] and (match := shared_length(child.tokens, left)) > length:
+                    best, length = child, match
+            if best is None or (length < len(best.tokens) and length < LEAST_SHARED):
                 return known, depth, None
-            if length < len(likest.tokens):
-                return known, depth, (likest, length)
-            known, depth = likest, depth + length
+            if length < len(best.tokens):
+                return known, depth, (best, length)
+            known, depth = best, depth + length
 
     def _add(self, tokens: tuple[int, ...], parent: Prefix | None) -> Prefix:
         self._clock += 1
@@ -137,14 +150,17 @@ class Prefixes:
         return prefix
 
     def _split(self, prefix: Prefix, length: int) -> Prefix:
-        """The first `length` tokens of `prefix` as its parent."""
+        """The first `length` tokens of `prefix` as its new parent, with the same holders.
+
+        `prefix` itself becomes the lower half, so that the conversations that point to it keep their path.
+        """
         upper = Prefix(prefix.tokens[:length], prefix.parent, holders=prefix.holders, used=prefix.used)
         siblings = self._siblings(prefix)
         siblings[siblings.index(prefix)] = upper
         upper.children.append(prefix)
         prefix.tokens, prefix.parent = prefix.tokens[length:], upper
         if prefix.layers is not None:
-            # Copies, so that the lower half's memory is free once it is dropped.
+            # Copies and no views: a view of the lower half would keep the whole memory alive after it is evicted.
             upper.layers = [
                 (keys[:, :, :length].clone(), values[:, :, :length].clone()) for keys, values in prefix.layers
             ]

@@ -1,4 +1,4 @@
-"""Where the keys and values of prompts lie while replies are sampled, and the plain way: a copy in every row."""
+"""Storage of the prompts' keys and values while replies are sampled, and the simple one: a copy in every row."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Group = list[Row]
 
 
 class Prompts(Protocol):
-    """What the engine asks of either way. Groups are rows of equal prompts.
+    """The storage of prompts behind an engine. A group holds rows of equal prompts.
 
-    A row is `alone` that has no other of its prompt beside it when it is admitted.
+    A row is `alone` if no other row of its prompt is admitted beside it.
     """
 
     def columns(self, row: Row, alone: bool) -> int:
-        """Slots of the cache that `row` can come to need; of an admitted one it is known whether it was alone."""
+        """The most slots of the cache that `row` can need. For an admitted row, `alone` does not count any more."""
         ...
 
     def cost(self, prompt: tuple[int, ...]) -> int:
@@ -29,7 +29,7 @@ class Prompts(Protocol):
         ...
 
     def admit(self, row: Row, alone: bool) -> None:
-        """`row` is to enter next."""
+        """Reserve storage for `row`, which enters next."""
         ...
 
     def enter(self, groups: Sequence[Group], decoding: Sequence[Row], waiting: Waiting) -> list[Row]:
@@ -40,8 +40,8 @@ class Prompts(Protocol):
         """Float32 logits [n, tokens of the tokenizer] behind `next_ids` [n], the newest token of every row."""
         ...
 
-    def leave(self, rows: Sequence[Row], gone: Sequence[int]) -> list[int]:
-        """Take the rows `gone` out; where each row that is left came from."""
+    def leave(self, rows: Sequence[Row], leaving: Sequence[int]) -> list[int]:
+        """Take the rows `leaving` out; the result is the former index of each remaining row."""
         ...
 
     def clear(self) -> None: ...
@@ -55,8 +55,8 @@ class CopiedPrompts:
 
     def __init__(self, forward: Forward, prefill_tokens: int, budget: int) -> None:
         self._forward, self._prefill_tokens, self._budget = forward, prefill_tokens, budget
-        # Prefilled prompts that some conversations have begun and others of the group still wait for.
-        self._kept: dict[tuple[int, ...], list[LayerStates]] = {}
+        # Prefilled prompts of groups of which some conversations have begun and others still wait.
+        self._prefilled: dict[tuple[int, ...], list[LayerStates]] = {}
 
     def columns(self, row: Row, alone: bool) -> int:
         return round_up(len(row.prompt) + row.limit)
@@ -73,21 +73,21 @@ class CopiedPrompts:
         self._forward.cache.reserve(len(rows), columns, self._budget)
         begun: list[Row] = []
         for group in groups:
-            if group[0].prompt in self._kept:
-                begun += self._begin([group], self._kept[group[0].prompt], waiting)
-        for batch in self._batches([group for group in groups if group[0].prompt not in self._kept]):
+            if group[0].prompt in self._prefilled:
+                begun += self._begin([group], self._prefilled[group[0].prompt], waiting)
+        for batch in self._batches([group for group in groups if group[0].prompt not in self._prefilled]):
             begun += self._begin(batch, self._forward.prefill([group[0].prompt for group in batch]), waiting)
-        self._kept = {prompt: kept for prompt, kept in self._kept.items() if prompt in waiting}
+        self._prefilled = {prompt: states for prompt, states in self._prefilled.items() if prompt in waiting}
         return begun
 
     def logits(self, rows: Sequence[Row], next_ids: Tensor) -> Tensor:
         return self._forward.logits(next_ids, max(len(row.prompt) + len(row.reply_ids) for row in rows))
 
-    def leave(self, rows: Sequence[Row], gone: Sequence[int]) -> list[int]:
-        return self._forward.cache.leave(gone)
+    def leave(self, rows: Sequence[Row], leaving: Sequence[int]) -> list[int]:
+        return self._forward.cache.leave(leaving)
 
     def clear(self) -> None:
-        self._kept.clear()
+        self._prefilled.clear()
 
     def _batches(self, groups: list[Group]) -> Iterator[list[Group]]:
         """Groups of similar prompt length whose padded prompts stay within the tokens of one pass."""
@@ -107,9 +107,9 @@ class CopiedPrompts:
         self._forward.cache.enter([len(row.prompt) - 1 for row in rows], source, states)
         for index, group in enumerate(groups):
             prompt = group[0].prompt
-            if states is not None and prompt in waiting and prompt not in self._kept:
+            if states is not None and prompt in waiting and prompt not in self._prefilled:
                 length = len(prompt) - 1
-                self._kept[prompt] = [
+                self._prefilled[prompt] = [
                     (keys[index : index + 1, :, :length].clone(), values[index : index + 1, :, :length].clone())
                     for keys, values in states
                 ]

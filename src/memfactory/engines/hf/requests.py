@@ -35,11 +35,11 @@ class Row:
         return Reply(text, stop, Tokens(self.prompt, tuple(self.reply_ids), tuple(self.logprobs)))
 
     def _stop_string(self, chat: ChatFormat) -> int | None:
-        """Where in the text the stop string begins that the newest token completed."""
+        """The place in the text at which the stop string begins that the newest token completed; None: it did not."""
         stop = self.sampling.stop
         if not stop:
             return None
-        # A token spells at least one byte, so so many of them hold whatever the newest one completed.
+        # A token spells at least one byte, so this many tokens hold any stop string that the newest one completes.
         recent = self.reply_ids[-max(len(string.encode()) for string in stop) - 8 :]
         if stop_place(chat.decode(recent), stop) is None:
             return None

@@ -1,4 +1,10 @@
-"""Prompts whose common beginnings are computed and stored once, while replies to them are sampled."""
+"""Prompts whose shared prefixes are computed and stored once, while replies to them are sampled.
+
+prefixes (stored once)            slots (one row each)
+s --+-- a                         row 1: reply so far         attends to its slots, a and s
+    |                             row 2: reply so far         attends to its slots, a and s
+    +-- b -> copied into row 3    row 3: b, reply so far      attends to its slots and s
+"""
 
 from __future__ import annotations
 
@@ -13,14 +19,15 @@ from memfactory.engines.hf.forward import Forward
 from memfactory.engines.hf.prefix_cache import Prefix, Prefixes
 from memfactory.engines.hf.prompts import Group
 from memfactory.engines.hf.requests import Row, Waiting
-from memfactory.model.tree_attention import Forest, Past, Range, Shared
+from memfactory.model.prefix_tree import Range
+from memfactory.model.tree_attention import Forest, Past, SharedKeys
 
 
 @dataclass
 class _Place:
-    """The part of the tree that an admitted row attends to ends with `end`; its first `start` tokens lie there.
+    """An admitted row attends to the path of `end` in the tree, which holds the first `start` tokens of its prompt.
 
-    `alone`: no other of its prompt was admitted with it. `copied`: what was its own is in its slots.
+    `alone`: no other row of its prompt was admitted with it. `copied`: its own prefixes were moved into its slots.
     """
 
     end: Prefix | None
@@ -29,46 +36,46 @@ class _Place:
     copied: bool = False
 
     def own(self) -> list[Prefix]:
-        """What no other row holds."""
+        """The prefixes that no other row holds."""
         if not self.alone or self.end is None:
             return []
         return [prefix for prefix in self.end.path() if prefix.holders == 1]
 
 
 class SharedPrompts:
-    """Rows whose prompts begin alike attend to that beginning where it is stored, once. Slots hold replies.
+    """Rows whose prompts share a prefix attend to it where it is stored, once. Slots hold replies.
 
-    What the prompts of a batch share is prefilled once, and what one of them shares with an earlier one not again.
-    Beginnings that no row needs any more are kept as long as the budget, less the slots, has room for them, and no more
-    than rows have needed at one time.
-    A row that is alone copies into its slots what no other row shares: many small calls of attention take longer than
-    the copy and the padding to the longest row. With `copied` that is only done where every row is alone, with at most
-    so many tokens of its own; None: always.
+    A prefix is prefilled once for all prompts of a batch, and not again for later prompts while it is cached.
+    Unreferenced prefixes stay cached (LRU) within the token budget less the slots, and within twice the tokens that
+    rows have needed at one time.
+    A row that is alone copies its own prefixes into its slots: many small attention calls take longer than the copy and
+    the padding to the longest row. With `copied_tokens` it does so only if every row is alone with at most that many
+    tokens of its own; None: always.
     """
 
-    def __init__(self, forward: Forward, prefill_tokens: int, budget: int, copied: int | None) -> None:
+    def __init__(self, forward: Forward, prefill_tokens: int, budget: int, copied_tokens: int | None) -> None:
         self._forward, self._prefill_tokens, self._budget = forward, prefill_tokens, budget
-        self._copied = copied
+        self._copied_tokens = copied_tokens
         self.prefixes = Prefixes()
         # The most tokens that rows have needed at one time.
         self._needed = 0
         # Of each row that decodes or enters.
         self._places: dict[int, _Place] = {}
-        # What the rows share and where their slots begin, as long as the same rows decode.
-        self._shared: tuple[tuple[Shared, ...], Tensor] | None = None
+        # The shared keys of each level of the tree and the rows' starts, for as long as the same rows decode.
+        self._shared: tuple[tuple[SharedKeys, ...], Tensor] | None = None
 
     def columns(self, row: Row, alone: bool) -> int:
         place, known = self._places.get(id(row)), len(row.prompt) - 1
         if place is not None:
             return round_up(row.limit + known - place.start)
-        most = known if self._copied is None else min(known, self._copied)
+        most = known if self._copied_tokens is None else min(known, self._copied_tokens)
         return round_up(row.limit + (most if alone else 0))
 
     def cost(self, prompt: tuple[int, ...]) -> int:
         return self.prefixes.held + self.prefixes.cost(prompt[:-1])
 
     def admit(self, row: Row, alone: bool) -> None:
-        # The last token is fed by the first decoding step.
+        # Without the last token, which the first decoding step feeds: its state predicts the first reply token.
         end = self.prefixes.hold(row.prompt[:-1])
         self._places[id(row)] = _Place(end, len(row.prompt) - 1, alone)
 
@@ -80,26 +87,29 @@ class SharedPrompts:
         rows = len(decoding) + len(begun)
         columns = max(self.columns(row, alone=False) for row in (*decoding, *begun))
         self._needed = max(self._needed, self.prefixes.held)
-        self._forget(rows * columns)
+        # Before the cache grows, so that both never exceed the budget together.
+        self._evict(rows * columns)
         self._forward.cache.reserve(rows, columns, self._budget - self.prefixes.tokens)
         for batch in self._batches([prefix for prefix in self.prefixes.all() if prefix.layers is None]):
             self._prefill(batch)
         for row in begun:
             self._begin(self._places[id(row)], own[id(row)])
-        self._forget(rows * columns)
+        # Again: a prefix that was copied into slots has no holder any more.
+        self._evict(rows * columns)
         self._shared = None
         return begun
 
-    def _forget(self, slots: int) -> None:
-        self.prefixes.forget(max(min(self._budget - slots, 2 * self._needed), 0))
+    def _evict(self, slots: int) -> None:
+        self.prefixes.evict(max(min(self._budget - slots, 2 * self._needed), 0))
 
     def _to_copy(self, begun: Sequence[Row]) -> dict[int, list[Prefix]]:
-        """What each of the rows `begun` copies into its slots."""
+        """The prefixes that each of the rows `begun` copies into its slots."""
         own = {id(row): self._places[id(row)].own() for row in begun}
-        if self._copied is not None:
-            # One row's copy makes the slots of all rows longer. What has been copied is nobody's any more.
+        if self._copied_tokens is not None:
+            # One row's copy makes the slots of all rows longer, so one long prompt forbids all copies. Rows that have
+            # copied already hold nothing of their own.
             lengths = (_length(place.own()) for place in self._places.values() if not place.copied)
-            if not all(0 < length <= self._copied for length in lengths):
+            if not all(0 < length <= self._copied_tokens for length in lengths):
                 return {key: [] for key in own}
         return own
 
@@ -107,14 +117,15 @@ class SharedPrompts:
         if self._shared is None:
             starts = torch.tensor([self._places[id(row)].start for row in rows], device=self._forward.device)
             self._shared = (self._levels(rows), starts)
+        # One less than prompt and reply: the newest token is the one that this step feeds.
         lengths = [len(row.prompt) + len(row.reply_ids) - 1 - self._places[id(row)].start for row in rows]
-        return self._forward.logits_in_parts(next_ids, lengths, *self._shared)
+        return self._forward.logits_over_prefixes(next_ids, lengths, *self._shared)
 
-    def leave(self, rows: Sequence[Row], gone: Sequence[int]) -> list[int]:
-        for index in gone:
+    def leave(self, rows: Sequence[Row], leaving: Sequence[int]) -> list[int]:
+        for index in leaving:
             self.prefixes.release(self._places.pop(id(rows[index])).end)
         self._shared = None
-        return self._forward.cache.leave(gone)
+        return self._forward.cache.leave(leaving)
 
     def clear(self) -> None:
         self.prefixes.clear()
@@ -123,7 +134,7 @@ class SharedPrompts:
         self._shared = None
 
     def _batches(self, prefixes: list[Prefix]) -> Iterator[list[Prefix]]:
-        """As many in a row as one pass has tokens for."""
+        """The prefixes in order, each batch within the tokens of one pass, or a single longer one."""
         batch: list[Prefix] = []
         for prefix in prefixes:
             if batch and sum(len(one.tokens) for one in batch) + len(prefix.tokens) > self._prefill_tokens:
@@ -134,20 +145,23 @@ class SharedPrompts:
             yield batch
 
     def _prefill(self, prefixes: list[Prefix]) -> None:
-        """Give `prefixes` (depth first) their keys and values; what comes before one has them or stands before it."""
+        """Give `prefixes` (depth first) their keys and values. An ancestor has its own already, or stands before it."""
         tokens: list[int] = []
         positions: list[int] = []
         places: dict[Prefix, Range] = {}
         below: dict[Prefix, Range] = {}
         for prefix in prefixes:
             before = prefix.path()[:-1]
+            # Positions go on where the ancestors end, whether these are in this pass or in the cache.
             depth = sum(len(one.tokens) for one in before)
             place = (len(tokens), len(tokens) + len(prefix.tokens))
+            # Depth first, the descendants of a prefix are one range of the row: from the first to the latest.
             for one in before:
                 below[one] = (below.get(one, place)[0], place[1])
             places[prefix] = place
             tokens += prefix.tokens
             positions += range(depth, depth + len(prefix.tokens))
+        # An ancestor in this pass is a branch of the forest; one from an earlier pass is a past of keys and values.
         forest = Forest(
             tuple(places.values()),
             tuple((queries, places[one]) for one, queries in below.items() if one in places),
@@ -157,7 +171,7 @@ class SharedPrompts:
         )
         states = self._forward.keys_and_values(tokens, positions, forest)
         for prefix, (first, end) in places.items():
-            # Copies, so that each one's memory is free once it is dropped.
+            # Copies and no views: an evicted prefix must free its memory while its siblings stay.
             prefix.layers = [
                 (keys[:, :, first:end].clone(), values[:, :, first:end].clone()) for keys, values in states
             ]
@@ -176,8 +190,11 @@ class SharedPrompts:
         self.prefixes.release(place.end, below=own[0].parent)
         place.end, place.copied = own[0].parent, True
 
-    def _levels(self, rows: Sequence[Row]) -> tuple[Shared, ...]:
-        """First what comes first in each row's prompt, then what comes second, and so on."""
+    def _levels(self, rows: Sequence[Row]) -> tuple[SharedKeys, ...]:
+        """The roots of the rows' prompts, then their children, and so on: at each level a row has one prefix at most.
+
+        So a decoding step makes one attention call a prefix, for all of its rows, and one merge a level.
+        """
         levels: list[dict[Prefix, list[int]]] = []
         for index, row in enumerate(rows):
             place = self._places[id(row)]
@@ -187,11 +204,12 @@ class SharedPrompts:
                 levels[depth].setdefault(prefix, []).append(index)
         shared = []
         for level in levels:
-            order = [index for members in level.values() for index in members]
-            parts = [(len(members), prefix.layers) for prefix, members in level.items() if prefix.layers is not None]
+            order = [index for indices in level.values() for index in indices]
+            prefixes = [(len(indices), prefix.layers) for prefix, indices in level.items() if prefix.layers is not None]
+            # Without gathering and scattering rows, which most levels do not need: a shared instruction is everyone's.
             whole = order == list(range(len(rows)))
             places = None if whole else torch.tensor(order, device=self._forward.device)
-            shared.append(Shared(places, tuple(parts)))
+            shared.append(SharedKeys(places, tuple(prefixes)))
         return tuple(shared)
 
 
