@@ -20,7 +20,7 @@ Source = str | Path | Mapping[str, object]
 """A YAML file, a shipped config's name, a run folder, a checkpoint, a model folder, `tiny`, or a mapping."""
 Overrides = str | Mapping[str, object]
 """`"train.steps=3"` as on the command line, or `{"train.steps": 3}`."""
-_DICT_FILE = "config_from_python.yaml"
+_DICT_FILE = "config_from_python"
 
 
 def resolved_config(
