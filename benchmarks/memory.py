@@ -23,7 +23,7 @@ from memfactory.config.training import GrpoOptions
 from memfactory.model.fused_layers import fuse_layers
 from memfactory.model.loading import load_chat
 from memfactory.model.options import ModelConfig
-from memfactory.plan.footprint import architecture, memory_by_component, peak_bytes
+from memfactory.plan.footprint import Load, architecture, memory_by_component, peak_bytes
 from memfactory.policy.batch import TrainingTurn
 from memfactory.policy.policy import Policy
 
@@ -141,12 +141,14 @@ def compare(
     planned = memory_by_component(
         architecture(config),
         options,
-        dtype=setting.dtype,
-        kv_tokens=0,
-        micro_tokens=options.micro_batch_tokens,
-        reference=options.loss.kl_coef > 0,
-        cuda=False,
-        fused_layers=fused,
+        Load(
+            dtype=setting.dtype,
+            kv_tokens=0,
+            micro_tokens=options.micro_batch_tokens,
+            reference=options.loss.needs_reference,
+            cuda=False,
+            fused_layers=fused,
+        ),
     )
     work = turns(2 * options.micro_batch_tokens // length, length * 3 // 4, length // 4)
     return peak_bytes(planned), measured(config, setting, options, work, fused=fused)

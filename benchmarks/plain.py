@@ -16,7 +16,7 @@ from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria
 
 from benchmarks.measure import Clock
 from benchmarks.product import endless, shorten
-from memfactory.build import build_runtime
+from memfactory.build import build_runtime, training_data
 from memfactory.components import POLICY
 from memfactory.config import Resolved
 from memfactory.config.losses import LossOptions
@@ -31,7 +31,7 @@ from memfactory.policy.reference import Reference
 from memfactory.policy.weights import trainable
 from memfactory.rollout import rollout
 from memfactory.seeds import stream_seed
-from memfactory.types import Group, Message, Reply, Sampling, SamplingParams, Tokens
+from memfactory.types import Group, Message, Reply, Sampling, Tokens
 
 
 class PlainEngine:
@@ -117,7 +117,7 @@ class PlainSide:
         refuse_unknown(options)
         self.options, self.rows = options, rows
         stack = endless(build_runtime(resolved, training=True), 0.0)
-        assert stack.model is not None and stack.chat is not None and resolved.config.data.train is not None
+        assert stack.model is not None and stack.chat is not None
         self.chat = stack.chat
         self.dtype = compute_dtype(resolved.config.model, stack.model.device)
         if checkpointing:
@@ -133,7 +133,7 @@ class PlainSide:
         if spread:
             shorten(engine, spread)
         self.stack = replace(stack, engines={**stack.engines, POLICY: engine})
-        self.tasks = stack.tasks(resolved.config.data.train, resolved.base_dir)
+        self.tasks = training_data(resolved).tasks()
         self.seed = resolved.config.seed
         self.clock = Clock(stack.model.device)
         self.clock.watch(self.model)
@@ -155,7 +155,7 @@ class PlainSide:
         """The groups of a step without training on them."""
         options, count = self.options, self.options.prompts_per_step
         return rollout(
-            self.stack.sampler(SamplingParams(options.temperature, options.top_p, options.top_k)),
+            self.stack.sampler(options.sampling),
             self.stack.env,
             self.tasks[:count],
             group_size=options.group_size,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy
 
 from benchmarks.measure import Clock
-from memfactory.build import Runtime, build_runtime
+from memfactory.build import Runtime, build_runtime, training_data
 from memfactory.components import POLICY
 from memfactory.config import Resolved
 from memfactory.config.training import GrpoOptions
@@ -41,6 +41,9 @@ class QuietRun:
     def check(self) -> None:
         """Nobody interrupts it."""
 
+    def save_agent(self, folder: Path) -> None:
+        """Not wanted."""
+
 
 class ProductSide:
     """One training step after the other as `memfactory train` takes them."""
@@ -53,9 +56,10 @@ class ProductSide:
         self.stack = endless(build_runtime(resolved, training=True), spread)
         assert self.stack.model is not None and self.stack.chat is not None
         self.policy = Policy(self.stack.model, self.stack.chat, resolved.config.model, options)
-        self.trainer = GrpoTrainer(resolved, options, self.stack, self.policy, QuietRun(folder))
+        tasks = GrpoTrainer.read(options, training_data(resolved))
+        self.trainer = GrpoTrainer(options, self.stack, self.policy, tasks, QuietRun(folder))
         # The first weights that an engine is handed are not part of any step.
-        self.trainer.renew_engines()
+        self.trainer.sync_engines()
         self.clock = Clock(self.policy.device)
         self.groups: list[Group] = []
         self._attach()
@@ -78,8 +82,8 @@ class ProductSide:
         policy.update = timed("forward", policy.update)
         policy.accelerator.backward = timed("backward", policy.accelerator.backward)
         policy.optimizer.step = timed("optimizer", policy.optimizer.step)
-        trainer.rest_engines = timed("weights", trainer.rest_engines)
-        trainer.renew_engines = timed("weights", trainer.renew_engines)
+        trainer.sleep_engines = timed("weights", trainer.sleep_engines)
+        trainer.sync_engines = timed("weights", trainer.sync_engines)
 
     def step(self, number: int) -> None:
         """Take optimizer step `number`, counted from 1."""
@@ -87,7 +91,7 @@ class ProductSide:
         # Every step takes the same tasks, whatever came before.
         self.trainer.state = replace(self.trainer.state, cursor=0, step=number - 1)
         self.trainer.step(number)
-        self.trainer.renew_engines()
+        self.trainer.sync_engines()
 
     def sampled(self, number: int) -> list[Group]:
         """The groups of a step without training on them."""

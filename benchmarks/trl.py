@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from benchmarks.measure import Clock
-from memfactory.build import build_runtime
+from memfactory.build import build_runtime, training_data
 from memfactory.components import POLICY
 from memfactory.config import Resolved
 from memfactory.config.training import GrpoOptions
@@ -37,8 +37,8 @@ class TrlSide:
         if options.lora is not None or options.loss.weighting != "token" or options.loss.objective != "ppo":
             raise ConfigError("the side trl trains the whole model with objective ppo and weighting token")
         stack = build_runtime(resolved, training=True)
-        assert stack.model is not None and stack.chat is not None and resolved.config.data.train is not None
-        tasks = stack.tasks(resolved.config.data.train, resolved.base_dir)
+        assert stack.model is not None and stack.chat is not None
+        tasks = training_data(resolved).tasks()
         self._engine = stack.engines[POLICY]
         prompts = single_turns(stack, tasks[: options.prompts_per_step])
         # TRL loads its reference from where the policy came from.

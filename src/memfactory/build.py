@@ -7,11 +7,11 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 from memfactory.components import POLICY
 from memfactory.config import Resolved
-from memfactory.config.schema import AgentSpec, Component, RunConfig
+from memfactory.config.schema import AgentSpec, Component, DataConfig, RunConfig
 from memfactory.config.trained import trainer_options
 from memfactory.config.training import TrainerOptions
 from memfactory.dialogue import Agent, Module
@@ -45,58 +45,77 @@ if TYPE_CHECKING:
     from memfactory.model.chat import ChatFormat
 
 log = logging.getLogger("memfactory")
-T = TypeVar("T")
 
 
 class TaskReader:
-    """What was read in a run. Each dataset is read once: asked again for equal options and an equal environment, it
-    gives the same tasks.
+    """Reads each dataset of a run once: equal options and an equal environment give the same tasks again.
 
-    An environment's rewards do not matter for that, so that one without them can read before any engine is there.
+    An environment's rewards do not matter for that, so that one without them can read before any engine exists.
     """
 
     def __init__(self) -> None:
-        self._read: dict[tuple[str, ...], Any] = {}
-
-    def once(self, name: tuple[str, ...], read: Callable[[], T]) -> T:
-        """What `read` gives: read when `name` is asked for the first time, and then kept."""
-        if name not in self._read:
-            self._read[name] = read()
-        found: T = self._read[name]
-        return found
+        self._read: dict[tuple[str, ...], TaskSet] = {}
 
     def read(self, component: Component, env: Environment, base_dir: Path) -> TaskSet:
-        """The tasks of a configured dataset, and a message for every row that was left out."""
+        """The tasks of a configured dataset, with a message for every row that was left out."""
         reads = env.options.model_dump_json(exclude={"rewards", "steps"})
-        place = (component.name, component.options.model_dump_json(), ENVS.name_of(type(env)), reads, str(base_dir))
-        return self.once(place, lambda: build_tasks(component, env, base_dir))
+        key = (component.name, component.options.model_dump_json(), ENVS.name_of(type(env)), reads, str(base_dir))
+        if key not in self._read:
+            self._read[key] = build_tasks(component, env, base_dir)
+        return self._read[key]
+
+    def tasks(self, component: Component, env: Environment, base_dir: Path) -> tuple[Task, ...]:
+        """The tasks of a configured dataset. A warning counts the rows that were left out and quotes the first."""
+        tasks = self.read(component, env, base_dir)
+        if tasks.skipped:
+            first = "\n  ".join(tasks.skipped[:3])
+            log.warning("%d rows of %s were left out; the first:\n  %s", len(tasks.skipped), tasks.source, first)
+        for note in tasks.notes:
+            log.warning("%s: %s", tasks.source, note)
+        return tasks.tasks
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The configured training data and everything that is needed to read it, before any weights are loaded."""
+
+    data: DataConfig
+    env: Environment
+    model: ModelConfig
+    seed: int
+    base_dir: Path
+    reader: TaskReader = field(default_factory=TaskReader)
+
+    def tasks(self) -> tuple[Task, ...]:
+        """The tasks of `data.train`, as the environment reads them. Raises ConfigError without any."""
+        if self.data.train is None:
+            raise ConfigError("data.train: this trainer needs training tasks, but no dataset is named")
+        return self.reader.tasks(self.data.train, self.env, self.base_dir)
+
+
+def training_data(resolved: Resolved, reader: TaskReader | None = None) -> TrainingData:
+    """The training data of a run's config."""
+    config = resolved.config
+    env = reading_env(resolved)
+    return TrainingData(config.data, env, config.model, config.seed, resolved.base_dir, reader or TaskReader())
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """The live objects of a run. `model` and `chat` are None where the policy speaks through an API."""
+    """The live objects that episodes are played with, in training, evaluation and inference.
+
+    `sampling_params` holds those of every engine but the policy's. `model` and `chat` are None if an API
+    generates as the policy. `seed` is the run's.
+    """
 
     agent: Agent
     env: Environment
     engines: Mapping[str, Engine]
     sampling_params: Mapping[str, SamplingParams]
     codec: Codec
-    model: PreTrainedModel | None
-    chat: ChatFormat | None
-    reader: TaskReader = field(default_factory=TaskReader)
-
-    def tasks(self, component: Component, base_dir: Path) -> tuple[Task, ...]:
-        """The tasks of a dataset as the run's environment reads them, each dataset once.
-
-        A warning counts the rows that were left out (`skip_bad_rows`) and tells the first.
-        """
-        found = self.reader.read(component, self.env, base_dir)
-        if found.skipped:
-            told = "\n  ".join(found.skipped[:3])
-            log.warning("%d rows of %s were left out; the first:\n  %s", len(found.skipped), found.source, told)
-        for note in found.notes:
-            log.warning("%s: %s", found.source, note)
-        return found.tasks
+    model: PreTrainedModel | None = None
+    chat: ChatFormat | None = None
+    seed: int = 0
 
     def sampler(self, policy: SamplingParams) -> Sampler:
         """The agent over the engines; the policy samples with `policy`, every other engine as its config says."""
@@ -108,24 +127,20 @@ class Runtime:
 
     @property
     def frame(self) -> Callable[[Sequence[Role]], str] | None:
-        """What says what the policy's chat template puts around messages of such roles; None with an API."""
+        """Maps roles of messages to the text that the policy's chat template puts around them; None with an API."""
         return None if self.chat is None else self.chat.frame
 
     def close(self) -> None:
-        """Let every engine go."""
+        """Close every engine."""
         for engine in self.engines.values():
             engine.close()
 
 
-def build_runtime(
-    resolved: Resolved, *, training: bool, reader: TaskReader | None = None, replies: ReplyStore | None = None
-) -> Runtime:
-    """Everything that a run's config names, model loaded. `reader` is the one that has read its datasets already.
+def build_runtime(resolved: Resolved, *, training: bool, replies: ReplyStore | None = None) -> Runtime:
+    """Build everything that a run's config names, with its model loaded.
 
-    With `replies` the greedy replies of every engine whose weights stay are kept there: of the policy's too, unless it
-    is in `training`.
-
-    Raises ConfigError where the parts do not fit, such as training on an engine whose replies have no token ids.
+    `replies` caches the greedy replies of every engine whose weights are fixed, so the policy's too unless it is in
+    `training`. Raises ConfigError if the parts do not fit, such as training on an engine that returns no token ids.
     """
     config = resolved.config
     check_model_folders(config)
@@ -157,7 +172,7 @@ def build_runtime(
     engines = build_engines(config, model, chat, replies, policy_stays=replies is not None and not training)
     agent = build_agent(config.agent, codec, BankSource(config.memory))
     env = build_env(config.env, engines)
-    return Runtime(agent, env, engines, _sampling_params(config), codec, model, chat, reader or TaskReader())
+    return Runtime(agent, env, engines, _sampling_params(config), codec, model, chat, config.seed)
 
 
 def check_model_folders(config: RunConfig) -> None:

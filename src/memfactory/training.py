@@ -13,10 +13,12 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 
-from memfactory.build import Runtime, TaskReader, build_runtime, reading_env
+from memfactory.build import Runtime, build_runtime, training_data
 from memfactory.config import Resolved
+from memfactory.config.agent_file import write_agent_file
 from memfactory.config.strange_endpoints import endpoint_marks
-from memfactory.config.training import LoopOptions, TrainerOptions
+from memfactory.config.trained import trainer_options
+from memfactory.config.training import LoopOptions
 from memfactory.engines.replies import ReplyStore
 from memfactory.environment import describe_environment, process_rank
 from memfactory.errors import ConfigError, DataError
@@ -26,7 +28,7 @@ from memfactory.evaluation.results import DatasetResult, EvalHistory
 from memfactory.evaluation.settings import EvaluationSettings
 from memfactory.figures import draw_run
 from memfactory.files.atomic import set_aside, write_json, write_text
-from memfactory.plugins.boundary import made
+from memfactory.plugins.boundary import guarded, made
 from memfactory.plugins.loading import keep_copies
 from memfactory.plugins.trust import trust
 from memfactory.policy.policy import Policy
@@ -59,72 +61,84 @@ def run_training(resolved: Resolved, *, resume: str | None = None) -> Path:
     none), or the path of a run folder or checkpoint. Raises ConfigError where the folder and `resume` do not fit,
     `Interrupted` when the user stopped the run (its last whole step is saved).
     """
-    if resolved.config.train is None:
+    options = trainer_options(resolved.config)
+    if options is None:
         raise ConfigError("train: this config names no trainer; add for example `train: grpo_single_gpu`")
-    options = resolved.config.train.options
-    assert isinstance(options, LoopOptions)
-    # The first process alone chooses and holds the folder; the others ask it once they can talk to each other.
+    # The first process alone chooses and locks the folder; the others ask it once the processes can communicate.
     with watched_launcher(), open_run_folder(resolved, resume) if process_rank() == 0 else nullcontext() as place:
         return _run_in(place, resolved, options)
 
 
 def _run_in(own: RunFolder | None, resolved: Resolved, options: LoopOptions) -> Path:
-    """Train in the run folder that the first process holds."""
-    assert resolved.config.train is not None
-    # A row that cannot be used is told before minutes are spent on loading weights.
-    reader = TaskReader()
-    kind: type[Trainer] = TRAINERS.get(resolved.config.train.name)
-    kind.read(resolved, options, reader)
-    for component in resolved.config.data.eval.values():
-        reader.read(component, reading_env(resolved), resolved.base_dir)
+    """Train in the run folder that the first process has locked."""
+    name = resolved.config.trainer_name
+    kind: type[Trainer] = TRAINERS.get(name)
+    # Rows that cannot be used are reported before minutes are spent on loading weights.
+    data = training_data(resolved)
+    with guarded(kind, doing="in reading its data"):
+        tasks = kind.read(options, data)
+    held_out = {
+        title: data.reader.tasks(component, data.env, data.base_dir)
+        for title, component in resolved.config.data.eval.items()
+    }
     replies = ReplyStore()
-    stack = build_runtime(resolved, training=isinstance(options, TrainerOptions), reader=reader, replies=replies)
+    runtime = build_runtime(resolved, training=options.policy is not None, replies=replies)
     try:
         with naming_lost_process():
-            trained = _trained(resolved, options, stack)
+            trained = _trained(resolved, options, runtime)
             place = of_first_process(own) if trained.process_count > 1 else own
-        assert place is not None
-        run = LiveRun(resolved, place, stack, main=trained.process_index == 0, alone=trained.process_count == 1)
-        trainer = made(TRAINERS, resolved.config.train.name, resolved, options, stack, trained, run)
+        if place is None:
+            raise ConfigError("the first process has no run folder")
+        run = LiveRun(resolved, place, runtime, held_out, trained.process_index, trained.process_count)
+        trainer: Trainer = made(TRAINERS, name, options, runtime, trained, tasks, run)
         if place.checkpoint is not None:
             trainer.resume(place.checkpoint)
             if trainer.finished() and run.main:
-                log.warning("nothing is left to do after step %d; raise train.steps to go on", trainer.state.step)
+                log.warning("nothing is left to do after step %d; raise train.steps to continue", trainer.state.step)
         with run.open(trainer, resumed=place.checkpoint is not None), naming_lost_process():
             if run.main:
                 replies.keep_in(run.folder / REPLIES)
             trainer.train()
     finally:
         replies.close()
-        stack.close()
+        runtime.close()
         leave_processes()
     return place.folder
 
 
-def _trained(resolved: Resolved, options: LoopOptions, stack: Runtime) -> Trained:
-    """What the trainer trains: the language model, or the modules that learn by themselves."""
-    if not isinstance(options, TrainerOptions):
-        return Learners(stack.agent)
-    assert stack.model is not None and stack.chat is not None
-    policy = Policy(stack.model, stack.chat, resolved.config.model, options, seed=resolved.config.seed)
+def _trained(resolved: Resolved, options: LoopOptions, runtime: Runtime) -> Trained:
+    """The parameters in training: the language model's, or those of modules that learn by themselves."""
+    if options.policy is None:
+        return Learners(runtime.agent)
+    if runtime.model is None or runtime.chat is None:
+        raise ConfigError("engine: the policy is behind an API, so there are no weights to train")
+    policy = Policy(runtime.model, runtime.chat, resolved.config.model, options.policy, seed=runtime.seed)
     check_engine(policy.network, resolved.config.engine)
     return policy
 
 
 @dataclass
 class LiveRun:
-    """A run while it is going on; what a trainer sees of it is `trainers.base.Run`."""
+    """A run in progress; a trainer sees it as `trainers.base.Run`. `held_out` are the evaluation sets by name."""
 
     resolved: Resolved
     place: RunFolder
-    stack: Runtime
-    main: bool = True
-    alone: bool = True
+    runtime: Runtime
+    held_out: Mapping[str, tuple[Task, ...]] = field(default_factory=dict)
+    process_index: int = 0
+    process_count: int = 1
     interrupted: bool = False
     trackers: Trackers | None = None
     history: EvalHistory = field(default_factory=EvalHistory)
-    tasks: dict[str, tuple[Task, ...]] = field(default_factory=dict)
     cut: set[str] = field(default_factory=set)
+
+    @property
+    def main(self) -> bool:
+        return self.process_index == 0
+
+    @property
+    def alone(self) -> bool:
+        return self.process_count == 1
 
     @property
     def folder(self) -> Path:
@@ -132,17 +146,14 @@ class LiveRun:
 
     @contextmanager
     def open(self, trainer: Trainer, *, resumed: bool) -> Iterator[None]:
-        """Make the folder, start the trackers, catch Ctrl-C; close all of it however training ends."""
-        config = self.resolved.config
-        for name, component in config.data.eval.items():
-            self.tasks[name] = self.stack.tasks(component, self.resolved.base_dir)
+        """Prepare the folder, start the trackers, catch Ctrl-C; close all of it however training ends."""
         if not self.main:
             with self._signals():
                 yield
             return
         self._prepare_folder(trainer.state.step, resumed)
-        total = trainer.options.steps
-        self.trackers = Trackers(config.trackers, self.folder, self.resolved.values, total, trainer.state.step)
+        trackers, values = self.resolved.config.trackers, self.resolved.values
+        self.trackers = Trackers(trackers, self.folder, values, trainer.steps, trainer.state.step)
         state: State = "success"
         error: str | None = None
         try:
@@ -228,10 +239,10 @@ class LiveRun:
         limit = self.resolved.config.eval.limit
         settings = EvaluationSettings.from_config(self.resolved.config.eval)
         results = {}
-        for name, tasks in self.tasks.items():
+        for name, tasks in self.held_out.items():
             try:
                 on_progress = partial(self._progress, name)
-                results[name] = evaluate_tasks(self.stack, tasks[:limit], settings, on_progress=on_progress)
+                results[name] = evaluate_tasks(self.runtime, tasks[:limit], settings, on_progress=on_progress)
             except UnknownScores as error:
                 # Before the first step nothing is lost by stopping, and what is set up wrongly is best told then.
                 if step == 0:
@@ -245,10 +256,14 @@ class LiveRun:
 
     def _warn_of_cut(self, name: str, found: DatasetResult | None) -> None:
         """Say once of a held-out set that its texts are longer than what is read."""
-        cut = None if found is None else found.texts.warning(self.stack.agent.options_by_slot)
+        cut = None if found is None else found.texts.warning(self.runtime.agent.options_by_slot)
         if cut is not None and name not in self.cut:
             self.cut.add(name)
             log.warning("data.eval.%s: %s", name, cut)
+
+    def save_agent(self, folder: Path) -> None:
+        """Write memfactory.yaml, so that the weights are the same agent's wherever they are copied."""
+        write_agent_file(folder, self.resolved.values, self.resolved.base_dir)
 
     def log_evaluation(self, step: int) -> None:
         if self.trackers is not None:

@@ -279,11 +279,11 @@ def test_the_plan_counts_the_weights_of_helpers_once(tmp_path, small_model_path)
         p.numel() for p in load_model(ModelConfig(path=str(small_model_path)), training=False).parameters()
     )
     # Four bytes for the model that two names share, two for the one in half precision.
-    assert plan.memory["helpers' weights"] == 6 * parameters
+    assert plan.memory["frozen models"] == 6 * parameters
     # The policy is `tiny`, 5.4 MB; while they decode, the helper in float32 has a copy of its weights too.
     alone = make_plan(load_config(written(tmp_path, "{mirror: {kind: hf}}", more), ["agent.engine=policy"]))
     assert plan.memory["decoding"] - alone.memory["decoding"] == 4 * parameters
-    assert peak_bytes(plan.memory) - peak_bytes({**plan.memory, "helpers' weights": 0}) == 6 * parameters
+    assert peak_bytes(plan.memory) - peak_bytes({**plan.memory, "frozen models": 0}) == 6 * parameters
 
 
 def test_a_local_helper_serves_a_policy_that_speaks_through_an_api(tmp_path, small_model_path):

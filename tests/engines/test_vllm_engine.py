@@ -198,9 +198,9 @@ class Alternating(Trainer):
     version = 0
 
     def step(self, step):
-        for engine in {id(engine): engine for engine in self.stack.engines.values()}.values():
+        for engine in {id(engine): engine for engine in self.runtime.engines.values()}.values():
             engine.events.append("rollout")
-        self.rest_engines()
+        self.sleep_engines()
         self.version += step % 2
         return TrainState(step=step), {}
 
@@ -212,13 +212,12 @@ def test_a_trainer_hands_weights_over_when_they_have_changed_between_sleep_and_r
     one, shared = Holder(), Holder()
     assert isinstance(one, WeightHolder)
     engines = {"policy": shared, "helper": shared, "other": one}
-    resolved = SimpleNamespace(config=SimpleNamespace(seed=0))
     trained = SimpleNamespace(updates=0, process_index=0, in_any_process=bool, wait_for_everyone=lambda: None)
     run = SimpleNamespace(
         main=False, folder=tmp_path, check=lambda: None, log=lambda *a: None, evaluate=lambda *a: None
     )
     options = SimpleNamespace(eval_at_start=False, eval_at_end=False, eval_every=0, save_every=0, save_seconds=None)
-    trainer = Alternating(resolved, options, SimpleNamespace(engines=engines), trained, run)
+    trainer = Alternating(options, SimpleNamespace(engines=engines, seed=0), trained, (), run)
     trained.weights = lambda: SimpleNamespace(version=trainer.version)
     trainer.train()
     # The second step changes nothing, so the third rollout wakes the engine as it is.

@@ -13,6 +13,7 @@ from memfactory.model.loading import load_architecture
 from memfactory.model.options import ModelConfig
 from memfactory.plan.footprint import (
     Architecture,
+    Load,
     adapter_parameters,
     architecture,
     memory_by_component,
@@ -37,7 +38,7 @@ SMALL = Architecture(
 
 def memory(options, **changes):
     settings = {"dtype": "float32", "kv_tokens": 10, "micro_tokens": 5, "reference": False, "cuda": False, **changes}
-    return memory_by_component(SMALL, options, **settings)
+    return memory_by_component(SMALL, options, Load(**settings))
 
 
 @pytest.mark.parametrize(
@@ -62,12 +63,7 @@ def test_weights_that_decoding_copies_are_counted_within_their_limit_and_on_a_cp
     untied = memory_by_component(
         replace(SMALL, tied=False),
         TrainerOptions(),
-        dtype="float32",
-        kv_tokens=0,
-        micro_tokens=5,
-        reference=False,
-        cuda=False,
-        packed_limit=10_000,
+        Load("float32", kv_tokens=0, micro_tokens=5, reference=False, cuda=False, packed_limit=10_000),
     )
     assert untied["decoding"] == 4 * (1000 - 200)
     assert memory(TrainerOptions(), packed_limit=10_000, cuda=True)["decoding"] == 0
@@ -125,7 +121,7 @@ def test_adapters_alone_have_gradients_and_moments():
 
 
 def test_the_peak_is_that_of_the_largest_phase():
-    parts = {"weights": 1, "optimizer": 3, "reference": 4, "gradients": 2, "helpers' weights": 100}
+    parts = {"weights": 1, "optimizer": 3, "reference": 4, "gradients": 2, "frozen models": 100}
     training = {"stored activations": 20, "logits": 7, "a layer's backward pass": 9}
     found = phase_bytes({**parts, **training, "key-value cache": 50, "decoding": 5, "optimizer's workspace": 6})
     assert found == {"rollout": 108 + 55, "training pass": 108 + 2 + 20 + 9, "optimizer step": 108 + 2 + 6}

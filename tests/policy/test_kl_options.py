@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from memfactory.config.losses import LossOptions
 from memfactory.config.training import GrpoOptions, LoraOptions, TrainerOptions
 from memfactory.errors import MemFactoryError
-from memfactory.plan.footprint import Architecture, memory_by_component
+from memfactory.plan.footprint import Architecture, Load, memory_by_component
 from memfactory.policy.batch import TrainingTurn
 from memfactory.policy.kl_control import KlCoefficient
 from memfactory.policy.objective import LossInputs, token_losses
@@ -146,16 +146,8 @@ def test_the_plan_counts_what_a_moving_reference_holds() -> None:
 
     def planned(lora: LoraOptions | None = None, continued: bool = False, **loss: object) -> int:
         options: TrainerOptions = GrpoOptions(lora=lora, loss={"kl_coef": 0.1, **loss})
-        found = memory_by_component(
-            sizes,
-            options,
-            dtype="bfloat16",
-            kv_tokens=1,
-            micro_tokens=8,
-            reference=True,
-            cuda=True,
-            continued=continued,
-        )
+        load = Load("bfloat16", kv_tokens=1, micro_tokens=8, reference=True, cuda=True, continued=continued)
+        found = memory_by_component(sizes, options, load)
         return found["reference"]
 
     # 800 weights of two bytes and an embedding of 200 in float32; a moving average: 1,000 of four bytes.

@@ -8,17 +8,15 @@ import pytest
 import torch
 from test_grpo import SilentRun, weights_of
 
-from memfactory.build import build_runtime
 from memfactory.config import load_config
 from memfactory.config.training import GrpoOptions
+from memfactory.environment import process_rank
 from memfactory.envs.rewards.base import RewardFunction
 from memfactory.errors import ConfigError, MemFactoryError
 from memfactory.policy.batch import count, token_weights, training_turns
-from memfactory.policy.policy import Policy
 from memfactory.registry import REWARDS
 from memfactory.trainers.carried import group_from_json, group_json
 from memfactory.trainers.checkpoint import checkpoints
-from memfactory.trainers.grpo import GrpoTrainer
 from memfactory.types import (
     BankTrace,
     Event,
@@ -34,6 +32,7 @@ from memfactory.types import (
     Turn,
 )
 from processes import in_processes
+from small_trainer import grpo_trainer
 
 CONFIG = """
 model: {{path: {model}}}
@@ -79,12 +78,9 @@ def make(tmp_path, small_model_path):
 
     def trainer(*overrides, folder="run"):
         resolved = load_config(tmp_path / "run.yaml", overrides, command="train")
-        stack = build_runtime(resolved, training=True)
-        options = resolved.config.train.options
-        policy = Policy(stack.model, stack.chat, resolved.config.model, options, seed=0)
         run = SilentRun(tmp_path / folder)
-        run.main = policy.process_index == 0
-        return GrpoTrainer(resolved, options, stack, policy, run)
+        run.main = process_rank() == 0
+        return grpo_trainer(resolved, run)
 
     return trainer
 

@@ -5,14 +5,13 @@ import json
 import pytest
 import torch
 
-from memfactory.build import build_runtime
 from memfactory.config import load_config
 from memfactory.envs.rewards.base import RewardFunction
 from memfactory.errors import MemFactoryError
-from memfactory.policy.policy import Policy
 from memfactory.registry import REWARDS
-from memfactory.trainers.grpo import GrpoTrainer, gathered_metrics
+from memfactory.trainers.grpo import gathered_metrics
 from memfactory.types import Group, Reply, Reward, Task, Trajectory, Turn
+from small_trainer import grpo_trainer
 
 CONFIG = """
 model: {{path: {model}}}
@@ -80,6 +79,9 @@ class SilentRun:
     def status(self, text):
         pass
 
+    def save_agent(self, folder):
+        pass
+
     def check(self):
         pass
 
@@ -92,10 +94,7 @@ def make(tmp_path, small_model_path):
     def trainer(reward, *overrides):
         (tmp_path / "run.yaml").write_text(CONFIG.format(model=small_model_path, reward=reward))
         resolved = load_config(tmp_path / "run.yaml", overrides, command="train")
-        stack = build_runtime(resolved, training=True)
-        options = resolved.config.train.options
-        policy = Policy(stack.model, stack.chat, resolved.config.model, options, seed=0)
-        return GrpoTrainer(resolved, options, stack, policy, SilentRun(tmp_path / "run"))
+        return grpo_trainer(resolved, SilentRun(tmp_path / "run"))
 
     return trainer
 
@@ -106,10 +105,10 @@ def weights_of(trainer):
 
 def test_an_epoch_has_every_task_once_and_each_epoch_its_own_order(make):
     trainer = make("test_letters")
-    epochs = [[task.id for task in trainer.upcoming(start, 6)] for start in (0, 6, 12)]
+    epochs = [[task.id for task in trainer.tasks.upcoming(start, 6)] for start in (0, 6, 12)]
     assert [sorted(epoch) for epoch in epochs] == [sorted(task.id for task in trainer.tasks)] * 3
     assert epochs[0] != epochs[1] or epochs[1] != epochs[2]
-    across = [task.id for task in trainer.upcoming(4, 4)]
+    across = [task.id for task in trainer.tasks.upcoming(4, 4)]
     assert across == epochs[0][4:] + epochs[1][:2]
 
 
@@ -127,7 +126,7 @@ def test_with_require_variance_tasks_are_rolled_out_until_enough_groups_differ(m
     numbers = [int(group.task.question.split()[-1]) for group in groups]
     assert sum(number % 2 for number in numbers) == 3
     assert cursor == len(numbers) <= 6
-    assert sorted(numbers) == sorted(int(task.question.split()[-1]) for task in trainer.upcoming(0, cursor))
+    assert sorted(numbers) == sorted(int(task.question.split()[-1]) for task in trainer.tasks.upcoming(0, cursor))
 
 
 def test_valid_groups_end_the_run_and_cut_the_last_step_to_fit(make):

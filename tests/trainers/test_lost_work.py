@@ -40,7 +40,7 @@ def test_whatever_fails_the_whole_steps_are_kept(make, caplog, error):  # noqa: 
         trainer.train()
     assert error in (caught.value, caught.value.__cause__)
     assert [path.name for path in (trainer.run.folder / "checkpoints").iterdir()] == ["step-2"]
-    assert "step 2, the last whole one, is saved; --resume goes on from there" in caplog.text
+    assert "the state after step 2 is saved; --resume continues from there" in caplog.text
 
 
 def test_a_step_is_whole_also_where_its_metrics_cannot_be_logged(make, monkeypatch):  # noqa: F811

@@ -116,7 +116,7 @@ def test_recall_on_people_never_seen_rises_from_citations_alone(world, tmp_path,
 def test_a_run_whose_answers_cite_nothing_is_told_that_it_learnt_nothing(world, caplog):
     world.reply = lambda request: "I do not know."
     trained("train.steps=2", "train.eval_at_start=false", "train.eval_at_end=false")
-    assert "at step 2: retriever learnt nothing in this run" in caplog.text
+    assert "at step 2: retriever learned nothing in this run" in caplog.text
     assert "retriever/..." in caplog.text
 
 

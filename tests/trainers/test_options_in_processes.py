@@ -10,13 +10,12 @@ import pytest
 import torch
 from test_grpo import SilentRun, weights_of
 
-from memfactory.build import build_runtime
 from memfactory.config import load_config
+from memfactory.environment import process_rank
 from memfactory.envs.rewards.base import RewardFunction
-from memfactory.policy.policy import Policy
 from memfactory.registry import REWARDS
-from memfactory.trainers.grpo import GrpoTrainer
 from processes import in_processes
+from small_trainer import grpo_trainer
 
 CONFIG = """
 model: {{path: {model}}}
@@ -59,14 +58,13 @@ def train(tmp_path: Path, small_model_path: Path) -> Callable[[int, int, str], i
         path = tmp_path / f"{of}-{rank}.yaml"
         path.write_text(CONFIG.format(model=small_model_path, loss=LOSSES[loss]))
         resolved = load_config(path)
-        stack = build_runtime(resolved, training=True)
-        options = resolved.config.train.options
-        policy = Policy(stack.model, stack.chat, resolved.config.model, options, seed=0)
         run = SilentRun(tmp_path / f"run-{of}")
-        run.main = policy.process_index == 0
-        trainer = GrpoTrainer(resolved, options, stack, policy, run)
+        run.main = process_rank() == 0
+        trainer = grpo_trainer(resolved, run)
         trainer.train()
-        torch.save((policy.changes, policy.kl.value, weights_of(trainer)), tmp_path / f"{rank}-of-{of}.pt")
+        torch.save(
+            (trainer.policy.changes, trainer.policy.kl.value, weights_of(trainer)), tmp_path / f"{rank}-of-{of}.pt"
+        )
         return 0
 
     return work

@@ -7,7 +7,6 @@ import pytest
 from test_grpo import SilentRun, weights_of
 
 from chat_server import ChatServer, config_text, reading, rows, write_tokenizer
-from memfactory.build import build_runtime
 from memfactory.components import RewardOptions
 from memfactory.config import load_config
 from memfactory.config.schema import EvalConfig
@@ -29,14 +28,13 @@ from memfactory.inference import InferOptions, InferRequest, run_inference
 from memfactory.model.loading import load_chat, load_model
 from memfactory.model.options import ModelConfig
 from memfactory.play import Sampler, play
-from memfactory.policy.policy import Policy
 from memfactory.registry import REWARDS
 from memfactory.run_folder import RunFolder
-from memfactory.trainers.grpo import GrpoTrainer
 from memfactory.training import LiveRun
 from memfactory.transcripts import read_transcripts
 from memfactory.types import Message, Sampling, SamplingParams, Task
 from scripted_stack import scripted_stack
+from small_trainer import grpo_trainer
 
 # The small model's context is 2048 tokens, and "seven " is more than one of them.
 LONG = "seven " * 2100
@@ -156,10 +154,7 @@ def make(tmp_path, small_model_path):
 
     def trainer(*overrides):
         resolved = load_config(tmp_path / "run.yaml", overrides, command="train")
-        stack = build_runtime(resolved, training=True)
-        options = resolved.config.train.options
-        policy = Policy(stack.model, stack.chat, resolved.config.model, options, seed=0)
-        return GrpoTrainer(resolved, options, stack, policy, SilentRun(tmp_path / "run"))
+        return grpo_trainer(resolved, SilentRun(tmp_path / "run"))
 
     return trainer
 

@@ -11,7 +11,6 @@ import weakref
 import pytest
 import torch
 
-from memfactory.build import build_runtime
 from memfactory.config import load_config
 from memfactory.config.training import GrpoOptions
 from memfactory.engines.hf.engine import HfEngine
@@ -19,12 +18,11 @@ from memfactory.envs.rewards.base import RewardFunction
 from memfactory.errors import MemFactoryError
 from memfactory.files.checkpoints import checkpoints
 from memfactory.plan.plan import make_plan
-from memfactory.policy.policy import Policy
 from memfactory.registry import REWARDS
 from memfactory.trainers.base import Interrupted
 from memfactory.trainers.checkpoint import TrainState, save_checkpoint
-from memfactory.trainers.grpo import GrpoTrainer
 from small_policy import small_policy, some_turns
+from small_trainer import grpo_trainer
 
 CONFIG = """
 {plugins}
@@ -49,6 +47,7 @@ from types import SimpleNamespace
 
 from memfactory.envs.rewards.base import RewardFunction
 from memfactory.registry import REWARDS
+from small_trainer import grpo_trainer
 
 
 @REWARDS.register("review_vowels")
@@ -98,6 +97,9 @@ class StoppingRun:
     def status(self, text):
         pass
 
+    def save_agent(self, folder):
+        pass
+
     def check(self):
         if self.asked:
             raise Interrupted(str(self.folder))
@@ -118,10 +120,7 @@ def work(tmp_path, small_model_path):
 def make(work):
     def trainer(run, *overrides):
         resolved = load_config(work / "run.yaml", overrides, command="train")
-        stack = build_runtime(resolved, training=True)
-        options = resolved.config.train.options
-        policy = Policy(stack.model, stack.chat, resolved.config.model, options, seed=0)
-        return GrpoTrainer(resolved, options, stack, policy, run)
+        return grpo_trainer(resolved, run)
 
     return trainer
 

@@ -134,36 +134,39 @@ class Precision:
         return self.compute * (3 if recomputed else 2) * sizes.intermediate + 4 * sizes.hidden + converted
 
 
-def memory_by_component(
-    sizes: Architecture,
-    options: TrainerOptions,
-    *,
-    dtype: str,
-    kv_tokens: int,
-    micro_tokens: int,
-    reference: bool,
-    cuda: bool,
-    continued: bool = False,
-    prefixes_shared: bool = True,
-    fused_layers: bool = True,
-    packed_limit: int = 0,
-) -> dict[str, int]:
-    """Bytes by component, each at its own peak; `phase_bytes` says which of them are there together.
+@dataclass(frozen=True)
+class Load:
+    """The tokens that a run holds at one time, and how it computes.
 
-    `cuda` says whether the run is on a GPU, which `optimizer.kind: auto` and what is offloaded depend on. `kv_tokens`
-    are cached at one time during the rollout, `micro_tokens` go through one forward and backward pass. Without
-    `prefixes_shared` the engine masks its attention, for which keys and values of one layer are repeated. On a CPU it
-    copies up to `packed_limit` bytes of float32 weights.
+    `kv_tokens` are cached during the rollout, `micro_tokens` go through one forward and backward pass. `cuda`: the run
+    is on a GPU, which `optimizer.kind: auto` and offloading depend on. `continued`: the model has an adapter already.
+    Without `prefixes_shared` the engine masks its attention and repeats keys and values of one layer for it. A CPU
+    copies up to `packed_limit` bytes of float32 weights to decode from.
     """
-    n, width = sizes.parameters, BYTES[dtype]
+
+    dtype: str
+    kv_tokens: int
+    micro_tokens: int
+    reference: bool
+    cuda: bool
+    continued: bool = False
+    prefixes_shared: bool = True
+    fused_layers: bool = True
+    packed_limit: int = 0
+
+
+def memory_by_component(sizes: Architecture, options: TrainerOptions, load: Load) -> dict[str, int]:
+    """Bytes by component, each at its own peak; `phase_bytes` says which of them are present together."""
+    cuda, micro_tokens, kv_tokens = load.cuda, load.micro_tokens, load.kv_tokens
+    n, width = sizes.parameters, BYTES[load.dtype]
     lora = options.lora
     trained = n if lora is None else adapter_parameters(sizes, lora.rank)
-    precision = Precision(width, 4 if lora is not None else BYTES[options.masters], lora is not None, fused_layers)
+    precision = Precision(width, 4 if lora is not None else BYTES[options.masters], lora is not None, load.fused_layers)
     mixed = lora is None and precision.masters != width
     head = sizes.vocabulary * sizes.hidden
     matrix = sizes.hidden * max(sizes.intermediate, sizes.attention_width)
     # An adapter in another type keeps a copy of the product, so that computing it again would save nothing.
-    recomputed = fused_layers and not options.gradient_checkpointing and (lora is None or width == 4)
+    recomputed = load.fused_layers and not options.gradient_checkpointing and (lora is None or width == 4)
     layer = micro_tokens * precision.layer_bytes(sizes, recomputed=recomputed)
     working = micro_tokens * precision.working_bytes(sizes, recomputed=recomputed)
     if lora is None:
@@ -179,12 +182,13 @@ def memory_by_component(
         body = n - head * (1 if sizes.tied else 2)
         copies = width * (body // sizes.layers if options.gradient_checkpointing else body)
     chunk = min(options.logprob_chunk_tokens, micro_tokens)
-    repeated = 0 if prefixes_shared or sizes.kv_width == sizes.attention_width else 2 * width * sizes.attention_width
-    packed = packed_bytes(sizes, packed_limit) if not cuda and width == precision.masters == 4 else 0
+    repeats = not load.prefixes_shared and sizes.kv_width != sizes.attention_width
+    repeated = 2 * width * sizes.attention_width if repeats else 0
+    packed = packed_bytes(sizes, load.packed_limit) if not cuda and width == precision.masters == 4 else 0
     return {
         "weights": precision.masters * n if lora is None else width * n + 4 * trained,
         "optimizer": 0 if offloads(options, cuda=cuda) else moment_bytes(trained, options, cuda=cuda),
-        "reference": reference_bytes(sizes, options, width, trained, continued) if reference else 0,
+        "reference": reference_bytes(sizes, options, width, trained, load.continued) if load.reference else 0,
         "gradients": 4 * trained,
         "stored activations": stored,
         "weights as computed with": copies,
@@ -192,7 +196,7 @@ def memory_by_component(
         "logits": chunk * logit_bytes(sizes, options, width) + (width * head if mixed else 0),
         "the head's gradient": 4 * head if lora is None else 0,
         "optimizer's workspace": workspace_bytes(sizes, options, cuda=cuda),
-        "key-value cache": sizes.kv_bytes(dtype) * kv_tokens,
+        "key-value cache": sizes.kv_bytes(load.dtype) * kv_tokens,
         "decoding": repeated * kv_tokens + packed,
     }
 

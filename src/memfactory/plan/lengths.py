@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from itertools import accumulate
 from statistics import fmean
 
-from memfactory.build import build_agent, build_env, build_tasks
+from memfactory.build import TrainingData, build_agent
 from memfactory.components import POLICY
 from memfactory.config import Resolved
 from memfactory.engines.scripted import ScriptedEngine
 from memfactory.episode import Episode
-from memfactory.errors import ConfigError, MemFactoryError
+from memfactory.errors import ConfigError
 from memfactory.formats.render import whole
 from memfactory.model.loading import load_chat
 from memfactory.model.options import ModelConfig
@@ -29,9 +29,10 @@ _STAND_IN = re.compile(r"\[reply of (\d+) tokens\]")
 
 @dataclass(frozen=True)
 class Lengths:
-    """Turns of one trajectory at the longest replies: (prompt tokens, reply tokens) of each, averaged over tasks.
+    """Turns per trajectory with the longest replies, and mean tokens of their prompts and replies.
 
-    `texts` says how much of the tasks' texts is read, `cut` what there is to be said of it.
+    `longest` is the largest sum of both. `trained` are steps of modules, `frozen` modules with their engines. `texts`
+    counts how much of the tasks' texts is read; `cut` warns if that is not all.
     """
 
     turns: float
@@ -39,27 +40,32 @@ class Lengths:
     reply: float
     longest: int
     trained: tuple[str, ...]
-    helpers: tuple[str, ...]
+    frozen: tuple[str, ...]
     texts: TextsRead
     cut: str | None
 
+    def rows(self) -> list[tuple[str, str]]:
+        """What a plan shows of the lengths."""
+        rows = [
+            ("trained steps of modules", ", ".join(self.trained) or "none"),
+            ("turns per trajectory", f"{self.turns:.1f}"),
+            ("tokens per conversation", f"prompt {self.prompt:,.0f}, reply at most {self.reply:,.0f}"),
+        ]
+        if self.texts.texts:
+            total = self.texts.read + self.texts.dropped
+            left_out = f"{self.texts.dropped:,} of {total:,} tokens" if self.texts.cut else "nothing"
+            rows.append((f"left out of the first {self.texts.texts} texts", left_out))
+        if self.frozen:
+            rows.append(("frozen modules", ", ".join(self.frozen)))
+        return rows
 
-def longest_lengths(resolved: Resolved, problems: list[str], warnings: list[str]) -> Lengths | None:
+
+def longest_lengths(resolved: Resolved, data: TrainingData, warnings: list[str]) -> Lengths:
     """Play the agent over the first training tasks with replies of the longest allowed length.
 
-    None where that cannot be done; why is added to `problems`.
+    Raises MemFactoryError if that is impossible.
     """
-    config = resolved.config
-    try:
-        codec = _codec(config.model, warnings)
-        env = build_env(config.env, {name: _longest() for name in config.engines})
-        if config.data.train is None:
-            raise ConfigError("data.train: no training data is named")
-        tasks = build_tasks(config.data.train, env, resolved.base_dir).tasks
-        return _play_longest(resolved, codec, _sample(tasks))
-    except MemFactoryError as error:
-        problems.append(str(error))
-        return None
+    return _play_longest(resolved, _codec(resolved.config.model, warnings), _sample(data.tasks()))
 
 
 def _codec(model: ModelConfig, warnings: list[str]) -> Codec:
@@ -71,27 +77,23 @@ def _codec(model: ModelConfig, warnings: list[str]) -> Codec:
 
 
 def _sample(tasks: Sequence[Task]) -> list[Task]:
-    """The first tasks, one at least, that can be played in little time."""
+    """The first tasks, at least one, that can be played within seconds."""
     ends = accumulate(len(whole(task)) for task in tasks[:SAMPLED_TASKS])
     return [task for task, end in zip(tasks, ends, strict=False) if task is tasks[0] or end <= SAMPLED_CHARACTERS]
 
 
 def _stand_in(tokens: int) -> str:
-    """What stands for a reply of so many tokens, whatever an agent puts it into: it takes no longer for longer ones."""
+    """A short text in place of a reply of so many tokens, in whatever prompt an agent inserts it."""
     return f"[reply of {tokens} tokens]"
 
 
 def prompt_tokens(messages: Sequence[Message], codec: Codec) -> int:
-    """The tokens of a prompt in which replies of the longest length are stood in for."""
+    """The tokens of a prompt, counting stand-ins at the length of the replies they represent."""
     count = 0
     for message in messages:
-        replies = [int(found) for found in _STAND_IN.findall(message.content)]
+        replies = [int(tokens) for tokens in _STAND_IN.findall(message.content)]
         count += len(codec.offsets(_STAND_IN.sub("", message.content))) + sum(replies) + 5
     return count
-
-
-def _longest() -> ScriptedEngine:
-    return ScriptedEngine(lambda messages, sampling: _stand_in(sampling.max_tokens))
 
 
 def _play_longest(resolved: Resolved, codec: Codec, tasks: Sequence[Task]) -> Lengths:
@@ -112,7 +114,7 @@ def _play_longest(resolved: Resolved, codec: Codec, tasks: Sequence[Task]) -> Le
         if module.options.interface != "inference"
         for step in module.steps
     ]
-    helpers = [
+    frozen = [
         f"{slot} ({module.options.engine})"
         for slot, module in agent.modules.items()
         if module.options.interface == "inference"
@@ -126,5 +128,5 @@ def _play_longest(resolved: Resolved, codec: Codec, tasks: Sequence[Task]) -> Le
         reply=fmean(longest for _, longest in lengths),
         longest=max(prompt + longest for prompt, longest in lengths),
         trained=tuple(trained),
-        helpers=tuple(helpers),
+        frozen=tuple(frozen),
     )

@@ -1,4 +1,4 @@
-"""`memfactory train --dry-run`: what a run will do and take, before any weight is loaded."""
+"""`memfactory train --dry-run`: the work and the memory of a run, before any weights are loaded."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from memfactory.config import Resolved
-from memfactory.config.training import GrpoOptions, LoopOptions, LoraOptions, OnlineOptions, SftOptions, TrainerOptions
-from memfactory.dialogue import LearningModule
+from memfactory.config.trained import trainer_options
+from memfactory.config.training import LoraOptions, TrainerOptions
 from memfactory.engines.options import EngineConfig, HfEngineConfig
 from memfactory.environment import memory_bytes
 from memfactory.errors import ConfigError
@@ -28,22 +28,25 @@ from memfactory.plan.footprint import (
     phase_bytes,
     phase_components,
 )
-from memfactory.plan.lengths import Lengths, longest_lengths
 from memfactory.plan.memory import Device, architecture_of, compute_type, planned_memory
-from memfactory.policy.conversations import planned_conversations
-from memfactory.registry import MODULES
+from memfactory.plan.work import Forecast, Row, Work
+from memfactory.plugins.boundary import guarded
+from memfactory.registry import MODULES, TRAINERS
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 GIB = 2**30
 # A GPU's driver, and the gaps that an allocator leaves.
-SPARE_SHARE = 0.06
+SPARE_FRACTION = 0.06
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will do (`work`) and take (`memory`, bytes). `problems` make it impossible; `warnings` do not."""
+    """The work of a run as rows of a table, and its memory in bytes by component.
+
+    `problems` make the run impossible; `warnings` do not.
+    """
 
     title: str
     work: tuple[tuple[str, str], ...]
@@ -74,72 +77,76 @@ class Plan:
             for phase, size in phase_bytes(self.memory).items():
                 held = f"{size / GIB:,.2f} of {self.capacity / GIB:,.2f}"
                 memory.add_row(Text(f"peak of the {phase}"), Text(held), style="bold")
-            parts += [memory, Text(f"What takes most: {self.most()}")]
+            parts += [memory, Text(f"Largest: {self.most()}")]
         parts += [Text(f"warning: {text}", style="yellow") for text in self.warnings]
         parts += [Text(f"impossible: {text}", style="bold red") for text in self.problems]
         return Group(*parts)
 
     def most(self) -> str:
-        """The phase with the largest peak, and its three largest components with their shares of it."""
+        """The phase with the largest peak, and its three largest components as percentages of it."""
         peaks = phase_bytes(self.memory)
         phase = max(peaks, key=lambda name: peaks[name])
-        there = phase_components(self.memory)[phase]
-        largest = sorted(there, key=lambda name: -there[name])[:3]
-        return f"the {phase}, " + ", ".join(f"{name} {there[name] / peaks[phase]:.0%}" for name in largest)
+        present = phase_components(self.memory)[phase]
+        largest = sorted(present, key=lambda name: -present[name])[:3]
+        return f"the {phase}, " + ", ".join(f"{name} {present[name] / peaks[phase]:.0%}" for name in largest)
 
 
 def make_plan(resolved: Resolved, device: Device | None = None) -> Plan:
-    """The plan of a training run; what makes it impossible is in its `problems`, not raised.
+    """The plan of a training run. Reasons why it is impossible are in its `problems`, not raised.
 
-    `device` is what it is planned for; None: what the config's `model.device` stands for on this machine.
+    `device` is the machine to plan for; None: the config's `model.device` on this machine.
     """
-    config = resolved.config
-    if config.train is None or not isinstance(config.train.options, LoopOptions):
+    config, options = resolved.config, trainer_options(resolved.config)
+    if options is None:
         raise ConfigError("train: this config names no trainer")
-    options = config.train.options
-    if not isinstance(options, TrainerOptions):
-        return _plan_of_modules(resolved, options)
-    problems: list[str] = []
-    warnings: list[str] = []
-    work = [("model", config.model.path), ("trainer", config.train.name)]
-    work += [("agent", config.agent.name)] if options.plays else []
+    forecast = Forecast(resolved)
+    trainer = TRAINERS.get(config.trainer_name)
+    with guarded(trainer, doing="in planning"):
+        work: Work = trainer.plan(options, forecast)
+    rows: list[Row] = [("trainer", config.trainer_name)]
+    rows += [("agent", config.agent.name)] if options.plays else []
+    if options.policy is None:
+        slots = [slot for slot, module in config.agent.modules.items() if MODULES.get(module.name).learns_itself]
+        rows = [("model", f"{config.model.path}, not trained"), *rows, ("trained modules", ", ".join(slots) or "none")]
+        rows.append(("steps", f"{work.steps:,}"))
+        problems, warnings = tuple(forecast.problems), tuple(forecast.warnings)
+        return Plan(f"Plan of {resolved.name}", (*rows, *work.rows), problems=problems, warnings=warnings)
+    rows = [("model", config.model.path), *rows, ("optimizer steps", f"{work.steps:,}" if work.steps else "unknown")]
+    return _plan_of_policy(forecast, options.policy, work, [*rows, *work.rows], device)
+
+
+def _plan_of_policy(
+    forecast: Forecast, options: TrainerOptions, work: Work, rows: list[Row], device: Device | None
+) -> Plan:
+    """The plan of a run that trains the language model, with its memory."""
+    resolved, problems, warnings = forecast.resolved, forecast.problems, forecast.warnings
+    config = resolved.config
+    title = f"Plan of {resolved.name}"
     sizes = architecture_of(config.model, problems)
-    lengths = None
-    if isinstance(options, SftOptions):
-        options, learnt = planned_conversations(resolved, options, problems)
-        work += learnt
-    work.append(("optimizer steps", f"{options.steps:,}" if options.steps else "unknown"))
-    if isinstance(options, GrpoOptions):
-        lengths = longest_lengths(resolved, problems, warnings)
-    if lengths is not None and isinstance(options, GrpoOptions):
-        work += _grpo_work(options, lengths)
-        warnings += [] if lengths.cut is None else [f"of the first training tasks {lengths.cut}"]
-        if sizes is not None and lengths.longest > sizes.max_positions:
-            problems.append(
-                f"a conversation of {lengths.longest:,} tokens (prompt and longest reply) does not fit the model's "
-                f"{sizes.max_positions:,} positions; lower the agent's chunk or reply lengths"
-            )
-        if not lengths.trained:
-            problems.append("no module is trained: every one has interface: inference")
     if sizes is None:
-        return Plan(_title(resolved), tuple(work), problems=tuple(problems), warnings=tuple(warnings))
-    options = _as_trained(config.model, options, problems)
-    # What this machine's memory and disk lack is no problem of a run that is planned for another.
+        return Plan(title, tuple(rows), problems=tuple(problems), warnings=tuple(warnings))
+    if work.longest > sizes.max_positions:
+        problems.append(
+            f"a conversation of {work.longest:,} tokens (prompt and longest reply) does not fit the model's "
+            f"{sizes.max_positions:,} positions; lower the agent's chunk or reply lengths"
+        )
+    options = _with_adapter(config.model, options, problems)
+    # A lack of this machine's memory or disk is no problem of a run that is planned for another.
     lacking = problems if device is None else warnings
     device = device or device_of(config.model)
     dtype = compute_type(config.model, cuda=device.cuda)
-    memory = planned_memory(resolved, options, sizes, lengths, device, problems)
+    memory = planned_memory(resolved, options, sizes, work.longest, device, problems)
     trained = sizes.parameters if options.lora is None else adapter_parameters(sizes, options.lora.rank)
     moments = moment_bytes(trained, options, cuda=device.cuda)
-    work += _parameter_work(sizes, options, dtype, moments, device)
-    _judge_memory(memory, device, _savings(options, resolved.config.engine, device), problems, warnings)
+    rows += _parameter_rows(sizes, options, dtype, moments, device)
+    _judge_memory(memory, device, _savings(options, config.engine, device), problems, warnings)
     if offloads(options, cuda=device.cuda):
         lacking += _host(moments)
     lacking += _disk(options, (4 if options.lora else BYTES[options.masters]) * trained + moments)
-    return Plan(_title(resolved), tuple(work), memory, device.name, device.capacity, tuple(problems), tuple(warnings))
+    return Plan(title, tuple(rows), memory, device.name, device.capacity, tuple(problems), tuple(warnings))
 
 
-def _parameter_work(
+def _parameter_rows(
     sizes: Architecture, options: TrainerOptions, dtype: str, moments: int, device: Device
 ) -> list[tuple[str, str]]:
     kind = options.optimizer.kind_on(cuda=device.cuda, stochastic=options.stochastic)
@@ -150,13 +157,13 @@ def _parameter_work(
 
 
 def _savings(options: TrainerOptions, engine: EngineConfig, device: Device) -> str:
-    """What would take less memory and is not on yet."""
-    kind, whole = options.optimizer.kind_on(cuda=device.cuda, stochastic=options.stochastic), options.lora is None
-    steps = ["train.lora"] if whole else []
+    """The settings that would take less memory and are off."""
+    kind, full = options.optimizer.kind_on(cuda=device.cuda, stochastic=options.stochastic), options.lora is None
+    steps = ["train.lora"] if full else []
     if device.cuda and kind == "adamw":
-        offload = " or adamw_offload" if whole else ""
+        offload = " or adamw_offload" if full else ""
         steps.append(f"train.optimizer.kind=adamw_8bit{'_torchao' if options.stochastic else ''}{offload}")
-    if whole and not options.stochastic:
+    if full and not options.stochastic:
         steps.append("train.master_weights=bfloat16_stochastic")
     if not options.gradient_checkpointing:
         steps.append("train.gradient_checkpointing=true")
@@ -167,40 +174,24 @@ def _savings(options: TrainerOptions, engine: EngineConfig, device: Device) -> s
 def _judge_memory(
     memory: dict[str, int], device: Device, savings: str, problems: list[str], warnings: list[str]
 ) -> None:
-    """Note where the peak is beyond the device's memory, or so near it that the gaps of an allocator decide."""
+    """A peak beyond the device's memory is a problem; one so near it that fragmentation decides is a warning."""
     peak = peak_bytes(memory)
     if peak > device.capacity:
         problems.append(
             f"about {peak / GIB:.1f} GiB are needed, but {device.name} has {device.capacity / GIB:.1f} GiB; "
             f"use {savings}"
         )
-    elif device.cuda and peak > (1 - SPARE_SHARE) * device.capacity:
+    elif device.cuda and peak > (1 - SPARE_FRACTION) * device.capacity:
         warnings.append(
-            f"the peak leaves less than {SPARE_SHARE:.0%} of {device.name} to its driver and to the gaps between "
+            f"the peak leaves less than {SPARE_FRACTION:.0%} of {device.name} to its driver and to the gaps between "
             "allocations; a run may have to halve train.micro_batch_tokens, or fail"
         )
 
 
-def _plan_of_modules(resolved: Resolved, options: LoopOptions) -> Plan:
-    """The plan of a run that leaves the language model as it is."""
-    config = resolved.config
-    slots = [slot for slot, one in config.agent.modules.items() if issubclass(MODULES.get(one.name), LearningModule)]
-    work = [("model", f"{config.model.path}, not trained"), ("trainer", config.train.name if config.train else "")]
-    work += [("agent", config.agent.name), ("trained modules", ", ".join(slots) or "none")]
-    work.append(("steps", f"{options.steps:,}"))
-    if isinstance(options, OnlineOptions):
-        work.append(("attempts", f"{options.batch_size} a step, {options.steps * options.batch_size:,} in all"))
-    return Plan(_title(resolved), tuple(work))
+def _with_adapter(model: ModelConfig, options: TrainerOptions, problems: list[str]) -> TrainerOptions:
+    """The options with the adapter that `model` already has, which is trained further; unchanged without one.
 
-
-def _title(resolved: Resolved) -> str:
-    return f"Plan of {resolved.name}"
-
-
-def _as_trained(model: ModelConfig, options: TrainerOptions, problems: list[str]) -> TrainerOptions:
-    """The options with the adapter that `model` already carries, where it does: then that is what goes on training.
-
-    Kinds of adapters without a rank are planned for as LoRA of the usual one.
+    An adapter without a rank is planned for as LoRA of the default rank.
     """
     _, adapter = places(model)
     if adapter is None:
@@ -213,31 +204,6 @@ def _as_trained(model: ModelConfig, options: TrainerOptions, problems: list[str]
         described = {}
     rank = described.get("r") if isinstance(described, dict) else None
     return options.model_copy(update={"lora": LoraOptions(rank=rank) if isinstance(rank, int) else LoraOptions()})
-
-
-def _grpo_work(options: GrpoOptions, lengths: Lengths) -> list[tuple[str, str]]:
-    prompts, group = options.prompts_per_step, options.group_size
-    trajectories = prompts * group
-    conversations = trajectories * lengths.turns
-    tokens = conversations * (lengths.prompt + lengths.reply)
-    rows = [
-        ("trained steps of modules", ", ".join(lengths.trained) or "none"),
-        ("prompts x group size", f"{prompts} x {group} = {trajectories:,} trajectories per rollout"),
-        ("optimizer steps per rollout", str(options.minibatches * options.epochs)),
-        ("turns per trajectory", f"{lengths.turns:.1f}"),
-        ("conversations per optimizer step", f"{conversations / options.minibatches:,.0f}"),
-        ("tokens per conversation", f"prompt {lengths.prompt:,.0f}, reply at most {lengths.reply:,.0f}"),
-        ("tokens per optimizer step", f"at most {tokens / options.minibatches:,.0f}"),
-    ]
-    if lengths.texts.texts:
-        texts = lengths.texts
-        left_out = f"{texts.dropped:,} of {texts.read + texts.dropped:,} tokens" if texts.cut else "nothing"
-        rows.append((f"left out of the first {texts.texts} texts", left_out))
-    if lengths.helpers:
-        rows.append(("frozen helpers asked", ", ".join(lengths.helpers)))
-    if options.valid_groups is not None:
-        rows.append(("ends after", f"{options.valid_groups} groups whose rewards differ"))
-    return rows
 
 
 def device_of(model: ModelConfig) -> Device:

@@ -1,7 +1,7 @@
-"""What every trainer shares: the loop over optimizer steps, evaluation and checkpoints when due, a clean stop.
+"""The loop of every trainer: optimizer steps, evaluation and checkpoints when due, a clean stop.
 
-A trainer knows how to take one step. Where metrics go, how held-out tasks are evaluated and whether the user wants to
-stop is the run's business, which it is handed as a `Run`.
+A trainer takes one step at a time. Logging, evaluation and the user's wish to stop belong to the run around it, which
+the trainer sees as a `Run`.
 """
 
 from __future__ import annotations
@@ -14,55 +14,64 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Generic, Protocol
 
 import torch
+from typing_extensions import TypeVar
 
-from memfactory.build import Runtime, TaskReader, reading_env
-from memfactory.config import Resolved
-from memfactory.config.agent_file import write_agent_file
+from memfactory.build import Runtime, TrainingData
 from memfactory.config.training import LoopOptions
 from memfactory.engines.base import WeightHolder, Weights
 from memfactory.errors import ConfigError
 from memfactory.files.atomic import PARTIAL
 from memfactory.files.folders import atomic_folder
+from memfactory.plan.work import Forecast, Work
 from memfactory.plugins.boundary import guarded
+from memfactory.policy.policy import Policy
+from memfactory.registry import Component
 from memfactory.rollout import TextsRead
 from memfactory.seeds import stream_seed
 from memfactory.trainers.checkpoint import TrainState, load_state, save_checkpoint
+from memfactory.trainers.order import TrainingTasks
 
 log = logging.getLogger("memfactory")
 
 
 class Interrupted(Exception):
-    """The user wants the run to stop; the state of the last whole step is intact."""
+    """The user stops the run; the state of the last whole step is intact."""
 
 
 class Run(Protocol):
-    """What a trainer needs of the run around it. On processes other than the main one only `check` does anything."""
+    """The run around a trainer. On processes other than the main one only `check` does anything."""
 
     main: bool
 
     @property
     def folder(self) -> Path: ...
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Send the metrics of a step to the trackers."""
+        ...
 
     def evaluate(self, step: int) -> None:
-        """Evaluate the held-out tasks and keep the result under `step`."""
+        """Evaluate the held-out tasks and record the result under `step`."""
         ...
 
     def status(self, text: str) -> None:
-        """What is going on right now, for the progress display."""
+        """Show on the progress display that the run is `text`, such as "training"."""
         ...
 
     def check(self) -> None:
-        """Raise Interrupted when the user has asked this process to stop."""
+        """Raise Interrupted if the user has asked this process to stop."""
+        ...
+
+    def save_agent(self, folder: Path) -> None:
+        """Write memfactory.yaml, the description of the agent, beside weights in `folder`."""
         ...
 
 
 class Trained(Protocol):
-    """What a run trains: the policy, or modules with parameters of their own. `updates` counts its changes."""
+    """The parameters in training: the policy, or modules with parameters of their own. `updates` counts updates."""
 
     @property
     def process_index(self) -> int: ...
@@ -76,120 +85,150 @@ class Trained(Protocol):
     def wait_for_everyone(self) -> None: ...
 
     def in_any_process(self, holds: bool) -> bool:
-        """Whether `holds` is true in one of the processes at least. Every process must call it."""
+        """Whether `holds` is true in at least one process. Every process must call it."""
         ...
 
     def weights(self) -> Weights | None:
-        """The language model's weights for engines that keep a copy; None: training does not change them."""
+        """The language model's weights, for engines with a copy of their own; None: training leaves them alone."""
         ...
 
     def save_masters(self, folder: Path) -> None:
-        """Write what is trained exactly as it is."""
+        """Write the parameters exactly as they are."""
         ...
 
     def save_pretrained(self, folder: Path) -> None:
-        """Write what is trained as it is used afterwards."""
+        """Write the parameters as they are used after training."""
         ...
 
     def optimizer_state(self) -> dict[str, object]:
-        """All else that the next step depends on."""
+        """Everything else that the next update depends on."""
         ...
 
     def load(self, folder: Path, optimizer: Mapping[str, Any]) -> None:
-        """Go back to what `save_masters` wrote to `folder` and to the state that `optimizer_state` gave."""
+        """Restore the files of `save_masters` in `folder`, and the state of `optimizer_state`."""
         ...
 
 
-class Trainer(ABC):
-    """One optimizer step after the other until `finished`."""
+LoopT = TypeVar("LoopT", bound=LoopOptions, default=LoopOptions)
+TrainedT = TypeVar("TrainedT", bound=Trained, default=Policy)
+DataT = TypeVar("DataT", default=TrainingTasks)
 
-    def __init__(self, resolved: Resolved, options: LoopOptions, stack: Runtime, trained: Trained, run: Run) -> None:
-        self.resolved = resolved
-        self.config = resolved.config
+
+class Trainer(Component[LoopT], Generic[LoopT, TrainedT, DataT], ABC):
+    """Takes one optimizer step after the other until `finished`.
+
+    The type arguments are the options, then the parameters in training (default: the policy) and the training data
+    (default: tasks). A trainer receives the live objects of the run, never its config::
+
+        @TRAINERS.register("best_of")
+        class BestOf(Trainer[BestOfOptions]):
+            def step(self, step: int) -> tuple[TrainState, dict[str, float]]:
+                task = self.tasks.at(self.state.cursor)
+                ...
+                measured = self.trained.update(turns)
+                return replace(self.state, step=step, cursor=self.state.cursor + 1), measured
+    """
+
+    Options: ClassVar[type[LoopOptions]] = LoopOptions
+
+    def __init__(self, options: LoopT, runtime: Runtime, trained: TrainedT, tasks: DataT, run: Run) -> None:
         self.options = options
-        self.stack = stack
+        self.runtime = runtime
         self.trained = trained
+        self.tasks = tasks
         self.run = run
         self.state = TrainState()
         self._saved_at = time.monotonic()
         self._saved_step = 0
-        self._told_of_cut = False
-        # How often what is trained had changed after the last whole step.
+        self._warned_of_cut = False
+        # Updates after the last whole step.
         self._whole = trained.updates
         # The version of the weights that each engine with a copy has.
-        self._handed: dict[int, int] = {}
+        self._synced: dict[int, int] = {}
 
-    @staticmethod
-    def read(resolved: Resolved, options: Any, reader: TaskReader) -> object:
-        """Read what is trained on, once in a run and before any weight is loaded: the tasks under `data.train`.
+    @classmethod
+    def read(cls, options: LoopT, data: TrainingData) -> DataT:
+        """Read the training data, once in a run and before any weights are loaded.
 
         Raises DataError that names the rows that cannot be used.
         """
-        data = resolved.config.data.train
-        return None if data is None else reader.read(data, reading_env(resolved), resolved.base_dir)
+        tasks: Any = TrainingTasks(data.tasks(), data.seed, data.data.shuffle)
+        return tasks
+
+    @classmethod
+    def plan(cls, options: LoopT, forecast: Forecast) -> Work:
+        """The trainer's part of `--dry-run`, from options alone: no weights are loaded."""
+        if options.policy is None or not options.plays:
+            return Work(options.steps)
+        return forecast.played(options.steps)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run, as far as known."""
+        return self.options.steps
 
     @abstractmethod
     def step(self, step: int) -> tuple[TrainState, dict[str, float]]:
-        """Take optimizer step number `step`; the state after it and its metrics."""
+        """Take optimizer step number `step`; return the state after it and its metrics."""
 
-    @abstractmethod
     def finished(self) -> bool:
-        """Whether `self.state` is the end of training."""
+        """Whether training has ended at `self.state`."""
+        return self.state.step >= self.options.steps
 
     def conclude(self) -> None:
-        """Say what is to be said of the run once it has come to its end."""
+        """Warn of anything that the finished run shows, such as that nothing was learned."""
         return
 
     def save_more(self, folder: Path) -> None:
-        """Write what else the next step of this trainer depends on to a checkpoint's folder; `resume` reads it."""
+        """Write further state that the next step depends on to a checkpoint's folder; `resume` reads it."""
         return
 
     def resume(self, checkpoint: Path) -> None:
-        """Go back to `checkpoint`: what is trained, random generators, cursor, step."""
+        """Restore `checkpoint`: parameters, optimizer, random generators, cursor and step."""
         own = self.state.data
         self.state, optimizer = load_state(checkpoint)
         if own and self.state.data and own != self.state.data:
             raise ConfigError(
-                f"the training data is not what it was when {checkpoint} was saved (its rows' digest was "
-                f"{self.state.data}, now it is {own}), and the order in which rows are gone through depends on all of "
-                f"them. Put the data back, or start a new run from these weights: model.path={checkpoint}"
+                f"the training data has changed since {checkpoint} was saved (the digest of its rows was "
+                f"{self.state.data}, now it is {own}), and the order of rows depends on all of them. Restore the data, "
+                f"or start a new run from these weights: model.path={checkpoint}"
             )
         self.trained.load(checkpoint, optimizer)
         self._saved_step = self.state.step
 
     def warn_of_cut(self, step: int, texts: TextsRead) -> None:
-        """Say once in a run that texts are longer than what is read of them."""
-        cut = texts.warning(self.stack.agent.options_by_slot)
-        if cut is not None and self.run.main and not self._told_of_cut:
-            self._told_of_cut = True
-            log.warning("step %d: %s. metrics.jsonl has the share of every step as texts/dropped", step, cut)
+        """Warn once in a run that texts are longer than the agent reads."""
+        cut = texts.warning(self.runtime.agent.options_by_slot)
+        if cut is not None and self.run.main and not self._warned_of_cut:
+            self._warned_of_cut = True
+            log.warning("step %d: %s. metrics.jsonl has the fraction of every step as texts/dropped", step, cut)
 
-    def rest_engines(self) -> None:
-        """Engines with their own copy of the weights give their memory to the training pass."""
+    def sleep_engines(self) -> None:
+        """Engines with their own copy of the weights free their memory for the training pass."""
         for engine in self._copies():
             engine.sleep()
 
-    def renew_engines(self) -> None:
-        """Engines with their own copy of the weights take the trained ones, unless they have them.
+    def sync_engines(self) -> None:
+        """Send the trained weights to engines with a copy of their own that is out of date.
 
-        The HF engine speaks with them already.
+        The HF engine generates from the trained weights themselves.
         """
         weights = self.trained.weights()
         if weights is None:
             return
         for engine in self._copies():
-            if self._handed.get(id(engine)) != weights.version:
+            if self._synced.get(id(engine)) != weights.version:
                 engine.update_weights(weights)
-                self._handed[id(engine)] = weights.version
+                self._synced[id(engine)] = weights.version
 
     def _copies(self) -> list[WeightHolder]:
-        engines = {id(engine): engine for engine in self.stack.engines.values()}
+        engines = {id(engine): engine for engine in self.runtime.engines.values()}
         return [engine for engine in engines.values() if isinstance(engine, WeightHolder)]
 
     def train(self) -> None:
-        """Train to the end. Before Interrupted and errors go on up, the last whole step is saved."""
+        """Train to the end. The last whole step is saved before Interrupted or an error propagates."""
         self._whole = self.trained.updates
-        self.renew_engines()
+        self.sync_engines()
         try:
             self._evaluate_if_due()
             while not self.finished():
@@ -210,26 +249,26 @@ class Trainer(ABC):
         self.conclude()
 
     def _save_after_error(self) -> None:
-        """Save the last whole step, whatever went wrong after it; what goes wrong here hides no error."""
+        """Save the last whole step. An error in here hides no earlier one."""
         # Between the updates of one step there is no whole step to save.
         if self.trained.updates != self._whole or self.state.step == self._saved_step:
             return
         try:
             self.save()
-        except Exception as error:  # noqa: BLE001 - told here; the error that led here goes on up
+        except Exception as error:  # noqa: BLE001 - logged here; the error that led here propagates
             log.warning("the state after step %d could not be saved: %s", self.state.step, error)
             return
         if self.run.main:
-            log.warning("step %d, the last whole one, is saved; --resume goes on from there", self.state.step)
+            log.warning("the state after step %d is saved; --resume continues from there", self.state.step)
 
     def check(self) -> None:
-        """Raise Interrupted in every process where the user has asked one of them to stop; all must call it."""
-        asked = False
+        """Raise Interrupted in every process if the user has asked one of them to stop. All must call it."""
+        interrupted = False
         try:
             self.run.check()
         except Interrupted:
-            asked = True
-        if self.trained.in_any_process(asked):
+            interrupted = True
+        if self.trained.in_any_process(interrupted):
             raise Interrupted(str(self.run.folder))
 
     def _take_step(self) -> None:
@@ -238,15 +277,15 @@ class Trainer(ABC):
         before = self.state.seconds
         with guarded(type(self), doing=f"in step {self.state.step + 1}", letting=(Interrupted,)):
             self.state, metrics = self.step(self.state.step + 1)
-        # From here on the step is whole, also if an engine does not take its weights or a tracker its metrics.
+        # The step is whole from here on, even if an engine refuses the weights or a tracker the metrics.
         self._whole = self.trained.updates
-        self.renew_engines()
+        self.sync_engines()
         seconds = time.monotonic() - begun
         self.state = replace(self.state, seconds=before + seconds)
         self.run.log(self.state.step, {**metrics, "seconds": seconds})
 
     def _evaluate_if_due(self) -> None:
-        """Evaluate where the options want it after this step; a resumed run makes up for what was interrupted."""
+        """Evaluate if it is due after this step. A resumed run catches up on an evaluation that was interrupted."""
         options, step = self.options, self.state.step
         if step == 0:
             due = options.eval_at_start
@@ -255,14 +294,14 @@ class Trainer(ABC):
         else:
             due = options.eval_every > 0 and step % options.eval_every == 0
         if due:
-            # Only the main process evaluates, so only it can be interrupted there; `check` tells the others.
+            # Only the main process evaluates, so only it can be interrupted here; `check` stops the others.
             with suppress(Interrupted):
                 self.run.evaluate(step)
             self.check()
 
     def seed(self, step: int) -> None:
-        """Dropout draws from a stream of the step's own, whatever ran before it."""
-        torch.manual_seed(stream_seed(self.config.seed, "step", step, self.trained.process_index))
+        """Seed the global generators for `step`, so that dropout does not depend on earlier steps."""
+        torch.manual_seed(stream_seed(self.runtime.seed, "step", step, self.trained.process_index))
 
     def _save_is_due(self) -> bool:
         every, seconds = self.options.save_every, self.options.save_seconds
@@ -291,20 +330,16 @@ class Trainer(ABC):
             target = self.run.folder / "final"
             with atomic_folder(target) as working:
                 self.trained.save_pretrained(working)
-                self._save_agent(working)
+                self.run.save_agent(working)
         self.trained.wait_for_everyone()
 
     def _save_masters(self, folder: Path) -> None:
         self.trained.save_masters(folder)
-        self._save_agent(folder)
+        self.run.save_agent(folder)
         self.save_more(folder)
-
-    def _save_agent(self, folder: Path) -> None:
-        """Write memfactory.yaml, so that the weights are the same agent's wherever they are taken."""
-        write_agent_file(folder, self.resolved.values, self.resolved.base_dir)
 
 
 def remove_partial(folder: Path) -> None:
-    """Delete what a killed save left behind in a run folder."""
+    """Delete the partial files of killed saves in a run folder."""
     for path in [*folder.glob(PARTIAL), *folder.glob(f"*/{PARTIAL}")]:
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

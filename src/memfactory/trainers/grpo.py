@@ -12,13 +12,13 @@ from random import Random
 from accelerate.utils import gather_object
 
 from memfactory.build import Runtime
-from memfactory.config import Resolved
 from memfactory.config.training import GrpoOptions
 from memfactory.data.digest import data_hash
 from memfactory.episode import Episode
-from memfactory.errors import ConfigError, MemFactoryError
+from memfactory.errors import MemFactoryError
 from memfactory.plan.flops import device_metrics, device_peak, training_flops
 from memfactory.plan.footprint import architecture
+from memfactory.plan.work import Forecast, Work
 from memfactory.policy.batch import TrainingTurn, has_variance, step_advantages, teaches, training_turns
 from memfactory.policy.measures import summarized
 from memfactory.policy.policy import Policy
@@ -36,36 +36,51 @@ from memfactory.trainers.carried import (
 from memfactory.trainers.checkpoint import TrainState
 from memfactory.trainers.diagnosis import diagnose
 from memfactory.trainers.kl_reward import KlPenalty
-from memfactory.trainers.order import upcoming
+from memfactory.trainers.order import TrainingTasks
 from memfactory.trainers.overlong import OverlongTasks, fitting_tasks
 from memfactory.trainers.rollout_metrics import gathered_facts, gathered_metrics, gathered_rewards, gathered_texts
 from memfactory.trainers.unknown import count_unknown, excess, summed
 from memfactory.trainers.watch import Watch, settings_of
 from memfactory.transcripts import write_transcripts
-from memfactory.types import Group, SamplingParams, Task, Turn
+from memfactory.types import Group, Turn
 
 
 @TRAINERS.register("grpo", options="memfactory.config.training:GrpoOptions")
-class GrpoTrainer(Trainer):
+class GrpoTrainer(Trainer[GrpoOptions]):
     """Group-relative policy optimization from outcome rewards."""
 
-    options: GrpoOptions
-
-    def __init__(self, resolved: Resolved, options: GrpoOptions, stack: Runtime, policy: Policy, run: Run) -> None:
-        super().__init__(resolved, options, stack, policy, run)
-        self.policy = policy
-        data = resolved.config.data.train
-        if data is None:
-            raise ConfigError("data.train: GRPO needs training tasks, but none are given")
+    def __init__(self, options: GrpoOptions, runtime: Runtime, policy: Policy, tasks: TrainingTasks, run: Run) -> None:
+        super().__init__(options, runtime, policy, fitting_tasks(tasks, runtime, options.overlong), run)
         self.sizes = architecture(policy.model.config)
-        self.tasks = fitting_tasks(stack.tasks(data, resolved.base_dir), stack, options.overlong)
-        self.state = TrainState(data=data_hash(self.tasks))
+        self.state = TrainState(data=data_hash(self.tasks.tasks))
         self.overlong = OverlongTasks()
-        # Groups that wait for the next step, those of all processes, and what they will be after this one.
+        # Groups that wait for the next step, of all processes; and those that will wait after this step.
         self.carried: tuple[Group, ...] = ()
         self._surplus: tuple[Group, ...] = ()
-        self.watch = Watch(settings_of(options, stack.agent), run)
-        self.sampler = stack.sampler(SamplingParams(options.temperature, options.top_p, options.top_k))
+        self.watch = Watch(settings_of(options, runtime.agent), run)
+        self.sampler = runtime.sampler(options.sampling)
+
+    @classmethod
+    def plan(cls, options: GrpoOptions, forecast: Forecast) -> Work:
+        lengths = forecast.lengths
+        if lengths is None:
+            return Work(options.steps)
+        prompts, group = options.prompts_per_step, options.group_size
+        conversations = prompts * group * lengths.turns / options.minibatches
+        tokens = conversations * (lengths.prompt + lengths.reply)
+        rows = [
+            ("prompts x group size", f"{prompts} x {group} = {prompts * group:,} trajectories per rollout"),
+            ("optimizer steps per rollout", str(options.updates_per_step)),
+            ("conversations per optimizer step", f"{conversations:,.0f}"),
+            ("tokens per optimizer step", f"at most {tokens:,.0f}"),
+        ]
+        if options.valid_groups is not None:
+            rows.append(("ends after", f"{options.valid_groups} groups whose rewards differ"))
+        return forecast.played(options.steps, *rows)
+
+    @property
+    def policy(self) -> Policy:
+        return self.trained
 
     def finished(self) -> bool:
         enough = self.options.valid_groups
@@ -80,7 +95,7 @@ class GrpoTrainer(Trainer):
         self.warn_of_cut(step, texts)
 
         self.run.status("training")
-        self.rest_engines()
+        self.sleep_engines()
         penalty = KlPenalty(policy, sampled) if options.loss.kl_in_reward else None
         credited = sampled if penalty is None else penalty.credited
         batch_rewards = gathered_rewards(credited)
@@ -88,7 +103,7 @@ class GrpoTrainer(Trainer):
         self.keep_transcripts(step, credited, batch_rewards)
         if options.loss.kl_in_loss:
             turns = policy.score_reference(turns)
-        if options.minibatches * options.epochs > 1 or self.carried:
+        if options.updates_per_step > 1 or self.carried:
             scored = policy.score_old(turns) if penalty is None else penalty.with_old_logprobs(turns)
             turns = with_sampled_logprobs(scored, self.waited)
         updates = [
@@ -135,7 +150,7 @@ class GrpoTrainer(Trainer):
 
     def resume(self, checkpoint: Path) -> None:
         super().resume(checkpoint)
-        self.carried = load_carried(checkpoint, self.task_at)
+        self.carried = load_carried(checkpoint, self.tasks.at)
 
     def speed(self, turns: Sequence[TrainingTurn], seconds: float) -> dict[str, float]:
         """What the training pass of this process achieved: TFLOP/s, its share of the device's peak, memory."""
@@ -184,7 +199,7 @@ class GrpoTrainer(Trainer):
         beyond = set(valid[wanted:])
         values = gather_object([group_json(group) for group in groups if group.place in beyond])
         values.sort(key=lambda value: value["place"])
-        self._surplus = tuple(group_from_json(value, self.task_at) for value in values)
+        self._surplus = tuple(group_from_json(value, self.tasks.at) for value in values)
         return [group for group in groups if group.place not in beyond]
 
     def roll_out(self, cursor: int, count: int) -> list[Group]:
@@ -202,11 +217,11 @@ class GrpoTrainer(Trainer):
         with suppress(Interrupted):
             groups = rollout(
                 self.sampler,
-                self.stack.env,
-                [self.task_at(place) for place in places],
+                self.runtime.env,
+                [self.tasks.at(place) for place in places],
                 group_size=self.options.group_size,
                 # A task can come again, even within a step, and is then attempted anew.
-                seeds=[stream_seed(self.config.seed, "rollout", place) for place in places],
+                seeds=[stream_seed(self.runtime.seed, "rollout", place) for place in places],
                 on_turn=on_turn,
             )
         self.check()
@@ -215,14 +230,6 @@ class GrpoTrainer(Trainer):
     def is_own(self, place: int | None) -> bool:
         """Whether the task at `place` is this process's: they take turns, also where few are rolled out together."""
         return place is not None and place % self.policy.process_count == self.policy.process_index
-
-    def task_at(self, place: int) -> Task:
-        """The training task at `place` of all epochs."""
-        return next(self.upcoming(place, 1))
-
-    def upcoming(self, cursor: int, count: int) -> Iterator[Task]:
-        """The next `count` training tasks: one seeded order an epoch."""
-        return upcoming(self.tasks, cursor, count, seed=self.config.seed, shuffle=self.config.data.shuffle)
 
     def minibatches(self, turns: Sequence[TrainingTurn], step: int, epoch: int) -> Iterator[list[TrainingTurn]]:
         """This process's turns in `minibatches` parts of whole prompts, in a seeded order where there are several.
@@ -234,7 +241,7 @@ class GrpoTrainer(Trainer):
         prompts = sorted({turn.prompt for turn in turns})
         if parts > 1:
             prompts = sorted(gather_object(prompts))
-            Random(stream_seed(self.config.seed, "minibatches", step, epoch)).shuffle(prompts)
+            Random(stream_seed(self.runtime.seed, "minibatches", step, epoch)).shuffle(prompts)
         for part in range(parts):
             chosen = set(prompts[part::parts])
             yield [turn for turn in turns if turn.prompt in chosen]
@@ -245,7 +252,7 @@ class GrpoTrainer(Trainer):
         if self.run.main and kept:
             advantages = [step_advantages(group, self.options, batch_rewards) for group in kept]
             tokens = self.options.transcript_tokens
-            write_transcripts(self.run.folder, step, kept, advantages, frame=self.stack.frame, tokens=tokens)
+            write_transcripts(self.run.folder, step, kept, advantages, frame=self.runtime.frame, tokens=tokens)
 
     def tell_overlong(self, groups: Sequence[Group]) -> None:
         """Name the tasks whose attempts did not fit the context, each once, whichever process met them."""

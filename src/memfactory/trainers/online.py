@@ -1,5 +1,5 @@
-"""Online learning: modules with parameters of their own learn from attempts as they are made, as RMM's retrospective
-reflection does (arXiv 2503.08026). The language model speaks and stays as it is, so it may be an API.
+"""Online learning: modules with parameters of their own learn from finished episodes, as in RMM's retrospective
+reflection (arXiv 2503.08026). The language model is not trained, so it may be behind an API.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from statistics import fmean
 import numpy
 
 from memfactory.build import Runtime
-from memfactory.config import Resolved
 from memfactory.config.training import OnlineOptions
 from memfactory.data.digest import data_hash
 from memfactory.episode import Episode
-from memfactory.errors import ConfigError, MemFactoryError
+from memfactory.errors import MemFactoryError
+from memfactory.plan.work import Forecast, Work
 from memfactory.play import PlaySettings, play
 from memfactory.registry import TRAINERS
 from memfactory.rollout import scored, texts_read, trajectory_of
@@ -24,63 +24,58 @@ from memfactory.seeds import stream_seed
 from memfactory.trainers.base import Run, Trainer
 from memfactory.trainers.checkpoint import TrainState
 from memfactory.trainers.learners import Learners
-from memfactory.trainers.order import upcoming
+from memfactory.trainers.order import TrainingTasks
 from memfactory.trainers.overlong import OverlongTasks, fitting_tasks
 from memfactory.transcripts import write_transcripts
-from memfactory.types import Group, Reward, SamplingParams, Turn
+from memfactory.types import Group, Reward, Turn
 
 log = logging.getLogger("memfactory")
 
 
 @TRAINERS.register("online", options="memfactory.config.training:OnlineOptions")
-class OnlineTrainer(Trainer):
-    """Modules such as the linear reranker learn from attempts as they are made."""
-
-    options: OnlineOptions
+class OnlineTrainer(Trainer[OnlineOptions, Learners]):
+    """Modules with parameters of their own, such as the linear reranker, learn from each batch of episodes."""
 
     def __init__(
-        self, resolved: Resolved, options: OnlineOptions, stack: Runtime, learners: Learners, run: Run
+        self, options: OnlineOptions, runtime: Runtime, learners: Learners, tasks: TrainingTasks, run: Run
     ) -> None:
-        super().__init__(resolved, options, stack, learners, run)
-        data = resolved.config.data.train
-        if data is None:
-            raise ConfigError("data.train: online learning needs tasks, but none are given")
-        self.learners = learners
-        self.tasks = fitting_tasks(stack.tasks(data, resolved.base_dir), stack, options.overlong)
-        self.state = TrainState(data=data_hash(self.tasks))
+        super().__init__(options, runtime, learners, fitting_tasks(tasks, runtime, options.overlong), run)
+        self.state = TrainState(data=data_hash(self.tasks.tasks))
         self.overlong = OverlongTasks()
-        # The modules that have learnt nothing since this process began.
-        self.unchanged, self.learnt_from = set(learners.modules), 0
-        self.sampler = stack.sampler(SamplingParams(options.temperature, options.top_p, options.top_k))
+        # The modules that have not changed since this process began.
+        self.unchanged, self.episodes_seen = set(learners.modules), 0
+        self.sampler = runtime.sampler(options.sampling)
+
+    @classmethod
+    def plan(cls, options: OnlineOptions, forecast: Forecast) -> Work:
+        episodes = f"{options.batch_size} a step, {options.steps * options.batch_size:,} in all"
+        return Work(options.steps, (("episodes", episodes),))
 
     def conclude(self) -> None:
-        """Say so where modules have learnt nothing."""
-        if self.unchanged and self.learnt_from:
+        """Warn of modules that learned nothing."""
+        if self.unchanged and self.episodes_seen:
             log.warning(
-                "at step %d: %s learnt nothing in this run. The attempts gave nothing to learn from: see what "
-                "metrics.jsonl says as %s/..., and in transcripts/ whether answers have the form that the module reads",
+                "at step %d: %s learned nothing in this run. No episode gave a module anything to learn from: see "
+                "%s/... in metrics.jsonl, and in transcripts/ whether answers have the form that the module reads",
                 self.state.step,
                 ", ".join(sorted(self.unchanged)),
                 min(self.unchanged),
             )
 
     def learn(self, episodes: Sequence[Episode]) -> dict[str, float]:
-        """The modules learn from the attempts."""
-        self.learnt_from += len(episodes)
-        before = self.learners.states() if self.unchanged else {}
-        measured = self.learners.learn(episodes)
-        after = self.learners.states() if self.unchanged else {}
+        """Let the modules learn from the episodes."""
+        self.episodes_seen += len(episodes)
+        before = self.trained.states() if self.unchanged else {}
+        measured = self.trained.learn(episodes)
+        after = self.trained.states() if self.unchanged else {}
         self.unchanged = {slot for slot in self.unchanged if equal(before[slot], after[slot])}
         return measured
 
-    def finished(self) -> bool:
-        return self.state.step >= self.options.steps
-
     def step(self, step: int) -> tuple[TrainState, dict[str, float]]:
         cursor = self.state.cursor
-        episodes = self.attempted(cursor)
+        episodes = self.played(cursor)
         self.stop_on_failures(episodes, step)
-        rewards = scored(self.stack.env, episodes)
+        rewards = scored(self.runtime.env, episodes)
         self.keep_transcripts(step, episodes, rewards)
         texts = texts_read({episode.task.id: episode.reading for episode in episodes})
         self.warn_of_cut(step, texts)
@@ -88,53 +83,53 @@ class OnlineTrainer(Trainer):
         metrics |= {"texts/dropped": texts.dropped_share} if texts.texts else {}
         return replace(self.state, step=step, cursor=cursor + len(episodes)), metrics
 
-    def attempted(self, cursor: int) -> list[Episode]:
-        """One attempt at each of the next tasks, played to its end while the modules explore."""
-        config, count = self.config, self.options.batch_size
+    def played(self, cursor: int) -> list[Episode]:
+        """One finished episode of each of the next tasks, played while the modules explore."""
+        options, seed = self.options, self.runtime.seed
         conversations = 0
 
         def on_turn(episode: Episode, turn: Turn) -> None:
             nonlocal conversations
             conversations += 1
-            self.run.status(f"attempting: {conversations} conversations")
+            self.run.status(f"playing episodes: {conversations} conversations")
             self.run.check()
 
-        tasks = upcoming(self.tasks, cursor, count, seed=config.seed, shuffle=config.data.shuffle)
-        # A task can come again and is then attempted anew.
-        episodes = [Episode(task, seed=stream_seed(config.seed, "online", at)) for at, task in enumerate(tasks, cursor)]
-        with self.learners.learning():
-            settings = PlaySettings(frozen=True, seed=stream_seed(config.seed, "online", cursor))
-            for _ in play(self.sampler, episodes, settings, score=self.stack.env.score, on_turn=on_turn):
+        tasks = self.tasks.upcoming(cursor, options.batch_size)
+        # A task can come again; the position makes its next episode another one.
+        episodes = [Episode(task, seed=stream_seed(seed, "online", at)) for at, task in enumerate(tasks, cursor)]
+        with self.trained.learning():
+            settings = PlaySettings(frozen=True, seed=stream_seed(seed, "online", cursor))
+            for _ in play(self.sampler, episodes, settings, score=self.runtime.env.score, on_turn=on_turn):
                 pass
         return episodes
 
     def keep_transcripts(self, step: int, episodes: Sequence[Episode], rewards: Sequence[Reward]) -> None:
-        """Write the conversations of the first attempts."""
-        kept = list(zip(episodes, rewards, strict=True))[: self.options.transcripts_per_step]
-        groups = [Group(one.task, (trajectory_of(one, reward),)) for one, reward in kept]
+        """Write the conversations of the first episodes."""
+        first = list(zip(episodes, rewards, strict=True))[: self.options.transcripts_per_step]
+        groups = [Group(episode.task, (trajectory_of(episode, reward),)) for episode, reward in first]
         if groups:
-            write_transcripts(self.run.folder, step, groups, [{} for _ in groups], frame=self.stack.frame)
+            write_transcripts(self.run.folder, step, groups, [{} for _ in groups], frame=self.runtime.frame)
 
     def stop_on_failures(self, episodes: Sequence[Episode], step: int) -> None:
-        """Raise MemFactoryError when too many attempts ended early: a helper is down."""
+        """Raise MemFactoryError if too many episodes failed: an engine is down."""
         self.overlong.tell({e.task.id: e.failure for e in episodes if e.failure is not None and e.overlong})
         failures = [episode.failure for episode in episodes if episode.failure is not None and not episode.overlong]
         allowed = self.options.max_failed_fraction
         if len(failures) > allowed * len(episodes):
             raise MemFactoryError(
-                f"step {step}: {len(failures)} of {len(episodes)} attempts failed, more than "
-                f"train.max_failed_fraction = {allowed:g} allows; the first: {failures[0]}. Nothing was learnt from "
-                "them; mend it and go on with --resume."
+                f"step {step}: {len(failures)} of {len(episodes)} episodes failed, more than "
+                f"train.max_failed_fraction = {allowed:g} allows; the first: {failures[0]}. Nothing was learned from "
+                "them; fix it and continue with --resume."
             )
 
 
 def equal(first: Mapping[str, numpy.ndarray], second: Mapping[str, numpy.ndarray]) -> bool:
-    """Whether two states of a module are the same."""
+    """Whether two states of a module are equal."""
     return first.keys() == second.keys() and all(numpy.array_equal(first[name], second[name]) for name in first)
 
 
 def measured(episodes: Sequence[Episode], rewards: Sequence[Reward]) -> dict[str, float]:
-    """What the attempts of one step were like: mean rewards of those that are known, turns, reply lengths."""
+    """Metrics of the episodes of one step: mean known rewards, turns, reply lengths."""
     known = [reward.total for reward in rewards if reward.total is not None]
     metrics = {"reward": fmean(known)} if known else {}
     for part in sorted({part for reward in rewards for part in reward.parts}):

@@ -1,8 +1,9 @@
-"""The order in which training data is gone through: a new seeded one each epoch."""
+"""The order in which training rows are visited: a new seeded one each epoch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 from random import Random
 
 from memfactory.seeds import stream_seed
@@ -10,17 +11,35 @@ from memfactory.types import Task
 
 
 def epoch_order(count: int, epoch: int, *, seed: int, shuffle: bool) -> list[int]:
-    """The places of `count` things in the order of this epoch."""
+    """The indices of `count` rows in the order of this epoch."""
     order = list(range(count))
     if shuffle:
         Random(stream_seed(seed, "order", epoch)).shuffle(order)
     return order
 
 
-def upcoming(tasks: Sequence[Task], cursor: int, count: int, *, seed: int, shuffle: bool) -> Iterator[Task]:
-    """The next `count` tasks after `cursor`, which counts those of all epochs before."""
-    size = len(tasks)
-    for epoch in range(cursor // size, -(-(cursor + count) // size)):
-        order = epoch_order(size, epoch, seed=seed, shuffle=shuffle)
-        for position in range(max(cursor, epoch * size), min(cursor + count, (epoch + 1) * size)):
-            yield tasks[order[position - epoch * size]]
+@dataclass(frozen=True)
+class TrainingTasks:
+    """Training tasks in the order in which they are visited. A position counts the tasks of all epochs before it."""
+
+    tasks: tuple[Task, ...]
+    seed: int = 0
+    shuffle: bool = True
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    def __iter__(self) -> Iterator[Task]:
+        return iter(self.tasks)
+
+    def at(self, position: int) -> Task:
+        """The task at `position`."""
+        return next(self.upcoming(position, 1))
+
+    def upcoming(self, position: int, count: int) -> Iterator[Task]:
+        """The `count` tasks from `position` on."""
+        size, end = len(self.tasks), position + count
+        for epoch in range(position // size, -(-end // size)):
+            order = epoch_order(size, epoch, seed=self.seed, shuffle=self.shuffle)
+            for at in range(max(position, epoch * size), min(end, (epoch + 1) * size)):
+                yield self.tasks[order[at - epoch * size]]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import replace
 
 from memfactory.build import Runtime
 from memfactory.config.training import Overlong
@@ -12,6 +13,7 @@ from memfactory.dialogue import Agent, Ask, Dialogue, Shared
 from memfactory.engines.base import BoundedEngine, Engine
 from memfactory.episode import Episode
 from memfactory.errors import DataError, PromptTooLong
+from memfactory.trainers.order import TrainingTasks
 from memfactory.types import Task
 
 log = logging.getLogger("memfactory")
@@ -38,24 +40,24 @@ class OverlongTasks:
             )
 
 
-def fitting_tasks(tasks: Sequence[Task], stack: Runtime, overlong: Overlong) -> tuple[Task, ...]:
+def fitting_tasks(tasks: TrainingTasks, runtime: Runtime, overlong: Overlong) -> TrainingTasks:
     """The tasks that training takes under `train.overlong`.
 
-    With `drop` and `error` the first prompt of an attempt at each task is measured; what an agent asks later depends on
-    what the policy writes, and is dealt with when it is asked. Raises DataError under `error` where a task does not
-    fit, and where none is left.
+    With `drop` and `error` the first prompt of an episode of each task is measured. Later prompts depend on the
+    policy's replies and are checked when they are sent. Raises DataError under `error` if a task does not fit, and if
+    no task is left.
     """
     if overlong == "unknown":
-        return tuple(tasks)
-    found = {task.id: reason for task in tasks if (reason := first_refusal(stack.agent, stack.engines, task))}
-    if found and (overlong == "error" or len(found) == len(tasks)):
+        return tasks
+    reasons = {task.id: reason for task in tasks if (reason := first_refusal(runtime.agent, runtime.engines, task))}
+    if reasons and (overlong == "error" or len(reasons) == len(tasks)):
         raise DataError(
-            f"data.train: {len(found)} of {len(tasks)} tasks do not fit the context: {_named(found)}. "
+            f"data.train: {len(reasons)} of {len(tasks)} tasks do not fit the context: {_named(reasons)}. "
             "train.overlong: drop leaves such tasks out"
         )
-    if found:
-        log.warning("data.train: %d of %d tasks left out: %s", len(found), len(tasks), _named(found))
-    return tuple(task for task in tasks if task.id not in found)
+    if reasons:
+        log.warning("data.train: %d of %d tasks left out: %s", len(reasons), len(tasks), _named(reasons))
+    return replace(tasks, tasks=tuple(task for task in tasks if task.id not in reasons))
 
 
 def first_refusal(agent: Agent, engines: Mapping[str, Engine], task: Task) -> str | None:

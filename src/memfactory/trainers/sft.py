@@ -1,6 +1,6 @@
-"""Supervised fine-tuning on conversations: one optimizer step on the assistant's tokens of a batch of them.
+"""Supervised fine-tuning on conversations: the cold start before RL, and how the embedded model is made.
 
-It is the cold start before RL, and how the embedded model is made. It does not know what the conversations are about.
+One optimizer step trains on the assistant's tokens of a batch of conversations.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 
-from memfactory.build import Runtime, TaskReader
-from memfactory.config import Resolved
+from memfactory.build import Runtime, TrainingData
 from memfactory.config.training import SftOptions
 from memfactory.data.base import Row
 from memfactory.data.digest import rows_hash
-from memfactory.policy.conversations import Conversations, Part, read_conversations
+from memfactory.plan.work import Forecast, Work
+from memfactory.policy.conversations import Conversations, Stage, read_conversations
 from memfactory.policy.policy import Policy
 from memfactory.registry import TRAINERS
 from memfactory.trainers.base import Run, Trainer
@@ -27,66 +27,82 @@ REPORTED = ("loss", "entropy", "tokens/trained", "grad_norm", "learning_rate", "
 
 
 @TRAINERS.register("sft", options="memfactory.config.training:SftOptions")
-class SftTrainer(Trainer):
+class SftTrainer(Trainer[SftOptions, Policy, Conversations]):
     """Supervised fine-tuning on the assistant's side of conversations, in stages."""
 
-    options: SftOptions
-
-    def __init__(self, resolved: Resolved, options: SftOptions, stack: Runtime, policy: Policy, run: Run) -> None:
-        conversations = self.read(resolved, options, stack.reader)
-        super().__init__(resolved, options.model_copy(update={"steps": conversations.steps}), stack, policy, run)
-        self.policy = policy
-        self.parts = conversations.parts
-        self.encoder = conversations.encoder
-        self.state = TrainState(data="-".join(rows_hash(part.rows) for part in self.parts))
-        order = partial(epoch_order, seed=resolved.config.seed, shuffle=resolved.config.data.shuffle)
+    def __init__(
+        self, options: SftOptions, runtime: Runtime, policy: Policy, conversations: Conversations, run: Run
+    ) -> None:
+        super().__init__(options, runtime, policy, conversations, run)
+        self.stages = conversations.stages
+        self.state = TrainState(data="-".join(rows_hash(stage.rows) for stage in self.stages))
+        order = partial(epoch_order, seed=runtime.seed, shuffle=conversations.shuffle)
         self.order = lru_cache(maxsize=2)(order)
         self.watch = Watch(Settings(learning_rate=options.optimizer.learning_rate), run)
-        self._begin(self.parts[0])
+        self._begin(self.stages[0])
 
-    @staticmethod
-    def read(resolved: Resolved, options: SftOptions, reader: TaskReader) -> Conversations:
-        """The conversations of every stage, read and checked once in a run."""
-        return reader.once(("conversations",), lambda: read_conversations(resolved, options))
+    @classmethod
+    def read(cls, options: SftOptions, data: TrainingData) -> Conversations:
+        """Read and check the conversations of every stage."""
+        return read_conversations(data.model, data.data, data.base_dir, options)
+
+    @classmethod
+    def plan(cls, options: SftOptions, forecast: Forecast) -> Work:
+        """The number of conversations, the passes over them and the longest one."""
+        conversations = forecast.attempt(lambda: cls.read(options, forecast.data))
+        if conversations is None:
+            return Work(options.steps)
+        stages = conversations.stages
+        counts = ", ".join(f"{len(stage.rows):,}" for stage in stages)
+        passes = ", ".join(f"{stage.steps * options.batch_size / len(stage.rows):,.2f}" for stage in stages)
+        rows = [("conversations by stage" if len(stages) > 1 else "conversations", counts)]
+        rows.append(("passes over them", passes))
+        longest = conversations.longest
+        rows += [("longest conversation", f"{longest:,} tokens")] if longest else []
+        return Work(conversations.steps, tuple(rows), longest)
+
+    @property
+    def steps(self) -> int:
+        return self.tasks.steps
 
     def conclude(self) -> None:
         self.watch.end()
 
     def finished(self) -> bool:
-        return self.state.step >= self.parts[-1].last
+        return self.state.step >= self.steps
 
     def resume(self, checkpoint: Path) -> None:
         state = read_state(checkpoint)
-        self._begin(self._part(max(state.step, 1)))
+        self._begin(self._stage(max(state.step, 1)))
         super().resume(checkpoint)
 
     def step(self, step: int) -> tuple[TrainState, dict[str, float]]:
-        part = self._part(step)
-        if step == part.first:
-            self._begin(part)
-        policy, size = self.policy, self.options.batch_size
-        begin = (step - part.first) * size
-        places = range(begin + policy.process_index, begin + size, policy.process_count)
-        learnt = [part.turns(self.encoder, self._row(part, place), place) for place in places]
+        stage = self._stage(step)
+        if step == stage.first:
+            self._begin(stage)
+        policy, size = self.trained, self.options.batch_size
+        begin = (step - stage.first) * size
+        positions = range(begin + policy.process_index, begin + size, policy.process_count)
+        turns = [stage.turns(self.tasks.encoder, self._row(stage, at), at) for at in positions]
         self.run.status("training")
-        measured = policy.update([turn for turns in learnt for turn in turns])
+        measured = policy.update([turn for conversation in turns for turn in conversation])
         self.watch.step(step, Facts(), [measured])
         metrics = {name: measured[name] for name in REPORTED if name in measured}
-        metrics |= {"stage": float(self.parts.index(part) + 1), "epoch": (begin + size) / len(part.rows)}
-        left_out = sum(not turns for turns in learnt)
+        metrics |= {"stage": float(self.stages.index(stage) + 1), "epoch": (begin + size) / len(stage.rows)}
+        left_out = sum(not conversation for conversation in turns)
         metrics |= {"conversations/left_out": left_out} if left_out else {}
         return replace(self.state, step=step, cursor=self.state.cursor + size), metrics
 
-    def _part(self, step: int) -> Part:
-        """The part of a step; a run that goes on with fewer steps than it has taken is at its last one."""
-        return next((part for part in self.parts if step <= part.last), self.parts[-1])
+    def _stage(self, step: int) -> Stage:
+        """The stage of a step; the last one for a run that is resumed with fewer steps than it has taken."""
+        return next((stage for stage in self.stages if step <= stage.last), self.stages[-1])
 
-    def _begin(self, part: Part) -> None:
-        """A fresh optimizer and schedule for `part`."""
-        options = self.options.optimizer.model_copy(update={"learning_rate": part.learning_rate})
-        self.policy.set_optimizer(options, part.steps)
+    def _begin(self, stage: Stage) -> None:
+        """Start `stage` with a fresh optimizer and schedule."""
+        options = self.options.optimizer.model_copy(update={"learning_rate": stage.learning_rate})
+        self.trained.set_optimizer(options, stage.steps)
 
-    def _row(self, part: Part, position: int) -> Row:
-        """The row at `position` of the part's epochs, each in a seeded order of its own."""
-        epoch, index = divmod(position, len(part.rows))
-        return part.rows[self.order(len(part.rows), epoch)[index]]
+    def _row(self, stage: Stage, position: int) -> Row:
+        """The row at `position`, which counts the rows of all epochs of the stage."""
+        epoch, index = divmod(position, len(stage.rows))
+        return stage.rows[self.order(len(stage.rows), epoch)[index]]
