@@ -7,9 +7,10 @@ import pytest
 
 from memfactory.cli.app import run
 from memfactory.config import load_config
-from memfactory.plan.lengths import SAMPLED_TASKS, longest_lengths
+from memfactory.plan.lengths import SAMPLED_TASKS
 from memfactory.plan.memory import Device
 from memfactory.plan.plan import make_plan
+from memfactory.plan.work import Forecast
 
 CONFIG = """
 model: {path: tiny}
@@ -28,10 +29,9 @@ def config(tmp_path):
 
 
 def lengths(config, *overrides):
-    problems = []
-    found = longest_lengths(load_config(config, overrides), problems, [])
-    assert found is not None and problems == []
-    return found
+    forecast = Forecast(load_config(config, overrides))
+    assert forecast.lengths is not None and forecast.problems == []
+    return forecast.lengths
 
 
 def test_a_plan_with_endless_replies_is_arithmetic(config):

@@ -225,7 +225,7 @@ def test_attempts_that_a_helper_failed_stop_the_run_when_they_are_many(world, tm
     down = ChatServer(lambda request: 500)
     helper = f'engines.helper={{kind: openai, model: h, base_url: "{down.url}", api_key_env: "", retries: 0}}'
     answerer = "agent.modules.answerer={name: citing_answer, interface: inference, engine: helper}"
-    with pytest.raises(MemFactoryError, match=r"8 of 8 attempts failed, more than train\.max_failed_fraction = 0\.2"):
+    with pytest.raises(MemFactoryError, match=r"8 of 8 episodes failed, more than train\.max_failed_fraction = 0\.2"):
         trained(helper, answerer, "train.eval_at_start=false")
     down.close()
 
@@ -253,7 +253,7 @@ def test_a_module_that_fails_in_learning_leaves_a_whole_step(world, tmp_path, mo
 def test_the_plan_says_what_is_trained_and_how_much_is_asked(world):
     plan = dict(make_plan(load_config("run.yaml")).work)
     assert plan["trained modules"] == "retriever"
-    assert plan["attempts"] == "8 a step, 240 in all"
+    assert plan["episodes"] == "8 a step, 240 in all"
 
 
 def test_the_embedded_model_can_be_the_reader(world, tmp_path, small_model_path):

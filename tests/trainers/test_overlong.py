@@ -217,8 +217,8 @@ def test_a_held_out_set_that_outgrew_the_context_ends_no_training(tmp_path, capl
     settings = EvalConfig(metrics=("test_parity",))
     identity = (tmp_path.stat().st_dev, tmp_path.stat().st_ino)
     resolved = SimpleNamespace(config=SimpleNamespace(eval=settings))
-    run = LiveRun(resolved, RunFolder(tmp_path, None, identity), stack)
-    run.tasks = {"long": (Task("q3", "3", ("x",)),), "short": (Task("q1", "1", ("x",)),)}
+    held_out = {"long": (Task("q3", "3", ("x",)),), "short": (Task("q1", "1", ("x",)),)}
+    run = LiveRun(resolved, RunFolder(tmp_path, None, identity), stack, held_out)
     run.evaluate(7)
     assert "step 7: long is left out of the evaluation" in caplog.text
     assert set(run.history.means(7)) and "long" not in str(run.history.means(7))

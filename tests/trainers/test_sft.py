@@ -14,7 +14,8 @@ from memfactory.errors import DataError, MemFactoryError
 from memfactory.model.chat import ChatFormat
 from memfactory.model.loading import load_tokenizer
 from memfactory.model.options import ModelConfig
-from memfactory.policy.conversations import read_conversations
+from memfactory.build import training_data
+from memfactory.trainers.sft import SftTrainer
 from memfactory.policy.policy import Policy
 from memfactory.policy.supervised import Encoder
 from memfactory.training import run_training
@@ -139,8 +140,8 @@ def test_a_run_resumed_with_fewer_steps_than_it_took_is_done(resolved, caplog):
 
 def test_without_stages_the_rows_of_data_train_are_learnt(resolved):
     given = resolved("train.stages=[]", "train.steps=5", "data.train=talks.jsonl")
-    (part,) = read_conversations(given, given.config.train.options).parts
-    assert (part.first, part.last, len(part.rows)) == (1, 5, 6)
+    (stage,) = SftTrainer.read(given.config.train.options, training_data(given)).stages
+    assert (stage.first, stage.last, len(stage.rows)) == (1, 5, 6)
 
 
 def test_the_steps_of_a_curriculum_are_the_sum_of_its_stages():

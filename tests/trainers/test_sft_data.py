@@ -19,7 +19,8 @@ from memfactory.model.chat import ChatFormat
 from memfactory.model.loading import load_tokenizer
 from memfactory.model.options import ModelConfig
 from memfactory.plan.plan import make_plan
-from memfactory.policy.conversations import read_conversations
+from memfactory.build import training_data
+from memfactory.trainers.sft import SftTrainer
 from memfactory.policy.supervised import Encoder, Longest
 from memfactory.training import run_training
 from memfactory.types import Message
@@ -171,8 +172,8 @@ def test_every_bad_line_is_told_before_a_weight_is_loaded(files):
 def test_bad_lines_are_left_out_and_counted_where_asked(files, caplog):
     options = ["output=run", "data.train.skip_bad_rows=true"]
     resolved = files(talk("Hi", "Yo"), "{oops", talk("Hi", "Yes"), overrides=options)
-    (part,) = read_conversations(resolved, resolved.config.train.options).parts
-    assert [row.source for row in part.rows] == ["talks.jsonl line 1", "talks.jsonl line 3"]
+    (stage,) = SftTrainer.read(resolved.config.train.options, training_data(resolved)).stages
+    assert [row.source for row in stage.rows] == ["talks.jsonl line 1", "talks.jsonl line 3"]
     assert "1 of 3 rows of talks.jsonl were left out; the first: talks.jsonl line 2: not JSON" in caplog.text
 
 
@@ -182,9 +183,9 @@ def long_rows():
 
 
 def lengths(resolved):
-    found = read_conversations(resolved, resolved.config.train.options)
-    (part,) = found.parts
-    return [len(turn.reply_ids) for row in part.rows for turn in found.encoder.turns(row, 0)], found.longest
+    found = SftTrainer.read(resolved.config.train.options, training_data(resolved))
+    (stage,) = found.stages
+    return [len(turn.reply_ids) for row in stage.rows for turn in found.encoder.turns(row, 0)], found.longest
 
 
 def test_a_conversation_that_is_too_long_is_an_error(files):
@@ -235,8 +236,8 @@ def test_a_target_has_the_think_block_that_the_template_writes():
 def test_a_target_that_the_template_writes_otherwise_is_told(files, caplog):
     Path("opened.jinja").write_text(OPENED)
     resolved = files(talk("Hi", "Yo"), overrides=["model.chat_template=opened.jinja"])
-    found = read_conversations(resolved, resolved.config.train.options)
-    (turn,) = found.encoder.turns(found.parts[0].rows[0], 0)
+    found = SftTrainer.read(resolved.config.train.options, training_data(resolved))
+    (turn,) = found.encoder.turns(found.stages[0].rows[0], 0)
     assert found.encoder.chat.decode(turn.prompt_ids).endswith("<think>\n")
     assert found.encoder.chat.tokenizer.decode(turn.reply_ids) == "Yo<|im_end|>"
     assert "the first: talks.jsonl line 1" in caplog.text
@@ -248,7 +249,7 @@ def test_a_template_that_refuses_a_row_names_it(files):
     )
     resolved = files(talk("Hi", "Yo"), overrides=["model.chat_template=strict.jinja"])
     with pytest.raises(DataError, match=r"talks.jsonl line 1: the chat template refuses"):
-        read_conversations(resolved, resolved.config.train.options)
+        SftTrainer.read(resolved.config.train.options, training_data(resolved))
 
 
 @pytest.mark.parametrize(
@@ -262,7 +263,7 @@ def test_the_learning_rate_is_one_of_supervised_learning(values, rate):
 def test_stages_may_be_counted_in_passes(files):
     stages = "train.stages=[{steps: 3, data: talks.jsonl}, {epochs: 2.5, data: talks.jsonl}]"
     resolved = files(*[talk("Hi", "Yo")] * 6, overrides=[stages, "data.train=null"])
-    first, second = read_conversations(resolved, resolved.config.train.options).parts
+    first, second = SftTrainer.read(resolved.config.train.options, training_data(resolved)).stages
     # 2.5 passes over 6 rows in batches of 4: 15 rows, 4 steps.
     assert (first.first, first.last, second.first, second.last) == (1, 3, 4, 7)
 
@@ -300,7 +301,7 @@ def test_generated_rows_are_checked_as_they_are_drawn(files):
     parts = "parts: [{data: {name: file, path: talks.jsonl}}, {data: {name: fact_traces}}]"
     resolved = files(talk("Hi", "Yo"), "{oops", overrides=[f"data.train={{name: mixture, {parts}}}", "train.steps=1"])
     with pytest.raises(DataError, match=r"talks.jsonl line 2: not JSON"):
-        read_conversations(resolved, resolved.config.train.options)
+        SftTrainer.read(resolved.config.train.options, training_data(resolved))
 
 
 def test_the_configs_and_rows_of_the_page_are_right(files):
@@ -312,5 +313,6 @@ def test_the_configs_and_rows_of_the_page_are_right(files):
         Path(title).write_text(text)
         found = load_config(title, ["model.path=tiny"], command="train")
         assert (
-            read_conversations(found, found.config.train.options).steps == {"my_sft.yaml": 1, "staged.yaml": 21}[title]
+            SftTrainer.read(found.config.train.options, training_data(found)).steps
+            == {"my_sft.yaml": 1, "staged.yaml": 21}[title]
         )

@@ -169,7 +169,7 @@ class CopyEngine(HfEngine):
 
 def test_an_engine_with_its_own_weights_gets_the_policys_after_every_step(make, work):
     trainer = make(StoppingRun(work / "run"), "train.steps=2")
-    engine = trainer.stack.engines["policy"]
+    engine = trainer.runtime.engines["policy"]
     engine.__class__, engine.events = CopyEngine, []
     trainer.train()
     # What it begins with is the policy's too: random weights are not the same twice.
