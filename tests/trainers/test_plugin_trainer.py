@@ -161,7 +161,7 @@ def test_a_plugin_trainers_own_checks_refuse_and_warn(load):
         load()
     Path("run.yaml").write_text(CONFIG)
     assert "train.temperature: above 1 the best episodes get worse" in load("train.temperature=2").warnings
-    with pytest.raises(ConfigError, match="train.loss.objective.gamma"):
+    with pytest.raises(ConfigError, match=r"train\.loss\.objective\.gamma"):
         load("train.loss.objective={name: focal, gamma: -1}")
 
 

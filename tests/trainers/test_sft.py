@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from memfactory.build import training_data
 from memfactory.config import load_config
 from memfactory.config.training import SftOptions
 from memfactory.data.base import Row
@@ -14,10 +15,9 @@ from memfactory.errors import DataError, MemFactoryError
 from memfactory.model.chat import ChatFormat
 from memfactory.model.loading import load_tokenizer
 from memfactory.model.options import ModelConfig
-from memfactory.build import training_data
-from memfactory.trainers.sft import SftTrainer
 from memfactory.policy.policy import Policy
 from memfactory.policy.supervised import Encoder
+from memfactory.trainers.sft import SftTrainer
 from memfactory.training import run_training
 
 CONFIG = """

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from memfactory.build import training_data
 from memfactory.config import load_config
 from memfactory.config.training import SftOptions
 from memfactory.data.base import Row
@@ -19,9 +20,8 @@ from memfactory.model.chat import ChatFormat
 from memfactory.model.loading import load_tokenizer
 from memfactory.model.options import ModelConfig
 from memfactory.plan.plan import make_plan
-from memfactory.build import training_data
-from memfactory.trainers.sft import SftTrainer
 from memfactory.policy.supervised import Encoder, Longest
+from memfactory.trainers.sft import SftTrainer
 from memfactory.training import run_training
 from memfactory.types import Message
 
