@@ -1,6 +1,6 @@
 """What the benchmarks train on: a random model of given size, generated rows, and a config of the product around them.
 
-Importing it registers a reward, a module and an updater that only benchmarks need.
+Importing it registers a reward and three modules that only benchmarks need.
 """
 
 from __future__ import annotations
@@ -10,21 +10,23 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from memfactory.config import Resolved, load_config
-from memfactory.dialogue import Asking, Module
+from memfactory.dialogue import Asking
 from memfactory.envs.rewards.base import RewardFunction
 from memfactory.episode import Episode
 from memfactory.files.assets import asset
+from memfactory.memory.bank import MemoryBank
 from memfactory.model.loading import load_architecture
 from memfactory.model.options import ModelConfig
 from memfactory.modules.naive_updater import NaiveUpdater
 from memfactory.registry import MODULES, REWARDS
-from memfactory.types import Candidate
+from memfactory.roles import Answerer, Retriever
+from memfactory.types import Candidate, MemoryItem, ParsedAnswer
 
 WORKLOADS = ("memory_agent", "memory_r1", "rmm")
 Prompts = Literal["faithful", "chunk_first"]
@@ -69,26 +71,31 @@ class Spread(RewardFunction):
         return [float(episode.index) for episode in episodes]
 
 
-@MODULES.register("bench_silent")
-class Silent(Module):
-    """Asks for nothing: stands where an agent would go on after the conversations that are measured."""
+@MODULES.register("bench_no_items")
+class NoItems(Retriever):
+    """Retrieves nothing and asks for nothing."""
 
-    steps = ()
-    roles = ("extractor", "updater", "retriever", "answerer")
-
-    def dialogue(self, episode: Episode) -> Asking:
+    def dialogue(self, episode: Episode, bank: MemoryBank) -> Asking[tuple[MemoryItem, ...]]:
         yield from ()
+        return ()
 
 
-@MODULES.register("bench_given_facts")
-class GivenFacts(NaiveUpdater):
+@MODULES.register("bench_no_answer")
+class NoAnswer(Answerer):
+    """Gives no answer and asks for nothing: it ends an episode after the conversations that are measured."""
+
+    def dialogue(self, episode: Episode, items: Sequence[MemoryItem]) -> Asking[ParsedAnswer]:
+        yield from ()
+        return self.answer(None)
+
+
+@MODULES.register("bench_row_facts")
+class RowFacts(NaiveUpdater):
     """Updates with the facts of the row, whatever the extractor replied, as on (fact, memory, operation) rows."""
 
-    steps: ClassVar[tuple[str, ...]] = ("update",)
-
-    def dialogue(self, episode: Episode) -> Asking:
-        episode.candidates = tuple(Candidate(turn.text) for turn in episode.task.conversation[:8])
-        yield from super().dialogue(episode)
+    def dialogue(self, episode: Episode, bank: MemoryBank, candidates: Sequence[Candidate]) -> Asking[None]:
+        facts = [Candidate(turn.text) for turn in episode.task.conversation[:8]]
+        yield from super().dialogue(episode, bank, facts)
 
 
 def write_model(folder: Path, model: str | Size) -> Path:
@@ -201,21 +208,21 @@ def configured(work: Work, model: Path, folder: Path, settings: Sequence[str] = 
 
 def _agent(work: Work) -> dict[str, Any]:
     longest = {"max_tokens": work.new_tokens}
-    silent = {"name": "bench_silent"}
+    no_answer = {"name": "bench_no_answer"}
     if work.name == "memory_r1":
-        updater = {"name": "bench_given_facts", **longest}
+        updater = {"name": "bench_row_facts", **longest}
         return {
             "name": "memory_r1",
             "modules": {
                 "extractor": {"name": "naive_extractor", **longest},
                 "updater": updater,
-                "retriever": silent,
-                "answerer": silent,
+                "retriever": {"name": "bench_no_items"},
+                "answerer": no_answer,
             },
         }
     if work.name == "rmm":
         retriever = {"name": "rerank_retriever", "candidates": 20, "keep": 5, **longest}
-        return {"name": "memory_rmm", "modules": {"retriever": retriever, "answerer": silent}}
+        return {"name": "memory_rmm", "modules": {"retriever": retriever, "answerer": no_answer}}
     order = {} if work.prompts == "faithful" else {"order": work.prompts}
     return {
         "name": "memory_agent",

@@ -1,33 +1,39 @@
-"""A module is a dialogue: a generator that yields what to ask and is sent the reply. play.py plays many at once.
+"""A module is a dialogue: a generator that yields a prompt, is sent the reply, and returns its result for ONE episode.
 
-The three interfaces of the paper are three ways to play one dialogue: `generate` (the model in training speaks, the
-reward comes after the episode), `rollout` (the same, and the task-level reward is asked for when the module ends) and
-`inference` (any engine speaks, nothing is trained).
+`play.py` plays the dialogues of many episodes at once. The three interfaces of the paper are three ways to play the
+same dialogue: `generate` (the policy generates, the reward comes after the episode), `rollout` (the policy generates,
+and the reward of the episode so far is requested when the module ends) and `inference` (any engine generates, nothing
+is trained).
 """
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Generic, cast
 
 import numpy
+from typing_extensions import TypeVar
 
 from memfactory.components import POLICY, ModuleOptions
 from memfactory.episode import Episode
-from memfactory.formats.answers import bare_answer, form_asked_for
 from memfactory.memory.bank import BankSource
 from memfactory.plugins.boundary import broken, is_users
-from memfactory.registry import Options
-from memfactory.types import AnswerForm, Codec, Message, Reply, Reward, Task
+from memfactory.registry import Component, Options
+from memfactory.types import Codec, Message, Reply, Reward, Task
+
+ModuleT = TypeVar("ModuleT", bound=ModuleOptions, default=ModuleOptions, covariant=True)
+AgentT = TypeVar("AgentT", bound=Options, default=Options, covariant=True)
+ResultT = TypeVar("ResultT", default=Any)
 
 
 @dataclass(frozen=True)
 class Ask:
-    """What a dialogue wants said: the module step that asks, the conversation, the longest reply in tokens.
+    """A request for one reply: the module step, the conversation, the longest reply in tokens.
 
-    `engine` and `trainable` are set by the interface the module is played through, not by the module.
+    `engine` and `trainable` are set by the interface that the module is played through, not by the module.
     """
 
     step: str
@@ -40,90 +46,130 @@ class Ask:
 
 @dataclass(frozen=True)
 class ScoreRequest:
-    """A module played through `rollout` has ended: the environment's reward of the episode so far is wanted."""
+    """A request for the environment's reward of the episode so far; a module played through `rollout` ends with it."""
 
     steps: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Shared:
-    """Work that every episode under an equal `key` needs alike, and in which nothing is trained.
+class Shared(Generic[ResultT]):
+    """A request for the result of work that is the same for every episode with an equal `key` and trains nothing.
 
-    `dialogue` is played once over an episode of its own (on `task`), which each of those who asked is sent once it has
-    ended. Attempts that are frozen share it with those of the same number only, so that avg@k has k draws of it.
+    `dialogue` is played once, over an episode of its own (of `task`), and every dialogue that requested it is sent the
+    result. Frozen episodes share it with those of the same index only, so that avg@k has k independent samples.
     """
 
     key: str
     task: Task
-    dialogue: Callable[[Episode], Dialogue]
+    dialogue: Callable[[Episode], Dialogue[ResultT]]
 
 
-Dialogue = Generator[Ask | ScoreRequest | Shared, Reply | Reward | Episode, None]
-Asking = Generator[Ask, Reply, None]
+Asking = Generator[Ask, Reply, ResultT]
+"""A module's dialogue: it yields an Ask, is sent the Reply, and returns its result."""
+Dialogue = Generator[Ask | ScoreRequest | Shared[Any], Any, ResultT]
+"""A dialogue that is sent a Reply for an Ask, a Reward for a ScoreRequest, and the result for Shared work."""
 
 
-class Module(ABC):
-    """One skill of a memory agent, written for one episode as a generator. `steps` names what it asks for.
+class Module(Component[ModuleT], ABC, Generic[ModuleT, ResultT]):
+    """One skill of a memory agent. `roles` names the slots that it fits, `steps` the requests that it makes.
 
-    `roles` names the parts that it can play in an agent. Those of the shipped agents are
+    The roles of the shipped agents have base classes of their own in `roles.py`, such as `Extractor`; derive from
+    Module itself for a role of your own. `dialogue` takes the episode and the inputs of the role:
 
-    - reader: reads the task's text and leaves `answer`;
-    - extractor: reads `heard` and leaves `candidates`;
-    - updater: takes `candidates` and changes `bank`;
-    - retriever: searches `bank` for the question and leaves `retrieved`;
-    - answerer: answers from `retrieved` and leaves `answer`.
+        >>> class Critic(Module):
+        ...     roles, steps = ("critic",), ("criticize",)
+        ...
+        ...     def dialogue(self, episode, draft):
+        ...         prompt = f"Is {draft!r} the answer to {episode.task.question!r}?"
+        ...         reply = yield Ask("criticize", (Message("user", prompt),), max_tokens=8)
+        ...         return reply.text.startswith("yes")
     """
 
     Options: ClassVar[type[ModuleOptions]] = ModuleOptions
     steps: ClassVar[tuple[str, ...]] = ()
     roles: ClassVar[tuple[str, ...]] = ()
     learns_itself: ClassVar[bool] = False
-    """Whether the module has parameters of its own that it trains (see `LearningModule`)."""
+    """Whether the module trains parameters of its own (see `LearningModule`)."""
     answers_last: ClassVar[bool] = False
     """Whether a reader starts from the text in `episode.memory`, rewrites it while reading and asks its last step once,
     for the answer."""
 
-    def __init__(self, options: Any, codec: Codec) -> None:
+    def __init__(self, options: ModuleT, codec: Codec) -> None:
         self.options = options
         self.codec = codec
 
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        for role in set(cls.roles) & {*ROLE_CLASSES}:
+            if not any(base.__name__ == ROLE_CLASSES[role] for base in cls.__mro__):
+                name = ROLE_CLASSES[role]
+                raise TypeError(f"a module with the role {role!r} derives from {name} of memfactory.roles")
+
     @abstractmethod
-    def dialogue(self, episode: Episode) -> Asking:
-        """Yield what to ask, receive the replies, leave the result in `episode`."""
+    def dialogue(self, episode: Episode, *inputs: Any, **named: Any) -> Asking[ResultT]:
+        """Yield each request, receive its reply, return the result. The role decides the inputs and the result."""
 
-    def give_answer(self, episode: Episode, text: str | None) -> None:
-        """Leave in `episode` the answer that `text` holds in the form that was asked for; None: there is none."""
-        form: AnswerForm = self.options.asked_form or "plain"
-        episode.answer = None if text is None else bare_answer(text, form)
-        episode.answer_text, episode.answer_form = text, form
+    def checked(self, result: Any) -> ResultT:
+        """The result of `dialogue`. A role raises PluginError for another result than its own."""
+        return cast("ResultT", result)
 
-    def generate(self, episode: Episode) -> Dialogue:
-        """The model in training speaks; the reward is given once the whole episode has ended."""
-        yield from _spoken(self, episode, POLICY, trainable=True)
+    def record(self, episode: Episode, result: ResultT) -> None:
+        """Write the result into the episode as far as rewards and records read it. A role of your own records nothing
+        unless this is overridden."""
 
-    def rollout(self, episode: Episode) -> Dialogue:
-        """As `generate`, and the task-level reward at this module's end credits its steps."""
-        yield from _spoken(self, episode, POLICY, trainable=True)
-        reward = yield ScoreRequest(self.steps)
-        assert isinstance(reward, Reward)
-        for step in self.steps:
-            episode.step_rewards[step] = reward
+    def generate(self, episode: Episode, *inputs: Any) -> Dialogue[ResultT]:
+        """The policy generates; the reward is given after the whole episode."""
+        return (yield from self._played(episode, inputs, POLICY, trainable=True))
 
-    def inference(self, episode: Episode) -> Dialogue:
-        """Any engine speaks; the transcript is kept and nothing is trained."""
-        yield from _spoken(self, episode, self.options.engine, trainable=False)
+    def rollout(self, episode: Episode, *inputs: Any) -> Dialogue[ResultT]:
+        """As `generate`; the reward of the episode at the end of this module credits the module's steps."""
+        result = yield from self._played(episode, inputs, POLICY, trainable=True)
+        reward: Reward = yield ScoreRequest(self.steps)
+        episode.step_rewards.update(dict.fromkeys(self.steps, reward))
+        return result
 
-    def play(self, episode: Episode) -> Dialogue:
-        """The interface that the options name."""
+    def inference(self, episode: Episode, *inputs: Any) -> Dialogue[ResultT]:
+        """Any engine generates; the transcript is kept and nothing is trained."""
+        return (yield from self._played(episode, inputs, self.options.engine, trainable=False))
+
+    def play(self, episode: Episode, *inputs: Any) -> Dialogue[ResultT]:
+        """Play the dialogue through the interface of the options: `result = yield from module.play(episode, ...)`."""
         interfaces = {"generate": self.generate, "rollout": self.rollout, "inference": self.inference}
-        yield from interfaces[self.options.interface](episode)
+        return (yield from interfaces[self.options.interface](episode, *inputs))
+
+    def _played(self, episode: Episode, inputs: tuple[Any, ...], engine: str, *, trainable: bool) -> Dialogue[ResultT]:
+        """Play the dialogue with every request addressed to `engine`; check and record its result."""
+        component = type(self)
+        asking = _started(self, episode, inputs)
+        try:
+            ask = next(asking)
+            while True:
+                reply: Reply = yield replace(_well_formed(component, ask), engine=engine, trainable=trainable)
+                ask = asking.send(reply)
+        except StopIteration as end:
+            result = self.checked(end.value)
+            self.record(episode, result)
+            check_texts(component, episode)
+            return result
+        finally:
+            close(component, asking)
 
 
-class LearningModule(Module):
-    """A module with parameters of its own, which learn from how attempts went and not through the language model.
+ROLE_CLASSES: Mapping[str, str] = {
+    "reader": "Reader",
+    "extractor": "Extractor",
+    "updater": "Updater",
+    "retriever": "Retriever",
+    "answerer": "Answerer",
+}
+"""The roles of the shipped agents and the base classes, in roles.py, that fix their inputs and results."""
 
-    While `learning` is set it explores and notes in the episode what `learn` needs. Its options have `weights`, the
-    .safetensors that holds an earlier `state` (None: it starts anew).
+
+class LearningModule(Module[ModuleT, ResultT]):
+    """A module with parameters of its own that learn from finished episodes, not through the language model.
+
+    While `learning` is True it explores and notes in the episode the values that `learn` needs. Its options have
+    `weights`: the .safetensors file of an earlier `state` (None: new parameters).
     """
 
     learns_itself: ClassVar[bool] = True
@@ -131,25 +177,45 @@ class LearningModule(Module):
 
     @abstractmethod
     def learn(self, episodes: Sequence[Episode]) -> dict[str, float]:
-        """Learn from attempts that have ended, in which this module was learning; what was measured."""
+        """Take one step from finished episodes that were played while `learning`; returns metrics."""
 
     @abstractmethod
     def state(self) -> dict[str, numpy.ndarray]:
-        """All that it has learnt, by name; empty before the first attempt."""
+        """All parameters by name; empty before the first episode."""
 
     @abstractmethod
     def load_state(self, state: Mapping[str, numpy.ndarray]) -> None:
-        """Go back to what `state` gave."""
+        """Restore the parameters that `state` returned."""
 
 
-class Agent(ABC):
+class Agent(Component[AgentT], ABC):
     """A composition of modules. `slots` maps each slot to the name of its default module.
 
-    A module fits a slot where it has the role that `needs` names for the slot; a slot that is not in `needs` takes what
-    has every role of its default module.
+    A module fits a slot if it has the role that `needs` names for the slot; a slot that is not in `needs` takes every
+    module with the roles of its default module. An agent with a memory bank sets `keeps_bank`, opens the bank by
+    `self.banks.open(episode.task.memory)` and leaves it in `episode.bank`.
 
-    An agent that works on a memory bank (`keeps_bank`) begins it with the task's items, taken from `banks`, and leaves
-    it in `episode.bank`.
+        >>> from memfactory.engines.scripted import ScriptedEngine
+        >>> from memfactory.play import Sampler, play
+        >>> from memfactory.roles import Reader
+        >>> class Guess(Reader):
+        ...     steps = ("guess",)
+        ...
+        ...     def dialogue(self, episode):
+        ...         reply = yield Ask("guess", (Message("user", episode.task.question),), max_tokens=8)
+        ...         return self.answer(reply.text)
+        >>> class Guesser(Agent):
+        ...     slots = {"reader": "guess"}
+        ...
+        ...     def dialogue(self, episode):
+        ...         answer = yield from self.modules["reader"].play(episode)
+        ...         if answer.text is None:
+        ...             yield from self.modules["reader"].play(episode)
+        >>> agent = Guesser(Options(), {"reader": Guess(ModuleOptions(), codec=None)})
+        >>> engine = ScriptedEngine(lambda messages, sampling: "Oslo")
+        >>> episodes = [Episode(Task("1", "Where does Ada live?", answers=("Oslo",)))]
+        >>> [(episode.answer, len(episode.turns)) for episode in play(Sampler(agent, {"policy": engine}), episodes)]
+        [('Oslo', 1)]
     """
 
     Options: ClassVar[type[Options]] = Options
@@ -157,7 +223,7 @@ class Agent(ABC):
     keeps_bank: ClassVar[bool] = False
     needs: ClassVar[Mapping[str, str]] = {}
 
-    def __init__(self, options: Any, modules: Mapping[str, Module], banks: BankSource | None = None) -> None:
+    def __init__(self, options: AgentT, modules: Mapping[str, Module[Any]], banks: BankSource | None = None) -> None:
         self.options = options
         self.modules = modules
         self.banks = banks or BankSource()
@@ -168,10 +234,10 @@ class Agent(ABC):
         return {slot: module.options for slot, module in self.modules.items()}
 
     @abstractmethod
-    def dialogue(self, episode: Episode) -> Dialogue:
-        """Play the modules over one episode (`yield from self.modules[slot].play(episode)`)."""
+    def dialogue(self, episode: Episode) -> Dialogue[Any]:
+        """Play the modules over one episode: `result = yield from self.modules[slot].play(episode, ...)`."""
 
-    def read(self, episode: Episode) -> Dialogue | None:
+    def read(self, episode: Episode) -> Dialogue[Any] | None:
         """Read the task's text into `episode.bank` or `episode.memory` and answer nothing.
 
         None: the agent reads only while it answers.
@@ -179,23 +245,8 @@ class Agent(ABC):
         return None
 
 
-def _spoken(module: Module, episode: Episode, engine: str, trainable: bool) -> Dialogue:
-    """Stamp every ask of a module's dialogue with who speaks and whether it is trained."""
-    asking = as_generator(module, module.dialogue(episode))
-    try:
-        ask = next(asking)
-        while True:
-            reply = yield replace(_well_formed(type(module), ask), engine=engine, trainable=trainable)
-            assert isinstance(reply, Reply)
-            ask = asking.send(reply)
-    except StopIteration:
-        check_left(type(module), episode)
-    finally:
-        close(type(module), asking)
-
-
 def close(component: type, dialogue: Generator[Any, Any, Any]) -> None:
-    """End a dialogue that is not played on. Raises PluginError where it goes on asking."""
+    """Close a dialogue that is not played to its end. Raises PluginError if it yields once more."""
     try:
         dialogue.close()
     except RuntimeError as error:
@@ -206,24 +257,39 @@ def close(component: type, dialogue: Generator[Any, Any, Any]) -> None:
         ) from None
 
 
-def check_left(component: type, episode: Episode) -> None:
-    """Raise PluginError where a dialogue of `component` that has ended left in `episode` what is no text."""
+def check_texts(component: type, episode: Episode) -> None:
+    """Raise PluginError if a dialogue of `component` left anything but text in the text fields of `episode`."""
     for name in ("answer", "answer_text", "memory"):
         value = cast("object", getattr(episode, name))
         if not isinstance(value, str) and (value is not None or name == "memory"):
             raise broken(component, "dialogue", f"left {value!r:.60} as the episode's `{name}`, which must be text")
 
 
-def as_generator(component: Module | Agent, dialogue: Any) -> Any:
-    """What `dialogue` returned, which must be a generator."""
+def as_generator(component: type, dialogue: Any) -> Any:
+    """The value that a `dialogue` method returned. Raises PluginError unless it is a generator."""
     if isinstance(dialogue, Generator):
         return dialogue
-    hint = "it never yields; where it asks for nothing, end it with `yield from ()`"
-    raise broken(type(component), "dialogue", f"returned {type(dialogue).__name__}, not a generator: {hint}")
+    hint = "it never yields; a dialogue without requests has the line `yield from ()`"
+    raise broken(component, "dialogue", f"returned {type(dialogue).__name__}, not a generator: {hint}")
+
+
+def _started(module: Module[Any], episode: Episode, inputs: tuple[Any, ...]) -> Any:
+    """The generator of a module's dialogue. Raises PluginError if `dialogue` does not take these inputs."""
+    try:
+        return as_generator(type(module), module.dialogue(episode, *inputs))
+    except TypeError:
+        signature = inspect.signature(module.dialogue)
+        try:
+            signature.bind(episode, *inputs)
+        except TypeError:
+            names = ", ".join(type(value).__name__ for value in inputs) or "nothing"
+            shape = f"takes ({', '.join(signature.parameters)})"
+            raise broken(type(module), "dialogue", f"{shape}, but its slot gives the episode and {names}") from None
+        raise
 
 
 def _well_formed(module: type, ask: Any) -> Ask:
-    """What a module's dialogue yielded, which must be an Ask of messages."""
+    """The value that a module's dialogue yielded. Raises PluginError unless it is an Ask of messages."""
     example = 'write `reply = yield Ask("step", (Message("user", prompt),), max_tokens)`'
     if not isinstance(ask, Ask):
         raise broken(module, "dialogue", f"yielded {type(ask).__name__}, not an Ask; {example}")
@@ -248,27 +314,10 @@ def _well_formed(module: type, ask: Any) -> Ask:
 
 
 def _half_character(messages: Sequence[Message]) -> str | None:
-    """Where a message holds half of a surrogate pair, which no tokenizer takes; None where none does."""
+    """The place of half a surrogate pair, which no tokenizer takes, in a message; None without one."""
     for message in messages:
         try:
             message.content.encode("utf-8")
         except UnicodeEncodeError as error:
             return f"half of a surrogate pair as character {error.start}"
     return None
-
-
-class AnswerModuleOptions(ModuleOptions):
-    """Options of modules that answer the question. They say by `answer_prompt` which of their prompts asks for it."""
-
-    answer_form: AnswerForm | None = None
-    """The form in which the prompt asks for the answer: boxed, marker (`**Answer:**`), the_answer_is or plain; null:
-    what its wording says."""
-
-    @property
-    def answer_prompt(self) -> str:
-        """The wording that asks for the answer."""
-        raise NotImplementedError(f"{type(self).__name__} does not say which prompt asks for the answer")
-
-    @property
-    def asked_form(self) -> AnswerForm:
-        return self.answer_form or form_asked_for(self.answer_prompt)

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from memfactory.components import POLICY
-from memfactory.dialogue import Agent, Ask, Dialogue, ScoreRequest, Shared, as_generator, check_left, close
+from memfactory.dialogue import Agent, Ask, Dialogue, ScoreRequest, Shared, as_generator, check_texts, close
 from memfactory.engines.base import Engine
 from memfactory.episode import Episode
 from memfactory.errors import ConfigError, EngineError, PromptTooLong, RequestRefused
@@ -74,24 +74,18 @@ def play(
     return _Play(sampler, episodes, settings, score, on_turn).run()
 
 
-def _share(agent: type, wanted: object) -> Shared:
-    """What an agent's dialogue yielded beside asks, which must be work to share."""
-    if isinstance(wanted, Shared):
-        return wanted
-    hint = "an agent plays its modules by `yield from self.modules[slot].play(episode)`"
-    raise broken(agent, "dialogue", f"yielded {type(wanted).__name__}; {hint}")
-
-
 @dataclass
 class _Work:
-    """One dialogue under way: an episode's own, or one that several episodes wait for (`wanted_by`)."""
+    """One dialogue under way: that of an episode, or shared work under a key. `waiting` are the dialogues that need
+    its result."""
 
     episode: Episode
-    dialogue: Dialogue
-    shared: str | None = None
-    wanted_by: list[_Work] = field(default_factory=list)
+    dialogue: Dialogue[Any]
+    key: str | None = None
+    waiting: list[_Work] = field(default_factory=list)
     begun: bool = False
     ended: bool = False
+    result: object = None
     failure: EngineError | None = None
 
 
@@ -106,18 +100,19 @@ class _Play:
         score: Score | None,
         on_turn: OnTurn | None,
     ) -> None:
+        agent = sampler.agent
         self.engines = sampler.engines
         self.sampling_params = sampler.sampling_params
         self.settings = settings
         self.score = score
-        self.keep_prompts = settings.keep_prompts or not settings.frozen
         self.on_turn = on_turn
-        agent = sampler.agent
+        self.keep_prompts = settings.keep_prompts or not settings.frozen
         self.agent = type(agent)
         self.components = (self.agent, *(type(module) for module in agent.modules.values()))
         with guarded(*self.components):
-            self.upcoming = deque(_Work(episode, as_generator(agent, agent.dialogue(episode))) for episode in episodes)
-        self.waiting: dict[int, tuple[_Work, Ask]] = {}
+            dialogues = [as_generator(self.agent, agent.dialogue(episode)) for episode in episodes]
+        self.upcoming = deque(map(_Work, episodes, dialogues))
+        self.pending: dict[int, tuple[_Work, Ask]] = {}
         self.shared: dict[str, _Work] = {}
         self.under_way = 0
         self.submitted = 0
@@ -126,85 +121,88 @@ class _Play:
     def run(self) -> Iterator[Episode]:
         try:
             yield from self._admit()
-            while self.waiting:
-                for key, reply in list(_ready(self.engines, {ask.engine for _, ask in self.waiting.values()})):
-                    yield from self._receive(key, reply)
+            while self.pending:
+                for number, reply in list(_replies(self.engines, {ask.engine for _, ask in self.pending.values()})):
+                    yield from self._receive(number, reply)
                 yield from self._admit()
         finally:
-            if self.waiting:
+            if self.pending:
                 for engine in set(self.engines.values()):
                     engine.cancel()
 
     def _admit(self) -> Iterator[Episode]:
+        """Begin upcoming episodes as far as the window allows; yield those that end at once."""
         while self.upcoming and (self.settings.window is None or self.under_way < self.settings.window):
             work = self.upcoming.popleft()
             work.episode.frozen = self.settings.frozen
             self.under_way += 1
             yield from self._advance(work, None)
 
-    def _advance(self, work: _Work, value: Reply | Reward | Episode | None) -> Iterator[Episode]:
-        """Send `value` into a dialogue and see to what it wants next; the episodes that have ended by it."""
+    def _advance(self, work: _Work, value: object) -> Iterator[Episode]:
+        """Send `value` into a dialogue (None begins it) and serve its requests up to the next Ask; yield the episodes
+        that end by it."""
         while True:
-            if isinstance(value, Episode):
-                work.episode.shared.append(value)
             try:
                 with guarded(*self.components, doing=f"on the task {work.episode.task.id!r}", letting=(StopIteration,)):
-                    wanted = next(work.dialogue) if value is None else work.dialogue.send(value)
-            except StopIteration:
-                check_left(self.agent, work.episode)
+                    request = work.dialogue.send(value)
+            except StopIteration as end:
+                check_texts(self.agent, work.episode)
+                work.result = end.value
                 yield from self._end(work)
                 return
             except EngineError as error:
-                # What a dialogue asks by itself, such as an embedder's endpoint, is a helper too.
+                # A dialogue that calls an endpoint by itself, such as an embedder's, fails like an engine.
                 yield from self._end(work, error)
                 return
-            if isinstance(wanted, Ask):
-                break
-            if isinstance(wanted, ScoreRequest):
+            if isinstance(request, Ask):
+                yield from self._submit(work, request)
+                return
+            if isinstance(request, ScoreRequest):
                 value = self.score([work.episode])[0] if self.score else Reward(None)
                 continue
-            part = self._part(work, _share(self.agent, wanted))
-            if not part.begun:
-                # Before anyone waits for it: parts that ask for nothing end here one by one, not one in another.
-                part.begun = True
-                yield from self._advance(part, None)
-            if not part.ended:
-                part.wanted_by.append(work)
+            source = self._shared_work(work, _well_formed(self.agent, request))
+            if not source.begun:
+                # It begins before any dialogue waits for it: works without asks end here one by one, not nested.
+                source.begun = True
+                yield from self._advance(source, None)
+            if not source.ended:
+                source.waiting.append(work)
                 return
-            if part.failure is not None:
-                yield from self._end(work, part.failure)
+            if source.failure is not None:
+                yield from self._end(work, source.failure)
                 return
-            value = part.episode
-        if work.shared is not None and wanted.trainable and not self.settings.frozen:
-            raise ConfigError(f"the step {wanted.step!r} is trained, so it cannot be shared by several episodes")
-        yield from self._submit(work, wanted)
+            work.episode.share(source.episode)
+            value = source.result
 
-    def _part(self, work: _Work, wanted: Shared) -> _Work:
-        """The shared work that `wanted` names, there already or new. In training a group has its own."""
+    def _shared_work(self, work: _Work, request: Shared[Any]) -> _Work:
+        """The shared work that `request` names, new or under way. In training every group has its own."""
         episode = work.episode
         seed, index = (self.settings.seed, episode.index) if episode.frozen else (episode.seed, 0)
-        key = f"{wanted.key} {seed} {index}"
+        key = f"{request.key} {seed} {index}"
         if key not in self.shared:
-            scratch = Episode(wanted.task, index, stream_seed("shared", key), frozen=episode.frozen)
-            self.shared[key] = _Work(scratch, wanted.dialogue(scratch), key)
+            own = Episode(request.task, index, stream_seed("shared", key), frozen=episode.frozen)
+            self.shared[key] = _Work(own, request.dialogue(own), key)
         return self.shared[key]
 
     def _submit(self, work: _Work, ask: Ask) -> Iterator[Episode]:
-        """Hand an ask to its engine; the episodes that end because it takes no such prompt."""
+        """Submit an ask to its engine; yield the episodes that end because the engine refuses it."""
+        if work.key is not None and ask.trainable and not self.settings.frozen:
+            raise ConfigError(f"the step {ask.step!r} is trained, so it cannot be shared by several episodes")
         episode = work.episode
-        stream = stream_seed(episode.seed, episode.index, len(episode.turns))
+        seed = stream_seed(episode.seed, episode.index, len(episode.turns))
+        params = self.sampling_params.get(ask.engine, SamplingParams())
         self.submitted += 1
-        sampling_params = self.sampling_params.get(ask.engine, SamplingParams())
-        sampling = Sampling(ask.max_tokens, sampling_params, ask.stop, stream)
         try:
+            sampling = Sampling(ask.max_tokens, params, ask.stop, seed)
             self.engines[ask.engine].submit(self.submitted, ask.messages, sampling)
         except EngineError as error:
             yield from self._fail(work, ask, error)
             return
-        self.waiting[self.submitted] = work, ask
+        self.pending[self.submitted] = work, ask
 
-    def _receive(self, key: int, reply: Reply | EngineError) -> Iterator[Episode]:
-        work, ask = self.waiting.pop(key)
+    def _receive(self, number: int, reply: Reply | EngineError) -> Iterator[Episode]:
+        """Record the turn of a reply and go on with its dialogue; yield the episodes that end by it."""
+        work, ask = self.pending.pop(number)
         if isinstance(reply, EngineError):
             yield from self._fail(work, ask, reply)
             return
@@ -220,7 +218,7 @@ class _Play:
         yield from ended
 
     def _fail(self, work: _Work, ask: Ask, error: EngineError) -> Iterator[Episode]:
-        """`ask` has no reply: what waited for it ends, unless the policy's engine cannot be asked anything."""
+        """End the dialogue of an ask that has no reply, or raise if the policy's engine takes no requests at all."""
         if self._is_policy(ask.engine) and not isinstance(error, PromptTooLong):
             self.refused += 1
             if not isinstance(error, RequestRefused) or self.refused == REFUSALS:
@@ -231,28 +229,37 @@ class _Play:
         return self.engines[engine] is self.engines[POLICY]
 
     def _end(self, work: _Work, failure: EngineError | None = None) -> Iterator[Episode]:
-        """A dialogue has ended: those who wait for it go on, or it is an episode that has been played."""
+        """Yield the episode of a dialogue that has ended; after shared work, go on with the dialogues that wait."""
         work.ended = True
         if failure is not None:
             with guarded(*self.components, doing=f"on the task {work.episode.task.id!r}, which could not be played on"):
                 close(self.agent, work.dialogue)
             work.failure = failure
             work.episode.failure, work.episode.overlong = str(failure), isinstance(failure, PromptTooLong)
-        if work.shared is None:
+        if work.key is None:
             self.under_way -= 1
             yield work.episode
             return
-        for other in work.wanted_by:
+        for other in work.waiting:
             if failure is not None:
                 yield from self._end(other, failure)
             else:
-                yield from self._advance(other, work.episode)
+                other.episode.share(work.episode)
+                yield from self._advance(other, work.result)
 
 
-def _ready(engines: Mapping[str, Engine], wanted: set[str]) -> Iterator[tuple[Any, Reply | EngineError]]:
-    """The replies that every engine with pending work has ready, each engine stepped once."""
+def _well_formed(agent: type, request: object) -> Shared[Any]:
+    """The request that an agent's dialogue yielded besides asks. Raises PluginError unless it is Shared work."""
+    if isinstance(request, Shared):
+        return request
+    hint = "an agent plays its modules by `yield from self.modules[slot].play(episode)`"
+    raise broken(agent, "dialogue", f"yielded {type(request).__name__}; {hint}")
+
+
+def _replies(engines: Mapping[str, Engine], names: set[str]) -> Iterator[tuple[Any, Reply | EngineError]]:
+    """The replies that the named engines have ready; two names for one engine step it once."""
     stepped: list[Engine] = []
-    for name in sorted(wanted):
+    for name in sorted(names):
         engine = engines[name]
         if not any(engine is other for other in stepped):
             stepped.append(engine)

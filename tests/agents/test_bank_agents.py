@@ -127,7 +127,7 @@ def test_the_memory_is_shown_as_it_grows_also_in_a_shared_bank(tmp_path, frozen)
 
 
 @pytest.mark.parametrize(
-    ("options", "parts"),
+    ("options", "chunks"),
     [
         ({}, [["D1:1", "D1:2"], ["D2:1"]]),
         ({"read": "all", "turns": 1}, [["D1:1", "D1:2", "D2:1"]]),
@@ -136,10 +136,10 @@ def test_the_memory_is_shown_as_it_grows_also_in_a_shared_bank(tmp_path, frozen)
         ({"read": "turns", "turns": 2}, [["D1:1", "D1:2"], ["D2:1"]]),
     ],
 )
-def test_the_conversation_is_read_in_parts(options, parts):
+def test_the_conversation_is_read_in_chunks(options, chunks):
     agent = MemoryR1(BankAgentOptions.model_validate(options), {})
-    assert [[turn.id for turn in part] for part in agent.parts(TALK)] == parts
-    assert list(agent.parts(())) == []
+    assert [[turn.id for turn in chunk] for chunk in agent.chunks(TALK)] == chunks
+    assert list(agent.chunks(())) == []
 
 
 def test_every_attempt_in_training_builds_a_bank_of_its_own(tmp_path):

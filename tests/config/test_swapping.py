@@ -11,6 +11,7 @@ from memfactory.config.slots import fits
 from memfactory.dialogue import Agent, Module
 from memfactory.errors import ConfigError
 from memfactory.registry import AGENTS, MODULES
+from memfactory.roles import Reader
 
 AGENT_PARTS = sorted(path.stem for path in (Path(__file__).parents[2] / "configs" / "agents").glob("*.yaml"))
 
@@ -183,10 +184,14 @@ def test_a_plugin_declares_what_its_slots_need_and_its_modules_are(folder):
         def dialogue(self, episode):
             yield from ()
 
-    class Judge(Plain):
+    class Judge(Reader):
         """Judge."""
 
         roles = ("critic", "reader")
+
+        def dialogue(self, episode):
+            yield from ()
+            return self.answer(None)
 
     class Court(Agent):
         """Court."""

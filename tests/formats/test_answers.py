@@ -27,10 +27,10 @@ CONVERSATION = (Utterance("Ann", "I have a cat.", "D1:1", "May 8"), Utterance("B
 
 
 class Answering(Agent):
-    """Answers from what the test retrieved."""
+    """Answers from the task's memory."""
 
     def dialogue(self, episode: Episode) -> Dialogue:
-        yield from self.modules["answerer"].play(episode)
+        yield from self.modules["answerer"].play(episode, episode.task.memory)
 
 
 class NoCodec:
@@ -43,7 +43,7 @@ class NoCodec:
 def played(module, reply: str, items: Sequence[MemoryItem] = ITEMS) -> tuple[Episode, str]:
     """The episode after the answer, and the prompt that was asked."""
     engine = ScriptedEngine(lambda messages, sampling: reply)
-    episode = Episode(Task("t", "Which cat?", ("Tom",), conversation=CONVERSATION), retrieved=tuple(items))
+    episode = Episode(Task("t", "Which cat?", ("Tom",), memory=tuple(items), conversation=CONVERSATION))
     list(play(Sampler(Answering(Options(), {"answerer": module}), {"policy": engine}), [episode]))
     ((messages, _),) = engine.requests
     return episode, messages[-1].content

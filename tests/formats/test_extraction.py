@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memfactory.dialogue import Module
 from memfactory.engines.scripted import ScriptedEngine
 from memfactory.episode import Episode
 from memfactory.formats.parse import Topic, find_object, parse_extraction, parse_topics, plain, whole_number
 from memfactory.formats.provenance import MOST_SOURCES, closest, traced
 from memfactory.modules.naive_extractor import NaiveExtractor, NaiveExtractorOptions
 from memfactory.modules.topic_extractor import TopicExtractor, TopicExtractorOptions
+from memfactory.roles import Extractor
 from memfactory.types import Candidate, Sampling, Task, Utterance
 from word_codec import WordCodec
 
@@ -31,20 +32,30 @@ def reply(*entries: object) -> str:
     return json.dumps({"memory_list": list(entries)})
 
 
-def heard(module: Module, said: str | Sequence[str], turns: Sequence[Utterance] = TALK) -> tuple[Episode, list[str]]:
-    """The episode after the module has heard `turns`, and what it asked."""
+@dataclass(frozen=True)
+class Extracted:
+    """The result of an extractor, the checks of its replies, and its prompts."""
+
+    candidates: tuple[Candidate, ...]
+    checks: dict[str, list[float]]
+    prompts: list[str]
+
+
+def extracted(module: Extractor, said: str | Sequence[str], turns: Sequence[Utterance] = TALK) -> Extracted:
+    """An extractor's dialogue over `turns`, its prompts answered by the replies `said`, in order."""
     replies = [said] if isinstance(said, str) else list(said)
-    episode = Episode(Task("t", "q", ("a",)), heard=tuple(turns))
-    engine, asked, asking = ScriptedEngine(lambda messages, sampling: replies.pop(0)), [], module.dialogue(episode)
+    episode, prompts = Episode(Task("t", "q", ("a",))), []
+    engine = ScriptedEngine(lambda messages, sampling: replies.pop(0))
+    asking = module.dialogue(episode, tuple(turns))
     try:
         ask = next(asking)
         while True:
-            asked.append(ask.messages[-1].content)
+            prompts.append(ask.messages[-1].content)
             assert (ask.step, ask.max_tokens) == ("extract", 1024)
             (outcome,) = engine.try_sample([(ask.messages, Sampling(ask.max_tokens))])
             ask = asking.send(outcome)
-    except StopIteration:
-        return episode, asked
+    except StopIteration as end:
+        return Extracted(end.value, episode.checks, prompts)
 
 
 def extractor(**options: object) -> NaiveExtractor:
@@ -266,24 +277,24 @@ def test_the_closest_candidate_shares_the_most_words():
 
 def test_the_extractor_asks_once_and_says_where_entries_come_from():
     said = reply({"key": "home", "value": "Ada moved to Rome."}, {"key": "pet", "value": "Ada's dog is called Rex."})
-    episode, asked = heard(extractor(namespaces="speaker"), said)
-    (prompt,) = asked
+    found = extracted(extractor(namespaces="speaker"), said)
+    (prompt,) = found.prompts
     assert "<conversation>\nAda: [8 May] I moved to Rome last week.\nBob: [9 May] How nice!" in prompt
-    assert episode.candidates == (
+    assert found.candidates == (
         Candidate("Ada moved to Rome.", "home", sources=("D1:1",), namespace="Ada", time="8 May"),
         Candidate("Ada's dog is called Rex.", "pet", sources=("D1:3",), namespace="Ada"),
     )
-    assert episode.checks == {"extract": [1.0]}
+    assert found.checks == {"extract": [1.0]}
 
 
 def test_a_malformed_extraction_finds_nothing_and_scores_nothing():
-    episode, _ = heard(extractor(), "I would remember that Ada moved.")
-    assert (episode.candidates, episode.checks) == ((), {"extract": [0.0]})
+    found = extracted(extractor(), "I would remember that Ada moved.")
+    assert (found.candidates, found.checks) == ((), {"extract": [0.0]})
 
 
 @pytest.mark.parametrize("module", [extractor(), topics()])
-def test_where_nothing_is_heard_nothing_is_asked(module):
-    assert heard(module, [], ())[1] == []
+def test_without_utterances_nothing_is_asked(module):
+    assert extracted(module, [], ()) == Extracted((), {}, [])
 
 
 # The module topic_extractor
@@ -311,25 +322,25 @@ def test_a_session_without_a_topic_scores_nothing(text):
 
 def test_a_session_is_summed_up_for_each_speaker():
     ada = {"extracted_memories": [{"summary": "Ada moved to Rome.", "reference": [2, 0]}]}
-    episode, asked = heard(topics(namespaces="speaker"), [json.dumps(ada), "NO_TRAIT"])
-    assert "[0] Ada: [8 May] I moved to Rome last week.\n[1] Bob: [9 May]" in asked[0]
-    assert ["about Ada" in asked[0], "about Bob" in asked[1]] == [True, True]
-    assert episode.candidates == (
+    found = extracted(topics(namespaces="speaker"), [json.dumps(ada), "NO_TRAIT"])
+    assert "[0] Ada: [8 May] I moved to Rome last week.\n[1] Bob: [9 May]" in found.prompts[0]
+    assert ["about Ada" in found.prompts[0], "about Bob" in found.prompts[1]] == [True, True]
+    assert found.candidates == (
         Candidate("Ada moved to Rome.", sources=("D1:1", "D1:3"), namespace="Ada", time="8 May"),
     )
-    assert episode.checks == {"extract": [1.0, 0.0]}
+    assert found.checks == {"extract": [1.0, 0.0]}
 
 
 def test_a_topic_joins_the_memory_of_whom_it_is_about_whoever_said_it():
     told = json.dumps({"extracted_memories": [{"summary": "Ada has moved.", "reference": [1]}]})
-    episode, _ = heard(topics(namespaces="speaker"), [told, "NO_TRAIT"])
-    assert [(found.sources, found.namespace) for found in episode.candidates] == [(("D1:2",), "Ada")]
+    found = extracted(topics(namespaces="speaker"), [told, "NO_TRAIT"])
+    assert [(found.sources, found.namespace) for found in found.candidates] == [(("D1:2",), "Ada")]
 
 
 def test_a_topic_without_a_reference_comes_from_the_turns_whose_words_it_shares():
     said = json.dumps({"extracted_memories": [{"summary": "Bob is from Oslo.", "reference": [9]}]})
-    episode, asked = heard(topics(each_speaker=False, namespaces="speaker"), said)
-    assert len(asked) == 1 and "about Ada and Bob" in asked[0]
-    assert episode.candidates == (Candidate("Bob is from Oslo.", sources=("D1:2",), namespace="Bob", time="9 May"),)
-    joint, _ = heard(topics(each_speaker=False), said)
+    found = extracted(topics(each_speaker=False, namespaces="speaker"), said)
+    assert len(found.prompts) == 1 and "about Ada and Bob" in found.prompts[0]
+    assert found.candidates == (Candidate("Bob is from Oslo.", sources=("D1:2",), namespace="Bob", time="9 May"),)
+    joint = extracted(topics(each_speaker=False), said)
     assert joint.candidates[0].namespace == ""

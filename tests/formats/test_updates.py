@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memfactory.dialogue import Module
 from memfactory.engines.scripted import ScriptedEngine
 from memfactory.episode import Episode
 from memfactory.formats.updates import parse_mem0, parse_merges, parse_operations
@@ -17,6 +16,7 @@ from memfactory.memory.bank import BankSource
 from memfactory.memory.operations import Add, Delete, Keep, Update
 from memfactory.modules.naive_updater import NaiveUpdater, NaiveUpdaterOptions
 from memfactory.modules.topic_updater import TopicUpdater, TopicUpdaterOptions
+from memfactory.roles import Updater
 from memfactory.types import Candidate, MemoryItem, Sampling, Task
 
 HOME = MemoryItem("a", "home", "Ada lives in Rome.", sources=("D1:1",))
@@ -42,7 +42,7 @@ def decided(text: str):
 
 
 def updated(
-    module: Module,
+    module: Updater,
     replies: str | Sequence[str],
     *,
     items: Sequence[MemoryItem] = ITEMS,
@@ -51,8 +51,10 @@ def updated(
 ) -> tuple[Episode, list[str]]:
     """The episode after the module has updated its bank, and what it asked."""
     upcoming = [replies] if isinstance(replies, str) else list(replies)
-    episode = Episode(Task("t", "q", ("a",), related=related), candidates=tuple(candidates), bank=SOURCE.open(items))
-    engine, asked, asking = ScriptedEngine(lambda messages, sampling: upcoming.pop(0)), [], module.dialogue(episode)
+    bank = SOURCE.open(items)
+    episode, asked = Episode(Task("t", "q", ("a",), related=related), bank=bank), []
+    engine = ScriptedEngine(lambda messages, sampling: upcoming.pop(0))
+    asking = module.dialogue(episode, bank, tuple(candidates))
     try:
         ask = next(asking)
         while True:
@@ -60,8 +62,8 @@ def updated(
             assert ask.step == "update"
             (outcome,) = engine.try_sample([(ask.messages, Sampling(ask.max_tokens))])
             ask = asking.send(outcome)
-    except StopIteration:
-        assert episode.candidates == ()
+    except StopIteration as end:
+        assert end.value is None
         return episode, asked
 
 

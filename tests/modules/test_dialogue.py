@@ -452,12 +452,12 @@ class Preface(Agent):
 
     def read(self, episode: Episode):
         reply = yield Ask("read", (Message("user", f"read {episode.task.context}"),), 10, trainable=self.trained)
-        episode.memory = reply.text
+        episode.note_reading(len(episode.task.context))
+        episode.check("read", 1.0)
+        return reply.text
 
     def dialogue(self, episode: Episode):
-        shared = yield Shared(episode.task.context, episode.task, self.read)
-        assert isinstance(shared, Episode)
-        episode.memory = shared.memory
+        episode.memory = yield Shared(episode.task.context, episode.task, self.read)
         question = f"{episode.task.question} after {episode.memory}"
         reply = yield Ask("answer", (Message("user", question),), 10, engine="helper", trainable=False)
         episode.answer = reply.text
@@ -471,7 +471,7 @@ def prefaced(episodes: Sequence[Episode], policy: ScriptedEngine, helper: Script
     return list(play(Sampler(Preface(Options(), {}), {"policy": policy, "helper": helper}), episodes, **options))
 
 
-def test_shared_work_is_played_once_for_all_who_want_it_and_each_is_sent_the_episode():
+def test_shared_work_is_played_once_and_its_result_sent_to_each():
     policy, helper = ScriptedEngine(echo), ScriptedEngine(echo)
     done = prefaced([episode("x", q) for q in "abc"] + [episode("y", "d")], policy, helper)
     assert [messages[0].content for messages, _ in policy.requests] == ["read x", "read y"]
@@ -482,6 +482,8 @@ def test_shared_work_is_played_once_for_all_who_want_it_and_each_is_sent_the_epi
         "d": "<d after <read y>>",
     }
     assert [len(e.turns) for e in done] == [1] * 4
+    # One character of context each; the text that shared work read and the checks of its replies count for each.
+    assert [(e.reading.read, e.checks, len(e.shared)) for e in done] == [(1, {"read": [1.0]}, 1)] * 4
 
 
 def test_groups_in_training_share_within_the_group_and_frozen_attempts_by_their_number():
@@ -504,9 +506,8 @@ def test_groups_in_training_share_within_the_group_and_frozen_attempts_by_their_
 def test_shared_work_that_asks_for_nothing_is_sent_at_once():
     class Silent(Preface):
         def read(self, episode: Episode):
-            episode.memory = "known"
-            return
-            yield
+            yield from ()
+            return "known"
 
     helper = ScriptedEngine(echo)
     engines = {"policy": ScriptedEngine(echo), "helper": helper}
@@ -517,14 +518,12 @@ def test_shared_work_that_asks_for_nothing_is_sent_at_once():
 def test_a_thousand_pieces_of_shared_work_that_ask_for_nothing_are_not_nested():
     class Pieces(Preface):
         def read(self, episode: Episode):
-            episode.memory = "known"
-            return
-            yield
+            yield from ()
+            return "known"
 
         def dialogue(self, episode: Episode):
             for number in range(1000):
-                shared = yield Shared(str(number), episode.task, self.read)
-                assert isinstance(shared, Episode) and shared.memory == "known"
+                assert (yield Shared(str(number), episode.task, self.read)) == "known"
             episode.answer = "read"
 
     engines = {"policy": ScriptedEngine(echo)}

@@ -31,7 +31,7 @@ class Retrieving(Agent):
 
     def dialogue(self, episode: Episode) -> Dialogue:
         episode.bank = self.banks.open(episode.task.memory)
-        yield from self.modules["retriever"].play(episode)
+        yield from self.modules["retriever"].play(episode, episode.bank)
 
 
 class NoCodec:

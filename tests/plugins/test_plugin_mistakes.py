@@ -18,9 +18,9 @@ from memfactory.dialogue import Agent, Ask, Module
 from memfactory.envs.base import Environment
 from memfactory.envs.rewards.base import RewardFunction
 from memfactory.registry import *
-from memfactory.types import Message, Task
+from memfactory.types import ParsedAnswer, Message, Task
 """
-MODULE = '@MODULES.register("mine")\nclass Mine(Module):\n    """Mine."""\n    roles = ("reader",)\n'
+MODULE = 'from memfactory.roles import *\n@MODULES.register("mine")\nclass Mine(Reader):\n    """Mine."""\n'
 MODULE += '    steps = ("skim",)\n    def dialogue(self, episode):\n'
 AGENT = (
     '@AGENTS.register("my_agent")\nclass Mine(Agent):\n    """Mine."""\n    slots = {"memory": "recurrent_memory"}\n'
@@ -99,8 +99,16 @@ def test_what_a_reward_says_is_checked(folder, capsys, body, words):
         ("        yield Ask('skim', (Message('user', 'x'),), 0)\n", "max_tokens must be a whole number above 0, not 0"),
         ("        yield Ask('skim', (Message('user', 'x'),), 4, '.')\n", "stop must be a tuple of texts, not '.'"),
         ("        yield Ask('skim', (Message('user', 'x\\ud800'),), 4)\n", "half of a surrogate pair as character 1"),
-        ("        yield from ()\n        episode.answer = 5\n", "left 5 as the episode's `answer`, which must be text"),
-        ("        yield from ()\n        episode.answer = ['a']\n", "left ['a'] as the episode's `answer`"),
+        (
+            "        yield from ()\n        return 'Oslo'\n",
+            "returned str 'Oslo', not a ParsedAnswer; end it with `return self",
+        ),
+        ("        yield from ()\n        episode.answer = 'Oslo'\n", "returned NoneType None, not a ParsedAnswer"),
+        ("        yield from ()\n        return ParsedAnswer(5)\n", "an answer's text must be text or None, not int 5"),
+        (
+            "        yield from ()\n        episode.memory = 5\n        return ParsedAnswer('a')\n",
+            "left 5 as the episode's `memory`",
+        ),
         ("        yield from ()\n        next(iter(()))\n", "at mine.py:14: StopIteration"),
         ("        raise StopIteration\n", "at mine.py:13: StopIteration"),
         ("        yield from ()\n        raise SystemExit(0)\n", "at mine.py:14: SystemExit: 0"),
@@ -128,6 +136,46 @@ def test_what_a_module_asks_is_checked(folder, capsys, body, words):
 def test_what_an_agent_does_is_checked(folder, capsys, body, words):
     shown = told(folder, capsys, AGENT + body, agent="my_agent")
     assert "agent 'my_agent'" in shown and words in shown
+
+
+ROLES = """\
+from memfactory.roles import *
+@MODULES.register("mine")
+class Mine({role}):
+    \"\"\"Mine.\"\"\"
+    def dialogue(self, episode, {inputs}):
+        yield from ()
+        return {result}
+"""
+BANK = "{name: memory_bank, rewards: {em: 1.0}}"
+
+
+@pytest.mark.parametrize(
+    ("slot", "role", "inputs", "result", "words"),
+    [
+        ("extractor", "Extractor", "utterances", "None", "returned NoneType None, not a tuple of Candidate"),
+        ("extractor", "Extractor", "utterances", "['a']", "returned list ['a'], not a tuple of Candidate"),
+        ("extractor", "Extractor", "one, two", "()", "`dialogue` takes (episode, one, two), but its slot gives"),
+        ("updater", "Updater", "bank, candidates", "[1]", "an updater changes the bank itself"),
+        ("retriever", "Retriever", "bank", "bank", "returned MemoryBank <"),
+        ("answerer", "Answerer", "items", "items", "returned tuple (), not a ParsedAnswer"),
+    ],
+)
+def test_what_a_module_returns_is_checked(folder, capsys, slot, role, inputs, result, words):
+    (folder / "rows.jsonl").write_text('{"question": "Where?", "answer": "Oslo", "conversation": []}\n')
+    source = ROLES.format(role=role, inputs=inputs, result=result)
+    if slot in ("extractor", "updater"):
+        turns = '[{"role": "user", "content": "Ada lives in Oslo."}]'
+        (folder / "rows.jsonl").write_text(f'{{"question": "Where?", "answer": "Oslo", "conversation": {turns}}}\n')
+    shown = told(folder, capsys, source, agent=f"{{name: memory_r1, modules: {{{slot}: mine}}}}", env=BANK)
+    assert "module 'mine' (mine.py:" in shown and words in shown
+
+
+def test_a_module_of_a_shipped_role_derives_from_its_class(folder, capsys):
+    shown = told(folder, capsys, '@MODULES.register("mine")\nclass Mine(Module):\n    roles = ("reader",)\n')
+    assert (
+        "TypeError at" in shown and "a module with the role 'reader' derives from Reader of memfactory.roles" in shown
+    )
 
 
 @pytest.mark.parametrize(
@@ -186,7 +234,7 @@ def test_a_plugin_that_cannot_be_loaded_is_told_by_file_and_line(folder, capsys,
             "must be a subclass of memfactory.dialogue:Module",
         ),
         (
-            MODULE.replace("    roles", "    Options = Options\n    roles") + "        yield from ()\n",
+            MODULE.replace("    steps", "    Options = Options\n    steps") + "        yield from ()\n",
             "its Options must derive from ModuleOptions of memfactory.components",
         ),
     ],
@@ -327,7 +375,7 @@ def test_a_module_that_cannot_say_what_it_learnt_is_named(folder, body, words):
     from memfactory.registry import MODULES
     from memfactory.trainers.learners import Learners
 
-    learning = MODULE.replace("(Module)", "(LearningModule)") + "        yield from ()\n"
+    learning = MODULE.replace("(Reader)", "(LearningModule, Reader)") + "        yield from ()\n"
     learning += "    def learn(self, episodes): return {}\n    def load_state(self, state): ...\n"
     learning += f"    def state(self): {body}\n"
     (folder / "mine.py").write_text(PARTS + "from memfactory.dialogue import LearningModule\n" + learning)

@@ -99,10 +99,11 @@ class Keeper(Agent):
         episode.bank = self.banks.open()
         yield Ask("read", (Message("user", "Read."),), 8)
         episode.bank.add("from shared work")
+        return episode.bank
 
     def dialogue(self, episode):
-        built = yield Shared("bank", episode.task, self.build)
-        episode.bank = built.bank.fork()
+        bank = yield Shared("bank", episode.task, self.build)
+        episode.bank = bank.fork()
         if episode.index < 2:
             yield from self.modules["noter"].play(episode)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from memfactory.dialogue import Agent, Dialogue
 from memfactory.episode import Episode
@@ -16,5 +16,5 @@ class FullContext(Agent):
 
     slots: ClassVar[Mapping[str, str]] = {"answerer": "full_context_answer"}
 
-    def dialogue(self, episode: Episode) -> Dialogue:
+    def dialogue(self, episode: Episode) -> Dialogue[Any]:
         yield from self.modules["answerer"].play(episode)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from memfactory.dialogue import Agent, Ask, Dialogue
 from memfactory.episode import Episode
@@ -16,14 +16,14 @@ class MemoryAgent(Agent):
 
     slots: ClassVar[Mapping[str, str]] = {"memory": "recurrent_memory"}
 
-    def dialogue(self, episode: Episode) -> Dialogue:
+    def dialogue(self, episode: Episode) -> Dialogue[Any]:
         yield from self.modules["memory"].play(episode)
 
-    def read(self, episode: Episode) -> Dialogue | None:
+    def read(self, episode: Episode) -> Dialogue[Any] | None:
         """Read the text for the task's question and stop before the answer."""
         return self._until_answer(episode) if self.modules["memory"].answers_last else None
 
-    def _until_answer(self, episode: Episode) -> Dialogue:
+    def _until_answer(self, episode: Episode) -> Dialogue[Any]:
         module = self.modules["memory"]
         playing = module.play(episode)
         asked = next(playing)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import groupby
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field
 
 from memfactory.dialogue import Agent, Dialogue
 from memfactory.episode import Episode
 from memfactory.formats.render import spoken, told
+from memfactory.memory.bank import MemoryBank
 from memfactory.registry import AGENTS, Options
 from memfactory.types import MemoryItem, Utterance
 
@@ -24,28 +25,27 @@ class NaiveRagOptions(Options):
 
 
 @AGENTS.register("naive_rag")
-class NaiveRag(Agent):
+class NaiveRag(Agent[NaiveRagOptions]):
     """Keeps every turn of the conversation as it was said, retrieves for the question, and answers."""
 
-    Options: ClassVar[type[NaiveRagOptions]] = NaiveRagOptions
-    options: NaiveRagOptions
     keeps_bank = True
     slots: ClassVar[Mapping[str, str]] = {"retriever": "naive_retriever", "answerer": "answer"}
 
-    def dialogue(self, episode: Episode) -> Dialogue:
-        yield from self.read(episode)
-        yield from self.modules["retriever"].play(episode)
-        yield from self.modules["answerer"].play(episode)
+    def dialogue(self, episode: Episode) -> Dialogue[Any]:
+        bank = yield from self.read(episode)
+        items = yield from self.modules["retriever"].play(episode, bank)
+        yield from self.modules["answerer"].play(episode, items)
 
-    def read(self, episode: Episode) -> Dialogue:
-        """Store the conversation as memory items; no model is asked."""
+    def read(self, episode: Episode) -> Dialogue[MemoryBank]:
+        """Store the conversation as memory items, without a model."""
+        yield from ()
         task = episode.task
         conversation = told(task)
         if conversation:
             episode.note_reading(len(self.modules["answerer"].codec.offsets(spoken(conversation))))
-        said = as_items(conversation, self.options.turns_per_item, taken={item.id for item in task.memory})
-        episode.bank = self.banks.open((*task.memory, *said))
-        yield from ()
+        items = as_items(conversation, self.options.turns_per_item, taken={item.id for item in task.memory})
+        bank = episode.bank = self.banks.open((*task.memory, *items))
+        return bank
 
 
 def as_items(

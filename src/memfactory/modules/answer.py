@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from pydantic import Field, model_validator
 
-from memfactory.dialogue import AnswerModuleOptions, Ask, Asking, Module
+from memfactory.dialogue import Ask, Asking
 from memfactory.episode import Episode
 from memfactory.formats.answers import answer_part, keeps_form
 from memfactory.formats.render import bulleted, dated
 from memfactory.registry import MODULES
+from memfactory.roles import Answerer, AnswerModuleOptions
 from memfactory.text import fill
-from memfactory.types import MemoryItem, Message
+from memfactory.types import MemoryItem, Message, ParsedAnswer
 
 ANSWER_PROMPT = """\
 Answer the question from the memories. First copy those that help, each on a line that begins with "- ". Then write
@@ -67,21 +68,18 @@ class AnswerOptions(AnswerModuleOptions):
 
 
 @MODULES.register("answer")
-class AnswerModule(Module):
+class AnswerModule(Answerer[AnswerOptions]):
     """Answers from the retrieved memories, after copying those that help."""
 
-    Options: ClassVar[type[AnswerOptions]] = AnswerOptions
-    options: AnswerOptions
-    roles = ("answerer",)
     steps = ("answer",)
 
-    def dialogue(self, episode: Episode) -> Asking:
+    def dialogue(self, episode: Episode, items: Sequence[MemoryItem]) -> Asking[ParsedAnswer]:
         options = self.options
-        values = {"memory": memory_of_each(episode.retrieved), "question": episode.task.question}
+        values = {"memory": memory_of_each(items), "question": episode.task.question}
         reply = yield Ask("answer", (Message("user", fill(options.prompt, values)),), options.max_tokens)
         part = answer_part(reply.text, options.asked_form)
-        self.give_answer(episode, part)
         episode.check("answer", float(keeps_form(part, options.asked_form)))
+        return self.answer(part)
 
 
 def memory_of_each(items: Sequence[MemoryItem]) -> str:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 from pydantic import Field
 
-from memfactory.dialogue import AnswerModuleOptions, Ask, Asking, Module
+from memfactory.dialogue import Ask, Asking
 from memfactory.episode import Episode
 from memfactory.formats.render import bracketed, dated, spoken
 from memfactory.registry import MODULES
+from memfactory.roles import Answerer, AnswerModuleOptions
 from memfactory.text import after_thinking, fill, listed_numbers
-from memfactory.types import MemoryItem, Message, Utterance
+from memfactory.types import MemoryItem, Message, ParsedAnswer, Utterance
 
 NO_CITE = "NO_CITE"
 CITING_PROMPT = """\
@@ -72,23 +72,20 @@ def parse_cited(text: str, shown: int) -> Cited:
 
 
 @MODULES.register("citing_answer")
-class CitingAnswer(Module):
+class CitingAnswer(Answerer[CitingAnswerOptions]):
     """Answers from the retrieved memories and cites those that it used."""
 
-    Options: ClassVar[type[CitingAnswerOptions]] = CitingAnswerOptions
-    options: CitingAnswerOptions
-    roles = ("answerer",)
     steps = ("answer",)
 
-    def dialogue(self, episode: Episode) -> Asking:
-        options, items = self.options, episode.retrieved
+    def dialogue(self, episode: Episode, items: Sequence[MemoryItem]) -> Asking[ParsedAnswer]:
+        options = self.options
         lines = with_sources(items, episode.task.conversation) if options.sources else [dated(item) for item in items]
         values = {"memory": bracketed(lines), "question": episode.task.question}
         reply = yield Ask("answer", (Message("user", fill(options.prompt, values)),), options.max_tokens)
         cited = parse_cited(reply.text, len(items))
-        self.give_answer(episode, cited.answer)
-        episode.citations = None if cited.numbers is None else tuple(items[number].id for number in cited.numbers)
         episode.check("answer", cited.form)
+        citations = None if cited.numbers is None else [items[number].id for number in cited.numbers]
+        return self.answer(cited.answer, citations)
 
 
 def with_sources(items: Sequence[MemoryItem], conversation: Sequence[Utterance]) -> list[str]:

@@ -9,13 +9,14 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from memfactory.dialogue import AnswerModuleOptions, Ask, Asking, Module
+from memfactory.dialogue import Ask, Asking
 from memfactory.episode import Episode
 from memfactory.formats.answers import answer_part, keeps_form
 from memfactory.formats.render import whole
 from memfactory.registry import MODULES
+from memfactory.roles import AnswerModuleOptions, Reader
 from memfactory.text import fill, keep_ends, token_spans
-from memfactory.types import Codec, Message, Reading
+from memfactory.types import Codec, Message, ParsedAnswer, Reading
 
 FULL_CONTEXT_PROMPT = """\
 Answer the question from the conversation: write **Answer:** and the answer in as few words as possible. Where what is
@@ -56,12 +57,9 @@ class FullContextAnswerOptions(AnswerModuleOptions):
 
 
 @MODULES.register("full_context_answer")
-class FullContextAnswer(Module):
+class FullContextAnswer(Reader[FullContextAnswerOptions]):
     """Answers from the whole conversation."""
 
-    Options: ClassVar[type[FullContextAnswerOptions]] = FullContextAnswerOptions
-    options: FullContextAnswerOptions
-    roles = ("reader",)
     steps = ("answer",)
 
     def __init__(self, options: FullContextAnswerOptions, codec: Codec) -> None:
@@ -72,15 +70,15 @@ class FullContextAnswer(Module):
     def _counted(self, text: str) -> int:
         return sum(len(part) for part in token_spans(text, self.codec.offsets))
 
-    def dialogue(self, episode: Episode) -> Asking:
+    def dialogue(self, episode: Episode) -> Asking[ParsedAnswer]:
         text, reading = self.shortened(whole(episode.task))
         episode.note_reading(reading.read, reading.dropped)
         values = {"conversation": text, "question": episode.task.question}
         prompt = fill(self.options.prompt, values)
         reply = yield Ask("answer", (Message("user", prompt),), self.options.max_tokens)
         part = answer_part(reply.text, self.options.asked_form)
-        self.give_answer(episode, part)
         episode.check("answer", float(keeps_form(part, self.options.asked_form)))
+        return self.answer(part)
 
     def shortened(self, text: str) -> tuple[str, Reading]:
         """`text`, or the declared part of it where it has more than `context_tokens` tokens; and how much that is."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 import numpy
 from pydantic import Field
@@ -19,6 +19,7 @@ from memfactory.components import ModuleOptions
 from memfactory.dialogue import Asking, LearningModule
 from memfactory.episode import Episode
 from memfactory.errors import ConfigError, MemFactoryError
+from memfactory.memory.bank import MemoryBank
 from memfactory.memory.options import Search
 from memfactory.modules.linear_maps import (
     Array,
@@ -31,8 +32,9 @@ from memfactory.modules.linear_maps import (
     scores,
 )
 from memfactory.registry import MODULES
+from memfactory.roles import Retriever
 from memfactory.seeds import stream_seed
-from memfactory.types import Codec, Selection
+from memfactory.types import Codec, MemoryItem, Selection
 
 MAPS = ("query", "memory")
 LARGEST_SCORE = 1e6
@@ -70,35 +72,31 @@ class LinearRerankerOptions(ModuleOptions):
 
 
 @MODULES.register("linear_reranker")
-class LinearReranker(LearningModule):
+class LinearReranker(Retriever[LinearRerankerOptions], LearningModule[LinearRerankerOptions, tuple[MemoryItem, ...]]):
     """Reranks by linear maps of the embeddings, which learn from the memories that an answer cites."""
 
-    Options: ClassVar[type[LinearRerankerOptions]] = LinearRerankerOptions
-    options: LinearRerankerOptions
-    roles = ("retriever",)
-
-    def __init__(self, options: Any, codec: Codec) -> None:
+    def __init__(self, options: LinearRerankerOptions, codec: Codec) -> None:
         super().__init__(options, codec)
         self.maps: tuple[ResidualMap, ResidualMap] | None = None
         if self.options.weights is not None:
             self._load(Path(self.options.weights))
 
-    def dialogue(self, episode: Episode) -> Asking:
-        assert episode.bank is not None
-        options, bank, question = self.options, episode.bank, episode.task.question
-        items = [one.item for one in bank.search(question, options.candidates, mode=options.search)]
-        episode.retrieved, episode.selection = (), None
-        if items:
-            texts = tuple(item.text for item in items)
-            found = self._scores(bank.embed_query(question), bank.embed(texts))
-            noise = numpy.zeros(len(items))
-            if self.learning:
-                stream = numpy.random.default_rng(stream_seed(episode.seed, episode.index, "gumbel"))
-                noise = stream.gumbel(size=len(items))
-            chosen = choose(found, noise, options.keep)
-            episode.selection = Selection(question, texts, tuple(noise.tolist()), chosen)
-            episode.retrieved = tuple(items[place] for place in chosen)
+    def dialogue(self, episode: Episode, bank: MemoryBank) -> Asking[tuple[MemoryItem, ...]]:
         yield from ()
+        options, question = self.options, episode.task.question
+        items = [match.item for match in bank.search(question, options.candidates, mode=options.search)]
+        episode.selection = None
+        if not items:
+            return ()
+        texts = tuple(item.text for item in items)
+        item_scores = self._scores(bank.embed_query(question), bank.embed(texts))
+        noise = numpy.zeros(len(items))
+        if self.learning:
+            stream = numpy.random.default_rng(stream_seed(episode.seed, episode.index, "gumbel"))
+            noise = stream.gumbel(size=len(items))
+        chosen = choose(item_scores, noise, options.keep)
+        episode.selection = Selection(question, texts, tuple(noise.tolist()), chosen)
+        return tuple(items[place] for place in chosen)
 
     def learn(self, episodes: Sequence[Episode]) -> dict[str, float]:
         """One step up the mean gradient of the attempts whose chosen memories have known rewards."""
@@ -106,9 +104,9 @@ class LinearReranker(LearningModule):
         useful: list[float] = []
         for episode in episodes:
             rewards = self.rewards(episode)
-            if rewards is None:
+            if rewards is None or episode.selection is None or episode.bank is None:
                 continue
-            used.append(self._gradients(episode, rewards - self.options.baseline))
+            used.append(self._gradients(episode.bank, episode.selection, rewards - self.options.baseline))
             useful += (rewards > 0).tolist()
         metrics = {"skipped": 1 - len(used) / max(len(episodes), 1)}
         if not used:
@@ -175,10 +173,9 @@ class LinearReranker(LearningModule):
     def _scores(self, query: numpy.ndarray, memories: numpy.ndarray) -> Array:
         return scores(*self._maps(len(query)), query.astype(numpy.float64), memories.astype(numpy.float64))
 
-    def _gradients(self, episode: Episode, advantages: Array) -> tuple[Array, ...]:
-        """The four vectors of `map_gradients` for one attempt."""
-        selection, bank, options = episode.selection, episode.bank, self.options
-        assert selection is not None and bank is not None
+    def _gradients(self, bank: MemoryBank, selection: Selection, advantages: Array) -> tuple[Array, ...]:
+        """The four vectors of `map_gradients` for one selection."""
+        options = self.options
         query = bank.embed_query(selection.query).astype(numpy.float64)
         memories = bank.embed(selection.texts).astype(numpy.float64)
         maps, noise = self._maps(len(query)), numpy.array(selection.noise)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Sequence
 
 from pydantic import Field
 
 from memfactory.components import ModuleOptions
-from memfactory.dialogue import Ask, Asking, Module
+from memfactory.dialogue import Ask, Asking
 from memfactory.episode import Episode
 from memfactory.formats.parse import parse_extraction
 from memfactory.formats.provenance import Namespaces, traced
 from memfactory.formats.render import spoken
 from memfactory.registry import MODULES
+from memfactory.roles import Extractor
 from memfactory.text import fill
-from memfactory.types import Message
+from memfactory.types import Candidate, Message, Utterance
 
 EXTRACT_PROMPT = """\
 Write down what is worth remembering from the conversation, each fact as one sentence that can be read alone.
@@ -38,22 +39,18 @@ class NaiveExtractorOptions(ModuleOptions):
 
 
 @MODULES.register("naive_extractor")
-class NaiveExtractor(Module):
+class NaiveExtractor(Extractor[NaiveExtractorOptions]):
     """Writes down what is worth remembering in a conversation, as structured entries."""
 
-    Options: ClassVar[type[NaiveExtractorOptions]] = NaiveExtractorOptions
-    options: NaiveExtractorOptions
-    roles = ("extractor",)
     steps = ("extract",)
 
-    def dialogue(self, episode: Episode) -> Asking:
-        episode.candidates = ()
-        if not episode.heard:
-            return
-        conversation = spoken(episode.heard)
+    def dialogue(self, episode: Episode, utterances: Sequence[Utterance]) -> Asking[tuple[Candidate, ...]]:
+        if not utterances:
+            return ()
+        conversation = spoken(utterances)
         episode.note_reading(len(self.codec.offsets(conversation)))
         prompt = fill(self.options.prompt, {"conversation": conversation})
         reply = yield Ask("extract", (Message("user", prompt),), self.options.max_tokens)
-        found = parse_extraction(reply.text)
-        episode.candidates = traced(found.candidates, episode.heard, self.options.namespaces)
-        episode.check("extract", found.form)
+        extraction = parse_extraction(reply.text)
+        episode.check("extract", extraction.form)
+        return traced(extraction.candidates, utterances, self.options.namespaces)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 from pydantic import Field
 
 from memfactory.components import ModuleOptions
-from memfactory.dialogue import Asking, Module
+from memfactory.dialogue import Asking
 from memfactory.episode import Episode
 from memfactory.memory.bank import Match, MemoryBank
 from memfactory.memory.options import Search
 from memfactory.registry import MODULES
+from memfactory.roles import Retriever
+from memfactory.types import MemoryItem
 
 
 class NaiveRetrieverOptions(ModuleOptions):
@@ -29,20 +30,14 @@ class NaiveRetrieverOptions(ModuleOptions):
 
 
 @MODULES.register("naive_retriever")
-class NaiveRetriever(Module):
+class NaiveRetriever(Retriever[NaiveRetrieverOptions]):
     """Retrieves the items of the bank that match the question best, the best first."""
 
-    Options: ClassVar[type[NaiveRetrieverOptions]] = NaiveRetrieverOptions
-    options: NaiveRetrieverOptions
-    roles = ("retriever",)
-
-    def dialogue(self, episode: Episode) -> Asking:
-        assert episode.bank is not None
-        found = self.found(episode.bank, episode.task.question)
-        episode.retrieved = tuple(one.item for one in found)
+    def dialogue(self, episode: Episode, bank: MemoryBank) -> Asking[tuple[MemoryItem, ...]]:
         yield from ()
+        return tuple(match.item for match in self.matches(bank, episode.task.question))
 
-    def found(self, bank: MemoryBank, question: str) -> list[Match]:
+    def matches(self, bank: MemoryBank, question: str) -> list[Match]:
         """The items and their scores, the best first."""
         if not self.options.per_namespace:
             return self._search(bank, question, None)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from memfactory.components import ModuleOptions
-from memfactory.dialogue import Ask, Asking, Module
+from memfactory.dialogue import Ask, Asking
 from memfactory.episode import Episode
 from memfactory.files.json_lines import json_line
 from memfactory.formats.render import numbered
@@ -17,6 +17,7 @@ from memfactory.formats.updates import parse_mem0, parse_operations
 from memfactory.memory.bank import MemoryBank
 from memfactory.memory.options import Search
 from memfactory.registry import MODULES
+from memfactory.roles import Updater
 from memfactory.text import fill
 from memfactory.types import Candidate, MemoryItem, Message
 
@@ -80,18 +81,13 @@ class NaiveUpdaterOptions(ModuleOptions):
 
 
 @MODULES.register("naive_updater")
-class NaiveUpdater(Module):
+class NaiveUpdater(Updater[NaiveUpdaterOptions]):
     """Decides for new entries and the items they touch: ADD, DEL, UPDATE or NONE."""
 
-    Options: ClassVar[type[NaiveUpdaterOptions]] = NaiveUpdaterOptions
-    options: NaiveUpdaterOptions
-    roles = ("updater",)
     steps = ("update",)
 
-    def dialogue(self, episode: Episode) -> Asking:
-        assert episode.bank is not None
-        options, candidates, bank = self.options, episode.candidates, episode.bank
-        episode.candidates = ()
+    def dialogue(self, episode: Episode, bank: MemoryBank, candidates: Sequence[Candidate]) -> Asking[None]:
+        options = self.options
         if not candidates:
             return
         items = self.items(bank, candidates, episode.task.related)

@@ -10,13 +10,14 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
-from memfactory.dialogue import AnswerModuleOptions, Ask, Asking, Module
+from memfactory.dialogue import Ask, Asking
 from memfactory.episode import Episode
 from memfactory.errors import DataError
 from memfactory.formats.render import whole
 from memfactory.registry import MODULES, Options
+from memfactory.roles import AnswerModuleOptions, Reader
 from memfactory.text import after_thinking, chunk_cuts, fill, keep_ends, placeholders, token_spans
-from memfactory.types import Codec, Message, Reading
+from memfactory.types import Codec, Message, ParsedAnswer, Reading
 
 Order = Literal["memory_first", "chunk_first"]
 
@@ -202,16 +203,13 @@ class RecurrentMemoryOptions(AnswerModuleOptions):
 
 
 @MODULES.register("recurrent_memory")
-class RecurrentMemoryModule(Module):
+class RecurrentMemoryModule(Reader[RecurrentMemoryOptions]):
     """Reads a text chunk by chunk into one memory that each reply overwrites, then answers from the memory."""
 
-    Options: ClassVar[type[RecurrentMemoryOptions]] = RecurrentMemoryOptions
-    options: RecurrentMemoryOptions
-    roles = ("reader",)
     steps = ("update", "answer")
     answers_last = True
 
-    def __init__(self, options: Any, codec: Codec) -> None:
+    def __init__(self, options: RecurrentMemoryOptions, codec: Codec) -> None:
         super().__init__(options, codec)
         # The attempts at a task read the same text one after another.
         self._remembered_cuts = lru_cache(maxsize=16)(self._cut)
@@ -255,7 +253,7 @@ class RecurrentMemoryModule(Module):
             read = limit
         return context, tuple(cuts), read, tokens
 
-    def dialogue(self, episode: Episode) -> Asking:
+    def dialogue(self, episode: Episode) -> Asking[ParsedAnswer]:
         options, task = self.options, episode.task
         episode.memory = episode.memory or options.empty_memory
         text = whole(task)
@@ -270,7 +268,7 @@ class RecurrentMemoryModule(Module):
                 episode.memory = memory.strip()
         values = {"question": task.question, "prompt": task.question, "memory": episode.memory}
         reply = yield self._ask("answer", options.prompts.answer, values, options.answer_tokens)
-        self.give_answer(episode, after_thinking(reply.text) if options.drop_thinking else reply.text)
+        return self.answer(after_thinking(reply.text) if options.drop_thinking else reply.text)
 
     def _ask(self, step: str, template: str, values: dict[str, str], max_tokens: int) -> Ask:
         system = self.options.prompts.system

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from memfactory.components import ModuleOptions
-from memfactory.dialogue import Ask, Asking, Module
+from memfactory.dialogue import Ask, Asking
 from memfactory.episode import Episode
 from memfactory.formats.render import numbered
 from memfactory.memory.bank import MemoryBank
 from memfactory.memory.options import Search
 from memfactory.registry import MODULES
+from memfactory.roles import Retriever
 from memfactory.text import after_thinking, fill, listed_numbers
 from memfactory.types import MemoryItem, Message
 
@@ -78,33 +79,28 @@ def parse_choice(text: str, shown: int, limit: int) -> Choice:
 
 
 @MODULES.register("rerank_retriever")
-class RerankRetriever(Module):
+class RerankRetriever(Retriever[RerankRetrieverOptions]):
     """Lets the language model choose among the items that were found for the question."""
 
-    Options: ClassVar[type[RerankRetrieverOptions]] = RerankRetrieverOptions
-    options: RerankRetrieverOptions
-    roles = ("retriever",)
     steps = ("rerank",)
 
-    def dialogue(self, episode: Episode) -> Asking:
-        assert episode.bank is not None
+    def dialogue(self, episode: Episode, bank: MemoryBank) -> Asking[tuple[MemoryItem, ...]]:
         options, question = self.options, episode.task.question
-        found = [one.item for one in episode.bank.search(question, options.candidates, mode=options.search)]
-        episode.retrieved = ()
-        if not found:
-            return
-        listed = found if options.order == "search" else _as_in(episode.bank, found)
+        ranked = [match.item for match in bank.search(question, options.candidates, mode=options.search)]
+        if not ranked:
+            return ()
+        listed = ranked if options.order == "search" else _in_bank_order(bank, ranked)
         memory = numbered([item.text for item in listed])
         prompt = fill(options.prompt, {"question": question, "memory": memory, "limit": str(options.keep)})
         reply = yield Ask("rerank", (Message("user", prompt),), options.max_tokens)
         choice = parse_choice(reply.text, len(listed), options.keep)
         episode.check("rerank", choice.form)
-        episode.retrieved = tuple(listed[number - 1] for number in choice.numbers)
         if not choice.numbers and options.fallback == "search":
-            episode.retrieved = tuple(found[: options.keep])
+            return tuple(ranked[: options.keep])
+        return tuple(listed[number - 1] for number in choice.numbers)
 
 
-def _as_in(bank: MemoryBank, items: list[MemoryItem]) -> list[MemoryItem]:
+def _in_bank_order(bank: MemoryBank, items: list[MemoryItem]) -> list[MemoryItem]:
     """`items` in the order in which they stand in `bank`."""
     places = {item.id: place for place, item in enumerate(bank.list())}
     return sorted(items, key=lambda item: places[item.id])

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import ClassVar
 
 from pydantic import Field
 
 from memfactory.components import ModuleOptions
-from memfactory.dialogue import Ask, Asking, Module
+from memfactory.dialogue import Ask, Asking
 from memfactory.episode import Episode
 from memfactory.formats.parse import Topic, parse_topics
 from memfactory.formats.provenance import Namespaces, sourced, traced
 from memfactory.formats.render import bracketed, spoken
 from memfactory.registry import MODULES
+from memfactory.roles import Extractor
 from memfactory.text import fill
 from memfactory.types import Candidate, Message, Utterance
 
@@ -44,33 +44,32 @@ class TopicExtractorOptions(ModuleOptions):
 
 
 @MODULES.register("topic_extractor")
-class TopicExtractor(Module):
+class TopicExtractor(Extractor[TopicExtractorOptions]):
     """Sums up a session topic by topic, for each of its speakers."""
 
-    Options: ClassVar[type[TopicExtractorOptions]] = TopicExtractorOptions
-    options: TopicExtractorOptions
-    roles = ("extractor",)
     steps = ("extract",)
 
-    def dialogue(self, episode: Episode) -> Asking:
-        options, heard = self.options, episode.heard
-        episode.candidates = ()
-        speakers = list(dict.fromkeys(turn.speaker for turn in heard))
-        conversation = bracketed([spoken([turn]) for turn in heard])
-        if heard:
-            episode.note_reading(len(self.codec.offsets(conversation)))
-        for speaker in speakers if options.each_speaker else [" and ".join(speakers)] if speakers else []:
+    def dialogue(self, episode: Episode, utterances: Sequence[Utterance]) -> Asking[tuple[Candidate, ...]]:
+        if not utterances:
+            return ()
+        options = self.options
+        speakers = list(dict.fromkeys(turn.speaker for turn in utterances))
+        conversation = bracketed([spoken([turn]) for turn in utterances])
+        episode.note_reading(len(self.codec.offsets(conversation)))
+        candidates: list[Candidate] = []
+        for speaker in speakers if options.each_speaker else [" and ".join(speakers)]:
             prompt = fill(options.prompt, {"conversation": conversation, "speaker": speaker})
             reply = yield Ask("extract", (Message("user", prompt),), options.max_tokens)
-            found = parse_topics(reply.text, len(heard))
+            reply_topics = parse_topics(reply.text, len(utterances))
+            episode.check("extract", reply_topics.form)
             own = speaker if options.each_speaker else None
-            episode.candidates += tuple(self._candidate(topic, heard, own) for topic in found.topics)
-            episode.check("extract", found.form)
+            candidates += [self._candidate(topic, utterances, own) for topic in reply_topics.topics]
+        return tuple(candidates)
 
-    def _candidate(self, topic: Topic, heard: Sequence[Utterance], speaker: str | None) -> Candidate:
-        """The topic as an entry, said in the turns it refers to, or in those whose words it shares."""
-        candidate, turns = Candidate(topic.summary), [heard[place] for place in sorted(topic.places)]
-        (found,) = [sourced(candidate, turns, heard)] if turns else traced([candidate], heard, "speaker")
+    def _candidate(self, topic: Topic, utterances: Sequence[Utterance], speaker: str | None) -> Candidate:
+        """The topic as a candidate, from the turns that it refers to, else from those whose words it shares."""
+        summary, turns = Candidate(topic.summary), [utterances[place] for place in sorted(topic.places)]
+        (candidate,) = [sourced(summary, turns, utterances)] if turns else traced([summary], utterances, "speaker")
         if self.options.namespaces == "joint":
-            return replace(found, namespace="")
-        return found if speaker is None else replace(found, namespace=speaker)
+            return replace(candidate, namespace="")
+        return candidate if speaker is None else replace(candidate, namespace=speaker)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Sequence
 
 from pydantic import Field
 
 from memfactory.components import ModuleOptions
-from memfactory.dialogue import Ask, Asking, Module
+from memfactory.dialogue import Ask, Asking
 from memfactory.episode import Episode
 from memfactory.files.json_lines import json_line
 from memfactory.formats.updates import parse_merges
@@ -15,6 +15,7 @@ from memfactory.memory.bank import MemoryBank
 from memfactory.memory.operations import Add
 from memfactory.memory.options import Search
 from memfactory.registry import MODULES
+from memfactory.roles import Updater
 from memfactory.text import fill
 from memfactory.types import Candidate, MemoryItem, Message
 
@@ -41,18 +42,12 @@ class TopicUpdaterOptions(ModuleOptions):
 
 
 @MODULES.register("topic_updater")
-class TopicUpdater(Module):
+class TopicUpdater(Updater[TopicUpdaterOptions]):
     """Adds each new summary to the bank, or merges it with one on the same topic."""
 
-    Options: ClassVar[type[TopicUpdaterOptions]] = TopicUpdaterOptions
-    options: TopicUpdaterOptions
-    roles = ("updater",)
     steps = ("update",)
 
-    def dialogue(self, episode: Episode) -> Asking:
-        assert episode.bank is not None
-        candidates, bank = episode.candidates, episode.bank
-        episode.candidates = ()
+    def dialogue(self, episode: Episode, bank: MemoryBank, candidates: Sequence[Candidate]) -> Asking[None]:
         for candidate in candidates:
             items = self._similar(bank, candidate)
             if not items:
