@@ -327,7 +327,7 @@ def test_the_command_writes_tuples_to_train_on_and_questions_to_evaluate_with(tm
     result = CliRunner().invoke(app, ["data", "locomo", path, "--output", str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
     assert "2 train, 2 val, 4 test questions of categories 1, 2, 3, 4 (none is adversarial)" in result.output
-    assert "1 training questions have no turn at which to train and are left out" in result.output
+    assert "1 training questions have no evidence and are left out" in result.output
     assert "1 of 1 tuples hold all their evidence in memory and fact" in result.output
     assert "conv-42/1: no evidence" in result.output
     (train,) = read_lines(tmp_path / "out" / "locomo_train.jsonl")

@@ -45,8 +45,8 @@ def test_every_section_has_exactly_the_wanted_size_and_begins_with_filler():
     options = DocumentOptions(chunks=4, facts_per_chunk=3, chunk_words=61, corrections=0.5, two_hops=0.5)
     for index in range(40):
         document = draw_document(options, index)
-        assert [units(section) for section in document.sections] == [61] * 4
-        assert all(section.startswith(FILLER) for section in document.sections)
+        assert [units(chunk) for chunk in document.chunks] == [61] * 4
+        assert all(chunk.startswith(FILLER) for chunk in document.chunks)
 
 
 def test_units_count_words_marks_and_the_possessive():
@@ -93,7 +93,7 @@ def test_a_correction_comes_in_a_later_section_and_gives_the_answer():
         (first, old), (second, new) = found
         assert first < second and not old.corrects and new.corrects
         assert old.fact.value != new.fact.value == document.answer
-        assert new.sentence in document.sections[second]
+        assert new.sentence in document.chunks[second]
 
 
 def test_a_question_of_two_hops_leads_over_the_mentor():

@@ -82,8 +82,8 @@ def test_chunks_of_as_many_tokens_as_a_section_has_words_are_the_sections(tokeni
     module = RecurrentMemoryModule(RecurrentMemoryOptions(chunk_tokens=64), ChatFormat(tokenizer))
     for index in range(20):
         document = draw_document(options, index)
-        chunks = module.chunks(" ".join(document.sections), "a task")
-        assert [chunk.strip() for chunk in chunks] == list(document.sections)
+        chunks = module.chunks(" ".join(document.chunks), "a task")
+        assert [chunk.strip() for chunk in chunks] == list(document.chunks)
 
 
 def greedy(model, tokenizer, asked):

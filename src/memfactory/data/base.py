@@ -1,4 +1,4 @@
-"""What a dataset is: rows and where each comes from. It does not know what a row means; an environment does.
+"""The base class of datasets: rows and the source of each. Their meaning is an environment's business.
 
 A dataset is one file in this package, or a user's own, with `@DATASETS.register("my_rows")` above its class. Generated
 rows use the schema of MemAgent's JSON files: `context`, `input`, `answers`, `num_docs`, `index`.
@@ -21,7 +21,7 @@ from memfactory.registry import Component, Options
 
 @dataclass(frozen=True)
 class Row:
-    """One row as it was found. `source` names it for a person: "data/eval_50.json row 12".
+    """One row, unchanged. `source` names it in messages: "data/eval_50.json row 12".
 
     `problem` says why a row could not be read at all (a line that is not JSON); its `values` are empty then.
     """
@@ -32,9 +32,9 @@ class Row:
 
 
 class GeneratedRows(Sequence[Row]):
-    """Rows that are made when they are looked at: `make` gives row number i of `size`.
+    """Rows made on access: `make(i)` is row number i of `size`, the same row every time.
 
-    `mixed` are the rows that they are drawn from, where they are.
+    `mixed` are the datasets that a mixture samples its rows from.
     """
 
     def __init__(self, make: Callable[[int], Row], size: int, mixed: Sequence[Sequence[Row]] = ()) -> None:
@@ -58,15 +58,15 @@ class GeneratedRows(Sequence[Row]):
 
 
 class DatasetOptions(Options):
-    """Options every dataset has."""
+    """Options of every dataset."""
 
     limit: int | None = Field(None, ge=1)
-    """Only the first so many rows; null: all of them."""
+    """The number of rows to read, from the first; null reads all."""
     skip_bad_rows: bool = False
-    """Leave out rows that cannot be used, and report them, instead of stopping."""
+    """Skip and report rows that cannot be used, instead of stopping."""
 
     def inner(self) -> Sequence[tuple[tuple[str | int, ...], object]]:
-        """The datasets that these options name in turn: where each stands in them, and what is written there."""
+        """The datasets inside these options: for each its path in them and its value."""
         return ()
 
 
@@ -74,7 +74,13 @@ DatasetT = TypeVar("DatasetT", bound=DatasetOptions, default=DatasetOptions, cov
 
 
 class Dataset(Component[DatasetT], ABC):
-    """Rows from somewhere. Relative paths are tried from the working directory first, then from `base_dir`."""
+    """A source of rows. Relative paths are looked up in the working directory first, then in `base_dir`.
+
+    @DATASETS.register("one_row")
+    class OneRow(Dataset):
+        def rows(self) -> Sequence[Row]:
+            return [Row({"question": "Who?", "context": "Ada.", "answer": "Ada"}, "one_row row 1")]
+    """
 
     Options: ClassVar[type[DatasetOptions]] = DatasetOptions
 
@@ -84,16 +90,16 @@ class Dataset(Component[DatasetT], ABC):
 
     @property
     def source(self) -> str:
-        """What the rows come from, for messages."""
+        """The name of the source in messages."""
         return f"the dataset of {type(self).__name__}"
 
     def checked_rows(self) -> Sequence[Row]:
-        """What `rows` says, checked. Raises PluginError where a user's own dataset says something else, or fails."""
+        """The rows, checked. Raises PluginError if a user's own dataset fails or returns something else."""
         with guarded(type(self), doing="in reading its rows"):
-            given = self.rows()
-            rows = given if isinstance(given, Sequence) else list(given)
+            returned = self.rows()
+            rows = returned if isinstance(returned, Sequence) else list(returned)
         if isinstance(rows, GeneratedRows):
-            # Each is made when it is looked at, and of some a run looks at a few only.
+            # A row is made on access, and a run may read a few only.
             return rows
         strange = next((row for row in rows if not isinstance(row, Row)), None)
         if strange is not None:
@@ -102,4 +108,4 @@ class Dataset(Component[DatasetT], ABC):
 
     @abstractmethod
     def rows(self) -> Sequence[Row]:
-        """Every row in order, at most `limit`. Raises DataError where the source as a whole cannot be read."""
+        """The rows in order, at most `limit`. Raises DataError if the source as a whole cannot be read."""

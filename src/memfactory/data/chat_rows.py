@@ -74,7 +74,7 @@ class _Alpaca(RowModel):
 
 
 def conversation(row: Row) -> tuple[Message, ...]:
-    """The messages of `row`. Raises DataError that names the row, the field, its value and what was expected."""
+    """The messages of `row`. Raises DataError that names the row, the field, its value and the expected form."""
     if row.problem is not None:
         raise DataError(f"{row.source}: {row.problem}")
     field = next((field for field in FORMS if row.values.get(field) is not None), None)

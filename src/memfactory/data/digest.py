@@ -1,4 +1,4 @@
-"""Digests that name the contents and order of tasks and rows: equal data has equal digests, whatever file it is in."""
+"""Digests that name the contents and order of tasks and rows: equal data has equal digests, in any file."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from memfactory.data.base import GeneratedRows, Row
 from memfactory.types import MemoryItem, Task, Utterance
 
 PROBES = 64
-"""So many rows of a generated dataset count, evenly spread: the others come from the same generator."""
+"""The number of rows of a generated dataset that count, evenly spread: one generator makes them all."""
 
 
 def data_hash(tasks: Sequence[Task]) -> str:
-    """16 hexadecimal digits that name the tasks' contents and order. What many tasks share is read once."""
+    """16 hexadecimal digits that name the tasks' contents and order. Values that many tasks share are read once."""
     digest = hashlib.sha256()
     read: dict[int, str] = {}
 
@@ -34,7 +34,7 @@ def data_hash(tasks: Sequence[Task]) -> str:
             "memory": name_of(task.memory) if task.memory else [],
             "messages": [asdict(message) for message in task.messages],
         }
-        # Only where they are there: the hashes of other tasks stay what they were before there were memory banks.
+        # Added only if set, so that tasks without memory banks keep their hashes.
         if task.related is not None:
             values["related"] = task.related
         if task.conversation:
@@ -48,7 +48,7 @@ def data_hash(tasks: Sequence[Task]) -> str:
 def rows_hash(rows: Sequence[Row]) -> str:
     """16 hexadecimal digits that name the rows' values and order.
 
-    Of rows that are generated a few count, and all of those they are mixed from.
+    Of generated rows a sample counts, and all rows of the datasets that they are mixed from.
     """
     digest = hashlib.sha256(str(len(rows)).encode())
     counted: Sequence[Row] = rows

@@ -95,7 +95,7 @@ def read(
 ) -> ModelT:
     """`values` as a `model`.
 
-    Raises DataError that names `place` (the row's source), the field, its value and what was expected. `at` is the
+    Raises DataError that names `place` (the row's source), the field, its value and the expected form. `at` is the
     path of `values` inside the row; `names` maps fields of the model to the names that the row has for them.
     """
     try:
@@ -178,7 +178,7 @@ def _sentence(
 
 
 def _subject(place: str, field: str) -> str:
-    """What a sentence is about: the field of the row at `place`, or the row itself."""
+    """The subject of a sentence: the field of the row at `place`, or the row itself."""
     if not field:
         return place or "the row"
     return f"{place}: field {field!r}" if place else f"field {field!r}"
@@ -228,7 +228,7 @@ def _joined(at: str, path: Sequence[str | int]) -> str:
 
 
 def _names_of(model: type[RowModel], first: str) -> tuple[str, tuple[str, ...]]:
-    """What messages call the field whose first name is `first`, and all of its names."""
+    """The title in messages of the field whose first name is `first`, and all of its names."""
     for name, info in model.model_fields.items():
         alias = info.validation_alias
         choices = alias.choices if isinstance(alias, AliasChoices) else [alias or name]

@@ -1,4 +1,4 @@
-"""The dataset `file`: rows of a local JSON, JSON-lines or parquet file, as it was published."""
+"""The dataset `file`: rows of a local JSON, JSON-lines or parquet file."""
 
 from __future__ import annotations
 

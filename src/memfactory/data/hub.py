@@ -1,4 +1,4 @@
-"""The dataset `hub`: rows of a dataset on the Hugging Face hub, or in its cache, through `datasets`."""
+"""The dataset `hub`: rows of a dataset on the Hugging Face hub, or in its cache, loaded with `datasets`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from memfactory.errors import DataError
 from memfactory.registry import DATASETS
 
 UNPICKLING = "pandas"
-"""What `datasets` reads pickles as."""
+"""The name under which `datasets` reads pickles."""
 
 
 class HubOptions(DatasetOptions):
@@ -18,7 +18,7 @@ class HubOptions(DatasetOptions):
     id: str
     """The dataset's id, such as org/name, or a folder in that layout."""
     subset: str | None = None
-    """The dataset's configuration, where it has several."""
+    """The dataset's configuration, if it has several."""
     data_files: str | tuple[str, ...] | None = None
     """Only these files of the repository, such as eval_50.json."""
     split: str = "train"
@@ -45,7 +45,7 @@ class HubDataset(Dataset[HubOptions]):
             )
         files = list(options.data_files) if isinstance(options.data_files, tuple) else options.data_files
         try:
-            found = datasets.load_dataset(
+            rows = datasets.load_dataset(
                 options.id, options.subset, data_files=files, split=options.split, revision=options.revision
             )
         except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
@@ -54,5 +54,5 @@ class HubDataset(Dataset[HubOptions]):
                 "A local file is named by its path"
             ) from error
         if options.limit is not None:
-            found = found.select(range(min(options.limit, len(found))))
-        return [Row(values, f"{options.id} row {number}") for number, values in enumerate(found, start=1)]
+            rows = rows.select(range(min(options.limit, len(rows))))
+        return [Row(values, f"{options.id} row {number}") for number, values in enumerate(rows, start=1)]

@@ -1,4 +1,4 @@
-"""The dataset `mixture`: rows of several datasets, in shares. Row number i depends only on the options and i."""
+"""The dataset `mixture`: rows sampled from several datasets. Row number i depends only on the options and i."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class PartOptions(Options):
     """One of the datasets of a mixture."""
 
     weight: float = Field(1.0, gt=0)
-    """The rows of this dataset, relative to the weights of the others."""
+    """The relative number of rows from this dataset."""
     data: dict[str, object]
     """The dataset: its name and its options."""
 
@@ -36,9 +36,9 @@ class MixtureOptions(DatasetOptions):
     parts: list[PartOptions] = Field(min_length=1)
     """The datasets and their weights."""
     seed: int = 0
-    """Seed of which dataset each row is of."""
+    """Seed of the sampling."""
     rows: int = Field(100_000, ge=1)
-    """How many rows there are."""
+    """The number of rows."""
 
     def inner(self) -> Sequence[tuple[tuple[str | int, ...], object]]:
         return [(("parts", index, "data"), part.data) for index, part in enumerate(self.parts)]
@@ -46,7 +46,7 @@ class MixtureOptions(DatasetOptions):
 
 @DATASETS.register("mixture")
 class MixtureDataset(Dataset[MixtureOptions]):
-    """Rows of several datasets, in shares."""
+    """Rows sampled from several datasets by weight."""
 
     def __init__(self, options: MixtureOptions, base_dir: Path) -> None:
         super().__init__(options, base_dir)
@@ -69,7 +69,7 @@ def _rows(spec: dict[str, object], base_dir: Path) -> Sequence[Row]:
     values: dict[str, Any] = {key: value for key, value in spec.items() if key != "name"}
     name = spec.get("name")
     if not isinstance(name, str):
-        raise ConfigError(f"mixture: a part's data should name a dataset, got {spec!r:.80}")
+        raise ConfigError(f"mixture: `data` of a part should name a dataset, got {spec!r:.80}")
     try:
         options = DATASETS.options(name).model_validate(values)
     except ValidationError as error:
@@ -77,5 +77,5 @@ def _rows(spec: dict[str, object], base_dir: Path) -> Sequence[Row]:
     part: Dataset = DATASETS.get(name)(options, base_dir)
     rows = part.checked_rows()
     if not rows:
-        raise DataError(f"mixture: {part.source} has no rows, so it can have no share")
+        raise DataError(f"mixture: {part.source} has no rows, so nothing can be sampled from it")
     return rows

@@ -1,11 +1,11 @@
-"""Generated rows into files: whole or not at all, one row in memory at a time, equal bytes for equal rows."""
+"""Writes generated rows to files, atomically and one row in memory at a time; equal rows give equal bytes."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
+from hashlib import file_digest
 from pathlib import Path
 from statistics import fmean
 from typing import IO, Any, Literal
@@ -17,13 +17,13 @@ Format = Literal["json", "jsonl", "parquet"]
 GeneratedRow = Mapping[str, object]
 CountTokens = Callable[[str], int]
 OnProgress = Callable[[str, int, int], None]
-"""Told (file name, rows written, rows in all)."""
+"""Called with (file name, rows written, total rows)."""
 PARQUET_BATCH = 64
 
 
 @dataclass(frozen=True)
 class WrittenFile:
-    """A file that was made. `mean_tokens` of the rows' texts is None where nothing counts tokens."""
+    """A file written. `mean_tokens` is the mean length of the rows' texts; None without a token counter."""
 
     path: Path
     rows: int
@@ -33,7 +33,7 @@ class WrittenFile:
 
 @dataclass(frozen=True)
 class Report:
-    """What a generator made, and what it left out and why."""
+    """The files of a generator, and notes about rows that it left out."""
 
     files: tuple[WrittenFile, ...]
     notes: tuple[str, ...] = ()
@@ -47,9 +47,9 @@ def write_rows(
     count_tokens: CountTokens | None = None,
     on_progress: OnProgress | None = None,
 ) -> WrittenFile:
-    """Write `rows` (`total` of them) to `path`, in the form that its ending names: .json, .jsonl or .parquet.
+    """Write `rows` (`total` of them) to `path`; the suffix chooses the form: .json, .jsonl or .parquet.
 
-    Raises DataError where the file cannot be written.
+    Raises DataError if the file cannot be written.
     """
     lengths: list[int] = []
 
@@ -127,15 +127,12 @@ def _encoded(row: GeneratedRow) -> bytes:
 
 
 def _digest(path: Path) -> str:
-    found = sha256()
     with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            found.update(block)
-    return found.hexdigest()
+        return file_digest(file, "sha256").hexdigest()
 
 
 def as_training_row(row: GeneratedRow, source: str) -> GeneratedRow:
-    """A row in the schema of MemAgent's training files: chat prompt, text, reward model and further facts."""
+    """A row in the schema of MemAgent's training files: chat prompt, text, reward model and extra information."""
     answers: Sequence[object] = list(row["answers"])  # type: ignore[call-overload]
     return {
         "data_source": source,

@@ -1,1 +1,1 @@
-"""Files and folders on disk: atomic writes, JSON lines, locks, and what a checkpoint folder must hold."""
+"""Files and folders on disk: atomic writes, JSON lines, locks, and the required content of checkpoint folders."""

@@ -1,4 +1,4 @@
-"""Atomic files: a reader sees the old content or the new, never a part of it, whatever kills the writer."""
+"""Atomic files: a reader sees the old content or the new, never a part of it, even if the writer is killed."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def read_marker(folder: Path) -> dict[str, object] | str:
 
 
 def damage(folder: Path, *, ignore: Collection[str] = ()) -> str | None:
-    """What is wrong with a folder written by `atomic_folder`, in a few words; None if it is intact.
+    """The damage of a folder written by `atomic_folder`, in a few words; None if it is intact.
 
     Files added later, and those named in `ignore`, are not checked.
     """

@@ -1,1 +1,1 @@
-"""Published benchmarks: their rows as they are distributed, read and written as rows of ours."""
+"""Published benchmarks: readers of their files, and converters to our rows."""

@@ -1,13 +1,13 @@
 """The dataset `locomo`, and `memfactory data locomo`: LoCoMo's questions in Memory-R1's split (arXiv 2508.19828).
 
 Memory-R1's 152 / 81 / 1307 questions are whole conversations: it trains on one, validates on another, and tests on the
-rest. A row has one of four forms:
+others. A row has one of four forms, where t is the last turn of the question's evidence:
 
 - `questions`: the whole conversation, to be read into an empty bank, and the question;
-- `replay`: the conversation up to the end of the session in which the question can be answered;
-- `window`: the turns before the last turn t of the question's evidence and t itself, to be read into an empty bank;
-- `tuples`: at the last turn t of the question's evidence, the bank as it may be then (`memory`) and the turns that are
-  new (`fact`). Memory-R1's bank is built by a language model; this one holds the raw turns before, one an item.
+- `replay`: the conversation up to the end of t's session, to be read into an empty bank;
+- `window`: the last turns up to t, to be read into an empty bank;
+- `tuples`: a bank before t (`memory`) and the new turns up to t (`fact`). Memory-R1's bank is built by a language
+  model; this one holds the raw turns before, one in each item.
 """
 
 from __future__ import annotations
@@ -39,22 +39,22 @@ SPLITS = ("train", "val", "test", "all")
 
 
 class LocomoForm(Options):
-    """What a row of LoCoMo is like."""
+    """The form of a row."""
 
     form: Form = "questions"
-    """What a row holds: questions (the whole conversation), replay (until the answer is known), window (the last turns
-    until then) or tuples (one turn)."""
+    """The conversation in a row: questions (all of it), replay (until the answer is known), window (the last turns
+    until then) or tuples (a bank and the last turns)."""
     categories: list[int] = Field([1, 2, 3, 4], min_length=1)
-    """Which categories of questions; 5 are adversarial ones, which the conversation does not answer."""
+    """Question categories to keep; 5 is adversarial: the conversation does not answer the question."""
     captions: bool = True
-    """Whether what a shared image shows stands behind the text of its turn."""
+    """Append the captions of shared images to the texts of turns."""
     window: int = Field(50, ge=0)
-    """Turns in the bank of a tuple, or before the last turn of a window (Memory-R1's algorithm says 50, its text
-    24)."""
+    """Turns in the bank of a tuple, or before the last turn of a window (Memory-R1: 50 in its algorithm, 24 in its
+    text)."""
     fact_turns: int = Field(4, ge=1)
-    """The most turns that are new in a tuple, all of one session."""
+    """The largest number of new turns in a tuple, all of one session."""
     namespaces: Literal["joint", "speaker"] = "joint"
-    """Whose memory the items of a tuple's bank are: one for all, or that of the speaker."""
+    """Namespaces of a tuple's bank: one for all items (joint), or one for each speaker."""
 
     def without_effect(self) -> Mapping[str, str]:
         idle: tuple[str, ...] = () if self.form == "tuples" else ("fact_turns", "namespaces")
@@ -76,7 +76,7 @@ class LocomoOptions(DatasetOptions, LocomoForm):
     path: str = "data/locomo10.json"
     """LoCoMo's file; relative to the working directory, else to the config's folder."""
     split: str | list[str] = "test"
-    """train (conv-26), val (conv-30), test (all others), all, or ids of conversations."""
+    """train (conv-26), val (conv-30), test (the others), all, or ids of conversations."""
 
 
 @DATASETS.register("locomo")
@@ -89,61 +89,63 @@ class LocomoDataset(Dataset[LocomoOptions]):
         return f"{self.options.path} ({split if isinstance(split, str) else ', '.join(split)})"
 
     def rows(self) -> Sequence[Row]:
-        """Every question's row. Rows of one conversation share one list of turns, which is large.
+        """One row for each question. Rows of one conversation share one list of turns, which is large.
 
-        With `skip_bad_rows` what does not fit is a row with a problem, whichever split it would be of.
+        With `skip_bad_rows`, a conversation or question that does not fit, of any split, is a row with a problem.
         """
         path, problems = self.options.path, list[str]()
-        kept = problems if self.options.skip_bad_rows else None
-        conversations = in_split(read_conversations(path, self.base_dir, kept), self.options.split)
-        rows = [row for conversation in conversations for row in rows_of(conversation, self.options)]
-        found = [Row(values, f"{self.options.path} {values['id']}") for values in rows[: self.options.limit]]
-        return [*(Row({}, path, problem.removeprefix(f"{path} ")) for problem in problems), *found]
+        collected = problems if self.options.skip_bad_rows else None
+        conversations = in_split(read_conversations(path, self.base_dir, collected), self.options.split)
+        all_values = [values for conversation in conversations for values in rows_of(conversation, self.options)]
+        rows = [Row(values, f"{path} {values['id']}") for values in all_values[: self.options.limit]]
+        return [*(Row({}, path, problem.removeprefix(f"{path} ")) for problem in problems), *rows]
 
 
 def in_split(conversations: Sequence[Conversation], split: str | Sequence[str]) -> list[Conversation]:
-    """The conversations of a split by its name, or by their ids. Raises DataError for an id that is not there."""
-    there = {conversation.id: conversation for conversation in conversations}
+    """The conversations of a split, or those with the ids `split`. Raises DataError for an unknown id."""
+    by_id = {conversation.id: conversation for conversation in conversations}
     if split == "all":
         return list(conversations)
     if split == "test":
         return [conversation for conversation in conversations if conversation.id not in (TRAIN, VALIDATION)]
-    wanted = [{"train": TRAIN, "val": VALIDATION}.get(split, split)] if isinstance(split, str) else list(split)
-    for name in wanted:
-        if name not in there:
-            raise DataError(f"split {split}: {unknown('conversation', name, [*there, *SPLITS])}")
-    return [there[name] for name in dict.fromkeys(wanted)]
+    ids = [{"train": TRAIN, "val": VALIDATION}.get(split, split)] if isinstance(split, str) else list(split)
+    for id in ids:
+        if id not in by_id:
+            raise DataError(f"split {split}: {unknown('conversation', id, [*by_id, *SPLITS])}")
+    return [by_id[id] for id in dict.fromkeys(ids)]
 
 
 def rows_of(conversation: Conversation, form: LocomoForm) -> list[Values]:
     """The rows of one conversation in the order of its questions. Only `questions` has a row for every question: the
-    other forms need a turn at which the answer is known."""
-    asked = [question for question in conversation.questions if question.category in form.categories]
-    told = [_utterance(turn, form.captions) for turn in conversation.turns]
+    other forms need evidence."""
+    selected = [question for question in conversation.questions if question.category in form.categories]
+    utterances = [_utterance(turn, form.captions) for turn in conversation.turns]
     if form.form == "questions":
-        return [{**_asked(conversation, question), "conversation": told} for question in asked]
+        return [{**_question_values(conversation, question), "conversation": utterances} for question in selected]
     places = {turn.id: place for place, turn in enumerate(conversation.turns)}
     rows = []
-    until: dict[int, list[Values]] = {}
-    for question in asked:
+    until_session: dict[int, list[Values]] = {}
+    for question in selected:
         if not question.evidence:
             continue
         trigger = max(places[id] for id in question.evidence)
+        values = _question_values(conversation, question)
         if form.form == "replay":
             session = conversation.turns[trigger].session
             read = [
-                utterance for turn, utterance in zip(conversation.turns, told, strict=True) if turn.session <= session
+                utterance
+                for turn, utterance in zip(conversation.turns, utterances, strict=True)
+                if turn.session <= session
             ]
-            rows.append({**_asked(conversation, question), "conversation": until.setdefault(session, read)})
+            rows.append({**values, "conversation": until_session.setdefault(session, read)})
         elif form.form == "window":
-            read = told[max(trigger - form.window, 0) : trigger + 1]
-            rows.append({**_asked(conversation, question), "conversation": read})
+            rows.append({**values, "conversation": utterances[max(trigger - form.window, 0) : trigger + 1]})
         else:
-            rows.append({**_asked(conversation, question), **_tuple(conversation.turns, told, trigger, form)})
+            rows.append({**values, **_tuple(conversation.turns, utterances, trigger, form)})
     return rows
 
 
-def _asked(conversation: Conversation, question: Question) -> Values:
+def _question_values(conversation: Conversation, question: Question) -> Values:
     return {
         "id": f"{conversation.id}/{question.index}",
         "kind": "locomo",
@@ -156,13 +158,13 @@ def _asked(conversation: Conversation, question: Question) -> Values:
     }
 
 
-def _tuple(turns: Sequence[Turn], told: Sequence[Values], trigger: int, form: LocomoForm) -> Values:
+def _tuple(turns: Sequence[Turn], utterances: Sequence[Values], trigger: int, form: LocomoForm) -> Values:
     """Memory and new turns at turn number `trigger`; no turn is in both."""
     start = max(trigger - form.fact_turns + 1, 0)
     while turns[start].session < turns[trigger].session:
         start += 1
-    known = turns[max(start - form.window, 0) : start]
-    return {"memory": [_item(turn, form) for turn in known], "fact": list(told[start : trigger + 1])}
+    before = turns[max(start - form.window, 0) : start]
+    return {"memory": [_item(turn, form) for turn in before], "fact": list(utterances[start : trigger + 1])}
 
 
 def _utterance(turn: Turn, captions: bool) -> Values:
@@ -191,7 +193,7 @@ def _item(turn: Turn, form: LocomoForm) -> Values:
 
 @dataclass(frozen=True)
 class _Part:
-    """What one file is to hold, and how many questions were asked for."""
+    """The rows of one file, and the number of questions in its split."""
 
     name: str
     rows: list[Values]
@@ -201,7 +203,7 @@ class _Part:
 def build_locomo(file: Path, output: Path, form: LocomoForm, *, on_progress: OnProgress | None = None) -> Report:
     """Write `locomo_train.jsonl` (rows of `form`), `locomo_val.jsonl` and `locomo_test.jsonl` (questions) to `output`.
 
-    Raises DataError where the file is missing, does not fit, or lacks a conversation of Memory-R1's split.
+    Raises DataError if the file is missing, does not fit, or lacks a conversation of Memory-R1's split.
     """
     conversations = read_conversations(str(file))
     questions: Any = form.model_copy(update={"form": "questions"})
@@ -211,8 +213,8 @@ def build_locomo(file: Path, output: Path, form: LocomoForm, *, on_progress: OnP
         rows = [
             row for conversation in chosen for row in rows_of(conversation, form if split == "train" else questions)
         ]
-        asked = [question for conversation in chosen for question in conversation.questions]
-        parts.append(_Part(split, rows, sum(question.category in form.categories for question in asked)))
+        all_questions = [question for conversation in chosen for question in conversation.questions]
+        parts.append(_Part(split, rows, sum(question.category in form.categories for question in all_questions)))
     notes = [", ".join(f"{part.questions} {part.name}" for part in parts) + f" questions of {_named(form)}"]
     notes += _about_training(parts[0], form)
     notes += [note for conversation in conversations for note in conversation.notes]
@@ -231,7 +233,7 @@ def _named(form: LocomoForm) -> str:
 def _about_training(part: _Part, form: LocomoForm) -> list[str]:
     if form.form == "questions":
         return []
-    notes = [f"{part.questions - len(part.rows)} training questions have no turn at which to train and are left out"]
+    notes = [f"{part.questions - len(part.rows)} training questions have no evidence and are left out"]
     if form.form == "tuples":
         whole = sum(set(_texts(row["evidence"])) <= _in_sight(row) for row in part.rows)
         notes.append(f"{whole} of {len(part.rows)} tuples hold all their evidence in memory and fact")

@@ -1,7 +1,7 @@
 """The dataset `longmemeval`, and `memfactory data longmemeval`: questions about a user's chats (arXiv 2410.10813).
 
 The three files (oracle, s, m) have one form. A row is a question with its own history: the sessions by date (the
-oracle file has them in no order), each turn named "<session>:<number>". Times stay as the file writes them.
+oracle file does not order them), each turn with the id "<session>:<number>". Times stay as the file writes them.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ DATE = re.compile(r"(\d{4}/\d{2}/\d{2}) \(\w+\) (\d{2}:\d{2})")
 
 
 class LongMemEvalForm(Options):
-    """Which rows of LongMemEval, and what counts as evidence."""
+    """The selection of rows and the unit of evidence."""
 
     question_types: list[QuestionType] | None = Field(None, min_length=1)
-    """Only questions of these types; null: all six."""
+    """Question types to keep; null keeps all six."""
     evidence: Literal["turns", "sessions"] = "turns"
-    """The turns marked as holding the answer, or every turn of the sessions that do (for metrics by session)."""
+    """Gold evidence: the turns marked as evidence, or all turns of the evidence sessions (for metrics by session)."""
 
 
 class LongMemEvalOptions(DatasetOptions, LongMemEvalForm):
@@ -56,14 +56,14 @@ class LongMemEvalOptions(DatasetOptions, LongMemEvalForm):
 
 @DATASETS.register("longmemeval")
 class LongMemEvalDataset(Dataset[LongMemEvalOptions]):
-    """LongMemEval: questions about a user's chats with an assistant, each with a history of its own."""
+    """LongMemEval: questions about a user's chat history with an assistant, one history for each question."""
 
     @property
     def source(self) -> str:
         return self.options.path
 
     def rows(self) -> Sequence[Row]:
-        """The questions' rows, made when they are looked at: a history is long."""
+        """The questions' rows, made on access: a history is long."""
         return rows_of(_read(self.options.path, self.base_dir), self.options, self.options.limit)
 
 

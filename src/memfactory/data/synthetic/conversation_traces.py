@@ -1,4 +1,4 @@
-"""The dataset `conversation_traces`: how the modules of memory banks are spoken to and answered, well or carelessly.
+"""The dataset `conversation_traces`: prompts of memory-bank modules and their replies, right or careless.
 
 A row is `{"messages": [...]}`: one step of one module about a story of `conversations`. Row number i depends only on
 the options and i.
@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from memfactory.data.base import Dataset, DatasetOptions, GeneratedRows, Row
 from memfactory.data.synthetic.conversation_world import TOPICS, State, draw_chat, draw_state
-from memfactory.data.synthetic.conversations import ConversationOptions, Said, Story, draw_story
+from memfactory.data.synthetic.conversations import ConversationOptions, Remark, Story, draw_story
 from memfactory.data.synthetic.fact_traces import DRILL_PROMPT
 from memfactory.data.synthetic.fact_world import Split
 from memfactory.errors import ConfigError
@@ -35,7 +35,7 @@ READERS: dict[Step, str] = {
 }
 QUIZ_PROMPT = "Ask about the memories and answer.\n\n<memory>\n{memory}\n</memory>"
 QUESTIONS = 10
-"""The most questions of a quiz."""
+"""The largest number of questions in a quiz."""
 UNKNOWN = "unknown"
 NO_CITE = "NO_CITE"
 
@@ -46,34 +46,34 @@ class ConversationTracesOptions(DatasetOptions):
     seed: int = 0
     """Seed of the rows."""
     split: Split = "train"
-    """train or heldout: a quarter of all facts that could be stated occurs only in held-out rows."""
+    """train or heldout: a quarter of all possible facts occurs only in held-out rows."""
     rows: int = Field(100_000, ge=1)
-    """How many rows there are."""
+    """The number of rows."""
     steps: dict[Step, float] = Field(default_factory=lambda: dict.fromkeys(READERS, 1.0))
-    """How often each step is shown, against the others: extract, update, rerank, answer, cite, and two exercises that
-    are no module's: drill, memories to be repeated in another order, and quiz, questions about memories."""
+    """Relative number of rows for each step: extract, update, rerank, answer, cite, and two exercises without a module:
+    drill (memories to be repeated in another order) and quiz (questions about memories)."""
     items: int = Field(8, ge=1, le=2 * len(TOPICS))
-    """The most memories that an updater and an answer are shown."""
+    """The largest number of memories in the prompts of updates and answers."""
     min_candidates: int = Field(1, ge=1)
-    """The fewest memories that a reranker chooses from."""
+    """The smallest number of memories that a reranker chooses from."""
     max_candidates: int = Field(20, ge=1, le=2 * len(TOPICS))
-    """The most memories that a reranker chooses from."""
+    """The largest number of memories that a reranker chooses from."""
     keep: int = Field(5, ge=1)
-    """The memories that a reranker chooses."""
+    """The number of memories that a reranker chooses."""
     changes: float = Field(0.6, ge=0, le=1)
-    """How often a new entry changes one that an updater knows already."""
+    """Probability that a new entry changes a known one."""
     paraphrased: float = Field(0.5, ge=0, le=1)
-    """Share of questions that share no word with the fact but the person."""
+    """Fraction of questions that are paraphrases: only the person's name also occurs in the fact."""
     absent: float = Field(0.1, ge=0, le=1)
-    """How often the memory that an answer needs is not there."""
+    """Probability that the memory with the answer is missing."""
     careless_extract: float = Field(0.0, ge=0, le=1)
-    """How often chit-chat or a wrong value is written down in place of what was stated."""
+    """Probability that an extraction notes chit-chat or a wrong value instead of the stated fact."""
     careless_update: float = Field(0.0, ge=0, le=1)
-    """How often a new entry is left out, an outdated one is kept and (half as often) a good one is deleted."""
+    """Probability that an update leaves out a new entry, or keeps an outdated one; half of it: deletes a good one."""
     careless_rerank: float = Field(0.0, ge=0, le=1)
-    """How often the memories are chosen at random."""
+    """Probability that a reranker chooses at random."""
     modules: dict[Step, dict[str, object]] = Field(default_factory=dict)
-    """Options of the modules that the conversations are worded for, such as `prompt`."""
+    """Options of the modules whose prompts the conversations use, such as `prompt`."""
 
     @model_validator(mode="after")
     def _a_step_is_shown(self) -> ConversationTracesOptions:
@@ -82,7 +82,7 @@ class ConversationTracesOptions(DatasetOptions):
                 f"min_candidates is {self.min_candidates}, more than max_candidates, which is {self.max_candidates}"
             )
         if min(self.steps.values(), default=0) < 0 or not sum(self.steps.values()):
-            raise ValueError(f"steps should name at least one step with a share above 0, got {self.steps}")
+            raise ValueError(f"steps should name at least one step with a weight above 0, got {self.steps}")
         return self
 
 
@@ -106,7 +106,7 @@ class ConversationTracesDataset(Dataset[ConversationTracesOptions]):
         options = self.options
         random = Random(f"conversation trace {options.seed} {options.split} {index}")
         (step,) = random.choices(list(options.steps), list(options.steps.values()))
-        values, reply = SHOWN[step](random, options)
+        values, reply = EXAMPLES[step](random, options)
         messages = [
             {"role": "user", "content": fill(self.prompts[step], values)},
             {"role": "assistant", "content": reply},
@@ -114,37 +114,37 @@ class ConversationTracesDataset(Dataset[ConversationTracesOptions]):
         return Row({"messages": messages, "step": step}, f"{self.source} row {index}")
 
 
-Shown = tuple[dict[str, str], str]
-"""What is filled into a module's prompt, and the reply."""
+Example = tuple[dict[str, str], str]
+"""The values for the placeholders of a module's prompt, and the reply."""
 
 
-def extract(random: Random, options: ConversationTracesOptions) -> Shown:
-    """A sitting, and the facts that it states."""
+def extract(random: Random, options: ConversationTracesOptions) -> Example:
+    """A session, and the facts that it states."""
     utterances = random.randint(1, 4)
     facts = random.randint(1, min(3, utterances))
     form = ConversationOptions(items=random.randint(0, 5), sessions=1, utterances=utterances, facts=facts)
     story = _story(random, options, form)
-    sitting = story.sessions[0]
-    turns = [Utterance(said.speaker, said.text, said.id) for said in sitting]
+    session = story.sessions[0]
+    turns = [Utterance(remark.speaker, remark.text, remark.id) for remark in session]
     entries = [
-        {"key": said.speaker, "value": _noted(random, options, sitting, said.state)}
-        for said in sitting
-        if said.state is not None
+        {"key": remark.speaker, "value": _noted(random, options, session, remark.state)}
+        for remark in session
+        if remark.state is not None
     ]
     return {"conversation": spoken(turns)}, json.dumps({"memory_list": entries})
 
 
-def _noted(random: Random, options: ConversationTracesOptions, sitting: Sequence[Said], state: State) -> str:
-    """What is written down where `state` is stated."""
+def _noted(random: Random, options: ConversationTracesOptions, session: Sequence[Remark], state: State) -> str:
+    """The note of an extraction for a stated `state`."""
     if random.random() >= options.careless_extract:
         return state.sentence
-    chat = [said.text for said in sitting if said.state is None]
+    chat = [remark.text for remark in session if remark.state is None]
     if chat and random.random() < 0.5:
         return random.choice(chat)
     return draw_state(random, state.person, state.topic, options.split, state.value).sentence
 
 
-def update(random: Random, options: ConversationTracesOptions) -> Shown:
+def update(random: Random, options: ConversationTracesOptions) -> Example:
     """Items of a bank and new entries, and an operation for each."""
     facts = random.choice([1, 1, 2])
     form = ConversationOptions(
@@ -155,7 +155,7 @@ def update(random: Random, options: ConversationTracesOptions) -> Shown:
         people=random.choice([2, 2, 3]),
     )
     story = _story(random, options, form)
-    states = [said.state for said in story.sessions[0] if said.state is not None]
+    states = [remark.state for remark in story.sessions[0] if remark.state is not None]
     news = [Candidate(state.sentence, state.person) for state in states]
     chat = random.random() < 0.1
     if chat:
@@ -180,13 +180,13 @@ def update(random: Random, options: ConversationTracesOptions) -> Shown:
     return values, json.dumps({"operations": entries})
 
 
-def rerank(random: Random, options: ConversationTracesOptions) -> Shown:
-    """Memories found for a question, and the numbers of some: the one that answers it first, then any others."""
-    story, states = _asked(random, options, random.randint(options.min_candidates, options.max_candidates))
+def rerank(random: Random, options: ConversationTracesOptions) -> Example:
+    """Memories retrieved for a question, and the numbers of some: the one with the answer first, then any others."""
+    story, states = _bank_only(random, options, random.randint(options.min_candidates, options.max_candidates))
     numbers = list(range(1, len(states) + 1))
     random.shuffle(numbers)
     if random.random() >= options.careless_rerank:
-        right = states.index(story.asked) + 1
+        right = states.index(story.target) + 1
         numbers.remove(right)
         numbers.insert(0, right)
     memory = numbered([state.sentence for state in states])
@@ -195,35 +195,35 @@ def rerank(random: Random, options: ConversationTracesOptions) -> Shown:
     )
 
 
-def answer(random: Random, options: ConversationTracesOptions) -> Shown:
-    """Memories retrieved for a question, and the answer after the memory that holds it."""
+def answer(random: Random, options: ConversationTracesOptions) -> Example:
+    """Memories retrieved for a question, and the memory with the answer, then the answer."""
     story, states, lines = _retrieved(random, options)
     reply = f"**Answer:** {UNKNOWN}"
-    if story.asked in states:
-        reply = f"- {story.asked.sentence}\n**Answer:** {story.asked.value}"
+    if story.target in states:
+        reply = f"- {story.target.sentence}\n**Answer:** {story.target.value}"
     return {"question": story.question, "memory": bulleted(lines)}, reply
 
 
-def cite(random: Random, options: ConversationTracesOptions) -> Shown:
-    """Memories retrieved for a question, and the answer with the number of the one that holds it."""
+def cite(random: Random, options: ConversationTracesOptions) -> Example:
+    """Memories retrieved for a question, and the answer with the number of its memory."""
     story, states, lines = _retrieved(random, options)
     reply = f"{UNKNOWN} [{NO_CITE}]"
-    if story.asked in states:
-        reply = f"{story.asked.value} [{lines.index(story.asked.sentence)}]"
+    if story.target in states:
+        reply = f"{story.target.value} [{lines.index(story.target.sentence)}]"
     return {"question": story.question, "memory": bracketed(lines)}, reply
 
 
-def drill(random: Random, options: ConversationTracesOptions) -> Shown:
-    """Memories of a few people, and the same in another order."""
-    _, states = _asked(random, options, random.randint(2, options.items))
+def drill(random: Random, options: ConversationTracesOptions) -> Example:
+    """Memories of a few people, and the same memories in another order."""
+    _, states = _bank_only(random, options, random.randint(2, options.items))
     listed = " ".join(state.sentence for state in states)
     random.shuffle(states)
     return {"section": " " + listed}, bulleted([state.sentence for state in states])
 
 
-def quiz(random: Random, options: ConversationTracesOptions) -> Shown:
-    """Memories, and questions about them, each with the number of the one that answers it or with the answer."""
-    _, states = _asked(random, options, random.randint(2, options.max_candidates))
+def quiz(random: Random, options: ConversationTracesOptions) -> Example:
+    """Memories, and questions about them, each with the answer or with the number of its memory."""
+    _, states = _bank_only(random, options, random.randint(2, options.max_candidates))
     number, lines = random.choice([numbered, bracketed]), [state.sentence for state in states]
     values = random.random() < 0.5
     first = 1 if number is numbered else 0
@@ -234,7 +234,7 @@ def quiz(random: Random, options: ConversationTracesOptions) -> Shown:
     return {"memory": number(lines)}, "\n".join(replies)
 
 
-SHOWN = {
+EXAMPLES = {
     "extract": extract,
     "update": update,
     "rerank": rerank,
@@ -259,20 +259,20 @@ def _story(random: Random, options: ConversationTracesOptions, form: Conversatio
     return draw_story(form.model_copy(update=update), random)
 
 
-def _asked(random: Random, options: ConversationTracesOptions, items: int) -> tuple[Story, list[State]]:
-    """A story in which nothing is said, and the states of its bank."""
+def _bank_only(random: Random, options: ConversationTracesOptions, items: int) -> tuple[Story, list[State]]:
+    """A story without a conversation, and the states of its bank."""
     people = random.choice([2, 2, 3])
     story = _story(random, options, ConversationOptions(items=items, sessions=0, people=people))
     return story, [known.state for known in story.bank]
 
 
 def _retrieved(random: Random, options: ConversationTracesOptions) -> tuple[Story, list[State], list[str]]:
-    """A story, the states that were retrieved for its question, and their lines, sometimes with chit-chat among."""
-    story, states = _asked(random, options, random.randint(1, options.items))
+    """A story, the states retrieved for its question, and their lines, sometimes with chit-chat among them."""
+    story, states = _bank_only(random, options, random.randint(1, options.items))
     if random.random() < options.absent:
-        states.remove(story.asked)
+        states.remove(story.target)
     lines = [state.sentence for state in states]
     if random.random() < 0.15:
-        entry = Candidate(draw_chat(random), story.asked.person)
+        entry = Candidate(draw_chat(random), story.target.person)
         lines.insert(random.randint(0, len(lines)), entry.text)
     return story, states, lines

@@ -1,4 +1,4 @@
-"""What the people of the fact world say in conversations: facts about themselves, changes of them, and chit-chat.
+"""Utterances of the fact world's people: facts about themselves, changes of these facts, and chit-chat.
 
 Each fact has a sentence for a memory and two questions: a plain one, with the sentence's own verb, and a paraphrase,
 which shares no word with the sentence but the person and little words such as "the". Text only, and pure.
@@ -14,10 +14,10 @@ from memfactory.data.synthetic.fact_world import FILLER, RELATIONS, Split, split
 
 @dataclass(frozen=True)
 class Topic:
-    """A kind of fact: how others state it, how a person says it, two questions, and the values there are."""
+    """A kind of fact: its verb in the third and first person, two questions, and its possible values."""
 
     words: str
-    spoken: str
+    first_person: str
     question: str
     paraphrase: str
     values: tuple[str, ...]
@@ -41,7 +41,7 @@ CHANGED = "now"
 
 @dataclass(frozen=True)
 class State:
-    """What is so of `person` at some time: `topic` (a key of TOPICS) has `value`."""
+    """A fact about `person` at some time: `topic` (a key of TOPICS) has `value`."""
 
     person: str
     topic: str
@@ -49,27 +49,27 @@ class State:
 
     @property
     def sentence(self) -> str:
-        """The state as a memory says it."""
+        """The state as the sentence of a memory."""
         return f"{self.person} {TOPICS[self.topic].words} {self.value}."
 
     def utterance(self, changed: bool = False) -> str:
-        """The state as the person says it: for the first time, or after it was otherwise."""
+        """The state in the person's own words: stated for the first time, or as a change."""
         ending = f" {CHANGED}." if changed else "."
-        return f"I {TOPICS[self.topic].spoken} {self.value}{ending}"
+        return f"I {TOPICS[self.topic].first_person} {self.value}{ending}"
 
     def question(self, paraphrased: bool = False) -> str:
-        """What asks for the value."""
+        """The question about the value."""
         topic = TOPICS[self.topic]
         return (topic.paraphrase if paraphrased else topic.question).format(self.person)
 
     @property
     def split(self) -> Split:
-        """Which split may state it, as for a Fact that reads the same."""
+        """The split that may state it, as for a Fact with the same sentence."""
         return split_of(self.sentence)
 
 
 def draw_state(random: Random, person: str, topic: str, split: Split, other_than: str | None = None) -> State:
-    """A state of `split`, its value not `other_than`."""
+    """A random state of `split` with a value other than `other_than`."""
     while True:
         state = State(person, topic, random.choice(TOPICS[topic].values))
         if state.split == split and state.value != other_than:
@@ -77,11 +77,11 @@ def draw_state(random: Random, person: str, topic: str, split: Split, other_than
 
 
 def draw_states(random: Random, people: list[str], count: int, split: Split) -> list[State]:
-    """`count` states of these people in random order, no two of one person and topic."""
+    """`count` random states of these people, each of another person or topic."""
     pairs = random.sample([(person, topic) for person in people for topic in TOPICS], count)
     return [draw_state(random, person, topic, split) for person, topic in pairs]
 
 
 def draw_chat(random: Random) -> str:
-    """An utterance that is not worth remembering."""
+    """A random utterance that is not worth remembering."""
     return random.choice(FILLER)

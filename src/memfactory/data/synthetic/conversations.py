@@ -1,7 +1,6 @@
-"""The dataset `conversations`: people tell facts about themselves, change them, and chat; a question asks about one.
+"""The dataset `conversations`: people state facts about themselves, change them, and chat; a question asks about one.
 
-Rows are what the environments of memory banks read. Row number i depends only on the options and i. It does not know
-how a conversation is remembered.
+Rows are for the environments of memory banks. Row number i depends only on the options and i.
 """
 
 from __future__ import annotations
@@ -28,31 +27,31 @@ Category = Literal["new", "changed", "kept"]
 
 
 class ConversationOptions(Options):
-    """What the conversations are like."""
+    """Options of the conversations."""
 
     seed: int = 0
     """Seed of the rows."""
     split: Split = "train"
-    """train or heldout: a quarter of all facts that could be stated occurs only in held-out rows."""
+    """train or heldout: a quarter of all possible facts occurs only in held-out rows."""
     form: Literal["tuple", "replay", "rerank"] = "tuple"
-    """tuple: a bank of some items and one sitting; replay: an empty bank and several sittings; rerank: a large bank and
-    nothing said. The sizes below that are not given are as the form has them."""
+    """tuple: a small bank and one session; replay: an empty bank and several sessions; rerank: a large bank and no
+    conversation. The form sets the defaults of the sizes below."""
     items: int = Field(5, ge=0)
-    """Items of the bank at the start."""
+    """Items of the initial bank."""
     sessions: int = Field(1, ge=0)
-    """Sittings of the conversation."""
+    """Sessions of the conversation."""
     utterances: int = Field(3, ge=1)
-    """Utterances of a sitting."""
+    """Utterances in a session."""
     facts: int = Field(1, ge=1)
-    """Utterances of a sitting that state a fact; the others are chit-chat."""
+    """Utterances in a session that state a fact; the others are chit-chat."""
     people: int = Field(2, ge=SPEAKERS, le=len(NAMES))
-    """People whom the bank knows; two of them speak."""
+    """People in the bank; two of them speak in the conversation."""
     changes: float = Field(0.5, ge=0, le=1)
-    """How often a fact that is stated changes one that is known already."""
+    """Probability that a stated fact changes a known one."""
     kept: float = Field(0.25, ge=0, le=1)
-    """Share of rows that ask about an item of the bank which the conversation leaves as it is."""
+    """Fraction of rows with a question about an item of the bank that the conversation does not change."""
     paraphrased: float = Field(0.0, ge=0, le=1)
-    """Share of questions that share no word with the fact but the person."""
+    """Fraction of questions that are paraphrases: only the person's name also occurs in the fact."""
 
     @model_validator(mode="before")
     @classmethod
@@ -63,7 +62,7 @@ class ConversationOptions(Options):
     @model_validator(mode="after")
     def _parts_fit(self) -> ConversationOptions:
         if self.facts > self.utterances:
-            raise ValueError(f"facts is {self.facts}, but a sitting has only {self.utterances} utterances")
+            raise ValueError(f"facts is {self.facts}, but a session has only {self.utterances} utterances")
         known, most = self.items + self.sessions * self.facts, self.people * len(TOPICS)
         if self.items > most:
             raise ValueError(f"items is {self.items}; there are only {most} facts about {self.people} people")
@@ -80,12 +79,12 @@ class ConversationsOptions(DatasetOptions, ConversationOptions):
     """Options of `conversations`."""
 
     rows: int = Field(1000, ge=1)
-    """How many rows there are."""
+    """The number of rows."""
 
 
 @dataclass(frozen=True)
-class Said:
-    """An utterance; `state` is what it states, None for chit-chat."""
+class Remark:
+    """An utterance, with the state that it expresses; None for chit-chat."""
 
     id: str
     speaker: str
@@ -95,7 +94,7 @@ class Said:
 
 @dataclass(frozen=True)
 class Known:
-    """An item of the bank at the start, and the utterance that it once came from."""
+    """An item of the initial bank, and the id of the utterance that it came from."""
 
     state: State
     source: str
@@ -103,22 +102,22 @@ class Known:
 
 @dataclass(frozen=True)
 class Story:
-    """A bank, what is then said, and a question about what is so in the end."""
+    """A bank, the conversation after it, and a question about `target`, a state at its end."""
 
     bank: tuple[Known, ...]
-    sessions: tuple[tuple[Said, ...], ...]
-    asked: State
+    sessions: tuple[tuple[Remark, ...], ...]
+    target: State
     evidence: str
     category: Category
     paraphrased: bool
 
     @property
     def question(self) -> str:
-        return self.asked.question(self.paraphrased)
+        return self.target.question(self.paraphrased)
 
 
 def draw_story(options: ConversationOptions, random: Random) -> Story:
-    """A story under `options`."""
+    """A random story with these options."""
     people = random.sample(NAMES, options.people)
     bank = tuple(
         Known(state, f"D0:{number}")
@@ -129,15 +128,15 @@ def draw_story(options: ConversationOptions, random: Random) -> Story:
     categories: dict[tuple[str, str], Category] = dict.fromkeys(states, "kept")
     sessions = []
     for number in range(1, options.sessions + 1):
-        sessions.append(_sitting(random, options, people[:SPEAKERS], states, number))
-        for said in sessions[-1]:
-            if said.state is not None:
-                place = _place(said.state)
+        sessions.append(_session(random, options, people[:SPEAKERS], states, number))
+        for remark in sessions[-1]:
+            if remark.state is not None:
+                place = _place(remark.state)
                 categories[place] = "changed" if place in states else "new"
-                states[place], origins[place] = said.state, said.id
-    kept = [place for place in states if categories[place] == "kept"]
-    told = [place for place in states if categories[place] != "kept"]
-    place = random.choice(kept if not told or (kept and random.random() < options.kept) else told)
+                states[place], origins[place] = remark.state, remark.id
+    old = [place for place in states if categories[place] == "kept"]
+    new = [place for place in states if categories[place] != "kept"]
+    place = random.choice(old if not new or (old and random.random() < options.kept) else new)
     paraphrased = random.random() < options.paraphrased
     return Story(bank, tuple(sessions), states[place], origins[place], categories[place], paraphrased)
 
@@ -146,21 +145,21 @@ def _place(state: State) -> tuple[str, str]:
     return state.person, state.topic
 
 
-def _sitting(
+def _session(
     random: Random,
     options: ConversationOptions,
     speakers: Sequence[str],
     states: dict[tuple[str, str], State],
     number: int,
-) -> tuple[Said, ...]:
-    """One sitting in which the speakers state facts that are not in `states`, or otherwise, among chit-chat."""
+) -> tuple[Remark, ...]:
+    """One session of the speakers: new facts and changes of those in `states`, among chit-chat."""
     stating = set(random.sample(range(options.utterances), options.facts))
     stated: set[tuple[str, str]] = set()
     turns = []
     for turn in range(options.utterances):
-        said = f"D{number}:{turn + 1}"
+        id = f"D{number}:{turn + 1}"
         if turn not in stating:
-            turns.append(Said(said, random.choice(speakers), draw_chat(random)))
+            turns.append(Remark(id, random.choice(speakers), draw_chat(random)))
             continue
         places = [(person, topic) for person in speakers for topic in TOPICS if (person, topic) not in stated]
         known = [place for place in places if place in states]
@@ -169,7 +168,7 @@ def _sitting(
         stated.add(place)
         old = states.get(place)
         state = draw_state(random, *place, options.split, None if old is None else old.value)
-        turns.append(Said(said, place[0], state.utterance(changed=old is not None), state))
+        turns.append(Remark(id, place[0], state.utterance(changed=old is not None), state))
     return tuple(turns)
 
 
@@ -193,12 +192,12 @@ class ConversationsDataset(Dataset[ConversationsOptions]):
                 for number, one in enumerate(story.bank, 1)
             ],
             "conversation": [
-                {"speaker": said.speaker, "text": said.text, "dia_id": said.id, "session": str(number)}
+                {"speaker": remark.speaker, "text": remark.text, "dia_id": remark.id, "session": str(number)}
                 for number, session in enumerate(story.sessions, 1)
-                for said in session
+                for remark in session
             ],
             "question": story.question,
-            "answer": story.asked.value,
+            "answer": story.target.value,
             "evidence": [story.evidence],
             "category": story.category,
             "index": index,

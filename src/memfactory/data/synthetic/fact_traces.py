@@ -1,4 +1,4 @@
-"""The dataset `fact_traces`: conversations that show how the texts of `facts` are read, well or carelessly.
+"""The dataset `fact_traces`: conversations that demonstrate reading the texts of `facts`, well or carelessly.
 
 A row is `{"messages": [...]}`: one update of the memory, one answer, or a drill in repeating facts. Row number i
 depends only on the options and i.
@@ -30,22 +30,22 @@ class FactTracesOptions(DatasetOptions, DocumentOptions):
     """Options of `fact_traces`."""
 
     rows: int = Field(100_000, ge=1)
-    """How many rows there are."""
+    """The number of rows."""
     distraction: float = Field(0.0, ge=0, le=1)
-    """How often a memory that should take up something new is given a random other fact of the section instead."""
+    """Probability that an update notes a random other fact of the chunk instead of a new relevant one."""
     forgetting: float = Field(0.0, ge=0, le=1)
-    """How often a memory that should be kept is overwritten with a random fact of the section."""
+    """Probability that an update overwrites a memory that should stay with a random fact of the chunk."""
     drills: float = Field(0.0, ge=0, le=1)
-    """Share of rows that are drills: a list of facts, to be repeated in another order."""
+    """Fraction of rows that are drills: a list of facts, to be repeated in another order."""
     drill_facts: int = Field(8, ge=2, le=len(NAMES))
-    """The most facts of a drill."""
+    """The largest number of facts in a drill."""
     reader: dict[str, object] = Field(default_factory=dict)
-    """Options of the module recurrent_memory that the conversations are worded for, such as `prompts`."""
+    """Options of the module recurrent_memory whose prompts the conversations use, such as `prompts`."""
 
     @model_validator(mode="after")
     def _others_to_choose_from(self) -> FactTracesOptions:
         if self.facts_per_chunk < 2 and (self.distraction or self.forgetting):
-            raise ValueError("distraction and forgetting need at least 2 facts_per_chunk: another one is written")
+            raise ValueError("distraction and forgetting need at least 2 facts_per_chunk: they write another fact")
         return self
 
 
@@ -77,27 +77,27 @@ class FactTracesDataset(Dataset[FactTracesOptions]):
         return Row({"messages": messages}, f"{self.source} row {index}")
 
     def _exchange(self, random: Random, index: int) -> tuple[str, str]:
-        """One conversation of an episode: the update at a random section, or the answer after the last."""
+        """One conversation of an episode: the update at a random chunk, or the answer after the last."""
         options, reader = self.options, self.reader
         document = draw_document(options, index)
         step = random.randrange(options.chunks + 1)
         memories = [reader.empty_memory, *read(random, document, options.distraction, options.forgetting)]
         values = {"question": document.question, "prompt": document.question, "memory": memories[step]}
         if step < options.chunks:
-            values |= {"section": document.sections[step], "chunk": document.sections[step]}
+            values |= {"section": document.chunks[step], "chunk": document.chunks[step]}
             return fill(reader.prompts.update, values), memories[step + 1]
         return fill(reader.prompts.answer, values), f"\\boxed{{{answer_from(memories[step])}}}"
 
 
 def answer_from(memory: str) -> str:
-    """What a reader answers: the value of the last fact in the memory, right or wrong, and UNKNOWN without any."""
+    """A reader's answer: the value of the last fact in the memory, right or wrong; UNKNOWN if it has none."""
     return memory.rpartition(" ")[2].removesuffix(".") if memory.endswith(".") else UNKNOWN
 
 
 def drill(random: Random, options: FactTracesOptions) -> tuple[str, str]:
-    """A list of facts and the same in another order. Half of the drills are about one relation only.
+    """A list of facts and the same list in another order. Half of the drills are about one relation only.
 
-    Facts of one relation can be told apart by the person alone, so that nothing but recall helps.
+    Facts of one relation differ by the person alone, so that only recall helps.
     """
     people = random.sample(NAMES, random.randint(2, options.drill_facts))
     relation = random.choice(list(RELATIONS)) if random.random() < 0.5 else None
@@ -108,18 +108,18 @@ def drill(random: Random, options: FactTracesOptions) -> tuple[str, str]:
 
 
 def read(random: Random, document: Document, distraction: float, forgetting: float) -> list[str]:
-    """The memory after each section, as a reader leaves it who is careless with these probabilities."""
+    """The memory after each chunk, of a reader that makes mistakes with these probabilities."""
     known: dict[str, Fact] = {}
     memories = []
     for statements in document.statements:
-        found = _relevant([statement.fact for statement in statements], document.hops, known)
-        others = [statement.fact for statement in statements if statement.fact not in found.values()]
-        changed = found != known
+        relevant = _relevant([statement.fact for statement in statements], document.hops, known)
+        others = [statement.fact for statement in statements if statement.fact not in relevant.values()]
+        changed = relevant != known
         if others and random.random() < (distraction if changed or not known else forgetting):
             known = {}
             memories.append(f"- {random.choice(others).sentence}")
         else:
-            known = found
+            known = relevant
             memories.append(
                 "\n".join(f"- {fact.sentence}" for fact in known.values()) or NOTHING.format(document.hops[0])
             )
@@ -127,14 +127,14 @@ def read(random: Random, document: Document, distraction: float, forgetting: flo
 
 
 def _relevant(facts: Sequence[Fact], hops: Sequence[str], known: dict[str, Fact]) -> dict[str, Fact]:
-    """What is known of the people in `hops` after `facts` were read, each person once the one before leads there."""
+    """The known facts about the people in `hops` after reading `facts`, up to the first person without one."""
     newest = {fact.person: fact for fact in facts}
-    found: dict[str, Fact] = {}
+    relevant: dict[str, Fact] = {}
     for person in hops:
         fact = newest.get(person, known.get(person))
         if fact is None:
             break
-        found[person] = fact
+        relevant[person] = fact
         if fact.relation != MENTOR:
             break
-    return found
+    return relevant

@@ -1,7 +1,7 @@
 """A small world of people and plain facts about them: names, relations, values, filler. Text only, and pure.
 
-Every fact is one sentence, and a share of all facts that could be stated is held out, so that a model can be asked
-about facts that it never saw in training. It does not know what a task or a conversation is.
+Every fact is one sentence. A quarter of all possible facts is held out, so that a model can be tested on facts that it
+never saw in training.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ NAMES: tuple[str, ...] = _words(
 
 @dataclass(frozen=True)
 class Relation:
-    """A kind of fact: the words between a person and the value, the question, and the values there are."""
+    """A kind of fact: the words between person and value, the question, and the possible values."""
 
     words: str
     question: str
@@ -97,7 +97,7 @@ _UNITS = re.compile(r"'s|\w+|[^\w\s]")
 
 @dataclass(frozen=True)
 class Fact:
-    """What is so: `person` stands in `relation` (a key of RELATIONS, or MENTOR) to `value`."""
+    """A fact: `person` has the `relation` (a key of RELATIONS, or MENTOR) to `value`."""
 
     person: str
     relation: str
@@ -117,12 +117,12 @@ class Fact:
 
     @property
     def split(self) -> Split:
-        """Which split may state this fact: a fixed quarter of all facts is held out."""
+        """The split that may state this fact: a fixed quarter of all facts is held out."""
         return split_of(self.sentence)
 
 
 def split_of(sentence: str) -> Split:
-    """Which split may state a fact that reads so."""
+    """The split that may state a fact with this sentence."""
     digest = blake2b(sentence.encode(), digest_size=4).digest()
     return "heldout" if int.from_bytes(digest, "big") % HELD_OUT_ONE_IN == 0 else "train"
 
@@ -133,7 +133,7 @@ def units(text: str) -> int:
 
 
 def draw_fact(random: Random, person: str, split: Split, relation: str | None = None) -> Fact:
-    """A fact of `split` about `person`, its relation drawn too where none is given."""
+    """A random fact of `split` about `person`, of `relation` (None: a random one)."""
     relation = relation or random.choice(list(RELATIONS))
     while True:
         fact = Fact(person, relation, random.choice(RELATIONS[relation].values))
@@ -142,7 +142,7 @@ def draw_fact(random: Random, person: str, split: Split, relation: str | None = 
 
 
 def draw_filler(random: Random, size: int) -> list[str]:
-    """Filler sentences of exactly `size` units together. Raises ValueError for a size that no sentences add up to."""
+    """Random filler sentences of exactly `size` units together. Raises ValueError if no sentences add up to it."""
     lengths = {units(sentence) for sentence in FILLER}
     if 0 < size < min(lengths):
         raise ValueError(f"no filler has {size} words and marks; the shortest has {min(lengths)}")

@@ -1,6 +1,6 @@
-"""The dataset `facts`: texts in which facts about people lie among filler, and a question about one of them.
+"""The dataset `facts`: texts that hide facts about people among filler, and a question about one of them.
 
-Row number i depends only on the options and i. It does not know how a text is read.
+Row number i depends only on the options and i.
 """
 
 from __future__ import annotations
@@ -21,25 +21,24 @@ ROOM_FOR_FILLER = 8
 
 
 class DocumentOptions(Options):
-    """What the texts are like."""
+    """Options of the texts."""
 
     seed: int = 0
     """Seed of the rows."""
     split: Split = "train"
-    """train or heldout: a quarter of all facts that could be stated occurs only in held-out rows."""
+    """train or heldout: a quarter of all possible facts occurs only in held-out rows."""
     chunks: int = Field(3, ge=1)
-    """Sections of a text."""
+    """Chunks of a text."""
     facts_per_chunk: int = Field(4, ge=1)
-    """People about whom a section states a fact."""
+    """Facts in a chunk, each about another person."""
     chunk_words: int = Field(64, ge=1)
-    """Words and punctuation marks of a section, filled up with filler: tokens of the embedded model."""
+    """Words and punctuation marks of a chunk, filler included (a token each of the embedded model)."""
     corrections: float = Field(0.0, ge=0, le=1)
-    """Share of rows in which a later section corrects the fact that is asked for."""
+    """Fraction of rows in which a later chunk corrects the fact in question."""
     two_hops: float = Field(0.0, ge=0, le=1)
-    """Share of rows that ask about somebody's mentor, who is named in one sentence and described in another."""
-
+    """Fraction of rows with a question about somebody's mentor, which needs two facts."""
     one_relation: float = Field(0.0, ge=0, le=1)
-    """Share of rows whose facts are all of one kind (such as where people live): only the person tells them apart."""
+    """Fraction of rows with facts of one kind only (such as where people live), which differ by the person alone."""
 
     @model_validator(mode="after")
     def _parts_fit(self) -> DocumentOptions:
@@ -65,12 +64,12 @@ class FactsOptions(DatasetOptions, DocumentOptions):
     """Options of `facts`."""
 
     rows: int = Field(1000, ge=1)
-    """How many rows there are."""
+    """The number of rows."""
 
 
 @dataclass(frozen=True)
 class Statement:
-    """A fact as a text states it: for the first time, or as a correction."""
+    """A fact in a text, stated for the first time or as a correction."""
 
     fact: Fact
     corrects: bool = False
@@ -82,21 +81,21 @@ class Statement:
 
 @dataclass(frozen=True)
 class Document:
-    """A text section by section, and the question.
+    """A text in chunks, and the question.
 
-    `statements` are in the order of the text. `hops` are the people to find out about: the one in the question, and
-    that one's mentor where the question is about the mentor.
+    `statements` are in the order of the text. `hops` are the people to look up: the one in the question, and their
+    mentor if the question is about the mentor.
     """
 
     statements: tuple[tuple[Statement, ...], ...]
-    sections: tuple[str, ...]
+    chunks: tuple[str, ...]
     hops: tuple[str, ...]
     question: str
     answer: str
 
 
 def draw_document(options: DocumentOptions, index: int) -> Document:
-    """Document number `index` under `options`."""
+    """Document number `index` of a dataset with these options."""
     random = Random(f"{options.seed} {options.split} {index}")
     people = random.sample(NAMES, options.chunks * options.facts_per_chunk)
     relation = random.choice(list(RELATIONS)) if random.random() < options.one_relation else None
@@ -110,35 +109,35 @@ def draw_document(options: DocumentOptions, index: int) -> Document:
         first = last = random.randrange(len(facts))
     per = options.facts_per_chunk
     stated = [[Statement(fact) for fact in facts[start : start + per]] for start in range(0, len(facts), per)]
-    asked = facts[last]
+    target = facts[last]
     if kind == "correction":
-        asked = _correct(random, stated, first // per, facts[first], options.split)
+        target = _correct(random, stated, first // per, facts[first], options.split)
         _correct_another(random, stated, facts, first, options)
-    for section in stated:
-        random.shuffle(section)
+    for statements in stated:
+        random.shuffle(statements)
     hops = (people[first],) if first == last else (people[first], people[last])
     subject = people[first] if first == last else f"{people[first]}'s mentor"
     return Document(
         statements=tuple(map(tuple, stated)),
-        sections=tuple(_section_text(random, section, options.chunk_words) for section in stated),
+        chunks=tuple(_chunk(random, statements, options.chunk_words) for statements in stated),
         hops=hops,
-        question=RELATIONS[asked.relation].question.format(subject),
-        answer=asked.value,
+        question=RELATIONS[target.relation].question.format(subject),
+        answer=target.value,
     )
 
 
 def _kind(random: Random, options: DocumentOptions) -> Literal["plain", "two_hops", "correction"]:
-    drawn = random.random()
-    if drawn < options.two_hops:
+    number = random.random()
+    if number < options.two_hops:
         return "two_hops"
-    return "correction" if drawn < options.two_hops + options.corrections else "plain"
+    return "correction" if number < options.two_hops + options.corrections else "plain"
 
 
 def _link(random: Random, facts: list[Fact], split: Split) -> tuple[int, int]:
-    """Make the facts of one or two people their mentors; the places of the person asked about and of the mentor.
+    """Replace the facts of one or two people by their mentors; returns the places of the first pair.
 
-    A mentor stands later in the text than the person (or beside, since a section is shuffled). Nobody mentors a person
-    who has a mentor, so that a question has two hops and not three.
+    A mentor comes later in the text than the person, or in the same chunk, which is shuffled. A mentor has no mentor,
+    so that a question has two hops and not three.
     """
     places = list(range(len(facts)))
     pairs: list[tuple[int, int]] = []
@@ -154,47 +153,47 @@ def _link(random: Random, facts: list[Fact], split: Split) -> tuple[int, int]:
             pairs.append(pair)
             places = [place for place in places if place not in pair]
     if not pairs:
-        # No pair of these people is of this split; the question is then about the first person alone.
+        # No pair of these people is in this split; the question is about the first person alone.
         return 0, 0
     for a, b in pairs:
         facts[a] = Fact(facts[a].person, MENTOR, facts[b].person)
     return pairs[0]
 
 
-def _correct(random: Random, stated: list[list[Statement]], section: int, fact: Fact, split: Split) -> Fact:
-    """Correct `fact`, stated in `section`, in a later section; the corrected fact."""
+def _correct(random: Random, stated: list[list[Statement]], chunk: int, fact: Fact, split: Split) -> Fact:
+    """Correct `fact`, stated in chunk number `chunk`, in a later chunk; returns the new fact."""
     new = fact
     while new.value == fact.value:
         new = draw_fact(random, fact.person, split, fact.relation)
-    stated[random.randrange(section + 1, len(stated))].append(Statement(new, corrects=True))
+    stated[random.randrange(chunk + 1, len(stated))].append(Statement(new, corrects=True))
     return new
 
 
 def _correct_another(
-    random: Random, stated: list[list[Statement]], facts: list[Fact], asked: int, options: DocumentOptions
+    random: Random, stated: list[list[Statement]], facts: list[Fact], target: int, options: DocumentOptions
 ) -> None:
-    """Correct a fact that is not asked for too, so that a correction alone is no sign of what matters."""
+    """Correct another fact too, so that a correction alone does not give the answer away."""
     per = options.facts_per_chunk
-    others = [place for place in range((options.chunks - 1) * per) if place != asked]
+    others = [place for place in range((options.chunks - 1) * per) if place != target]
     if others:
         place = random.choice(others)
         _correct(random, stated, place // per, facts[place], options.split)
 
 
-def _section_text(random: Random, statements: Sequence[Statement], size: int) -> str:
-    """The sentences of a section among filler, `size` units together. The first sentence is filler."""
+def _chunk(random: Random, statements: Sequence[Statement], size: int) -> str:
+    """A chunk of `size` units: the statements among filler. The first sentence is filler."""
     filler = draw_filler(random, size - sum(units(statement.sentence) for statement in statements))
     opening, rest = filler[0], filler[1:]
     places = sorted(random.sample(range(len(rest) + len(statements)), len(statements)))
     remaining = iter(rest)
-    told = dict(zip(places, statements, strict=True))
-    body = [told[i].sentence if i in told else next(remaining) for i in range(len(rest) + len(statements))]
+    by_place = dict(zip(places, statements, strict=True))
+    body = [by_place[i].sentence if i in by_place else next(remaining) for i in range(len(rest) + len(statements))]
     return " ".join([opening, *body])
 
 
 @DATASETS.register("facts")
 class FactsDataset(Dataset[FactsOptions]):
-    """Generated questions about people, whose facts lie among filler in sections of text."""
+    """Generated questions about people whose facts are hidden among filler in a text."""
 
     @property
     def source(self) -> str:
@@ -206,10 +205,10 @@ class FactsDataset(Dataset[FactsOptions]):
     def _row(self, index: int) -> Row:
         document = draw_document(self.options, index)
         values = {
-            "context": " ".join(document.sections),
+            "context": " ".join(document.chunks),
             "input": document.question,
             "answers": [document.answer],
-            "num_docs": len(document.sections),
+            "num_docs": len(document.chunks),
             "index": index,
         }
         return Row(values, f"{self.source} row {index}")
