@@ -52,7 +52,7 @@ def block(prompt, name):
 
 def states_in(texts):
     """The states that memory sentences or utterances of (speaker, text) state."""
-    spoken = {topic.spoken: key for key, topic in TOPICS.items()}
+    spoken = {topic.first_person: key for key, topic in TOPICS.items()}
     for speaker, text in texts:
         match = re.fullmatch(r"I (\w+ \w+) (\w+)( now)?\.", text)
         if match and match.group(1) in spoken:
@@ -74,7 +74,7 @@ def test_a_paraphrase_shares_only_the_person_and_little_words_with_the_memory():
 
 def test_a_plain_question_holds_the_verb_that_the_person_says():
     for key, topic in TOPICS.items():
-        assert topic.spoken.split()[0] in words(State("Ada", key, topic.values[0]).question())
+        assert topic.first_person.split()[0] in words(State("Ada", key, topic.values[0]).question())
 
 
 def test_no_two_topics_are_worded_alike():

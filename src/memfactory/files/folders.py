@@ -91,7 +91,7 @@ def difference(folder: Path, digests: Mapping[str, object], ignore: Collection[s
             return f"its file {name} is gone"
         try:
             if _digest(path) != expected:
-                return f"its file {name} is not what was written (its SHA-256 differs)"
+                return f"its file {name} has changed (its SHA-256 differs)"
         except OSError as error:
             return f"its file {name} cannot be read: {error.strerror or error}"
     return None
