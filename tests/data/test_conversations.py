@@ -78,7 +78,7 @@ def test_a_plain_question_holds_the_verb_that_the_person_says():
 
 
 def test_no_two_topics_are_worded_alike():
-    for wording in ("words", "spoken", "question", "paraphrase"):
+    for wording in ("words", "first_person", "question", "paraphrase"):
         assert len({getattr(topic, wording) for topic in TOPICS.values()}) == len(TOPICS)
 
 
@@ -153,7 +153,7 @@ def test_about_as_many_rows_ask_about_what_is_kept_as_the_options_say():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"facts": 4}, "facts is 4, but a sitting has only 3 utterances"),
+        ({"facts": 4}, "facts is 4, but a session has only 3 utterances"),
         ({"form": "rerank", "items": 21}, "items is 21; there are only 20 facts about 2 people"),
         ({"form": "replay", "sessions": 21}, "items . sessions x facts is 21"),
         ({"items": 0, "sessions": 0}, "nothing to ask about"),
