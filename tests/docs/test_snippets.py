@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import doctest
 import io
 import json
 import re
@@ -23,6 +24,7 @@ NOT_RUN = 8
 """Blocks that no test runs: they install packages, need a GPU, several processes or half an hour."""
 LANGUAGES = {"sh", "yaml", "python", "json", "text", "mermaid"}
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+SESSIONS = sorted({block.page for block in RUN if block.language == "python" and block.text.startswith(">>>")})
 COMMANDS = [(block, line) for block in RUN if block.language == "sh" for line in block.commands]
 SYNTAX = re.compile(r"^(for \w+ in [\d ]+; do|done|[A-Z]+=.*)$")
 
@@ -90,7 +92,8 @@ def test_a_titled_python_block_compiles(block: Block) -> None:
 def with_output() -> Iterator[tuple[Block, str | None]]:
     """Python blocks that stand alone, each with the block of text right behind it: the output."""
     for block, following in zip(BLOCKS, [*BLOCKS[1:], None], strict=True):
-        if block.language == "python" and block.title is None and block.reason is None:
+        alone = block.language == "python" and block.title is None and not block.text.startswith(">>>")
+        if alone and block.reason is None:
             output = following if following and following.page == block.page and following.language == "text" else None
             yield block, None if output is None else output.text
 
@@ -105,6 +108,16 @@ def test_a_python_block_prints_its_output(
         exec(compile(block.text, str(block), "exec"), {"__name__": "__main__"})
     if output is not None:
         assert printed.getvalue().split() == output.split()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", SESSIONS, ids=lambda page: page.stem)
+def test_a_page_of_python_sessions_gives_its_output(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    failed, examples = doctest.testfile(str(page), module_relative=False)
+    assert failed == 0 and examples > 20
 
 
 @pytest.mark.parametrize(("block", "line"), COMMANDS, ids=[f"{block}-{n}" for n, (block, _) in enumerate(COMMANDS)])
