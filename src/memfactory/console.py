@@ -30,7 +30,7 @@ class Console(rich.console.Console):
         super().print(*map(_without_secrets, objects), **options)
 
     def on_broken_pipe(self) -> None:
-        """Nobody reads any more (`| head`): what comes later is dropped, and no work is ended for it."""
+        """Nobody reads any more (`| head`): later output is dropped, and work goes on."""
         self.quiet = True
         discard(self.file)
 

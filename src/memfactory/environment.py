@@ -1,4 +1,4 @@
-"""What a run ran on: versions, commit, hardware. Nothing is imported for it and no network is touched."""
+"""The environment of a run: versions, commit, hardware. Nothing is imported for it and no network is touched."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from importlib import metadata
 from pathlib import Path
 
 log = logging.getLogger("memfactory")
-PATIENCE = 10.0
-"""Seconds that a tool has to describe the machine."""
+TOOL_TIMEOUT = 10.0
+"""Seconds for a tool to describe the machine."""
 PACKAGES = (
     "memfactory",
     "torch",
@@ -37,7 +37,7 @@ PACKAGES = (
 
 
 def process_count() -> int:
-    """How many processes torchrun or `accelerate launch` started; 1 for a process on its own."""
+    """The number of processes that torchrun or `accelerate launch` started; 1 for a process on its own."""
     size = os.environ.get("WORLD_SIZE", "1")
     return max(1, int(size)) if size.isdecimal() else 1
 
@@ -61,19 +61,21 @@ def package_versions() -> dict[str, str | None]:
 
 def git_commit(folder: Path) -> str | None:
     """The commit of the checkout around `folder`, with "-dirty" for uncommitted changes; None outside of one."""
-    commit = _said("git", "-C", str(folder), "rev-parse", "HEAD")
-    return f"{commit}-dirty" if commit and _said("git", "-C", str(folder), "status", "--porcelain", "-uno") else commit
+    commit = _output("git", "-C", str(folder), "rev-parse", "HEAD")
+    return (
+        f"{commit}-dirty" if commit and _output("git", "-C", str(folder), "status", "--porcelain", "-uno") else commit
+    )
 
 
 def gpus() -> list[dict[str, str]]:
     """Name, memory and driver of each NVIDIA GPU, as nvidia-smi says."""
-    said = _said("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
-    rows = [line.split(", ") for line in (said or "").splitlines()]
+    output = _output("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
+    rows = [line.split(", ") for line in (output or "").splitlines()]
     return [dict(zip(("name", "memory", "driver"), row, strict=False)) for row in rows]
 
 
-def _said(tool: str, *words: str) -> str | None:
-    """What a tool printed; None where it is not there, fails, or has not answered in time.
+def _output(tool: str, *words: str) -> str | None:
+    """The output of a tool; None if it is missing, fails, or does not answer in time.
 
     One that hangs in the kernel cannot even be killed, so nobody waits for its end.
     """
@@ -87,10 +89,10 @@ def _said(tool: str, *words: str) -> str | None:
     except OSError:
         return None
     try:
-        out, _ = process.communicate(timeout=PATIENCE)
+        out, _ = process.communicate(timeout=TOOL_TIMEOUT)
     except subprocess.TimeoutExpired:
         process.kill()
-        log.warning("%s has not answered within %g seconds, so what it says is left out", tool, PATIENCE)
+        log.warning("%s has not answered within %g seconds, so its output is left out", tool, TOOL_TIMEOUT)
         return None
     return out.decode(errors="replace").strip() if process.returncode == 0 else None
 

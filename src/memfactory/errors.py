@@ -17,8 +17,9 @@ class MemFactoryError(Exception):
     exit_code = 1
 
 
-class LostProcess(MemFactoryError):
-    """Another of the processes that run together has ended, so this one cannot go on. Its own error says why."""
+class ProcessEndedError(MemFactoryError):
+    """Another of the processes that run together has ended, so this one cannot go on. Its own error gives the
+    reason."""
 
 
 class ConfigError(MemFactoryError):
@@ -38,8 +39,8 @@ class DataError(MemFactoryError):
 
 
 class PluginError(MemFactoryError):
-    """A user's own component raised or returned what it must not; the message names it, its file and line. Exit code
-    1."""
+    """A user's own component raised an error or returned a wrong value; the message names it, its file and line. Exit
+    code 1."""
 
 
 class EngineError(MemFactoryError):
@@ -47,7 +48,7 @@ class EngineError(MemFactoryError):
 
 
 class RequestRefused(EngineError):
-    """An engine gives no reply to this one request, however often it is asked; others it answers."""
+    """An engine gives no reply to this one request, also after a retry; it replies to others."""
 
 
 class PromptTooLong(RequestRefused):
@@ -55,19 +56,19 @@ class PromptTooLong(RequestRefused):
 
     @classmethod
     def of(cls, tokens: int, context: int, remedy: str) -> PromptTooLong:
-        """The error for a prompt of `tokens` tokens; `remedy` says what to change."""
+        """The error for a prompt of `tokens` tokens; `remedy` names a setting to change."""
         return cls(f"a prompt of {tokens} tokens leaves no room for a reply: the context is {context} tokens. {remedy}")
 
 
-def nearest(given: str, existing: Iterable[str]) -> str | None:
+def nearest(name: str, existing: Iterable[str]) -> str | None:
     """The existing name most like `given`, or None when none is close."""
-    near = difflib.get_close_matches(given, list(existing), n=1, cutoff=0.6)
+    near = difflib.get_close_matches(name, list(existing), n=1, cutoff=0.6)
     return near[0] if near else None
 
 
-def unknown(kind: str, given: str, existing: Iterable[str]) -> str:
-    """The sentence for a name that does not exist: what was given, the nearest, and what there is."""
+def unknown(kind: str, name: str, existing: Iterable[str]) -> str:
+    """The sentence for a name that does not exist: the name, the nearest one, and all that exist."""
     names = sorted(existing)
-    near = nearest(given, names)
+    near = nearest(name, names)
     hint = f"; did you mean {near!r}?" if near else "."
-    return f"no {kind} is called {given!r}{hint} There are: {', '.join(names) or '(none)'}."
+    return f"no {kind} is called {name!r}{hint} There are: {', '.join(names) or '(none)'}."

@@ -1,7 +1,7 @@
-"""Keeps secrets out of whatever is written or printed: by the value of every key that is read, and by its looks.
+"""Keeps secrets out of all output: by the value of every key that is read, and by the usual forms of keys.
 
-What it knows belongs to the process, as the environment does that keys come from: nothing that is about to print can be
-handed a list of keys first.
+Its list of keys belongs to the process, like the environment that keys come from: code that prints cannot receive a
+list first.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ _ASSIGNED = re.compile(
     r"""(?<![\w.$-])([A-Za-z][\w.-]*)(\s*=\s*|["']\s*:\s*(?=["']))("[^"\n]*"|'[^'\n]*'|[^\s,;&}"']+)"""
 )
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-# What nobody sees between the signs of a key: colours, control characters and format characters of no width.
+# Invisible characters inside a key: colours, control characters and format characters of no width.
 _UNSEEN = re.compile(
     "\x1b\\[[0-9;:?]*[A-Za-z]|[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\xad\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]"
 )
@@ -78,7 +78,7 @@ _pattern: re.Pattern[str] | None = None
 
 
 def keep_secret(value: str) -> None:
-    """Have `value`, each of its lines and what it is usually encoded to redacted from now on."""
+    """Redact `value`, each of its lines and their usual encodings from now on."""
     global _values, _forms, _pattern
     lines = {value.strip(), *(line.strip() for line in value.splitlines())}
     new = {line for line in lines if _is_worth_hiding(line)} - _values
@@ -100,7 +100,7 @@ def keep_environment_secrets(environment: Mapping[str, str] = os.environ) -> Non
             keep_secret(value)
 
 
-def read_key(variable: str | None, what: str) -> str | None:
+def read_key(variable: str | None, owner: str) -> str | None:
     """The key in the environment variable `variable`, redacted from now on; None where no variable is named.
 
     Raises ConfigError, which names the variable and never the value, where it is not set or cannot be a key.
@@ -108,18 +108,18 @@ def read_key(variable: str | None, what: str) -> str | None:
     if not variable:
         return None
     named = shown_variable(variable)
-    given = os.environ.get(variable, "")
-    keep_secret(given)
-    key = given.strip()
+    value = os.environ.get(variable, "")
+    keep_secret(value)
+    key = value.strip()
     if not key:
         raise ConfigError(
-            f"{what} needs a key in the environment variable {named}, which is not set; write api_key_env: null for an "
-            "endpoint without keys"
+            f"{owner} needs a key in the environment variable {named}, which is not set; write api_key_env: null for "
+            "an endpoint without keys"
         )
     place, wrong = next(((i, c) for i, c in enumerate(key, start=1) if not "!" <= c <= "~"), (0, ""))
     if wrong:
         raise ConfigError(
-            f"the key of {what} in the environment variable {named} holds U+{ord(wrong):04X} at place {place} of "
+            f"the key of {owner} in the environment variable {named} holds U+{ord(wrong):04X} at place {place} of "
             f"{len(key)}; a key is printable ASCII without white space, so it was not copied as it is"
         )
     return key
@@ -141,7 +141,7 @@ def names_a_variable(text: str) -> bool:
 def redacted(text: str) -> str:
     """`text` without the values of the keys that were read, as they are and as they are usually encoded.
 
-    Where a key shows only without what nobody sees, such as characters of no width, all of that is left out.
+    If invisible characters, such as those of no width, hide a key, they are left out too.
     """
     if _pattern is None:
         return text
@@ -161,7 +161,8 @@ def _holds_form(text: str) -> bool:
 
 
 def redacted_message(text: str) -> str:
-    """`redacted`, for a message: also without what looks like a secret (`key=...`, addresses, well-known tokens)."""
+    """`redacted`, for a message: also without texts in the form of secrets (`key=...`, addresses, well-known
+    tokens)."""
     text = redacted(text)
     for pattern, instead in _LOOKS:
         text = pattern.sub(instead, text)
@@ -189,12 +190,12 @@ def redacted_tree(value: Any) -> Any:
 
 
 def looks_secret(text: str) -> bool:
-    """Whether `text` holds what is a secret by its looks or by its value."""
+    """Whether `text` holds a secret, by its form or by its value."""
     if holds_secret(text):
         return True
-    found = (match.group() for pattern, _ in _LOOKS for match in pattern.finditer(text))
+    matches = (match.group() for pattern, _ in _LOOKS for match in pattern.finditer(text))
     # A short name may begin with "sk-" too; in a message it is hidden, but nothing is refused for it.
-    return any(not match.startswith("sk-") or len(match) >= 16 for match in found)
+    return any(not match.startswith("sk-") or len(match) >= 16 for match in matches)
 
 
 def is_secret(name: object) -> bool:
@@ -234,7 +235,7 @@ def _is_worth_hiding(value: str) -> bool:
 
 
 def _encoded(value: str) -> Iterable[str]:
-    """What `value` looks like in addresses, JSON, HTML, Python's own notation, base64 and hexadecimal.
+    """The forms of `value` in addresses, JSON, HTML, Python's own notation, base64 and hexadecimal.
 
     Where a sign is written by its number, in both cases, and also where every sign is.
     """

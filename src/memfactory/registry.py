@@ -1,8 +1,8 @@
 """String-keyed registries that find components by reading source files, and import one only when it is asked for.
 
 A component is one file with `@MODULES.register("my_module")` above its class. Built-in packages are scanned as text, so
-listing what exists imports nothing. A user's own file joins through `plugins:` (see `memfactory.plugins`), where
-the decorator runs on import. It does not know what the components are for.
+listing them imports nothing. A user's own file joins through `plugins:` (see `memfactory.plugins`), where
+the decorator runs on import. It does not know the purpose of the components.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Options(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _truth_is_no_number(cls, values: Any) -> Any:
-        """Pydantic takes true for 1; as text it fails like any other text where a number is wanted."""
+        """Pydantic takes true for 1; as text it fails like any other text in place of a number."""
         if not isinstance(values, dict):
             return values
         values = {name: cls._with_default_kind(name, value) for name, value in values.items()}
@@ -190,11 +190,11 @@ class Registry(Generic[T]):
         entry = self.entry(name)
         if name not in self._registered:
             return _resolve(entry.target)
-        found = self._registered[name][1]
+        component = self._registered[name][1]
         base = _resolve(self.base) if self.base else object
-        if not issubclass(found, base):
-            raise ConfigError(f"{self.kind} {name!r} ({_home(found)}) must be a subclass of {self.base}")
-        return found
+        if not issubclass(component, base):
+            raise ConfigError(f"{self.kind} {name!r} ({_home(component)}) must be a subclass of {self.base}")
+        return component
 
     def options(self, name: str) -> type[Options]:
         """The options model of `name`; a component without options takes none."""
@@ -202,16 +202,16 @@ class Registry(Generic[T]):
         if entry.options:
             return _resolve(entry.options)
         cls = self._registered[name][1] if name in self._registered else self.get(name)
-        found = getattr(cls, "Options", Options)
-        wanted = self._wanted_options()
-        if not (isinstance(found, type) and issubclass(found, wanted)):
+        options = getattr(cls, "Options", Options)
+        base = self._base_of_options()
+        if not (isinstance(options, type) and issubclass(options, base)):
             raise ConfigError(
-                f"{self.kind} {name!r} ({_home(cls)}): its Options must derive from {wanted.__name__} of "
-                f"{wanted.__module__}"
+                f"{self.kind} {name!r} ({_home(cls)}): its Options must derive from {base.__name__} of "
+                f"{base.__module__}"
             )
-        return found
+        return options
 
-    def _wanted_options(self) -> type[Options]:
+    def _base_of_options(self) -> type[Options]:
         """The class that the options of every component derive from."""
         if self.options_base is not None:
             return _resolve(self.options_base)

@@ -25,7 +25,7 @@ class Terminated(KeyboardInterrupt):
 def handled(handler: Handler, numbers: tuple[signal.Signals, ...]) -> Iterator[None]:
     """`handler` is called for these signals while it lasts; in the main thread only, which is where they arrive.
 
-    A signal that whoever started the process has it ignore (`nohup`) stays ignored. After SIGHUP nothing goes to the
+    A signal that the parent process made this one ignore (`nohup`) stays ignored. After SIGHUP nothing goes to the
     terminal any more, since every word to it would be an error.
     """
     if threading.current_thread() is not threading.main_thread():
@@ -38,8 +38,8 @@ def handled(handler: Handler, numbers: tuple[signal.Signals, ...]) -> Iterator[N
             _leave(terminals)
         handler(number, frame)
 
-    wanted = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, handle) for number in wanted}
+    caught = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, handle) for number in caught}
     try:
         yield
     finally:

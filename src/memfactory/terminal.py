@@ -1,6 +1,6 @@
 """Makes text that is not ours harmless to a terminal, and standard streams that never end finished work.
 
-Control sequences can rewrite what stands on the screen, set the clipboard or answer into the shell's input, and
+Control sequences can rewrite the screen, set the clipboard or answer into the shell's input, and
 bidirectional overrides show other words than are there. Such characters are shown as escapes; newline and tab stay.
 """
 
@@ -23,7 +23,7 @@ from memfactory.redaction import redacted
 # format characters that are drawn as nothing, byte order mark, tags, lone surrogates.
 _UNSAFE = "\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f\ud800-\udfff"
 _HARMFUL = re.compile(f"[{_UNSAFE}]")
-# What libraries that draw bars and colours need of a terminal; nothing of it outlives the line that it stands in.
+# Sequences that libraries for bars and colours need; nothing of it outlives the line that it stands in.
 _OURS = re.compile(r"\r\n?|\x1b\[[0-9;:]{0,40}m|\x1b\[[0-9]{0,4}[ABCDGJK]|\x1b\[\?25[hl]")
 _PARTS = re.compile(f"({_OURS.pattern})|[{_UNSAFE}]")
 # Signs of our own tables and messages in an encoding that lacks them.
@@ -66,22 +66,22 @@ codecs.register_error(DEGRADE, _degraded)
 class GuardedStream(io.TextIOBase):
     """A standard stream through which no secret and no harmful sequence goes, and whose end ends nothing.
 
-    Colours and the movements of progress bars pass; whoever prints text that is not ours uses `harmless` first. A
-    reader that has gone (`| head`) is no error: what comes later is dropped. Everything else is the stream's own.
+    Colours and the movements of progress bars pass; code that prints foreign text applies `harmless` first. A
+    closed pipe (`| head`) is no error: later output is dropped. Everything else is the stream's own.
     """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self.gone = False
+        self.is_closed = False
 
     def write(self, text: str) -> int:
-        if not self.gone:
+        if not self.is_closed:
             with self._while_read():
                 self._stream.write(_guarded(redacted(text)))
         return len(text)
 
     def flush(self) -> None:
-        if not self.gone:
+        if not self.is_closed:
             with self._while_read():
                 self._stream.flush()
 
@@ -92,7 +92,7 @@ class GuardedStream(io.TextIOBase):
         except OSError as error:
             if not _nobody_reads(error):
                 raise
-            self.gone = True
+            self.is_closed = True
             discard(self._stream)
 
     def isatty(self) -> bool:
@@ -117,7 +117,7 @@ class GuardedStream(io.TextIOBase):
 
     def __getattr__(self, name: str) -> Any:
         if name == "buffer":
-            raise AttributeError(name)  # What is written to it would go past the guard.
+            raise AttributeError(name)  # Writing to it would bypass the guard.
         return getattr(self._stream, name)
 
 
@@ -133,7 +133,7 @@ def _nobody_reads(error: OSError) -> bool:
 
 
 def discard(stream: IO[str]) -> None:
-    """Let what is still buffered for a reader that has gone go nowhere, so that the interpreter ends quietly."""
+    """Drop buffered output of a closed pipe, so that the interpreter ends quietly."""
     with suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
@@ -160,7 +160,7 @@ def guarded_streams() -> Iterator[None]:
 
 
 def _tolerant(stream: TextIO | None) -> str | None:
-    """Have `stream` write what its encoding lacks in another form; how it dealt with that before."""
+    """Let `stream` replace characters that its encoding lacks; its former way to handle them."""
     if not isinstance(stream, io.TextIOWrapper):
         return None
     before = stream.errors

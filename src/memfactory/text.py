@@ -31,19 +31,19 @@ def placeholders(template: str) -> set[str]:
     return set(re.findall(r"\{([a-z_]+)\}", template))
 
 
-def token_spans(text: str, offsets: Offsets, piece: int = 32768, margin: int = 1024) -> Iterator[Spans]:
+def token_spans(text: str, offsets: Offsets, window: int = 32768, margin: int = 1024) -> Iterator[Spans]:
     """The spans of the tokens of `text` in order, a bounded part of them at a time: joined, they are `offsets(text)`.
 
-    Windows of `piece` characters are tokenised, each beginning 2 x `margin` characters before the last one ends. They
+    Windows of `window` characters are tokenised, each beginning 2 x `margin` characters before the last one ends. They
     are joined behind a word, where the two agree on every token around it, so that neither the end of the one nor the
     beginning of the other shows. Where they do not agree (one word longer than the margin, say), the window grows until
     it meets its successor, at the worst to the whole text.
     """
-    begin, end, joint = 0, min(piece, len(text)), 0
+    begin, end, joint = 0, min(window, len(text)), 0
     spans = _window(text, offsets, begin, end)
     while end < len(text):
         overlap = max(end - 2 * margin, 0)
-        next_end = min(overlap + piece, len(text))
+        next_end = min(overlap + window, len(text))
         following = _window(text, offsets, overlap, next_end)
         meeting = _meeting(text, spans, following, overlap + margin // 2, end - margin // 2)
         if meeting is None:
@@ -69,7 +69,7 @@ def _first_from(spans: Spans, place: int) -> int:
 def _meeting(text: str, left: Spans, right: Spans, low: int, high: int) -> int | None:
     """Where a token starts behind a word, in a stretch [low, high) in which both have the same tokens; None: nowhere.
 
-    There the words of every usual tokenizer end, whatever precedes.
+    The words of every usual tokenizer end there, after any text.
     """
     shared = left[_first_from(left, low) : _first_from(left, high)]
     if shared != right[_first_from(right, low) : _first_from(right, high)]:
@@ -143,9 +143,9 @@ def boxes(text: str, command: str = "boxed") -> list[tuple[int, int | None]]:
 
 def last_boxed(text: str) -> str | None:
     r"""The content of the last closed `\boxed{...}`, else of `\boxed x`, else of `\fbox{...}`; None without any."""
-    for found in (_last_closed(text, "boxed"), _last_bare(text), _last_closed(text, "fbox")):
-        if found is not None:
-            return found
+    for content in (_last_closed(text, "boxed"), _last_bare(text), _last_closed(text, "fbox")):
+        if content is not None:
+            return content
     return None
 
 
@@ -180,7 +180,7 @@ def without_latex_text(text: str) -> str:
 
 
 def after_thinking(text: str, close: str = "</think>", open_tag: str = "<think>") -> str | None:
-    """What follows the last `</think>`; the text itself when it has no think tag; None when thinking never ended."""
+    """The text after the last `</think>`; the text itself when it has no think tag; None when thinking never ended."""
     if close in text:
         return text.rpartition(close)[2].strip()
     return None if open_tag in text else text
@@ -188,18 +188,18 @@ def after_thinking(text: str, close: str = "</think>", open_tag: str = "<think>"
 
 def after_marker(text: str, marker: str = "**Answer:**") -> str | None:
     """The first line after the last `marker`, once thinking is dropped; None without a marker or words after it."""
-    said = after_thinking(text)
-    if said is None or marker not in said:
+    reply = after_thinking(text)
+    if reply is None or marker not in reply:
         return None
-    rest = said.rpartition(marker)[2].strip()
+    rest = reply.rpartition(marker)[2].strip()
     return rest.splitlines()[0].strip() if rest else None
 
 
 def listed_numbers(entries: str, allowed: range) -> tuple[tuple[int, ...], int]:
     """The distinct numbers of `allowed` in a comma-separated list, in its order, and how many entries the list has."""
-    given = [entry.strip() for entry in entries.split(",")] if entries.strip() else []
-    numbers = [int(entry) for entry in given if re.fullmatch(r"[0-9]{1,9}", entry)]
-    return tuple(dict.fromkeys(number for number in numbers if number in allowed)), len(given)
+    parts = [entry.strip() for entry in entries.split(",")] if entries.strip() else []
+    numbers = [int(entry) for entry in parts if re.fullmatch(r"[0-9]{1,9}", entry)]
+    return tuple(dict.fromkeys(number for number in numbers if number in allowed)), len(parts)
 
 
 def composed(text: str) -> str:

@@ -94,7 +94,7 @@ def hanging(tmp_path, monkeypatch):
         path.write_text("#!/bin/sh\nexec sleep 30\n")
         path.chmod(path.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
-    monkeypatch.setattr(environment, "PATIENCE", 0.1)
+    monkeypatch.setattr(environment, "TOOL_TIMEOUT", 0.1)
 
 
 def test_a_tool_that_hangs_is_left_out(hanging, caplog):

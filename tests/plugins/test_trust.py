@@ -332,7 +332,7 @@ def test_a_list_that_cannot_be_written_is_told_and_nothing_else(place, monkeypat
     (place / "file").write_text("")
     monkeypatch.setenv("MEMFACTORY_TRUSTED", str(place / "file" / "trusted.json"))
     trust({"a" * 64: "x.py"})
-    assert "that you trust x.py could not be kept" in caplog.text
+    assert "your trust in x.py could not be saved" in caplog.text
 
 
 def test_a_dataset_that_unpickles_is_refused(place):

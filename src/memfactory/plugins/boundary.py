@@ -1,6 +1,6 @@
-"""The boundary to users' own components: what one raises or returns wrongly is told with its name, file and line.
+"""The boundary to users' own components: messages name the component, file and line of an error or a wrong result.
 
-Components that come with MemFactory are not meant: an error of theirs is our bug, and stays a traceback.
+Errors of components that come with MemFactory are our bugs and stay tracebacks.
 """
 
 from __future__ import annotations
@@ -27,14 +27,15 @@ def is_users(component: type) -> bool:
 
 
 def code_digest(component: type) -> str | None:
-    """The SHA-256 of the file of a user's own component, which says what it does; None for one of this package."""
+    """The SHA-256 of the file of a user's own component, which identifies its behaviour; None for one of this
+    package."""
     if not is_users(component):
         return None
     file = getattr(sys.modules.get(component.__module__), "__file__", None)
     try:
         return None if file is None else sha256(Path(file).read_bytes()).hexdigest()
     except OSError:
-        # A file is executed under a name that says what it held.
+        # The module name of an executed file contains the digest of its content.
         return component.__module__
 
 
@@ -64,7 +65,7 @@ def _shown(file: str) -> str:
 
 
 def broken(component: type, part: str, message: str) -> PluginError:
-    """The error for a component whose `part` (a method) does what its contract does not allow."""
+    """The error for a component whose `part` (a method) breaks its contract."""
     method = getattr(component, part, None)
     where = component if method is None else method
     try:
@@ -82,7 +83,7 @@ def guarded(
     """An error that one of the users' `components` raises becomes a PluginError that names it, file and line. So does
     an exit: a component ends no process.
 
-    `doing` says what it was asked for. An error that passes through none of their files is not theirs, except where
+    `doing` names the operation. An error that passes through none of their files is not theirs, except where
     one is being made (`making`). Errors that are messages already go on as they are, and so do those in `letting`.
     """
     try:
@@ -97,10 +98,10 @@ def guarded(
             raise
         component, place = blamed
         raised = _raised(error)
-        what = f" {doing}" if doing else ""
+        operation = f" {doing}" if doing else ""
         text = f"{type(raised).__name__}: {raised}" if str(raised) else type(raised).__name__
         raise PluginError(
-            f"{_registered_as(component)} failed{what} at {place}: {text}\n(--debug shows the whole traceback)"
+            f"{_registered_as(component)} failed{operation} at {place}: {text}\n(--debug shows the whole traceback)"
         ) from error
 
 
@@ -115,7 +116,8 @@ def _blamed(components: Sequence[type], error: BaseException, making: bool) -> t
 
 
 def _raised(error: BaseException) -> BaseException:
-    """What was raised first: Python turns a StopIteration that leaves a generator into an error without its lines."""
+    """The error that was raised first: Python turns a StopIteration that leaves a generator into an error without its
+    lines."""
     cause = error.__cause__
     return cause if isinstance(error, RuntimeError) and isinstance(cause, StopIteration) else error
 
@@ -156,15 +158,20 @@ def short_repr(value: object) -> str:
     return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
 
 
-def checked_scores(component: type, given: Any, count: int, names: Sequence[str]) -> list[float | None]:
-    """What a reward returned for `count` episodes, as floats. Raises PluginError for another number of scores, for what
-    is no number and for numbers that are not finite. `names` are the tasks of the episodes."""
-    if isinstance(given, str | bytes | dict) or not hasattr(given, "__len__") or not hasattr(given, "__iter__"):
-        raise broken(component, "score", f"returned {short_repr(given)}, not a list with one score for each episode")
-    if len(given) != count:
-        raise broken(component, "score", f"returned {len(given)} scores for {count} episodes")
+def checked_scores(component: type, returned: Any, count: int, names: Sequence[str]) -> list[float | None]:
+    """The scores that a reward returned for `count` episodes, as floats. Raises PluginError for another number of
+    scores, for values that are no numbers and for numbers that are not finite. `names` are the tasks of the
+    episodes."""
+    if (
+        isinstance(returned, str | bytes | dict)
+        or not hasattr(returned, "__len__")
+        or not hasattr(returned, "__iter__")
+    ):
+        raise broken(component, "score", f"returned {short_repr(returned)}, not a list with one score for each episode")
+    if len(returned) != count:
+        raise broken(component, "score", f"returned {len(returned)} scores for {count} episodes")
     scores = []
-    for name, score in zip(names, given, strict=True):
+    for name, score in zip(names, returned, strict=True):
         try:
             scores.append(as_scalar(score))
         except ValueError as error:

@@ -1,6 +1,6 @@
-"""Users' own components: found, read once, imported, and copied beside what was made with them.
+"""Plugins: their files are located, read once, imported, and copied into the run.
 
-A file is executed as it was read and hashed, never from compiled files beside it. It does not know who trusts what.
+A file is executed as it was read and hashed, never from compiled files beside it. Trust is decided elsewhere.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ FOLDER = "plugins"
 
 @dataclass(frozen=True)
 class Plugin:
-    """A plugin as it was found: `name` as it was written, `source` what the file holds (None: an importable package),
-    `path` where it lies, `digest` the SHA-256 of the source or of all sources of the package."""
+    """A plugin as it was read: `name` as it was written, `source` the content of the file (None: an importable
+    package), `path` its file, `digest` the SHA-256 of the source or of all sources of the package."""
 
     name: str
     path: Path | None
@@ -35,7 +35,7 @@ class Plugin:
 
     @property
     def copy(self) -> str:
-        """What a run calls its copy: the name says the content. A package has none and keeps its name."""
+        """The name of its copy in a run, with a digest of the content. A package has no copy and keeps its name."""
         if self.source is None or self.path is None:
             return self.name
         mark = f"-{self.digest[:16]}"
@@ -43,7 +43,7 @@ class Plugin:
 
     @property
     def title(self) -> str:
-        """What stays the same where the content changes."""
+        """The part of its name that does not depend on the content."""
         return self.copy.replace(f"-{self.digest[:16]}", "")
 
     @property
@@ -60,14 +60,14 @@ def find_plugin(name: str, base_dir: Path | None = None, *, beside: bool = True)
     """The plugin called `name`: a path to a .py file (relative to the working directory or to `base_dir`) or a dotted
     module name, which may lie in `base_dir` where `beside` says so.
 
-    Nothing is imported. Raises ConfigError where there is none.
+    Nothing is imported. Raises ConfigError if none exists.
     """
     folders = [Path.cwd(), *([] if base_dir is None else [base_dir])]
     if is_file_name(name):
-        given = Path(name).expanduser()
-        path = next((place for folder in folders if (place := folder / given).is_file()), None)
+        file = Path(name).expanduser()
+        path = next((place for folder in folders if (place := folder / file).is_file()), None)
         if path is None:
-            places = ", ".join(str(folder / given) for folder in folders)
+            places = ", ".join(str(folder / file) for folder in folders)
             raise ConfigError(f"there is no file {name!r} (looked at {places})")
         return _read(name, path.resolve())
     if not all(part.isidentifier() for part in name.split(".")):
@@ -115,7 +115,7 @@ def load_plugin(plugin: Plugin, base_dir: Path | None = None) -> None:
 
 
 def _refuse_another(plugin: Plugin, loaded: ModuleType) -> None:
-    """Raise ConfigError where `loaded`, which has the plugin's name, is not what was found."""
+    """Raise ConfigError where `loaded`, which has the plugin's name, comes from another file."""
     file = getattr(loaded, "__file__", None)
     if plugin.source is not None and plugin.path is not None and (file is None or not plugin.path.samefile(file)):
         raise ConfigError(
@@ -136,7 +136,7 @@ def _execute(plugin: Plugin, source: bytes, module_name: str) -> None:
 
 
 def keep_copies(plugins: Sequence[Plugin], folder: Path) -> list[str]:
-    """Copy plugins into the run folder `folder`; what its config calls them."""
+    """Copy plugins into the run folder `folder`; their names in its config."""
     for plugin in plugins:
         place = folder / plugin.copy
         if plugin.source is not None and not place.is_file():
@@ -175,7 +175,7 @@ def _digest_of_package(spec: ModuleSpec) -> str:
 
 
 def _unloadable(name: str, error: BaseException) -> BaseException:
-    """The error for a plugin whose code raised `error` while it was imported; Ctrl-C stays what it is."""
+    """The error for a plugin whose code raised `error` while it was imported; Ctrl-C is returned unchanged."""
     if isinstance(error, KeyboardInterrupt | MemoryError):
         return error
     if isinstance(error, SyntaxError) and error.filename:

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_object_list
 
 from memfactory.environment import process_count
-from memfactory.errors import ConfigError, LostProcess
+from memfactory.errors import ConfigError, ProcessEndedError
 
 T = TypeVar("T")
 log = logging.getLogger("memfactory")
@@ -53,7 +53,7 @@ def leave_processes() -> None:
 
 @contextmanager
 def naming_lost_process() -> Iterator[None]:
-    """Raise LostProcess where one of the others has ended: gloo and NCCL know only that a connection broke off."""
+    """Raise ProcessEndedError where one of the others has ended: gloo and NCCL know only that a connection broke off."""
     try:
         yield
     except RuntimeError as error:
@@ -61,7 +61,7 @@ def naming_lost_process() -> Iterator[None]:
             raise
         # Where it is not plain that the other side is gone, the library's own words may say more.
         words = "" if CLOSED.search(str(error)) else f" ({str(error).strip().partition(chr(10))[0]})"
-        raise LostProcess(
+        raise ProcessEndedError(
             f"another process of this run has ended, so the others cannot go on; the cause is its own error{words}"
         ) from error
 

@@ -1,4 +1,4 @@
-"""What a tracker is: a place that metrics go to. It does not know what the numbers mean."""
+"""The base of trackers: destinations of metrics. It does not know the meaning of the numbers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ State = Literal["success", "crashed", "aborted"]
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What trackers know of a run. `step` is the last step that is done already: 0, or where a resumed run goes on."""
+    """The description of a run for trackers. `step` is the last finished step: 0, or that of a resumed run."""
 
     name: str
     folder: Path
@@ -23,11 +23,11 @@ class RunInfo:
 
 
 class Tracker(ABC):
-    """One place for metrics. Steps come in ascending order; what a tracker has no use for it lets pass."""
+    """One place for metrics. Steps come in ascending order; a tracker ignores data that it has no use for."""
 
     @abstractmethod
     def start(self, run: RunInfo) -> None:
-        """Open it. What it holds of steps beyond `run.step` (of a run that was killed) no longer counts."""
+        """Open it. Its records of steps beyond `run.step` (of a killed run) no longer count."""
 
     @abstractmethod
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -37,7 +37,7 @@ class Tracker(ABC):
         """The means of an evaluation after `step`, as "dataset/metric"."""
 
     def status(self, text: str) -> None:  # noqa: B027 - of no interest to some
-        """What is going on right now."""
+        """The present activity, as a text."""
 
     @abstractmethod
     def finish(self, state: State, error: str | None) -> None:

@@ -46,16 +46,16 @@ SHOWN: tuple[tuple[str, str, Callable[[float], str]], ...] = (
 
 
 def summary(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
-    """(label, text) of what is worth seeing: the reward with its parts, then the other metrics that are there."""
-    found = []
+    """(label, text) for the display: the reward with its parts, then the other metrics that exist."""
+    rows = []
     if "reward" in metrics:
         parts = [f"{n.removeprefix('reward/')} {v:.3f}" for n, v in metrics.items() if n.startswith("reward/")]
-        found.append(("reward", f"{metrics['reward']:.3f}" + (f" ({', '.join(parts)})" if parts else "")))
+        rows.append(("reward", f"{metrics['reward']:.3f}" + (f" ({', '.join(parts)})" if parts else "")))
     clips = [metrics[name] for name in ("clip/low", "clip/high") if name in metrics]
     known = {**metrics, **({"clip": sum(clips)} if clips else {})}
     if known.get("groups/unknown") == 0:
         del known["groups/unknown"]
-    return found + [(label, write(known[name])) for name, label, write in SHOWN if name in known]
+    return rows + [(label, write(known[name])) for name, label, write in SHOWN if name in known]
 
 
 class ConsoleTracker(Tracker):

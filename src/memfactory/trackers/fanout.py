@@ -20,7 +20,7 @@ log = logging.getLogger("memfactory")
 class Trackers:
     """The trackers of one run, on the main process. metrics.jsonl is always among them.
 
-    `step` is the last step that is done: 0 for a new run. What goes wrong in a tracker is a warning, once for each
+    `step` is the last step that is done: 0 for a new run. A failure of a tracker is a warning, once for each
     tracker and kind of failure.
     """
 
@@ -35,7 +35,7 @@ class Trackers:
         self._warned: set[str] = set()
         made = [tracker for tracker in map(make_tracker, configs) if tracker is not None]
         run = RunInfo(folder.name, folder, values, total_steps, step)
-        # The display comes last: what others say while they start would tear it apart.
+        # The display comes last: output of the others at their start would tear it apart.
         ordered = sorted([JsonlTracker(), *made], key=lambda tracker: isinstance(tracker, ConsoleTracker))
         self._trackers = [tracker for tracker in ordered if self._guard(tracker, partial(tracker.start, run))]
 
@@ -50,22 +50,22 @@ class Trackers:
             self._guard(tracker, partial(tracker.evaluation, step, means))
 
     def status(self, text: str) -> None:
-        """What is going on right now."""
+        """The present activity, as a text."""
         for tracker in self._trackers:
             self._guard(tracker, partial(tracker.status, text))
 
     def finish(self, state: State, error: str | None = None) -> None:
         """Close all of them; the first to open is the last to close."""
-        told = None if error is None else redacted_message(error)
+        message = None if error is None else redacted_message(error)
         for tracker in reversed(self._trackers):
-            self._guard(tracker, partial(tracker.finish, state, told))
+            self._guard(tracker, partial(tracker.finish, state, message))
 
     def _guard(self, tracker: Tracker, act: Callable[[], None]) -> bool:
         """Whether `act` went well."""
         try:
             act()
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - a tracker is never worth a run, whatever fails in it;
-            # rich leaves by SystemExit where nobody reads its output any more (`| head`).
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - no failure of a tracker stops a run;
+            # rich raises SystemExit once nobody reads its output any more (`| head`).
             text = f"{type(tracker).__name__}: {type(error).__name__}: {error}"
             if text not in self._warned:
                 self._warned.add(text)

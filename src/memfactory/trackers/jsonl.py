@@ -48,7 +48,7 @@ def cut_after(path: Path, step: int) -> None:
     for row in json_lines_or_problems(path):
         wrong.append(row) if isinstance(row, str) else rows.append(row)
     if wrong:
-        kept_as = set_aside(path)
-        log.warning("%d lines were left out, the whole file is now %s: %s", len(wrong), kept_as, wrong[0])
-    kept = [row for row in rows if isinstance(row.get("step"), int) and int(str(row["step"])) <= step]
-    write_text(path, "".join(json_line(row) for row in kept))
+        aside = set_aside(path)
+        log.warning("%d lines were left out, the whole file is now %s: %s", len(wrong), aside, wrong[0])
+    earlier = [row for row in rows if isinstance(row.get("step"), int) and int(str(row["step"])) <= step]
+    write_text(path, "".join(json_line(row) for row in earlier))

@@ -1,4 +1,4 @@
-"""What the trackers can be told, as data."""
+"""The options of the trackers, as data."""
 
 from __future__ import annotations
 

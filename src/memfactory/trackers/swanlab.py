@@ -105,7 +105,7 @@ def _quiet(mode: str) -> AbstractContextManager[object]:
 
 @contextmanager
 def _as_it_was() -> Iterator[None]:
-    """Puts back what SwanLab's start changes: the hook for uncaught exceptions.
+    """Restores the hook for uncaught exceptions, which SwanLab's start changes.
 
     SWANLAB_PROJECT, which transformers documents, is a setting of another shape to SwanLab 0.10 and would fail it.
     """
