@@ -53,7 +53,7 @@ def leave_processes() -> None:
 
 @contextmanager
 def naming_lost_process() -> Iterator[None]:
-    """Raise ProcessEndedError where one of the others has ended: gloo and NCCL know only that a connection broke off."""
+    """Raise ProcessEndedError if another process has ended: gloo and NCCL only report a broken connection."""
     try:
         yield
     except RuntimeError as error:
