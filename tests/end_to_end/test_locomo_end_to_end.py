@@ -27,8 +27,8 @@ def section(prompt, name):
 
 def closest(prompt, lines):
     """The line that shares the most words with the question."""
-    asked = set(WORD.findall(section(prompt, "question").lower()))
-    return max(lines, key=lambda line: len(asked & set(WORD.findall(line.lower()))), default="")
+    words = set(WORD.findall(section(prompt, "question").lower()))
+    return max(lines, key=lambda line: len(words & set(WORD.findall(line.lower()))), default="")
 
 
 def remember(request):
@@ -38,9 +38,9 @@ def remember(request):
         turns = [re.sub(r": \[.*?\] ", ": ", line) for line in section(prompt, "conversation").splitlines()]
         return json.dumps({"memory_list": [{"key": "said", "value": turn} for turn in turns]})
     if '{"operations"' in prompt:
-        kept, new = (re.findall(r"^(\d+)\. ", section(prompt, part), re.MULTILINE) for part in ("memory", "new"))
-        said = [{"id": int(number), "op": "NONE"} for number in kept]
-        return json.dumps({"operations": [*said, *({"id": int(number), "op": "ADD"} for number in new)]})
+        old, new = (re.findall(r"^(\d+)\. ", section(prompt, part), re.MULTILINE) for part in ("memory", "new"))
+        operations = [{"id": int(number), "op": "NONE"} for number in old]
+        return json.dumps({"operations": [*operations, *({"id": int(number), "op": "ADD"} for number in new)]})
     part = "conversation" if "<conversation>" in prompt else "memory"
     line = closest(prompt, section(prompt, part).splitlines())
     return f"{line}\n**Answer:** {' '.join(line.split()[-4:])}"
@@ -66,9 +66,9 @@ def test_one_command_gives_a_table_by_category_with_the_baselines(tmp_path):
     models = ["memory_r1", "memory_r1 full_context", "memory_r1 naive_rag"]
     assert [*results["models"]] == models
     for model in models:
-        found = results["models"][model]["datasets"]["locomo"]
-        assert found["questions"] == 1307
-        assert {name: metric["unknown"] for name, metric in found["metrics"].items()} == {
+        dataset = results["models"][model]["datasets"]["locomo"]
+        assert dataset["questions"] == 1307
+        assert {name: metric["unknown"] for name, metric in dataset["metrics"].items()} == {
             "locomo_f1": 0, "mem0_f1": 0, "bleu1": 0, "em": 0,
             "evidence_kept": 2,  # two questions have no evidence
         }  # fmt: skip
@@ -80,11 +80,11 @@ def test_one_command_gives_a_table_by_category_with_the_baselines(tmp_path):
     ]
     for name in models:
         assert len(re.findall(rf"^\| {name} \|( \d\.\d{{4}} ± \d\.\d{{4}} \|){{4}}$", shown, re.MULTILINE)) == 5
-    # What remembers every turn keeps all evidence; what has no memory keeps none.
-    kept = [results["models"][m]["datasets"]["locomo"]["metrics"]["evidence_kept"]["mean"] for m in models]
-    assert kept[0] > 0.97 and kept[1] == 0 and kept[2] > 0.99
+    # An agent that remembers every turn keeps all evidence; one without a memory keeps none.
+    recall = [results["models"][m]["datasets"]["locomo"]["metrics"]["evidence_kept"]["mean"] for m in models]
+    assert recall[0] > 0.97 and recall[1] == 0 and recall[2] > 0.99
     # One answer a question and agent, and for each of the 8 conversations' sessions an extraction and an update.
-    asked = [request["messages"][-1]["content"] for request in server.requests]
-    sessions = sum('{"memory_list"' in prompt for prompt in asked)
-    assert sessions == sum('{"operations"' in prompt for prompt in asked)
-    assert len(asked) <= 3 * 1307 + 2 * sessions
+    prompts = [request["messages"][-1]["content"] for request in server.requests]
+    sessions = sum('{"memory_list"' in prompt for prompt in prompts)
+    assert sessions == sum('{"operations"' in prompt for prompt in prompts)
+    assert len(prompts) <= 3 * 1307 + 2 * sessions

@@ -1,4 +1,4 @@
-"""Without an endpoint in the config nothing is connected to, and no name is looked up."""
+"""Without an endpoint in the config, no command connects to anything or looks up a name."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ trackers: [console, swanlab]
 
 
 def test_no_command_connects_to_anything_by_itself(tmp_path, monkeypatch):
-    asked: list[object] = []
+    connections: list[object] = []
 
     def refuse(*place: object, **options: object) -> None:
-        asked.append(place)
+        connections.append(place)
         raise OSError("no network here")
 
     for name in ("connect", "connect_ex", "sendto"):
@@ -34,4 +34,4 @@ def test_no_command_connects_to_anything_by_itself(tmp_path, monkeypatch):
     assert run(["train", "t.yaml", "output=run"]) == 0
     assert run(["infer", "run", "--question", "Which?", "--document", "t.yaml"]) == 0
     assert run(["eval", "run", "--data", "facts", "--limit", "1", "--samples", "1", "--output", "out"]) == 0
-    assert asked == []
+    assert connections == []

@@ -18,8 +18,8 @@ ENVS = {
     "memory_bank": {"name": "conversations", "rows": 4},
     "rerank": {"name": "conversations", "form": "rerank", "rows": 4},
 }
-# What a pair trains where the parts as they are have nothing to learn: an empty bank leaves a reranker nothing to
-# choose from, and rows without a conversation leave an extractor nothing to read.
+# Overrides of pairs whose default parts have nothing to learn: an empty bank leaves a reranker nothing to choose from,
+# and rows without a conversation leave an extractor nothing to read.
 EXTRA = {
     ("memory_rmm", "longcontext"): ["agent.modules.extractor.interface=generate"],
     ("memory_r1", "rerank"): ["agent.modules.answerer.interface=generate"],
@@ -37,7 +37,7 @@ class Options(RewardOptions):
 
 @REWARDS.register("lottery")
 class Lottery(RewardFunction):
-    \"\"\"A share drawn by what was replied: replies of one group that differ do not earn the same.\"\"\"
+    \"\"\"A number between 0 and 1 from the replies: different replies of one group have different rewards.\"\"\"
 
     Options = Options
 
@@ -93,11 +93,11 @@ def test_every_pair_takes_a_step_of_training(agent, env, lottery, tmp_path):
     assert row["grad_norm"] > 0
 
 
-def test_a_text_is_remembered_paragraph_by_paragraph_where_there_is_no_conversation():
+def test_a_text_without_a_conversation_is_read_by_paragraphs():
     task = Task("t", "q", (), context="One.\nStill one.\n\n  \nTwo.\n")
     assert told(task) == (Utterance(TEXT, "One.\nStill one."), Utterance(TEXT, "Two."))
-    said = (Utterance("Ada", "Hello."),)
-    assert told(Task("t", "q", (), context="One.", conversation=said)) == said
+    conversation = (Utterance("Ada", "Hello."),)
+    assert told(Task("t", "q", (), context="One.", conversation=conversation)) == conversation
     assert told(Task("t", "q", ())) == ()
 
 

@@ -1,4 +1,4 @@
-"""A planted key is in no byte that a command leaves or prints, whatever an endpoint does with it."""
+"""No file and no output of a command holds a planted key, for every reply of an endpoint."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PLANTED = re.compile(
             "".join(f"%{byte:02X}" for byte in KEY.encode()),
             "".join(f"\\u{ord(sign):04x}" for sign in KEY),
             "\u200b".join(KEY),
-            # The beginning of a key says too much as well.
+            # The beginning of a key reveals too much as well.
             KEY[:12],
             KEY[:12].lower(),
             USERINFO,
@@ -48,40 +48,40 @@ def completion(content, **message):
     return json.dumps({"choices": [{"message": {"content": content, **message}, "finish_reason": "stop"}]})
 
 
-# What the server does with a request of which `said` are all the words, headers included: (status, headers, body).
+# The server's response to a request as (status, headers, body); `request` is all of its text, headers included.
 MODES = {
-    "echo": lambda said: (200, {}, completion(f"{said} {FORMS}")),
-    "answer": lambda said: (200, {}, completion(f"**Answer:** \\boxed{{{KEY}}}")),
-    "verdict": lambda said: (200, {}, completion(f"Verdict: yes, {KEY}")),
-    "refusal": lambda said: (200, {}, completion(None, refusal=f"not with {FORMS}")),
-    "thinking": lambda said: (200, {}, completion("", reasoning_content=said)),
-    "no json": lambda said: (200, {}, said + FORMS),
-    "vectors": lambda said: (200, {}, json.dumps({"data": [{"index": said, "embedding": [said]}]})),
-    "401": lambda said: (401, {}, json.dumps({"error": {"message": f"bad key {FORMS}"}})),
-    "400 text": lambda said: (400, {}, said + FORMS),
-    "403 cut": lambda said: (403, {}, "x" * 490 + KEY),
-    "500": lambda said: (500, {}, json.dumps({"detail": [said, FORMS]})),
-    "redirect": lambda said: (307, {"Location": f"http://me:{USERINFO}@other.invalid/{quote(KEY)}?key={KEY}"}, ""),
-    "encoding": lambda said: (200, {"Content-Encoding": KEY}, "x"),
-    "long encoding": lambda said: (200, {"Content-Encoding": f"br, {KEY}"}, "x"),
-    "dropped": lambda said: (0, {}, ""),
-    "status line": lambda said: (-1, {}, said),
+    "echo": lambda request: (200, {}, completion(f"{request} {FORMS}")),
+    "answer": lambda request: (200, {}, completion(f"**Answer:** \\boxed{{{KEY}}}")),
+    "verdict": lambda request: (200, {}, completion(f"Verdict: yes, {KEY}")),
+    "refusal": lambda request: (200, {}, completion(None, refusal=f"not with {FORMS}")),
+    "thinking": lambda request: (200, {}, completion("", reasoning_content=request)),
+    "no json": lambda request: (200, {}, request + FORMS),
+    "vectors": lambda request: (200, {}, json.dumps({"data": [{"index": request, "embedding": [request]}]})),
+    "401": lambda request: (401, {}, json.dumps({"error": {"message": f"bad key {FORMS}"}})),
+    "400 text": lambda request: (400, {}, request + FORMS),
+    "403 cut": lambda request: (403, {}, "x" * 490 + KEY),
+    "500": lambda request: (500, {}, json.dumps({"detail": [request, FORMS]})),
+    "redirect": lambda request: (307, {"Location": f"http://me:{USERINFO}@other.invalid/{quote(KEY)}?key={KEY}"}, ""),
+    "encoding": lambda request: (200, {"Content-Encoding": KEY}, "x"),
+    "long encoding": lambda request: (200, {"Content-Encoding": f"br, {KEY}"}, "x"),
+    "dropped": lambda request: (0, {}, ""),
+    "status line": lambda request: (-1, {}, request),
 }
 
 
 class EchoServer:
-    """Does what `mode` says with each request."""
+    """Responds to each request by `mode`."""
 
     def __init__(self):
-        self.mode, self.asked = "echo", 0
+        self.mode, self.requests = "echo", 0
         server = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self):
-                server.asked += 1
+                server.requests += 1
                 body = self.rfile.read(int(self.headers["Content-Length"])).decode()
-                said = json.dumps({**dict(self.headers), "body": body})
-                status, headers, sent = MODES[server.mode](said)
+                request = json.dumps({**dict(self.headers), "body": body})
+                status, headers, sent = MODES[server.mode](request)
                 if status <= 0:
                     self.wfile.write(self.headers["Authorization"].encode() + b"\r\n\r\n" if status else b"")
                     return
@@ -142,20 +142,20 @@ def config(place, server, *, agent="name: memory_agent, chunk_tokens: 14", more=
 
 
 def nothing_leaks(place, capfd):
-    """Asserts that no file and nothing printed holds the key; what was printed."""
+    """Asserts that no file and no output holds the key; returns the output."""
     captured = capfd.readouterr()
     printed = captured.out + captured.err
     for path in (path for path in place.rglob("*") if path.is_file()):
-        found = PLANTED.search(path.read_bytes())
-        assert not found, f"{path.relative_to(place)}: {path.read_bytes()[max(0, found.start() - 80) : found.end()]!r}"
-    found = PLANTED.search(printed.encode())
-    assert not found, printed
+        match = PLANTED.search(path.read_bytes())
+        assert not match, f"{path.relative_to(place)}: {path.read_bytes()[max(0, match.start() - 80) : match.end()]!r}"
+    match = PLANTED.search(printed.encode())
+    assert not match, printed
     return printed
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_target_that_is_asked_by_infer_and_eval_leaks_nothing(place, server, capfd, mode):
-    server.mode, before = mode, server.asked
+def test_infer_and_eval_leak_nothing(place, server, capfd, mode):
+    server.mode, before = mode, server.requests
     config(place, server, address=mode != "echo")
     question = ["--question", "Which code?", "--document", "rows.jsonl"]
     codes = [run(["infer", "c.yaml", *question]), run(["infer", "c.yaml", *question, "--show-memory"])]
@@ -163,17 +163,17 @@ def test_a_target_that_is_asked_by_infer_and_eval_leaks_nothing(place, server, c
     codes.append(run(["eval", "c.yaml", "--data", "rows.jsonl", "--samples", "1", "--output", "out"]))
     printed = nothing_leaks(place, capfd)
     assert "This is a bug" not in printed and "Traceback" not in printed
-    assert set(codes) <= {0, 1} and server.asked > before
+    assert set(codes) <= {0, 1} and server.requests > before
     assert (place / "out/results.json").is_file()
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_helper_an_embedder_and_a_judge_leak_nothing(place, server, capfd, mode):
+def test_a_frozen_module_an_embedder_and_a_judge_leak_nothing(place, server, capfd, mode):
     server.mode = mode
     module = "{name: recurrent_memory, interface: inference, engine: h}"
-    helper = f"name: memory_agent, chunk_tokens: 14, modules: {{memory: {module}}}"
+    agent = f"name: memory_agent, chunk_tokens: 14, modules: {{memory: {module}}}"
     judge = f"engines: {{h: {{{endpoint(server)}}}, judge: {{{endpoint(server)}}}}}"
-    config(place, server, agent=helper, more=judge)
+    config(place, server, agent=agent, more=judge)
     run(["eval", "c.yaml", "--data", "rows.jsonl", "--samples", "1", "--judge", "--output", "out"])
     embedder = f"memory: {{embedder: {{{endpoint(server)}}}, cache: vectors}}"
     config(place, server, agent="name: naive_rag", more=embedder)
@@ -202,15 +202,15 @@ def test_a_run_with_a_judge_leaks_nothing(place, server, capfd, mode):
     assert "This is a bug" not in printed
 
 
-def test_a_run_goes_on_from_its_written_config_with_the_key_of_the_environment(place, server, capfd, monkeypatch):
+def test_a_written_config_reads_the_key_from_the_environment(place, server, capfd, monkeypatch):
     server.mode = "answer"
     config(place, server)
     run(["config", "show", "c.yaml"])
     written = capfd.readouterr().out
     (place / "written.yaml").write_text(written)
-    asked = server.asked
+    requests = server.requests
     assert run(["infer", "written.yaml", "--question", "Which code?", "--document", "rows.jsonl"]) == 0
-    assert server.asked > asked
+    assert server.requests > requests
     assert "MY_KEY" in written
     nothing_leaks(place, capfd)
     monkeypatch.delenv("MY_KEY")
@@ -222,7 +222,7 @@ def test_a_run_goes_on_from_its_written_config_with_the_key_of_the_environment(p
     "key", [f"{KEY}\nsecond{KEY}", f"\u201c{KEY}\u201d", f"{KEY}\u200b", f"{KEY} {KEY}", f"{KEY}\x00x"[:-2] + "\x7f"]
 )
 @pytest.mark.parametrize("debug", ["0", "1"])
-def test_a_bad_key_is_told_without_it(place, server, capfd, monkeypatch, key, debug):
+def test_a_bad_key_is_reported_without_it(place, server, capfd, monkeypatch, key, debug):
     monkeypatch.setenv("MY_KEY", key)
     monkeypatch.setenv("MEMFACTORY_DEBUG", debug)
     config(place, server)

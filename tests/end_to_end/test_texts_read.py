@@ -1,4 +1,4 @@
-"""What is read of a long text, and what is left out of it, is counted in every record and told."""
+"""Records and warnings count the tokens of a long text that are read and left out."""
 
 import json
 import logging
@@ -20,7 +20,7 @@ from memfactory.rollout import texts_read
 from memfactory.types import Reading, Task, Utterance
 from word_codec import WordCodec
 
-# A sentence has seven tokens of the words' tokenizer. Six sections of 14 tokens hold 12 sentences, the first and the
+# A sentence has seven tokens of the word tokenizer. Six chunks of 14 tokens hold 12 sentences, the first and the
 # last six; the 20th is far from both ends.
 SENTENCES = [f"The code of Person{number} is {number}." for number in range(40)]
 SENTENCES[20] = "The code of Carol is three."
@@ -29,7 +29,7 @@ TOKENS = 7 * 40
 
 
 @pytest.fixture(autouse=True)
-def unspoken():
+def fresh_logging():
     """Logging as it is before the first command, so that a command's warnings reach this test's stderr."""
     logger = logging.getLogger("memfactory")
     logger.handlers.clear()
@@ -43,7 +43,7 @@ def place(tmp_path, monkeypatch):
     (tmp_path / "long.txt").write_text(LONG)
     short = " ".join(SENTENCES[:2])
     rows = [(LONG, "What is the code of Carol?", "three"), (short, "What is the code of Dora?", "five")]
-    listed = [{"context": context, "input": asked, "answers": [gold]} for context, asked, gold in rows]
+    listed = [{"context": context, "input": question, "answers": [gold]} for context, question, gold in rows]
     (tmp_path / "rows.json").write_text(json.dumps(listed))
     (tmp_path / "rows.jsonl").write_text(
         "".join(json.dumps({"id": f"r{n}", **row}) + "\n" for n, row in enumerate(listed))
@@ -58,24 +58,25 @@ ASK = ("infer", "reader.yaml", "--question", "What is the code of Carol?", "--do
 
 def test_infer_finds_a_fact_in_the_middle_of_a_long_file(place, capfd):
     assert run([*ASK]) == 0
-    said = capfd.readouterr()
-    assert "three" in said.out
-    assert f"read whole: up to {TOKENS} tokens, where training and evaluation read 84 of a text" in said.err
-    assert "agent.modules.memory.max_chunks=6 on the command line does so here too" in said.err
+    printed = capfd.readouterr()
+    assert "three" in printed.out
+    assert f"read whole: up to {TOKENS} tokens, where training and evaluation read 84 of a text" in printed.err
+    assert "agent.modules.memory.max_chunks=6 on the command line does so here too" in printed.err
 
 
-@pytest.mark.parametrize("told", ["agent.max_chunks=6", "agent.modules.memory.max_chunks=6", "agent.truncate=center"])
-def test_infer_leaves_out_what_the_command_line_says_and_tells(place, capfd, told):
-    assert run([*ASK, told]) == 0
-    said = capfd.readouterr()
-    assert "three" not in said.out
-    assert (
-        f"1 of 1 texts are longer than what is read of one: {TOKENS - 84} of {TOKENS} tokens are left out" in said.err
-    )
-    assert "agent.modules.memory.max_chunks is 6, and agent.modules.memory.max_chunks=null reads all" in said.err
+@pytest.mark.parametrize(
+    "override", ["agent.max_chunks=6", "agent.modules.memory.max_chunks=6", "agent.truncate=center"]
+)
+def test_infer_obeys_limits_of_the_command_line_with_a_warning(place, capfd, override):
+    assert run([*ASK, override]) == 0
+    printed = capfd.readouterr()
+    assert "three" not in printed.out
+    left_out = f"{TOKENS - 84} of {TOKENS} tokens are left out"
+    assert "1 of 1 texts are longer" in printed.err and left_out in printed.err
+    assert "agent.modules.memory.max_chunks is 6, and agent.modules.memory.max_chunks=null reads all" in printed.err
 
 
-def test_every_answer_says_how_much_was_read(place):
+def test_every_answer_counts_the_tokens_read(place):
     words = ["infer", "reader.yaml", "--input", "rows.jsonl", "--output", "out.jsonl", "agent.max_chunks=6"]
     assert run(words) == 0
     rows = {row["id"]: row for row in map(json.loads, (place / "out.jsonl").read_text().splitlines())}
@@ -96,22 +97,22 @@ def evaluated(place, *words):
     )
 
 
-def test_evaluation_counts_what_was_left_out_in_records_and_tables(place, capfd):
+def test_evaluation_counts_cut_texts_in_records_and_tables(place, capfd):
     texts, records, table = evaluated(place)
     assert texts == {"texts": 2, "cut": 1, "read": 84 + 14, "dropped": TOKENS - 84}
     assert {(row["tokens_read"], row["tokens_dropped"]) for row in records} == {(84, TOKENS - 84), (14, 0)}
     # 196 of 294 tokens are two thirds.
     assert table.count("66.7% (1 of 2 texts)") > 1 and "text left out" in table
-    told = capfd.readouterr().err
-    assert told.count("1 of 2 texts are longer than what is read of one: 196 of 294 tokens are left out") == 1
+    printed = capfd.readouterr().err
+    assert printed.count("1 of 2 texts are longer") == printed.count("196 of 294 tokens are left out") == 1
 
 
-def test_models_with_the_same_agent_are_told_of_once(place, capfd):
+def test_models_with_the_same_agent_share_a_warning(place, capfd):
     assert run(["eval", "reader.yaml", "reader.yaml", "--data", "rows.json", "--output", "out"]) == 0
     assert capfd.readouterr().err.count("196 of 294 tokens are left out") == 1
 
 
-def test_tables_have_no_such_column_where_all_is_read(place, capfd):
+def test_tables_have_no_such_column_for_whole_texts(place, capfd):
     texts, _, table = evaluated(place, "agent.max_chunks=null")
     assert texts["dropped"] == 0 and "left out" not in table + capfd.readouterr().err
 
@@ -127,25 +128,25 @@ trackers: [console]
 """
 
 
-def test_training_says_once_what_it_leaves_out_and_records_it(tmp_path, monkeypatch, capfd):
+def test_training_warns_once_of_cut_texts_and_records_them(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run.yaml").write_text(RUN)
     assert run(["train", "run.yaml", "--output", "run"]) == 0
-    told = capfd.readouterr().err
-    assert told.count("step 1: 2 of 2 texts are longer") == 1 and "step 2: " not in told
-    assert told.count("data.eval.held: 2 of 2 texts are longer") == 1
+    printed = capfd.readouterr().err
+    assert printed.count("step 1: 2 of 2 texts are longer") == 1 and "step 2: " not in printed
+    assert printed.count("data.eval.held: 2 of 2 texts are longer") == 1
     metrics = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert all(0.5 < row["texts/dropped"] < 1 for row in metrics if "reward" in row)
     transcript = json.loads((tmp_path / "run/transcripts/step-000001.jsonl").read_text().splitlines()[0])
     assert transcript["tokens_read"] == 32 and transcript["tokens_dropped"] > 100
 
 
-def test_the_plan_counts_what_is_left_out(tmp_path, monkeypatch, capfd):
+def test_the_plan_counts_cut_tokens(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run.yaml").write_text(RUN)
     assert run(["train", "run.yaml", "--dry-run"]) == 0
-    told = " ".join(capfd.readouterr().out.split())
-    assert "left out of the first 8 texts" in told and "agent.modules.memory.max_chunks=null reads all" in told
+    printed = " ".join(capfd.readouterr().out.split())
+    assert "left out of the first 8 texts" in printed and "agent.modules.memory.max_chunks=null reads all" in printed
 
 
 def played(module, task, reply="**Answer:** x"):
@@ -171,14 +172,14 @@ def test_the_last_joined_tokens_make_no_negative_count():
 
 
 def test_an_extractor_counts_the_conversation_it_reads():
-    heard = (Utterance("Ann", "I like tea"), Utterance("Bob", "I do not"))
-    episode = Episode(Task("t", "Who?", ("x",)), heard=heard, bank=BankSource().open())
+    conversation = (Utterance("Ann", "I like tea"), Utterance("Bob", "I do not"))
+    episode = Episode(Task("t", "Who?", ("x",)), heard=conversation, bank=BankSource().open())
     module = NaiveExtractor(NaiveExtractorOptions(), WordCodec())
     next(module.dialogue(episode))
     assert episode.reading == Reading(8)
 
 
-def test_what_no_module_told_is_unknown_and_not_zero():
+def test_unreported_reading_is_unknown_and_not_zero():
     assert texts_read({"a": None, "b": Reading(3, 1)}).texts == 1
 
 
