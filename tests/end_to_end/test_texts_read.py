@@ -173,9 +173,9 @@ def test_the_last_joined_tokens_make_no_negative_count():
 
 def test_an_extractor_counts_the_conversation_it_reads():
     conversation = (Utterance("Ann", "I like tea"), Utterance("Bob", "I do not"))
-    episode = Episode(Task("t", "Who?", ("x",)), heard=conversation, bank=BankSource().open())
+    episode = Episode(Task("t", "Who?", ("x",)), bank=BankSource().open())
     module = NaiveExtractor(NaiveExtractorOptions(), WordCodec())
-    next(module.dialogue(episode))
+    next(module.dialogue(episode, conversation))
     assert episode.reading == Reading(8)
 
 
