@@ -66,7 +66,9 @@ def train(
     if gpu_gib is not None:
         raise ConfigError("--gpu-gib needs --dry-run: it names the GPU that a plan is for")
     start_logging()
+    from memfactory.api.training import TrainResult
     from memfactory.api.training import train as run_training
+    from memfactory.cli.outcome import outcome_lines
     from memfactory.trainers.base import Interrupted
 
     try:
@@ -74,10 +76,12 @@ def train(
     except Interrupted as stopped:
         message = f"Stopped; the last whole step is saved in {stopped}. Go on with --resume."
         if first_to_say(message):
-            stderr().print(message, highlight=False, markup=False)
+            lines = outcome_lines(TrainResult(Path(str(stopped))), interrupted=True)
+            stderr().print("\n".join([message, *lines]), highlight=False, markup=False, soft_wrap=True)
         raise typer.Exit(130) from None
     if is_main_process():
-        stdout().print(f"Done: {run.folder}", highlight=False, markup=False, soft_wrap=True)
+        lines = [f"Done: {run.folder}", *outcome_lines(run)]
+        stdout().print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
 
 
 def _without_resume(overrides: list[str]) -> tuple[list[str], str | None]:
