@@ -156,6 +156,7 @@ def test_a_checkpoint_that_is_resumed_goes_on_with_its_runs_config(folder, monke
     asked = []
     monkeypatch.setattr("memfactory.api.sources.load_config", lambda source, *_, **__: asked.append(source) or BARE)
     monkeypatch.setattr("memfactory.api.training.run_training", lambda resolved, resume: asked.append(resume) or folder)
+    (folder / "config.yaml").write_text("agent: {name: memory_agent}\ndata: {eval: {}}\n")
     assert run(["train", "run/checkpoints/step-3", "--resume"]) == 0
     assert run(["train", "run", "--resume"]) == 0
     assert asked == ["run", "run/checkpoints/step-3", "run", "auto"]
