@@ -33,3 +33,31 @@ def test_the_mistake_on_the_page_is_told_as_the_page_says(tmp_path):
     assert "agent.windw: unknown key; did you mean 'window'?" in told
     assert "my_run.yaml:3" in told
     assert "Traceback" not in told
+
+
+def test_the_trainer_of_the_page_is_listed_planned_and_trains(tmp_path):
+    write_files(PAGE, tmp_path)
+    outputs = []
+    for words in (["list", "trainers", "--config"], ["train", "--dry-run"], ["train", "--output", "run"]):
+        command = [sys.executable, "-m", "memfactory", words[0], *words[1:], "trainer_run.yaml"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr
+        outputs.append(done.stdout)
+    assert "best_of" in outputs[0] and "episodes per step" in outputs[1]
+    assert (tmp_path / "run" / "final" / "config.json").is_file()
+
+
+def test_the_dataset_of_the_page_reads_its_file(tmp_path):
+    write_files(PAGE, tmp_path)
+    command = [sys.executable, "-m", "memfactory", "train", "csv_run.yaml", "--dry-run"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_metrics_of_a_run_are_read_as_the_page_says(tmp_path):
+    write_files(PAGE, tmp_path)
+    folder = tmp_path / "runs" / "mine"
+    folder.mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text('{"step": 1, "reward": 0.25}\n', encoding="utf-8")
+    done = subprocess.run([sys.executable, "read_metrics.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["1", "0.25"]
