@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from memfactory.config.training import GrpoOptions
+from memfactory.config.grpo import GrpoOptions
 from memfactory.model.prefix_tree import shared_length
 from memfactory.plan.footprint import BYTES, Architecture
 from memfactory.policy.batch import TrainingTurn

@@ -19,7 +19,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from memfactory.config.training import GrpoOptions
+from memfactory.config.grpo import GrpoOptions
 from memfactory.model.fused_layers import fuse_layers
 from memfactory.model.loading import load_chat
 from memfactory.model.options import ModelConfig

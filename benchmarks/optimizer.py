@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from memfactory.config.training import OptimizerOptions, TrainerOptions
+from memfactory.config.optimizer import OptimizerOptions
+from memfactory.config.training import TrainerOptions
 from memfactory.data.base import Row as DataRow
 from memfactory.model.loading import load_chat, load_model
 from memfactory.model.options import ModelConfig

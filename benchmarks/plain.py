@@ -19,8 +19,8 @@ from benchmarks.product import endless, shorten
 from memfactory.build import build_runtime, training_data
 from memfactory.components import POLICY
 from memfactory.config import Resolved
+from memfactory.config.grpo import GrpoOptions
 from memfactory.config.losses import LossOptions
-from memfactory.config.training import GrpoOptions
 from memfactory.errors import ConfigError
 from memfactory.model.adapters import base_model
 from memfactory.model.chat import ChatFormat

@@ -13,7 +13,7 @@ from benchmarks.measure import Clock
 from memfactory.build import Runtime, build_runtime, training_data
 from memfactory.components import POLICY
 from memfactory.config import Resolved
-from memfactory.config.training import GrpoOptions
+from memfactory.config.grpo import GrpoOptions
 from memfactory.engines.base import Engine
 from memfactory.policy.batch import TrainingTurn, training_turns
 from memfactory.policy.policy import Policy

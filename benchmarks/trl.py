@@ -12,7 +12,7 @@ from benchmarks.measure import Clock
 from memfactory.build import build_runtime, training_data
 from memfactory.components import POLICY
 from memfactory.config import Resolved
-from memfactory.config.training import GrpoOptions
+from memfactory.config.grpo import GrpoOptions
 from memfactory.engines.scripted import ScriptedEngine
 from memfactory.errors import ConfigError
 from memfactory.play import Sampler

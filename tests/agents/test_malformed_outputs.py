@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import pytest
 
 from memfactory.build import build_rewards
-from memfactory.config.training import GrpoOptions
+from memfactory.config.grpo import GrpoOptions
 from memfactory.dialogue import Agent, LearningModule
 from memfactory.engines.scripted import ScriptedEngine
 from memfactory.envs.base import Environment

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import check, engine, floor, measure, product, step, trl, workloads
-from memfactory.config.training import GrpoOptions
+from memfactory.config.grpo import GrpoOptions
 from memfactory.engines.hf.packed_weights import can_pack
 from memfactory.plan.footprint import Architecture, architecture
 from memfactory.policy.batch import TrainingTurn

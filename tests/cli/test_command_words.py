@@ -6,7 +6,7 @@ import pytest
 
 from memfactory.cli.app import _with_values, run
 from memfactory.config.describe import OPTIMIZERS
-from memfactory.config.training import OptimizerKind
+from memfactory.config.optimizer import OptimizerKind
 
 BASE = "model: tiny\nagent: memory_agent\nenv: longcontext\n"
 

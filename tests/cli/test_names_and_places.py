@@ -10,7 +10,7 @@ import pytest
 from memfactory import environment
 from memfactory.cli.app import run
 from memfactory.config import load_config
-from memfactory.config.training import LoraOptions
+from memfactory.config.optimizer import LoraOptions
 from memfactory.errors import ConfigError
 from memfactory.trackers.base import RunInfo
 from memfactory.trackers.options import SwanlabConfig

@@ -3,7 +3,9 @@
 import pytest
 
 from memfactory.config import load_config
-from memfactory.config.training import GrpoOptions, LoopOptions, SftOptions, TrainerOptions
+from memfactory.config.grpo import GrpoOptions
+from memfactory.config.sft import SftOptions
+from memfactory.config.training import LoopOptions, TrainerOptions
 from memfactory.errors import ConfigError
 from memfactory.registry import TRAINERS, Options
 from memfactory.types import SamplingParams

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from config_keys import config_keys
-from memfactory.config.training import GrpoOptions
+from memfactory.config.grpo import GrpoOptions
 from snippets import PAGES, ROOT
 
 KEY = re.compile(r"`((?:train|engine|model|eval|memory|data)\.[a-z_]+(?:\.[a-z_]+)*)(?:[:=][^`]*)?`")

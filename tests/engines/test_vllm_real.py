@@ -18,7 +18,7 @@ import pytest
 import torch
 from transformers import AutoConfig, Qwen3ForCausalLM
 
-from memfactory.config.training import LoraOptions
+from memfactory.config.optimizer import LoraOptions
 from memfactory.engines.base import sample
 from memfactory.engines.hf.engine import HfEngine
 from memfactory.engines.options import HfEngineConfig, VllmEngineConfig, VllmServerConfig

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from memfactory.build import build_rewards
 from memfactory.config import load_config
-from memfactory.config.training import GrpoOptions
+from memfactory.config.grpo import GrpoOptions
 from memfactory.data.base import Row
 from memfactory.engines.scripted import ScriptedEngine
 from memfactory.envs.base import combine

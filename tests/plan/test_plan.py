@@ -8,7 +8,9 @@ import pytest
 
 from memfactory.cli.app import run
 from memfactory.config import load_config
-from memfactory.config.training import GrpoOptions, LoraOptions, OptimizerOptions, TrainerOptions
+from memfactory.config.grpo import GrpoOptions
+from memfactory.config.optimizer import LoraOptions, OptimizerOptions
+from memfactory.config.training import TrainerOptions
 from memfactory.model.loading import load_architecture
 from memfactory.model.options import ModelConfig
 from memfactory.plan.footprint import (

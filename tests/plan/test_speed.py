@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from memfactory.config.grpo import GrpoOptions
 from memfactory.config.losses import LossOptions
-from memfactory.config.training import GrpoOptions, LoraOptions
+from memfactory.config.optimizer import LoraOptions
 from memfactory.plan.flops import device_metrics, device_peak, training_flops
 from memfactory.plan.footprint import Architecture
 from memfactory.policy.batch import TrainingTurn

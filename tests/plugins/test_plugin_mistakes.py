@@ -266,7 +266,7 @@ def test_a_trainer_that_fails_in_a_step_is_named(folder, capsys):
     source = (
         "from memfactory.trainers.online import OnlineTrainer\n"
         '@TRAINERS.register("my_trainer")\nclass Mine(OnlineTrainer):\n    """Mine."""\n'
-        "    from memfactory.config.training import OnlineOptions as Options\n"
+        "    from memfactory.config.online import OnlineOptions as Options\n"
         "    def step(self, step):\n        return self.nothing\n"
     )
     (folder / "mine.py").write_text(PARTS + source, encoding="utf-8")
@@ -329,7 +329,7 @@ def test_what_an_objective_gives_is_checked(folder, body, words):
     ],
 )
 def test_what_an_advantage_estimator_gives_is_checked(folder, body, words):
-    from memfactory.config.training import GrpoOptions
+    from memfactory.config.grpo import GrpoOptions
     from memfactory.policy.advantages.base import StepRewards, checked_advantages, make_estimator
     from memfactory.types import Group, Reward, Task, Trajectory
 

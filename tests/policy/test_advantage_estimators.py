@@ -9,7 +9,7 @@ import pytest
 
 from memfactory.cli.app import run
 from memfactory.config import load_config
-from memfactory.config.training import GrpoOptions
+from memfactory.config.grpo import GrpoOptions
 from memfactory.errors import MemFactoryError
 from memfactory.policy.advantages.base import AdvantageEstimator, StepRewards
 from memfactory.policy.batch import step_advantages

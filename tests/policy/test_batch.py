@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from memfactory.config.grpo import GrpoOptions
 from memfactory.config.losses import LossOptions
-from memfactory.config.training import GrpoOptions
 from memfactory.policy.batch import (
     Totals,
     TrainingTurn,

@@ -9,8 +9,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from memfactory.config.grpo import GrpoOptions
 from memfactory.config.losses import LossOptions
-from memfactory.config.training import GrpoOptions, LoraOptions, TrainerOptions
+from memfactory.config.optimizer import LoraOptions
+from memfactory.config.training import TrainerOptions
 from memfactory.errors import MemFactoryError
 from memfactory.plan.footprint import Architecture, Load, memory_by_component
 from memfactory.policy.batch import TrainingTurn

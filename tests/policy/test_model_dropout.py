@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from memfactory.config.training import LoraOptions
+from memfactory.config.optimizer import LoraOptions
 from memfactory.policy.dropout import silence_dropout
 from small_policy import gradients, largest_difference, small_policy, some_turns
 

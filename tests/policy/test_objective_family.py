@@ -13,8 +13,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from memfactory.config.grpo import GrpoOptions
 from memfactory.config.losses import LossOptions
-from memfactory.config.training import GrpoOptions
 from memfactory.policy.logprobs import Distribution, chunked_logprobs
 from memfactory.policy.objective import LossInputs, TokenLosses, token_losses
 from memfactory.policy.objectives.base import StepTokens, make_objective

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from memfactory.config import load_config, readiness
-from memfactory.config.training import LoraOptions, OptimizerOptions, TrainerOptions
+from memfactory.config.optimizer import LoraOptions, OptimizerOptions
+from memfactory.config.training import TrainerOptions
 from memfactory.errors import ConfigError
 from memfactory.policy.optimizer import make_optimizer
 from memfactory.policy.sliced_adamw import SlicedAdamW, stochastic_round

@@ -14,7 +14,9 @@ from safetensors import safe_open
 from torch import nn
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
-from memfactory.config.training import GrpoOptions, LoraOptions, OptimizerOptions, SftOptions
+from memfactory.config.grpo import GrpoOptions
+from memfactory.config.optimizer import LoraOptions, OptimizerOptions
+from memfactory.config.sft import SftOptions
 from memfactory.engines.base import sample
 from memfactory.engines.hf.engine import HfEngine
 from memfactory.engines.options import HfEngineConfig

@@ -23,7 +23,7 @@ from transformers import (
     XGLMForCausalLM,
 )
 
-from memfactory.config.training import GrpoOptions
+from memfactory.config.grpo import GrpoOptions
 from memfactory.model.loading import load_chat
 from memfactory.model.options import ModelConfig
 from memfactory.policy.batch import TrainingTurn

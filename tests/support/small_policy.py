@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from memfactory.config.training import GrpoOptions
+from memfactory.config.grpo import GrpoOptions
 from memfactory.model.loading import load_chat, load_model
 from memfactory.model.options import ModelConfig
 from memfactory.policy.batch import TrainingTurn

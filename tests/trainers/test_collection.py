@@ -9,7 +9,7 @@ import torch
 from test_grpo import SilentRun, weights_of
 
 from memfactory.config import load_config
-from memfactory.config.training import GrpoOptions
+from memfactory.config.grpo import GrpoOptions
 from memfactory.environment import process_rank
 from memfactory.envs.rewards.base import RewardFunction
 from memfactory.errors import ConfigError, MemFactoryError

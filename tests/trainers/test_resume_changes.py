@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from memfactory.cli.app import run
-from memfactory.config.training import OptimizerOptions
+from memfactory.config.optimizer import OptimizerOptions
 from memfactory.data.base import GeneratedRows, Row
 from memfactory.data.digest import rows_hash
 from memfactory.policy.optimizer import Schedule

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from memfactory.build import training_data
 from memfactory.config import load_config
-from memfactory.config.training import SftOptions
+from memfactory.config.sft import SftOptions
 from memfactory.data.base import Row
 from memfactory.data.chat_rows import conversation
 from memfactory.errors import DataError, MemFactoryError

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from memfactory.config import load_config
-from memfactory.config.training import GrpoOptions
+from memfactory.config.grpo import GrpoOptions
 from memfactory.engines.hf.engine import HfEngine
 from memfactory.envs.rewards.base import RewardFunction
 from memfactory.errors import MemFactoryError

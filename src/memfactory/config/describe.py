@@ -16,9 +16,9 @@ from pydantic.json_schema import models_json_schema
 from pydantic_core import PydanticUndefined
 
 from memfactory.config.messages import models_in
+from memfactory.config.optimizer import OptimizerOptions
 from memfactory.config.problems import shown
 from memfactory.config.schema import SECTIONS, DataConfig, PlainSections, RunConfig
-from memfactory.config.training import OptimizerOptions
 from memfactory.engines.options import EngineConfig
 from memfactory.memory.options import EmbedderConfig
 from memfactory.registry import AGENTS, DATASETS, ENVS, MODULES, REWARDS, TRAINERS, Registry

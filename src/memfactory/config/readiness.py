@@ -14,12 +14,12 @@ from memfactory.components import ModuleOptions
 from memfactory.config.answer_forms import reward_options, unearned
 from memfactory.config.datasets import locate
 from memfactory.config.endpoints import check_key
+from memfactory.config.optimizer import TORCHAO_KINDS
 from memfactory.config.parts import is_dir
 from memfactory.config.problems import Problems
 from memfactory.config.rules import models, reward_engines
 from memfactory.config.schema import Component, RunConfig
 from memfactory.config.trained import trainer_options
-from memfactory.config.training import TORCHAO_KINDS
 from memfactory.config.tree import KeyPath, dotted
 from memfactory.engines.options import EngineConfig, OpenAIEngineConfig, VllmEngineConfig, VllmServerConfig
 from memfactory.errors import nearest

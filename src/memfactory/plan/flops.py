@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from memfactory.config.training import GrpoOptions
+from memfactory.config.grpo import GrpoOptions
 from memfactory.plan.footprint import Architecture
 from memfactory.policy.batch import TrainingTurn
 from memfactory.policy.objectives.base import make_objective

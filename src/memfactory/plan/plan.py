@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from memfactory.config import Resolved
+from memfactory.config.optimizer import LoraOptions
 from memfactory.config.trained import trainer_options
-from memfactory.config.training import LoraOptions, TrainerOptions
+from memfactory.config.training import TrainerOptions
 from memfactory.engines.options import EngineConfig, HfEngineConfig
 from memfactory.environment import memory_bytes
 from memfactory.errors import ConfigError

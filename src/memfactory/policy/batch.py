@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from accelerate import Accelerator
 
+from memfactory.config.grpo import GrpoOptions
 from memfactory.config.losses import LossOptions
-from memfactory.config.training import GrpoOptions
 from memfactory.policy.advantages.base import StepRewards, checked_advantages, make_estimator
 from memfactory.types import Group
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from memfactory.config.datasets import dataset_values
 from memfactory.config.schema import Component, DataConfig
-from memfactory.config.training import SftOptions, SftStage
+from memfactory.config.sft import SftOptions, SftStage
 from memfactory.data.base import Dataset, GeneratedRows, Row
 from memfactory.errors import ConfigError, DataError
 from memfactory.model.loading import load_architecture, load_chat

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch.nn import Parameter
 from torch.optim import AdamW, Optimizer
 
-from memfactory.config.training import TORCHAO_KINDS, OptimizerOptions
+from memfactory.config.optimizer import TORCHAO_KINDS, OptimizerOptions
 from memfactory.errors import ConfigError, MemFactoryError
 from memfactory.policy.sliced_adamw import SlicedAdamW
 

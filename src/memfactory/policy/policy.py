@@ -27,7 +27,8 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from memfactory.config.losses import LossOptions
-from memfactory.config.training import OptimizerOptions, TrainerOptions
+from memfactory.config.optimizer import OptimizerOptions
+from memfactory.config.training import TrainerOptions
 from memfactory.errors import ConfigError, MemFactoryError
 from memfactory.model.adapters import Network, base_model
 from memfactory.model.chat import ChatFormat

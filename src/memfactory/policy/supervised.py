@@ -9,7 +9,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from memfactory.config.training import OverlongRow
+from memfactory.config.sft import OverlongRow
 from memfactory.data.base import Row
 from memfactory.data.chat_rows import conversation
 from memfactory.errors import ConfigError, DataError

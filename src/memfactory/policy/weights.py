@@ -14,7 +14,7 @@ from safetensors.torch import load_file as load_safetensors
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from memfactory.config.training import LoraOptions
+from memfactory.config.optimizer import LoraOptions
 from memfactory.engines.options import EngineConfig, VllmEngineConfig, VllmServerConfig
 from memfactory.errors import ConfigError, MemFactoryError
 from memfactory.model.adapters import (

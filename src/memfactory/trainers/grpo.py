@@ -12,7 +12,7 @@ from random import Random
 from accelerate.utils import gather_object
 
 from memfactory.build import Runtime
-from memfactory.config.training import GrpoOptions
+from memfactory.config.grpo import GrpoOptions
 from memfactory.data.digest import data_hash
 from memfactory.episode import Episode
 from memfactory.errors import MemFactoryError
@@ -45,7 +45,7 @@ from memfactory.transcripts import write_transcripts
 from memfactory.types import Group, Turn
 
 
-@TRAINERS.register("grpo", options="memfactory.config.training:GrpoOptions")
+@TRAINERS.register("grpo", options="memfactory.config.grpo:GrpoOptions")
 class GrpoTrainer(Trainer[GrpoOptions]):
     """Group-relative policy optimization from outcome rewards."""
 

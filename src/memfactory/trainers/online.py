@@ -12,7 +12,7 @@ from statistics import fmean
 import numpy
 
 from memfactory.build import Runtime
-from memfactory.config.training import OnlineOptions
+from memfactory.config.online import OnlineOptions
 from memfactory.data.digest import data_hash
 from memfactory.episode import Episode
 from memfactory.errors import MemFactoryError
@@ -32,7 +32,7 @@ from memfactory.types import Group, Reward, Turn
 log = logging.getLogger("memfactory")
 
 
-@TRAINERS.register("online", options="memfactory.config.training:OnlineOptions")
+@TRAINERS.register("online", options="memfactory.config.online:OnlineOptions")
 class OnlineTrainer(Trainer[OnlineOptions, Learners]):
     """Modules with parameters of their own, such as the linear reranker, learn from each batch of episodes."""
 

@@ -10,7 +10,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 from memfactory.build import Runtime, TrainingData
-from memfactory.config.training import SftOptions
+from memfactory.config.sft import SftOptions
 from memfactory.data.base import Row
 from memfactory.data.digest import rows_hash
 from memfactory.plan.work import Forecast, Work
@@ -26,7 +26,7 @@ from memfactory.trainers.watch import Watch
 REPORTED = ("loss", "entropy", "tokens/trained", "grad_norm", "learning_rate", "skipped_steps")
 
 
-@TRAINERS.register("sft", options="memfactory.config.training:SftOptions")
+@TRAINERS.register("sft", options="memfactory.config.sft:SftOptions")
 class SftTrainer(Trainer[SftOptions, Policy, Conversations]):
     """Supervised fine-tuning on the assistant's side of conversations, in stages."""
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from memfactory.config.grpo import GrpoOptions
 from memfactory.config.objectives import EstimatorOptions
-from memfactory.config.training import GrpoOptions
 from memfactory.errors import MemFactoryError
 from memfactory.plugins.boundary import as_scalar, guarded, made
 from memfactory.registry import ADVANTAGES
