@@ -256,4 +256,4 @@ def test_a_plan_can_be_made_for_a_gpu_that_is_not_here(tmp_path, capsys, small_m
     shown = " ".join(capsys.readouterr().out.split())
     assert "Memory against a GPU of 24 GiB" in shown and "optimizer adamw_8bit" in shown
     assert run(["train", str(tmp_path / "run.yaml"), "--gpu-gib", "24"]) == 2
-    assert "goes with --dry-run" in capsys.readouterr().err
+    assert "--gpu-gib needs --dry-run" in capsys.readouterr().err
