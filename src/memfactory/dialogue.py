@@ -34,6 +34,9 @@ class Ask:
     """A request for one reply: the module step, the conversation, the longest reply in tokens.
 
     `engine` and `trainable` are set by the interface that the module is played through, not by the module.
+
+    >>> Ask("answer", (Message("user", "Where does Anna live?"),), max_tokens=16).engine
+    'policy'
     """
 
     step: str
@@ -170,6 +173,24 @@ class LearningModule(Module[ModuleT, ResultT]):
 
     While `learning` is True it explores and notes in the episode the values that `learn` needs. Its options have
     `weights`: the .safetensors file of an earlier `state` (None: new parameters).
+
+    >>> class Threshold(LearningModule):
+    ...     value = 0.5
+    ...
+    ...     def dialogue(self, episode):
+    ...         yield from ()
+    ...
+    ...     def learn(self, episodes):
+    ...         self.value += 0.1 * len(episodes)
+    ...         return {"threshold": self.value}
+    ...
+    ...     def state(self):
+    ...         return {"value": numpy.array(self.value)}
+    ...
+    ...     def load_state(self, state):
+    ...         self.value = float(state["value"])
+    >>> Threshold(ModuleOptions(), None).learn([])
+    {'threshold': 0.5}
     """
 
     learns_itself: ClassVar[bool] = True

@@ -36,6 +36,9 @@ class Episode:
     - `shared` are the episodes of the work that this one shares with others, such as building the bank;
       `changed_times` is the number of the bank's changes after each of `turns`.
     - `reading` counts the tokens of the text that were read and dropped; None: the modules do not say.
+
+    >>> Episode(Task("q1", "Where does Anna live?", ("Oslo",))).turns
+    []
     """
 
     task: Task

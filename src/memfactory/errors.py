@@ -12,7 +12,11 @@ def in_one_line(error: BaseException) -> str:
 
 
 class MemFactoryError(Exception):
-    """Something a user can mend. Exit code 1."""
+    """Something a user can mend. Exit code 1.
+
+    >>> MemFactoryError.exit_code, issubclass(ConfigError, MemFactoryError)
+    (1, True)
+    """
 
     exit_code = 1
 
@@ -23,7 +27,11 @@ class ProcessEndedError(MemFactoryError):
 
 
 class ConfigError(MemFactoryError):
-    """The configuration or the command line is wrong. `problems` holds every message. Exit code 2."""
+    """The configuration or the command line is wrong. `problems` holds every message. Exit code 2.
+
+    >>> ConfigError(["train.stepz: unknown key", "data: is missing"]).problems
+    ('train.stepz: unknown key', 'data: is missing')
+    """
 
     exit_code = 2
 
@@ -33,18 +41,30 @@ class ConfigError(MemFactoryError):
 
 
 class DataError(MemFactoryError):
-    """A data file or row cannot be used; the message has the file, the row number and the field. Exit code 2."""
+    """A data file or row cannot be used; the message has the file, the row number and the field. Exit code 2.
+
+    >>> str(DataError("rows.jsonl line 3 has no question"))
+    'rows.jsonl line 3 has no question'
+    """
 
     exit_code = 2
 
 
 class PluginError(MemFactoryError):
     """A user's own component raised an error or returned a wrong value; the message names it, its file and line. Exit
-    code 1."""
+    code 1.
+
+    >>> PluginError.exit_code
+    1
+    """
 
 
 class EngineError(MemFactoryError):
-    """An engine or endpoint failed for good, after its retries. Exit code 1."""
+    """An engine or endpoint failed for good, after its retries. Exit code 1.
+
+    >>> issubclass(PromptTooLong, EngineError)
+    True
+    """
 
 
 class RequestRefused(EngineError):

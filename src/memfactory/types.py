@@ -25,7 +25,11 @@ def frozen(values: Mapping[str, Scalar] | None = None) -> Mapping[str, Scalar]:
 
 @dataclass(frozen=True)
 class Message:
-    """One chat message in the OpenAI shape."""
+    """One chat message in the OpenAI shape.
+
+    >>> Message("user", "Where does Anna live?").role
+    'user'
+    """
 
     role: Role
     content: str
@@ -36,6 +40,9 @@ class Utterance:
     """One turn of a conversation that is to be remembered.
 
     `id` names it as evidence ("D3:7"), `time` is as the data writes it, `session` groups the turns of one sitting.
+
+    >>> Utterance("Anna", "I moved to Oslo.", id="D1:3", time="May 7").speaker
+    'Anna'
     """
 
     speaker: str
@@ -48,7 +55,11 @@ class Utterance:
 @dataclass(frozen=True)
 class MemoryItem:
     """One entry of a memory bank. Times are as the data writes them; `sources` are the ids of the utterances that the
-    entry came from, `namespace` whose memory it belongs to (such as a speaker's)."""
+    entry came from, `namespace` whose memory it belongs to (such as a speaker's).
+
+    >>> MemoryItem("m1", "home", "Anna lives in Oslo.", created_at="May 7").text
+    'home: Anna lives in Oslo.'
+    """
 
     id: str
     key: str
@@ -69,7 +80,11 @@ class MemoryItem:
 
 @dataclass(frozen=True)
 class Candidate:
-    """What an extractor found worth remembering, as it may become a MemoryItem. `time` is when it was said."""
+    """What an extractor found worth remembering, as it may become a MemoryItem. `time` is when it was said.
+
+    >>> Candidate("Anna lives in Oslo.", namespace="anna", time="May 7").text
+    'Anna lives in Oslo.'
+    """
 
     value: str
     key: str = ""
@@ -103,6 +118,9 @@ class Task:
     `answers` are the gold answers and `evidence` the ids of the utterances that hold them; neither enters a prompt.
     `memory` is the bank before anything is read, `related` the ids of those of its items that an updater is to be
     shown (None: it finds them itself), `conversation` what is then read into it.
+
+    >>> Task("q1", "Where does Anna live?", answers=("Oslo",), context="Anna lives in Oslo.").answers
+    ('Oslo',)
     """
 
     id: str
@@ -128,6 +146,9 @@ class SamplingParams:
     """Sampling parameters. The defaults leave the model's distribution unchanged: temperature 1, no truncation.
 
     `temperature` 0 is greedy; `top_k` 0 is off.
+
+    >>> SamplingParams(temperature=0.0).top_p
+    1.0
     """
 
     temperature: float = 1.0
@@ -166,6 +187,9 @@ class Tokens:
 
     `logprobs` (R, nats) are those of the sampled ids under the distribution they were sampled from. The end token
     is in `reply_ids` only if it was sampled.
+
+    >>> len(Tokens(prompt_ids=(1, 2), reply_ids=(3,), logprobs=(-0.5,)).reply_ids)
+    1
     """
 
     prompt_ids: tuple[int, ...]
@@ -181,7 +205,11 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Reply:
-    """What an engine says. `text` has no special tokens; `tokens` is None where the engine gives no ids (an API)."""
+    """What an engine says. `text` has no special tokens; `tokens` is None where the engine gives no ids (an API).
+
+    >>> Reply("Oslo", "stop").tokens is None
+    True
+    """
 
     text: str
     stop: Stop
@@ -193,6 +221,9 @@ class Turn:
     """One independent conversation: which module step asked which engine, what was fed, what came back.
 
     `lengths` are the tokens of prompt and reply; None where the engine gives no ids.
+
+    >>> Turn("answer", (Message("user", "Where?"),), Reply("Oslo", "stop"), trainable=False).reply.text
+    'Oslo'
     """
 
     step: str
@@ -220,6 +251,9 @@ class Reward:
 
     `parts` are the named rewards before weighting; `steps` holds rewards of single module steps where the
     environment gives them, and a step that is not in it takes `total`.
+
+    >>> Reward(0.5, steps={"update": 1.0}).of_step("update")
+    1.0
     """
 
     total: float | None
@@ -266,7 +300,11 @@ class ParsedAnswer:
 @dataclass(frozen=True)
 class Trajectory:
     """A finished attempt; `failure`, `overlong` and `reading` are those of its episode, `bank` is what became of its
-    bank."""
+    bank.
+
+    >>> Trajectory(0, (), "Oslo", Reward(1.0)).reward.total
+    1.0
+    """
 
     index: int
     turns: tuple[Turn, ...]
@@ -281,7 +319,13 @@ class Trajectory:
 @dataclass(frozen=True)
 class Group:
     """The trajectories of one task: the unit of credit. `place`: where the task stands in the order of the run's tasks
-    over all epochs; None where there is no such order."""
+    over all epochs; None where there is no such order.
+
+    >>> task = Task("q1", "Where does Anna live?", ("Oslo",))
+    >>> group = Group(task, (Trajectory(0, (), "Oslo", Reward(1.0)), Trajectory(1, (), "Rome", Reward(0.0))))
+    >>> len(group.trajectories)
+    2
+    """
 
     task: Task
     trajectories: tuple[Trajectory, ...]
@@ -302,7 +346,11 @@ class Codec(Protocol):
 
 @dataclass(frozen=True)
 class Event:
-    """One change: the item before it (None: it is new) and after it (None: it is deleted)."""
+    """One change: the item before it (None: it is new) and after it (None: it is deleted).
+
+    >>> Event(before=None, after=MemoryItem("m1", "", "Anna lives in Oslo.")).id
+    'm1'
+    """
 
     before: MemoryItem | None
     after: MemoryItem | None

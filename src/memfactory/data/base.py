@@ -24,6 +24,9 @@ class Row:
     """One row, unchanged. `source` names it in messages: "data/eval_50.json row 12".
 
     `problem` says why a row could not be read at all (a line that is not JSON); its `values` are empty then.
+
+    >>> Row({"question": "Where?"}, "questions.jsonl line 1").source
+    'questions.jsonl line 1'
     """
 
     values: Mapping[str, object]
@@ -80,6 +83,12 @@ class Dataset(Component[DatasetT], ABC):
     class OneRow(Dataset):
         def rows(self) -> Sequence[Row]:
             return [Row({"question": "Who?", "context": "Ada.", "answer": "Ada"}, "one_row row 1")]
+
+    >>> class OneRow(Dataset):
+    ...     def rows(self):
+    ...         return [Row({"question": "Who?", "context": "Ada.", "answer": "Ada"}, "one_row row 1")]
+    >>> OneRow(DatasetOptions(), Path()).checked_rows()[0].values["answer"]
+    'Ada'
     """
 
     Options: ClassVar[type[DatasetOptions]] = DatasetOptions

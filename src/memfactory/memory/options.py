@@ -71,7 +71,11 @@ EmbedderConfig = Annotated[LexicalEmbedderConfig | HfEmbedderConfig | OpenAIEmbe
 
 
 class MemoryConfig(Options):
-    """How the memory banks of a run embed and find texts."""
+    """How the memory banks of a run embed and find texts.
+
+    >>> MemoryConfig(search="hybrid").embedder.kind
+    'lexical'
+    """
 
     embedder: EmbedderConfig = LexicalEmbedderConfig()
     """What turns a text into a vector."""

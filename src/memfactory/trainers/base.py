@@ -127,6 +127,12 @@ class Trainer(Component[LoopT], Generic[LoopT, TrainedT, DataT], ABC):
                 ...
                 measured = self.trained.update(turns)
                 return replace(self.state, step=step, cursor=self.state.cursor + 1), measured
+
+    >>> class Idle(Trainer):
+    ...     def step(self, step):
+    ...         return replace(self.state, step=step), {"reward": 0.0}
+    >>> Idle.Options().steps > 0
+    True
     """
 
     Options: ClassVar[type[LoopOptions]] = LoopOptions
