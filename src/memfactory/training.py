@@ -34,8 +34,8 @@ from memfactory.plugins.trust import trust
 from memfactory.policy.policy import Policy
 from memfactory.policy.processes import (
     leave_processes,
-    naming_lost_process,
     of_first_process,
+    reporting_ended_process,
     watched_launcher,
 )
 from memfactory.policy.weights import check_engine
@@ -84,7 +84,7 @@ def _run_in(own: RunFolder | None, resolved: Resolved, options: LoopOptions) -> 
     replies = ReplyStore()
     runtime = build_runtime(resolved, training=options.policy is not None, replies=replies)
     try:
-        with naming_lost_process():
+        with reporting_ended_process():
             trained = _trained(resolved, options, runtime)
             place = of_first_process(own) if trained.process_count > 1 else own
         if place is None:
@@ -95,7 +95,7 @@ def _run_in(own: RunFolder | None, resolved: Resolved, options: LoopOptions) -> 
             trainer.resume(place.checkpoint)
             if trainer.finished() and run.main:
                 log.warning("nothing is left to do after step %d; raise train.steps to continue", trainer.state.step)
-        with run.open(trainer, resumed=place.checkpoint is not None), naming_lost_process():
+        with run.open(trainer, resumed=place.checkpoint is not None), reporting_ended_process():
             if run.main:
                 replies.keep_in(run.folder / REPLIES)
             trainer.train()

@@ -64,7 +64,7 @@ def test_a_template_that_drops_a_message_is_refused(
     template: str, role: str, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     tokenizer.chat_template = template
-    with pytest.raises(ConfigError, match=f"leaves out what the {role} message says"):
+    with pytest.raises(ConfigError, match=f"leaves out the content of the {role} message"):
         ChatFormat(tokenizer).prompt_ids([Message("system", "Be brief."), Message("user", QUESTION)])
 
 

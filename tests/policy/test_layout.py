@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memfactory.policy.batch import TrainingTurn
-from memfactory.policy.layout import MIN_SHARED, Layout, fed_ids, lay_out, micro_batches
+from memfactory.policy.layout import MIN_SHARED, Layout, input_ids_of, lay_out, micro_batches
 
 PAD = 99
 COMMON = tuple(range(100, 100 + MIN_SHARED))
@@ -126,7 +126,7 @@ def test_turns_that_share_go_together_and_are_cut_only_where_the_budget_is_full(
 
 
 def test_what_is_fed_of_a_turn_leaves_out_its_last_token():
-    assert fed_ids(turn((1, 2), (3, 4))) == (1, 2, 3)
+    assert input_ids_of(turn((1, 2), (3, 4))) == (1, 2, 3)
 
 
 @pytest.mark.parametrize("below", [0, 1])

@@ -27,7 +27,7 @@ from memfactory.policy.batch import TrainingTurn
 from memfactory.policy.forward import collate
 from memfactory.policy.layout import lay_out
 from memfactory.policy.measures import summarized
-from memfactory.policy.optimizer import Schedule, learning_rate_share, make_optimizer
+from memfactory.policy.optimizer import Schedule, learning_rate_fraction, make_optimizer
 from memfactory.policy.policy import Policy
 from memfactory.types import Message, Sampling, SamplingParams
 from small_policy import gradients, largest_difference, small_policy, some_turns
@@ -402,9 +402,9 @@ def test_eight_bit_adam_without_a_gpu_says_what_to_do() -> None:
 )
 def test_schedules_warm_up_and_fall_as_worked_out_by_hand(schedule: str, shares: list[float]) -> None:
     options = OptimizerOptions(schedule=schedule, warmup_steps=2, min_lr_ratio=0.2)
-    given = [learning_rate_share(step, options, 6) for step in range(7)]
+    given = [learning_rate_fraction(step, options, 6) for step in range(7)]
     assert given == pytest.approx(shares, abs=1e-6)
-    assert learning_rate_share(99, options, 6) == pytest.approx(shares[-1])
+    assert learning_rate_fraction(99, options, 6) == pytest.approx(shares[-1])
 
 
 def test_a_schedule_is_spread_over_all_updates_of_a_run() -> None:

@@ -1,4 +1,4 @@
-"""PEFT adapters: loaded and checked, merged into a model's weights, or handed on with them. It knows no training."""
+"""PEFT adapters: loaded and checked, merged into a model's weights, or passed on beside them. It knows no training."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ Network: TypeAlias = "PreTrainedModel | PeftModel"
 SPLIT = (
     "engine: the adapter changes the embedding or the head of a model that holds both as one weight, and so does vLLM"
 )
-"""Why vLLM cannot take an adapter of which `splits_tied_weights` holds."""
+"""Why vLLM cannot take an adapter for which `splits_tied_weights` holds."""
 WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 
 
 def base_model(network: Network) -> PreTrainedModel:
-    """The model itself, with its adapters' layers inside where it has any."""
+    """The model itself, with the layers of its adapters inside if it has any."""
     return network.get_base_model() if isinstance(network, PeftModel) else network
 
 
 def load_adapter(model: PreTrainedModel, adapter: str, *, training: bool) -> Network:
     """`model` with the adapter of the folder (or hub id) `adapter`.
 
-    In training it stays an adapter; otherwise it is merged into the weights. Raises ConfigError for what is no adapter
-    of this model, and for adapters that are not in the weights (prompt tuning).
+    In training it stays an adapter; otherwise it is merged into the weights. Raises ConfigError for a folder without an
+    adapter of this model, and for adapters that are not in the weights (prompt tuning).
     """
     if Path(adapter).is_dir():
         _check_folder(Path(adapter))
@@ -45,7 +45,7 @@ def load_adapter(model: PreTrainedModel, adapter: str, *, training: bool) -> Net
         with without_peft_warnings():
             adapted = PeftModel.from_pretrained(model, adapter, is_trainable=training)
             # from_pretrained only warns of tensors that find no place, and of places that find no tensor.
-            found = adapted.load_adapter(
+            result = adapted.load_adapter(
                 adapter, adapted.active_adapter, is_trainable=training, torch_device=str(model.device)
             )
     except torch.OutOfMemoryError as error:
@@ -54,10 +54,10 @@ def load_adapter(model: PreTrainedModel, adapter: str, *, training: bool) -> Net
         raise ConfigError(
             f"model.adapter: {adapter!r} cannot be loaded as a PEFT adapter: {in_one_line(error)}"
         ) from error
-    strange = [*found.missing_keys, *found.unexpected_keys]
+    strange = [*result.missing_keys, *result.unexpected_keys]
     if strange:
-        lacking = f"lacks {len(found.missing_keys)} tensors that this model needs" if found.missing_keys else ""
-        foreign = f"has {len(found.unexpected_keys)} for which it has no place" if found.unexpected_keys else ""
+        lacking = f"lacks {len(result.missing_keys)} tensors that this model needs" if result.missing_keys else ""
+        foreign = f"has {len(result.unexpected_keys)} for which it has no place" if result.unexpected_keys else ""
         raise ConfigError(
             f"model.adapter: {adapter!r} was made for another model: it "
             f"{' and '.join(part for part in (lacking, foreign) if part)} (such as {strange[0]})"
@@ -66,7 +66,7 @@ def load_adapter(model: PreTrainedModel, adapter: str, *, training: bool) -> Net
 
 
 def _check_folder(folder: Path) -> None:
-    """Raise ConfigError for a folder that PEFT would fail at with an unclear message, or look up on the hub."""
+    """Raise ConfigError for a folder that PEFT would refuse with an unclear message, or look up on the hub."""
 
     def refuse(reason: str) -> ConfigError:
         return ConfigError(f"model.adapter: {str(folder)!r} cannot be loaded as a PEFT adapter: {reason}")
@@ -88,7 +88,7 @@ def _check_folder(folder: Path) -> None:
 
 
 def is_pointer(file: Path) -> bool:
-    """Whether `file` only says where Git LFS keeps the real one."""
+    """Whether `file` is a Git LFS pointer and not the real file."""
     with open(file, "rb") as opened:
         return opened.read(40).startswith(b"version https://git-lfs")
 
@@ -96,7 +96,7 @@ def is_pointer(file: Path) -> bool:
 def merged_model(adapted: PeftModel) -> PreTrainedModel:
     """The model with its adapters added into its weights; `adapted` must not be used any more.
 
-    Of a model whose embedding and head are one weight they become two where an adapter changes only one of them.
+    If embedding and head are one weight and an adapter changes only one of them, they become two.
     """
     model = adapted.get_base_model()
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
@@ -132,11 +132,11 @@ def reason_against_adapter_alone(network: PeftModel) -> str | None:
         if config.peft_type != PeftType.LORA:
             return f"it is of the kind {config.peft_type.value}"
         # peft leaves the names of this kind's fields out of its base class.
-        given: dict[str, Any] = config.to_dict()
+        settings: dict[str, Any] = config.to_dict()
         for field in ("use_dora", "modules_to_save", "trainable_token_indices", "target_parameters"):
-            if given.get(field):
+            if settings.get(field):
                 return f"it uses {field}"
-        if given.get("bias", "none") != "none":
+        if settings.get("bias", "none") != "none":
             return "it trains biases"
     if any(isinstance(module, BaseTunerLayer) for module in ends):
         return "it changes the embedding or the head"
@@ -168,13 +168,13 @@ def merged_weights(network: Network, dtype: torch.dtype, *, adapters: bool = Tru
 
 
 def _adapted_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers that PEFT has put in place of the model's own, by name, without those inside of them."""
-    found: dict[str, nn.Module] = {}
+    """The layers by which PEFT replaced the model's own, by name, without layers inside of them."""
+    layers: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
-        inside = any(name.startswith(f"{layer}.") for layer in found)
+        inside = any(name.startswith(f"{layer}.") for layer in layers)
         if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper) and not inside:
-            found[name] = module
-    return found
+            layers[name] = module
+    return layers
 
 
 def _layer_weights(layer: nn.Module, adapters: bool) -> Iterator[tuple[str, Tensor]]:
@@ -183,18 +183,17 @@ def _layer_weights(layer: nn.Module, adapters: bool) -> Iterator[tuple[str, Tens
         yield from _plain(layer).named_parameters()
         return
     # PEFT merges in place, and each kind in a way of its own.
-    copy = deepcopy(layer).float()
+    copy: Any = deepcopy(layer).float()
     if isinstance(copy, AuxiliaryTrainingWrapper):
         plain = copy.unload_and_optionally_merge_module(merge=True, safe_merge=False, adapter_names=None)
     else:
-        assert isinstance(copy, BaseTunerLayer)
         copy.merge()
         plain = copy.get_base_layer()
     yield from plain.named_parameters()
 
 
 def _plain(module: nn.Module) -> Any:
-    """The layer of the model that `module` is, or stands in front of."""
+    """The model's own layer: `module` itself, or the layer that it wraps."""
     if isinstance(module, BaseTunerLayer):
         return module.get_base_layer()
     return module.original_module if isinstance(module, AuxiliaryTrainingWrapper) else module
@@ -202,7 +201,7 @@ def _plain(module: nn.Module) -> Any:
 
 @contextmanager
 def without_peft_warnings() -> Iterator[None]:
-    """Without warnings of what is checked here or handled, and of calls that PEFT makes."""
+    """Suppress warnings about cases that are checked or handled here, and about calls that PEFT makes."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="peft")
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
 from itertools import pairwise
+from typing import cast
 
 import numpy
 from transformers import PreTrainedTokenizerBase
@@ -18,7 +19,7 @@ from memfactory.types import Message, Role, Scalar
 log = logging.getLogger("memfactory")
 # Ends of an assistant's turn that a tokenizer may know without naming them its end token.
 TURN_ENDS = ("<|im_end|>",)
-# What an added token that is not marked special looks like where it steers the model, such as </think> or [TOOL_CALLS].
+# Added tokens that steer the model although they are not marked special, such as </think> or [TOOL_CALLS].
 _CONTROL = re.compile(r"\s*[<\[{|【｜].*[>\]}|】｜]\s*", re.DOTALL)
 # Private-use characters that mark where a look-alike of a special token is broken up before it is encoded.
 _MARKS = tuple(chr(point) for point in range(0xE000, 0xF8FF))
@@ -27,13 +28,13 @@ _MARKS = tuple(chr(point) for point in range(0xE000, 0xF8FF))
 class ChatFormat:
     """Turns messages into prompt ids and reply ids into text.
 
-    What a message says can never become a control token: a special token written out in its content is encoded as
-    plain characters, and so are other control tokens (`</think>`, `<tool_call>`) unless the assistant itself wrote
-    them. Every other prompt has exactly the ids of `tokenizer.apply_chat_template`.
+    A message's content never becomes a control token: a special token written out in it is encoded as plain
+    characters, and so are other control tokens (`</think>`, `<tool_call>`) unless the assistant itself wrote them.
+    Every other prompt has exactly the ids of `tokenizer.apply_chat_template`.
 
     `stop_ids` are the ids that end a reply: the tokenizer's end token, `<|im_end|>` where it exists, and
-    `end_ids` (those of the model's generation config). Ids at or above `vocab_size` stand for no token; `rows` are
-    those that the model has embeddings for (None: as many as the tokenizer has tokens).
+    `end_ids` (those of the model's generation config). Ids at or above `vocab_size` stand for no token; `rows` is the
+    number of the model's embeddings (None: as many as the tokenizer has tokens).
     Raises ConfigError for a tokenizer without chat template, without offsets, without any end token, or of a larger
     vocabulary than the model.
     """
@@ -85,9 +86,9 @@ class ChatFormat:
 
     def written_reply(self, messages: Sequence[Message]) -> tuple[int, ...] | None:
         """The ids of the last of `messages`, the assistant's, as the template itself writes it behind the opening of a
-        reply, up to the token that ends it; with what the template adds, such as an empty think block.
+        reply, up to the token that ends it; with additions of the template, such as an empty think block.
 
-        None where the template writes the conversation otherwise than as that opening and what follows. Raises
+        None if the template writes the whole conversation otherwise than as that opening and a continuation. Raises
         ConfigError when the template refuses the messages.
         """
         mark = _unused_mark(messages)
@@ -103,7 +104,7 @@ class ChatFormat:
 
     @cached_property
     def turn_end(self) -> int:
-        """The id that ends the assistant's turn: the template's own where the tokenizer has one, else its end token."""
+        """The id that ends the assistant's turn: the template's own if the tokenizer has one, else its end token."""
         vocabulary = self.tokenizer.get_vocab()
         named = [vocabulary[end] for end in TURN_ENDS if end in vocabulary]
         return named[0] if named else int(self.tokenizer.eos_token_id)
@@ -111,18 +112,18 @@ class ChatFormat:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids` without special tokens."""
         text = self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        assert isinstance(text, str)
-        return text
+        # A list of texts comes only of a batch of ids.
+        return cast(str, text)
 
     def frame(self, roles: Sequence[Role]) -> str:
-        """What the template puts around messages of these roles, with {0}, {1}, ... where their contents stand."""
+        """The template's text around messages of these roles, with {0}, {1}, ... in place of their contents."""
         return self._template.render([Message(role, f"{{{number}}}") for number, role in enumerate(roles)])
 
     def reply_text(self, prompt_ids: Sequence[int], reply_ids: Sequence[int]) -> str:
         """The text of a reply, without its end token.
 
-        Where the template itself opened a `<think>` tag at the end of the prompt, the text begins with that tag, so
-        that it reads the same whoever opened it.
+        If the template itself opened a `<think>` tag at the end of the prompt, the text begins with that tag, so that
+        it reads the same as one that the model opened.
         """
         ended = bool(reply_ids) and reply_ids[-1] in self.stop_ids
         text = self.decode(reply_ids[:-1] if ended else reply_ids)
@@ -143,17 +144,18 @@ class ChatFormat:
         return tuple(self._encoded(self._rendered(messages, mark), mark))
 
     def _rendered(self, messages: Sequence[Message], mark: str, *, opening: bool = True) -> str:
-        """The conversation as the template writes it, perhaps with the `opening` of a reply behind it.
+        """The conversation as the template writes it, with the `opening` of a reply behind it if that is set.
 
-        `mark` stands behind the first character of each look-alike; there no token can begin or go on.
+        `mark` follows the first character of each look-alike of a control token: encoding is cut there, so that no
+        token spans it.
         """
         safe = [Message(message.role, self._broken(message, mark)) for message in messages]
         return self._template.render(safe, opening=opening)
 
     def _encoded(self, text: str, mark: str) -> list[int]:
         ids: list[int] = []
-        for piece in text.split(mark):
-            ids += self.tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"]
+        for segment in text.split(mark):
+            ids += self.tokenizer(segment, add_special_tokens=False, verbose=False)["input_ids"]
         beyond = sorted({number for number in ids if number >= self.vocab_size})
         if beyond:
             tokens = ", ".join(map(repr, self.tokenizer.convert_ids_to_tokens(beyond)))
@@ -163,7 +165,7 @@ class ChatFormat:
         return ids
 
     def _broken(self, message: Message, mark: str) -> str:
-        """The content with `mark` inside every text that would be read as a token that it must not be."""
+        """The content with `mark` inside every look-alike of a control token."""
         content = message.content
         pattern = self._special if message.role == "assistant" else self._control
         places = [match.start() + 1 for match in pattern.finditer(content)]
@@ -171,7 +173,7 @@ class ChatFormat:
         return mark.join(content[a:b] for a, b in pairwise(cuts))
 
     def _check_rows(self, unknown: set[str], added: set[str], rows: int) -> None:
-        """Tokens that were added without the model are left out; a whole vocabulary beyond it is another model's."""
+        """Warn of tokens that were added without the model; raise ConfigError for the vocabulary of another model."""
         if not unknown <= added:
             raise ConfigError(
                 f"the tokenizer of {self._name!r} has {self.vocab_size} tokens, but the model has embeddings for "
@@ -185,7 +187,7 @@ class ChatFormat:
 
 
 def _any_of(tokens: set[str]) -> re.Pattern[str]:
-    """What matches at every beginning of one of `tokens`, zero-width, so that those that overlap are all found."""
+    """A zero-width pattern that matches at every beginning of one of `tokens`, also of tokens that overlap."""
     return re.compile("|".join(f"(?={re.escape(token)})" for token in sorted(tokens) if token) or "(?!)")
 
 

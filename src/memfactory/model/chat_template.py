@@ -1,11 +1,11 @@
-"""A tokenizer's chat template: which one, in which form it takes messages, and whether it shows all that they say."""
+"""A tokenizer's chat template: which one, the form of messages that it takes, and whether it shows their contents."""
 
 from __future__ import annotations
 
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from memfactory.errors import ConfigError, in_one_line
 from memfactory.types import Message, Scalar
@@ -20,8 +20,8 @@ _PROBE = "Which of seven words comes first?"
 class ChatTemplate:
     """Renders messages as the template of `tokenizer` does, under `options`.
 
-    Some templates take a message's content as text, others as a list of parts; the one that shows a probe is used.
-    Raises ConfigError where there is no template, or several of which none is the default.
+    Some templates take a message's content as text, others as a list of parts; the form that shows a probe is used.
+    Raises ConfigError without a template, or with several of which none is the default.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Scalar], name: str) -> None:
@@ -35,7 +35,7 @@ class ChatTemplate:
     def render(self, messages: Sequence[Message], *, opening: bool = True) -> str:
         """The conversation as one text, with the opening of the reply behind it unless `opening` is false.
 
-        Raises ConfigError when the template refuses the messages or fails on them, or leaves out what one of them says.
+        Raises ConfigError when the template refuses the messages, fails on them, or leaves out the content of one.
         """
         try:
             text = self._rendered(messages, self._parts, opening)
@@ -45,10 +45,10 @@ class ChatTemplate:
             refusal = f"the chat template refuses a conversation with the roles {roles}: {in_one_line(error)}"
             raise ConfigError(refusal) from error
         for message in messages:
-            # Templates shorten what a model thought in earlier turns, and that is meant so.
+            # Templates shorten a model's thinking in earlier turns on purpose.
             if message.role != "assistant" and message.content.strip() not in text:
                 raise ConfigError(
-                    f"the chat template of {self._name!r} leaves out what the {message.role} message says "
+                    f"the chat template of {self._name!r} leaves out the content of the {message.role} message "
                     f"({message.content.strip()[:60]!r}); name another template in model.chat_template"
                 )
         return text
@@ -68,27 +68,27 @@ class ChatTemplate:
             add_generation_prompt=opening,
             **self._options,
         )
-        assert isinstance(text, str)
-        return text
+        # Token ids come only with tokenize=True.
+        return cast(str, text)
 
     def _shows_probe(self, *, parts: bool) -> bool:
         try:
             text = self._rendered([Message("user", _PROBE)], parts)
             # A template that wants text writes a list of parts out as it stands.
             return _PROBE in text and "'type'" not in text
-        except Exception:  # noqa: BLE001 - not in this form; `render` tells of a template that takes neither
+        except Exception:  # noqa: BLE001 - not in this form; `render` reports a template that takes neither
             return False
 
 
-def _chosen(given: object, name: str) -> str:
-    """The template to use of those that a tokenizer has."""
-    if isinstance(given, str) and given:
-        return given
-    if isinstance(given, Mapping) and given:
-        if "default" in given or len(given) == 1:
-            return str(given.get("default") or next(iter(given.values())))
+def _chosen(templates: object, name: str) -> str:
+    """The template to use: a tokenizer has one, or several by name."""
+    if isinstance(templates, str) and templates:
+        return templates
+    if isinstance(templates, Mapping) and templates:
+        if "default" in templates or len(templates) == 1:
+            return str(templates.get("default") or next(iter(templates.values())))
         raise ConfigError(
-            f"the tokenizer of {name!r} has several chat templates ({', '.join(map(str, given))}), and none of them is "
+            f"the tokenizer of {name!r} has several chat templates ({', '.join(map(str, templates))}), none of them "
             "the default; write the one you want to a file and name it in model.chat_template"
         )
     raise ConfigError(f"the tokenizer of {name!r} has no chat template; name a Jinja file in model.chat_template")

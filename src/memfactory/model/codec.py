@@ -1,4 +1,4 @@
-"""Where tokens lie in a text, from a tokenizer file alone: for runs whose model speaks through an API. No torch."""
+"""The places of tokens in a text, from a tokenizer file alone: for runs whose model is behind an API. No torch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class FileCodec:
                 f"the tokenizer {path!r} that measures the chunks cannot be loaded ({error}); name a local folder, a "
                 "tokenizer.json, or `tiny` for rough lengths"
             ) from error
-        # A file may say that its model cuts or pads what it is given; texts are measured whole.
+        # A file can set truncation or padding for its model; texts are measured whole.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         # Many questions are asked about one text.

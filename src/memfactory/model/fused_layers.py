@@ -1,6 +1,6 @@
-"""RMS norms and gated feed-forward parts that keep less for the backward pass and go over memory fewer times.
+"""Fused RMSNorm and SwiGLU: they save less for the backward pass and read memory fewer times.
 
-They give what transformers' own give; one takes the place of another only where it was seen to.
+Their results are those of transformers' own layers; a trial on a few states decides whether one replaces another.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PARTS = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 
 
 def fuse_layers(model: PreTrainedModel) -> None:
-    """Let the norms and gated feed-forward parts of `model` compute as here, where that gives the same.
+    """Let the RMS norms and SwiGLU blocks of `model` compute as here if their results are the same.
 
     Weights and all names stay as they are, those of the modules' classes too.
     """
@@ -31,14 +31,14 @@ def fuse_layers(model: PreTrainedModel) -> None:
 
 
 def fusible(model: nn.Module) -> bool:
-    """Whether `model`, which needs no weights for this, has norms and feed-forward parts that look like those here."""
+    """Whether `model`, which needs no weights for this, has norms and feed-forward blocks that look like those here."""
     return {FusedNorm, FusedGate} <= {_kind(module) for module in model.modules()}
 
 
 def keep_products(model: nn.Module) -> None:
-    """Have feed-forward parts keep their products for the backward pass.
+    """Have feed-forward blocks save their products for the backward pass.
 
-    Where whole layers are computed again anyway (gradient checkpointing), computing products again only costs.
+    Gradient checkpointing computes whole layers again anyway; computing their products once more would only cost.
     """
     for module in model.modules():
         if isinstance(module, FusedGate):
@@ -79,12 +79,14 @@ class FusedGate(nn.Module):
         place, size, dtype = product.data_ptr(), product.numel(), product.dtype
         parts = gate.detach(), up.detach()
 
-        def pack(kept: Tensor) -> Tensor | torch.Size:
-            same = kept.data_ptr() == place and kept.numel() == size and kept.is_contiguous()
-            return kept.shape if same and kept.dtype == dtype else kept
+        # down_proj saves its input for its weight's gradient: the product itself, recognised by its memory. The shape
+        # alone is saved in its place, and the product is made again from gate and up, which are saved anyway.
+        def pack(saved: Tensor) -> Tensor | torch.Size:
+            same = saved.data_ptr() == place and saved.numel() == size and saved.is_contiguous()
+            return saved.shape if same and saved.dtype == dtype else saved
 
-        def unpack(kept: Tensor | torch.Size) -> Tensor:
-            return kept if isinstance(kept, Tensor) else nn.functional.silu(parts[0]).mul_(parts[1]).view(kept)
+        def unpack(saved: Tensor | torch.Size) -> Tensor:
+            return saved if isinstance(saved, Tensor) else nn.functional.silu(parts[0]).mul_(parts[1]).view(saved)
 
         with saved_tensors_hooks(pack, unpack):
             output = self.down_proj(product)
@@ -94,7 +96,7 @@ class FusedGate(nn.Module):
 class _RmsNorm(torch.autograd.Function):
     """`FusedNorm` with its gradient. With n = x r, r = 1 / sqrt(mean(x^2) + epsilon) and s the slope at n:
 
-    that at x is r (s - n mean(s n)). Only x and r are kept.
+    that at x is r (s - n mean(s n)). Only x and r are saved.
     """
 
     @staticmethod
@@ -120,13 +122,13 @@ class _RmsNorm(torch.autograd.Function):
 
 
 def _dots(one: Tensor, other: Tensor, dim: int = -1) -> Tensor:
-    """Sums of products along `dim` in the type given, which autocast would round to its own first."""
+    """Sums of products along `dim` in the tensors' own type; autocast would round them to its type first."""
     with torch.autocast(one.device.type, enabled=False):
         return torch.linalg.vecdot(one, other, dim=dim)
 
 
 class _GatedProduct(torch.autograd.Function):
-    """silu(gate) up, of which only gate and up are kept."""
+    """silu(gate) up, for which only gate and up are saved."""
 
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
@@ -143,7 +145,7 @@ class _GatedProduct(torch.autograd.Function):
 def _kind(module: nn.Module) -> type | None:
     """Which of the classes here looks like `module`."""
     if len(signature(type(module).forward).parameters) != 2:
-        # It is given more than states: a gate, say.
+        # It takes more than states: a gate, say.
         return None
     own, children = {name for name, _ in module.named_parameters(recurse=False)}, dict(module.named_children())
     if own == NORM_WEIGHTS and not children and vars(module).keys() >= NORM_SETTINGS:
@@ -154,7 +156,7 @@ def _kind(module: nn.Module) -> type | None:
 
 
 def _fused(module: nn.Module) -> type | None:
-    """The class of `module` with its forward pass from here; None where there is none that gives the same."""
+    """The class of `module` with its forward pass from here; None if no class here has the same results."""
     kind = _kind(module)
     if kind is None:
         return None
@@ -164,18 +166,18 @@ def _fused(module: nn.Module) -> type | None:
 
 
 def _same(module: nn.Module, fused: type, weight: Tensor) -> bool:
-    """Whether `module` as a `fused` gives the same for a few states of its width, the last one of `weight`."""
+    """Whether `module` as a `fused` has the same results for a few states of its width, the last one of `weight`."""
     original, width = type(module), weight.shape[-1]
     states = torch.linspace(-2, 3, 3 * width, device=weight.device).roll(width // 2).view(1, 3, width).to(weight.dtype)
-    found = []
+    results = []
     with torch.no_grad():
         expected = module(states)
     module.__class__ = fused
     try:
         for graded in (False, True):
             with torch.set_grad_enabled(graded):
-                found.append(module(states).detach())
+                results.append(module(states).detach())
     finally:
         module.__class__ = original
     bound = 1e-5 if weight.dtype == torch.float32 else 2e-2
-    return all(one.dtype == expected.dtype and torch.allclose(one, expected, rtol=bound, atol=bound) for one in found)
+    return all(one.dtype == expected.dtype and torch.allclose(one, expected, rtol=bound, atol=bound) for one in results)

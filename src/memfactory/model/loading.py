@@ -1,4 +1,4 @@
-"""Model and tokenizer from a `ModelConfig`: where they lie, on which device, in which type, with which attention."""
+"""Model and tokenizer from a `ModelConfig`: their place, device, compute type and attention."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device called `name`; auto is this process's CUDA device where there is one, else the CPU.
+    """The device called `name`; auto is this process's CUDA device if it has one, else the CPU.
 
     Raises ConfigError for a device that this machine does not have.
     """
@@ -54,14 +54,14 @@ def resolve_device(name: str) -> torch.device:
 
 
 def compute_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
-    """The type that the model computes in; auto is bfloat16 on CUDA and float32 elsewhere."""
+    """The model's compute type; auto is bfloat16 on CUDA and float32 elsewhere."""
     if config.dtype == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return _DTYPES[config.dtype]
 
 
 def resolve_attention(config: ModelConfig, device: torch.device) -> str:
-    """The attention kernel; ConfigError where flash-attention was asked for and cannot run."""
+    """The attention kernel; ConfigError if flash-attention is set and cannot run."""
     installed = importlib.util.find_spec("flash_attn") is not None
     half = compute_dtype(config, device) != torch.float32
     if config.attention == "auto":
@@ -81,10 +81,10 @@ def resolve_attention(config: ModelConfig, device: torch.device) -> str:
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer of `config.path`, with `config.chat_template` in place of its own where that is named.
+    """The tokenizer of `config.path`, with `config.chat_template` in place of its own if that is set.
 
-    A hub's model with random weights makes do with the tokenizer of `tiny` where the hub cannot be reached. Raises
-    ConfigError where there is none.
+    A hub's model with random weights takes the tokenizer of `tiny` if the hub cannot be reached. Raises ConfigError if
+    no tokenizer can be loaded.
     """
     path, _ = places(config)
     try:
@@ -93,7 +93,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
         )
     except Exception as error:
         if config.random_weights and not _is_local(path):
-            # Random weights mean nothing whatever the ids are, so a benchmark needs no download.
+            # Under random weights no id has a meaning, so a benchmark needs no download.
             return load_tokenizer(ModelConfig(chat_template=config.chat_template))
         raise _missing("tokenizer", path, error) from error
     if config.chat_template is not None:
@@ -124,7 +124,7 @@ def load_chat(config: ModelConfig) -> ChatFormat:
 
 
 def _embedding_rows(config: ModelConfig, path: str) -> int | None:
-    """How many ids the model has embeddings for; None for a folder that holds a tokenizer alone."""
+    """The number of the model's embeddings; None for a folder that holds a tokenizer alone."""
     if _is_local(path) and not (Path(path) / "config.json").is_file():
         return None
     rows: int = load_architecture(config).get_text_config().vocab_size
@@ -136,10 +136,10 @@ def load_model(
 ) -> PreTrainedModel:
     """The causal language model of `config`, on its device, in eval mode.
 
-    In training the weights are of type `masters`, whatever `config.dtype` says, unless only adapters will be trained
-    (`frozen_base`, or `config.adapter`): then the base keeps the compute type. `config.adapter` stays a trainable PEFT
+    In training the weights are of type `masters` under any `config.dtype`, unless only adapters will be trained
+    (`frozen_base`, or `config.adapter`): then the base has the compute type. `config.adapter` stays a trainable PEFT
     adapter in training and is merged into the weights otherwise. `config.random_weights` reads config.json alone and
-    initialises from a fixed seed. Raises ConfigError for what is not there or does not fit this machine.
+    initialises from a fixed seed. Raises ConfigError for missing files and for a model that does not fit this machine.
     """
     device = resolve_device(config.device)
     if config.cpu_threads is not None:
@@ -167,18 +167,18 @@ def load_model(
 
 
 def _shifting_rotation(config: PretrainedConfig) -> str | None:
-    """What to know of a model whose rotary embedding turns positions otherwise where conversations are longer."""
+    """A warning about a rotary embedding that changes with the length of the longest conversation; None without one."""
     architecture = config.get_text_config()
-    given = getattr(architecture, "rope_parameters", None) or {}
+    parameters = getattr(architecture, "rope_parameters", None) or {}
     # One for the whole model, or one for each kind of layer.
-    for one in (given, *given.values()):
+    for one in (parameters, *parameters.values()):
         if isinstance(one, dict) and one.get("rope_type") in ("dynamic", "longrope"):
             length = architecture.max_position_embeddings
             if one["rope_type"] == "longrope":
                 length = one.get("original_max_position_embeddings") or length
             return (
-                f"its rotary embedding is {one['rope_type']!r}. Beyond {length:,} tokens what a conversation sees "
-                "depends on the longest one that is computed with it; keep them shorter"
+                f"its rotary embedding is {one['rope_type']!r}. Beyond {length:,} tokens the results of a conversation "
+                "depend on the longest one that is computed with it; keep them shorter"
             )
     return None
 
@@ -208,7 +208,7 @@ def without_progress_bar() -> Iterator[None]:
 def load_architecture(config: ModelConfig) -> PretrainedConfig:
     """The description of the model without its weights.
 
-    The sizes of the models that the paper trains are inside the package, so that they need no hub. Raises ConfigError.
+    Those of the models that the paper trains are inside the package, so that they need no hub. Raises ConfigError.
     """
     path, _ = places(config)
     known = asset(f"architectures/{path.rpartition('/')[2].lower()}.json")
@@ -277,13 +277,13 @@ def _looks_local(path: str) -> bool:
 
 
 def _missing(kind: str, path: str, error: Exception) -> ConfigError:
-    """What to say of files that are missing, broken, or of another shape than the configuration says.
+    """The error for files that are missing, broken, or of another shape than their configuration says.
 
-    The libraries raise whatever their code runs into, so there is no list of types.
+    The libraries raise errors of any type, so there is no list of types.
     """
     reason = in_one_line(error)
     if isinstance(error, KeyError | TypeError | AttributeError | IndexError):
-        # Their texts are names inside the libraries and say nothing alone.
+        # The texts of these errors are bare names from inside the libraries.
         reason = f"{type(error).__name__}: {reason}"
     if _is_local(path):
         pointer = next((file.name for file in _large_files(Path(path)) if is_pointer(file)), None)
@@ -297,6 +297,6 @@ def _missing(kind: str, path: str, error: Exception) -> ConfigError:
 
 
 def _large_files(folder: Path) -> list[Path]:
-    """The files that a Git repository would keep outside."""
+    """The files that a Git repository would store outside, in LFS."""
     patterns = ("*.safetensors", "*.bin", "tokenizer.json")
     return [file for pattern in patterns for file in sorted(folder.glob(pattern)) if file.is_file()]

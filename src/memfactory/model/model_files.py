@@ -1,4 +1,4 @@
-"""Which weights a model config stands for, by the contents of its files. No torch."""
+"""A fingerprint of the weights of a model config, by the contents of its files. No torch."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ READ_WHOLE = 256 * 2**20
 
 def weights_fingerprint(model: ModelConfig) -> dict[str, str]:
     """Each file of a local model, its adapter and its chat template with a digest; empty for a model on the hub."""
-    found: dict[str, str] = {}
+    digests: dict[str, str] = {}
     for place in (model.path, model.adapter):
         folder = None if place is None else _folder(place)
         if folder is not None:
             for path in sorted({path for pattern in WEIGHT_FILES for path in folder.glob(pattern)}):
-                found[f"{place}/{path.name}"] = file_digest(path)
+                digests[f"{place}/{path.name}"] = file_digest(path)
     template = None if model.chat_template is None else Path(model.chat_template).expanduser()
     if template is not None and template.is_file():
-        found["chat_template"] = file_digest(template)
-    return found
+        digests["chat_template"] = file_digest(template)
+    return digests
 
 
 def file_digest(path: Path) -> str:
-    """What names the contents of a file."""
+    """A name for the contents of a file."""
     facts = path.stat()
     if facts.st_size > READ_WHOLE:
         return f"{facts.st_size} bytes, changed {facts.st_mtime_ns}"

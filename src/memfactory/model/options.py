@@ -11,22 +11,22 @@ from memfactory.types import Scalar
 
 
 class ModelConfig(Options):
-    """A model: the one in training, the one that is evaluated, or a helper's."""
+    """A model: the one in training, the evaluated one, or that of another engine."""
 
     path: str = "tiny"
     """A Hugging Face id, a local folder, or `tiny`: the model inside the package."""
     adapter: str | None = None
     """A PEFT adapter folder to put on top."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Compute type; auto: bfloat16 on CUDA, float32 elsewhere. Trained weights are kept in float32 all the same."""
+    """Compute type; auto: bfloat16 on CUDA, float32 elsewhere. Trained weights are stored in float32 all the same."""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
-    """Attention kernel; auto: flash_attention_2 on CUDA where it is installed, else sdpa."""
+    """Attention kernel; auto: flash_attention_2 on CUDA if it is installed, else sdpa."""
     device: str = "auto"
-    """auto: CUDA where there is one, else the CPU."""
+    """auto: CUDA if available, else the CPU."""
     cpu_threads: int | None = Field(None, ge=1)
-    """Threads that computing on the CPU takes; null: torch's own choice, one a core. Small models want one or two."""
+    """CPU threads; null: torch's own choice, one a core. One or two are fastest for small models."""
     fused_layers: bool = True
-    """Norms and gated feed-forward parts that give the same with less memory and time, where the model has such."""
+    """Fused RMSNorm and SwiGLU where supported (same results, less memory)."""
     random_weights: bool = False
     """Initialise at random from the config alone (benchmarks; needs config.json and tokenizer only)."""
     trust_remote_code: bool = False
@@ -52,7 +52,7 @@ _SWITCHES = {
 
 
 def _switch(name: str, value: Scalar) -> bool:
-    found = _SWITCHES.get(str(value).strip().lower())
-    if found is None:
+    switch = _SWITCHES.get(str(value).strip().lower())
+    if switch is None:
         raise ValueError(f"{name} is a switch: write true or false, not {value!r}")
-    return found
+    return switch

@@ -1,8 +1,8 @@
-"""Groups to training turns, their weights and tensors. Pure; it knows no model and no process.
+"""The batch of an optimizer step: groups of trajectories to training turns, and the weight of each turn's tokens.
 
 A group whose known rewards are all equal has no advantage: its turns are dropped here, from the KL term and from every
 count as well, unless `count_zero_variance` keeps them. Dropped are also turns of a trajectory whose reward is unknown,
-turns without a single token, and, with `mask_truncated`, turns cut by length. What is left is what the weights count.
+turns without a single token, and, with `mask_truncated`, turns cut by length. The weights count the remaining turns.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from memfactory.types import Group
 class TrainingTurn:
     """One conversation to train on: `prompt_ids` (P) as fed, `reply_ids` (R) as sampled, and its credit.
 
-    `sampler_logprobs`, `old_logprobs` and `reference_logprobs` (R, nats) are None where there are none; so are the
-    `marks` (R) of tokens that the objective chose over the whole optimizer step. `trajectory` numbers the trajectory
-    the turn comes from, unique within one process, and `prompt` its group: by its place, so that all processes number
-    alike, where it has one.
+    `sampler_logprobs`, `old_logprobs` and `reference_logprobs` (R, nats) are None before they are computed; so are the
+    `marks` (R) of tokens that the objective chooses over the whole optimizer step. `trajectory` numbers the trajectory
+    of the turn, unique within one process. `prompt` numbers its group, by the group's place if it has one, so that all
+    processes number alike.
     """
 
     prompt_ids: tuple[int, ...]
@@ -57,7 +57,7 @@ class TrainingTurn:
 
 
 def step_rewards(groups: Sequence[Group]) -> dict[str, list[float]]:
-    """The known rewards of every trained step over all trajectories: what `normalize: batch_std` is taken of."""
+    """The known rewards of every trained step over all trajectories, for `normalize: batch_std`."""
     rewards: dict[str, list[float]] = {}
     for group in groups:
         for step in trained_steps(group):
@@ -78,8 +78,8 @@ def step_advantages(
     rewards = {step: tuple(t.reward.of_step(step) for t in group.trajectories) for step in trained_steps(group)}
     whole = step_rewards([group]) if batch_rewards is None else batch_rewards
     return {
-        step: checked_advantages(estimator, StepRewards(step, given, tuple(whole.get(step, ())), group))
-        for step, given in rewards.items()
+        step: checked_advantages(estimator, StepRewards(step, known, tuple(whole.get(step, ())), group))
+        for step, known in rewards.items()
     }
 
 
@@ -91,7 +91,7 @@ def has_variance(group: Group) -> bool:
 
 def teaches(group: Group, options: GrpoOptions, batch_rewards: Mapping[str, Sequence[float]] | None = None) -> bool:
     """Whether some trajectory of the group has an advantage that is not 0."""
-    return any(any(given) for given in step_advantages(group, options, batch_rewards).values())
+    return any(any(values) for values in step_advantages(group, options, batch_rewards).values())
 
 
 def training_turns(
@@ -101,7 +101,7 @@ def training_turns(
 ) -> list[TrainingTurn]:
     """The turns that train, each stamped with the advantage of its (group, step, trajectory).
 
-    What is dropped stands at the top of this file; a turn of advantage 0 in a group whose rewards do differ is kept,
+    The top of this file lists the turns that are dropped. A turn of advantage 0 in a group whose rewards differ stays,
     since it counts in the weights and in the KL term. With several processes `batch_rewards` are the merged
     `step_rewards` of all of them.
     """
@@ -112,13 +112,13 @@ def training_turns(
     for number, group in enumerate(groups):
         prompt = number if group.place is None else group.place
         credit = step_advantages(group, options, batch_rewards)
-        training = {step: given for step, given in credit.items() if any(given) or options.count_zero_variance}
-        for member, trajectory in enumerate(group.trajectories):
+        training = {step: values for step, values in credit.items() if any(values) or options.count_zero_variance}
+        for index, trajectory in enumerate(group.trajectories):
             for turn in trajectory.turns:
                 tokens = turn.reply.tokens
                 if not turn.trainable or tokens is None or not tokens.reply_ids or turn.step not in training:
                     continue
-                advantage = training[turn.step][member]
+                advantage = training[turn.step][index]
                 truncated = turn.reply.stop == "length"
                 if advantage is None or (truncated and options.loss.mask_truncated):
                     continue
@@ -127,7 +127,7 @@ def training_turns(
                         prompt_ids=tokens.prompt_ids,
                         reply_ids=tokens.reply_ids,
                         advantage=advantage,
-                        trajectory=trajectories + member,
+                        trajectory=trajectories + index,
                         prompt=prompt,
                         step=turn.step,
                         truncated=truncated,

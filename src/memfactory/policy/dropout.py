@@ -13,21 +13,21 @@ ADAPTERS_OWN = "lora_dropout"
 
 
 def silence_dropout(model: nn.Module) -> int:
-    """Set every dropout probability of `model` to 0 but those of adapters; how many there were above 0.
+    """Set every dropout probability of `model` to 0 but those of adapters; the number of those above 0 before.
 
     Probabilities are those of dropout modules, and numbers that a layer keeps under a name with `drop` in it and hands
     to a function (`attention_dropout`, `activation_dropout`, `layerdrop`). The model's config stays as it is.
     """
-    found = 0
+    silenced = 0
     for name, module in model.named_modules():
         if ADAPTERS_OWN in name.split("."):
             continue
         if isinstance(module, _DropoutNd):
-            found += module.p > 0
+            silenced += module.p > 0
             module.p = 0.0
             continue
         for key, value in vars(module).items():
             if "drop" in key and isinstance(value, float) and value > 0:
                 setattr(module, key, 0.0)
-                found += 1
-    return found
+                silenced += 1
+    return silenced

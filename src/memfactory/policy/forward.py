@@ -99,7 +99,7 @@ class ForwardPass:
         """Log-probabilities of the reply tokens and, `with_entropy`, the entropies, [turns, longest reply], else 0.
 
         The distribution is softmax(logits / temperature) over all tokens of the tokenizer, as engines sample from.
-        Both are float32 whatever the model computes in. Entropies carry a gradient with `entropy_gradient` alone.
+        Both are float32 in every compute type. Entropies carry a gradient with `entropy_gradient` alone.
         """
         trims, mask = self.feeding.trims_last_layer, batch.inputs.mask
         # Set, not passed: the backward pass of this batch may run the last layer again, after this call.

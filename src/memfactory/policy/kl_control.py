@@ -24,7 +24,7 @@ class KlCoefficient:
         return self.options.kl_target is not None
 
     def adapt(self, kl: float, trajectories: int) -> None:
-        """Take in the KL of one step; nothing without a target."""
+        """Adapt to the KL of one step; nothing without a target."""
         target = self.options.kl_target
         if target is None:
             return

@@ -90,12 +90,12 @@ def micro_layouts(turns: Sequence[Conversation], rows: Rows, budget: int) -> Ite
 
 def lay_out(turns: Sequence[Conversation], packing: Packing, pad_id: int) -> Layout:
     """`turns` as rows. The last token of each is not fed, since it predicts nothing."""
-    fed = [fed_ids(turn) for turn in turns]
+    sequences = [input_ids_of(turn) for turn in turns]
     # The last prompt token predicts the first reply token: here, and only here, is the shift by one.
     firsts = [len(turn.prompt_ids) - 1 for turn in turns]
     if packing == "padded":
-        return _padded(fed, firsts, pad_id)
-    trees = pack(fed, MIN_SHARED) if packing == "shared" else _side_by_side(fed)
+        return _padded(sequences, firsts, pad_id)
+    trees = pack(sequences, MIN_SHARED) if packing == "shared" else _side_by_side(sequences)
     sources = []
     for path, first in zip(trees.paths, firsts, strict=True):
         # A turn's tokens lie in the segments of its path, which need not be neighbours in the row. Turns that share a
@@ -111,7 +111,7 @@ def lay_out(turns: Sequence[Conversation], packing: Packing, pad_id: int) -> Lay
     )
 
 
-def fed_ids(turn: Conversation) -> tuple[int, ...]:
+def input_ids_of(turn: Conversation) -> tuple[int, ...]:
     """The ids of a turn that the model reads: all but the last, whose state would predict a token beyond the turn."""
     return turn.prompt_ids + turn.reply_ids[:-1]
 
@@ -122,12 +122,12 @@ def micro_batches(turns: Sequence[Conversation], packing: Packing, budget: int) 
     A turn that is longer than the budget is a batch of its own. The largest comes first, so that too little memory
     shows in the first pass and not after minutes of work.
     """
-    fed = [fed_ids(turn) for turn in turns]
+    sequences = [input_ids_of(turn) for turn in turns]
     if packing == "padded":
-        return _of_like_length([len(ids) for ids in fed], budget)
+        return _of_like_length([len(ids) for ids in sequences], budget)
     if packing == "packed":
-        return _filled([([index], len(ids)) for index, ids in enumerate(fed)], budget)
-    return _filled(_trees(fed, budget), budget)
+        return _filled([([index], len(ids)) for index, ids in enumerate(sequences)], budget)
+    return _filled(_trees(sequences, budget), budget)
 
 
 def _of_like_length(lengths: Sequence[int], budget: int) -> list[list[int]]:
@@ -135,7 +135,7 @@ def _of_like_length(lengths: Sequence[int], budget: int) -> list[list[int]]:
     batches: list[list[int]] = []
     widest = 0
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        # The first row of a batch is its longest, so one more row costs its width, whatever its own length.
+        # The first row of a batch is its longest, so one more row costs that width.
         if batches and (len(batches[-1]) + 1) * widest <= budget:
             batches[-1].append(index)
         else:
@@ -144,14 +144,14 @@ def _of_like_length(lengths: Sequence[int], budget: int) -> list[list[int]]:
     return batches
 
 
-def _trees(fed: Sequence[tuple[int, ...]], budget: int) -> list[tuple[list[int], int]]:
+def _trees(sequences: Sequence[tuple[int, ...]], budget: int) -> list[tuple[list[int], int]]:
     """Turns with a shared prefix together, and an upper bound of their tokens; cut if that is over `budget`."""
     # In lexical order turns with a common prefix are neighbours, and the longest one is shared with a neighbour.
-    order = sorted(range(len(fed)), key=fed.__getitem__)
+    order = sorted(range(len(sequences)), key=sequences.__getitem__)
     trees: list[tuple[list[int], int]] = []
     for place, index in enumerate(order):
-        length = len(fed[index])
-        common = shared_length(fed[order[place - 1]], fed[index]) if place else 0
+        length = len(sequences[index])
+        common = shared_length(sequences[order[place - 1]], sequences[index]) if place else 0
         # `pack` repeats a prefix that outgrows its parent by less than MIN_SHARED tokens: up to MIN_SHARED - 1 of the
         # common ones may be fed again. The bound counts them, so that the budget holds for every tree.
         added = length - max(0, common - MIN_SHARED + 1)
@@ -164,7 +164,7 @@ def _trees(fed: Sequence[tuple[int, ...]], budget: int) -> list[tuple[list[int],
 
 
 def _filled(parts: Sequence[tuple[list[int], int]], budget: int) -> list[list[int]]:
-    """The parts, each of so many tokens, in batches of at most `budget`: first fit, the largest parts first."""
+    """The parts, indices and their number of tokens, in batches within `budget`: first fit, the largest parts first."""
     batches: list[tuple[list[int], int]] = []
     for indices, size in sorted(parts, key=lambda part: -part[1]):
         room = next((n for n, (_, taken) in enumerate(batches) if taken + size <= budget), None)
@@ -175,15 +175,15 @@ def _filled(parts: Sequence[tuple[list[int], int]], budget: int) -> list[list[in
     return [indices for indices, _ in sorted(batches, key=lambda batch: -batch[1])]
 
 
-def _padded(fed: Sequence[tuple[int, ...]], firsts: Sequence[int], pad_id: int) -> Layout:
-    width = max(len(ids) for ids in fed)
+def _padded(sequences: Sequence[tuple[int, ...]], firsts: Sequence[int], pad_id: int) -> Layout:
+    width = max(len(ids) for ids in sequences)
     # Padding on the right needs no attention mask: a causal token never looks to its right.
-    rows = np.full((len(fed), width), pad_id)
-    for row, ids in enumerate(fed):
+    rows = np.full((len(sequences), width), pad_id)
+    for row, ids in enumerate(sequences):
         rows[row, : len(ids)] = ids
     sources = [
         np.arange(row * width + first, row * width + len(ids))
-        for row, (ids, first) in enumerate(zip(fed, firsts, strict=True))
+        for row, (ids, first) in enumerate(zip(sequences, firsts, strict=True))
     ]
     return Layout(torch.from_numpy(rows), *_read_places(np.concatenate(sources)))
 
@@ -201,13 +201,13 @@ def _read_places(sources: np.ndarray) -> tuple[Tensor, Tensor, tuple[Range, ...]
     return torch.from_numpy(sources), torch.from_numpy(places), ranges
 
 
-def _side_by_side(fed: Sequence[tuple[int, ...]]) -> PackedTrees:
+def _side_by_side(sequences: Sequence[tuple[int, ...]]) -> PackedTrees:
     """Each sequence as a tree of one segment: rows without padding, and without sharing."""
-    ends = accumulate((len(ids) for ids in fed), initial=0)
+    ends = accumulate((len(ids) for ids in sequences), initial=0)
     return PackedTrees(
-        tokens=tuple(token for ids in fed for token in ids),
-        positions=tuple(position for ids in fed for position in range(len(ids))),
+        tokens=tuple(token for ids in sequences for token in ids),
+        positions=tuple(position for ids in sequences for position in range(len(ids))),
         segments=tuple(pairwise(ends)),
-        parents=(None,) * len(fed),
-        paths=tuple((index,) for index in range(len(fed))),
+        parents=(None,) * len(sequences),
+        paths=tuple((index,) for index in range(len(sequences))),
     )

@@ -1,6 +1,8 @@
 """Log-probabilities from hidden states in chunks, so that [tokens, vocabulary] is never whole in memory.
 
-It knows neither rows nor positions: state n is the one that predicts target n. A plain linear head has a gradient
+Logits of 16,000 tokens over a vocabulary of 150,000 are 10 GB in float32, and autograd would keep several such tensors.
+
+It knows neither rows nor positions: state n predicts target n (see `layout.py`). A plain linear head has a gradient
 written by hand; any other goes through checkpoints, which compute each chunk's logits again.
 """
 
@@ -19,7 +21,7 @@ Head = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Distribution:
-    """softmax(logits / temperature) over the first `vocabulary` ids (None: all): a head can have rows for no token.
+    """softmax(logits / temperature) over the first `vocabulary` ids (None: all): a head can have rows without a token.
 
     Logits exist for `chunk_tokens` tokens at a time.
     """
@@ -36,16 +38,16 @@ def chunked_logprobs(
 ) -> tuple[Tensor, Tensor | None]:
     """log softmax(head(hidden) / temperature) at the targets, and the distributions' entropies.
 
-    Entropies carry a gradient only with `entropy_gradient`. `hidden` [N, width], `targets` [N] ids; both results are
-    [N] in nats, float32 at least. N may be 0. In the backward pass logits are computed again, but for the last chunk's,
-    which are kept where no entropy has a gradient.
+    Shapes: `hidden` Float[N, width], `targets` Int[N] of ids; both results Float[N] in nats, float32 at least. N may be
+    0. Entropies carry a gradient only with `entropy_gradient`. The backward pass computes logits again, except those of
+    the last chunk if no entropy has a gradient.
     """
     if len(targets) == 0:
         return hidden.new_zeros(0, dtype=_precise(hidden.dtype)), None
     if _is_plain(head):
-        # Within it gradients are always off.
-        graded = torch.is_grad_enabled()
-        logprobs, entropies = _LinearLogprobs.apply(hidden, head.weight, head.bias, targets, distribution, graded)
+        # Read out here: inside of an autograd function gradients are always off.
+        settings = (distribution, torch.is_grad_enabled())
+        logprobs, entropies = _LinearLogprobs.apply(hidden, head.weight, head.bias, targets, settings)
         return logprobs, entropies if distribution.with_entropy else None
     logprobs, entropies = [], []
     chunk = distribution.chunk_tokens
@@ -60,7 +62,7 @@ def chunked_logprobs(
 
 
 def _is_plain(head: Head) -> TypeGuard[nn.Linear]:
-    """Whether calling the head is its matrix product and nothing else."""
+    """Whether calling the head is its matrix product and nothing else: adapters and hooks would be left out by hand."""
     if type(head) is not nn.Linear or "forward" in vars(head):
         return False
     return not head._forward_hooks and not head._forward_pre_hooks
@@ -96,14 +98,15 @@ class _LinearLogprobs(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         targets: Tensor,
-        distribution: Distribution,
-        graded: bool,
+        settings: tuple[Distribution, bool],
     ) -> tuple[Tensor, Tensor]:
+        distribution, graded = settings
         used = _Head(hidden, weight, bias, distribution)
         logprobs, entropies = [], []
         probabilities = None
         graded = graded and any(ctx.needs_input_grad[:3])
         for place in used.chunks():
+            # Freed before the next chunk's logits, so that one chunk alone is in memory.
             del probabilities
             every = used.logits(place).log_softmax(-1)
             logprobs.append(every.gather(-1, targets[place, None]).squeeze(-1))
@@ -113,37 +116,42 @@ class _LinearLogprobs(torch.autograd.Function):
                 with torch.autocast(hidden.device.type, enabled=False):
                     entropies.append(-torch.linalg.vecdot(probabilities, every))
         if distribution.entropy_gradient:
-            # The backward pass needs log-probabilities as well, which it computes anew.
+            # The entropy's gradient needs log-probabilities as well, so the backward pass starts from the logits.
             probabilities = None
+        # The last chunk's probabilities are the backward pass's first, so they are saved: with one chunk, as for most
+        # micro-batches, no logits are computed twice.
         ctx.save_for_backward(hidden, weight, bias, targets, probabilities)
         ctx.distribution, ctx.dtype = distribution, used.dtype
-        found = torch.cat(logprobs)
-        told = torch.cat(entropies) if entropies else found.new_zeros(0)
+        values = torch.cat(logprobs)
+        # An autograd function must return a tensor; the caller drops an empty one.
+        entropy = torch.cat(entropies) if entropies else values.new_zeros(0)
         if not distribution.entropy_gradient:
-            ctx.mark_non_differentiable(told)
-        return found, told
+            ctx.mark_non_differentiable(entropy)
+        return values, entropy
 
     @staticmethod
     def backward(
         ctx: Any, gradient: Tensor, of_entropies: Tensor
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None]:
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
         hidden, weight, bias, targets, last = ctx.saved_tensors
         for_hidden, for_weight, for_bias = ctx.needs_input_grad[:3]
         used = _Head(hidden, weight, bias, ctx.distribution, ctx.dtype)
         into_hidden = torch.empty_like(hidden) if for_hidden else None
+        # float32 for a bfloat16 head: it sums over all tokens of the micro-batch.
         into_weight = torch.zeros_like(weight, dtype=_precise(weight.dtype)) if for_weight else None
         into_bias = torch.zeros_like(bias, dtype=_precise(bias.dtype)) if for_bias else None
         scaled = (gradient / ctx.distribution.temperature)[:, None]
         chunks = used.chunks()
-        # From the last chunk on, so that its probabilities are gone before another's are there.
+        # From the last chunk on, so that its saved probabilities are freed before another chunk's are made.
         for place in reversed(chunks):
             if ctx.distribution.entropy_gradient:
                 slopes = _entropy_slopes(used.logits(place), of_entropies[place], scaled[place], ctx.distribution)
             elif last is not None:
-                # Not in place: the graph may be gone through again.
+                # Not in place: with retain_graph the saved tensor is read again.
                 slopes, last = last * -scaled[place], None
             else:
                 slopes = used.logits(place).softmax(-1).mul_(-scaled[place])
+            # The one-hot e of the formula, added at its one place and never as [chunk, vocabulary].
             slopes.scatter_add_(1, targets[place, None], scaled[place])
             slopes = slopes.to(used.dtype)
             if into_hidden is not None:
@@ -157,7 +165,7 @@ class _LinearLogprobs(torch.autograd.Function):
                     rows += slopes.t() @ states
             if into_bias is not None:
                 into_bias[: used.vocabulary] += slopes.sum(0)
-        return into_hidden, into_weight, into_bias, None, None, None
+        return into_hidden, into_weight, into_bias, None, None
 
 
 def _entropy_slopes(logits: Tensor, of_entropies: Tensor, scaled: Tensor, distribution: Distribution) -> Tensor:
@@ -170,7 +178,7 @@ def _entropy_slopes(logits: Tensor, of_entropies: Tensor, scaled: Tensor, distri
 
 
 class _Head:
-    """The matrix product of a linear head on chunks of states, in the type that autocast has it in."""
+    """The matrix product of a linear head on chunks of states, in the type of autocast if that is on."""
 
     def __init__(
         self,
@@ -183,6 +191,7 @@ class _Head:
         device = hidden.device.type
         if dtype is None:
             dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        # Cast once, and cut to the vocabulary: padded rows of the head must not get probability.
         self.dtype = dtype
         self.states = hidden
         self.vocabulary = len(weight) if distribution.vocabulary is None else distribution.vocabulary

@@ -1,4 +1,4 @@
-"""Tokens that an objective chooses over a whole optimizer step, of all processes, before it is cut into batches."""
+"""Tokens that an objective chooses over a whole optimizer step, of all processes, before any micro-batch."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def marked(
 ) -> list[TrainingTurn]:
     """The turns of process number `place` with the marks of their tokens. All must call it, with equal `draw`.
 
-    `logprobs` are those of the policy as it is now, for each turn. The choice is made over the tokens of all processes
-    and is the same in each, so that it depends on neither micro-batches nor the number of processes.
+    `logprobs` are the policy's before the step, for each turn. The choice is made over the tokens of all processes and
+    is the same in each, so that it depends on neither micro-batches nor the number of processes.
     """
     own = [
         (now, now if turn.old_logprobs is None else turn.old_logprobs, turn.advantage)
@@ -37,9 +37,9 @@ def marked(
         with guarded(type(objective), doing="in marking tokens"):
             chosen = set(objective.mark(StepTokens(now, now - old, credit), draw))
     first = sum(len(row[0]) for part in parts[:place] for row in part)
-    found = []
+    with_marks = []
     for turn in turns:
         last = first + len(turn.reply_ids)
-        found.append(replace(turn, marks=tuple(position in chosen for position in range(first, last))))
+        with_marks.append(replace(turn, marks=tuple(position in chosen for position in range(first, last))))
         first = last
-    return found
+    return with_marks

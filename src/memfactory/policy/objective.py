@@ -1,10 +1,11 @@
 """The maths of policy optimization: advantages, per-token losses, KL estimators and sampler corrections.
 
-Tensors are [rows, tokens], one row a turn, padded on the right. `mask` marks the tokens that are trained on; what
-stands elsewhere is ignored even where it is NaN, and every result there is exactly 0. Throughout, d is the log-ratio
-log pi - log pi_old of a token, r = exp(d), and A the advantage of its turn. Every log-ratio is clamped to +-20 before
-it is exponentiated (e^20 is about 5e8, so float32 stays finite); beyond that the ratio passes no gradient on. Half
-precision is raised to float32 first. How tokens are weighed against each other is not known here (see `batch.py`).
+Tensors are Float[turns, tokens] (`advantages` Float[turns], `mask` Bool[turns, tokens]), one row a turn, padded on the
+right, aligned to the reply tokens. `mask` is True at trained tokens; values elsewhere are ignored, even NaN, and every
+result there is exactly 0. Throughout, d is the log-ratio log pi - log pi_old of a token, r = exp(d), and A the
+advantage of its turn. Every log-ratio is clamped to +-20 before it is exponentiated (e^20 is about 5e8, so float32
+stays finite); beyond that the ratio passes no gradient on. Half precision is raised to float32 first. The weights of
+tokens are not known here (see `batch.token_weights`).
 """
 
 from __future__ import annotations
@@ -27,8 +28,11 @@ LOG_RATIO_LIMIT = 20.0
 def deviation(rewards: Sequence[float | None]) -> float:
     """The unbiased standard deviation of the known rewards; 0 for fewer than two, and exactly 0 where all are equal."""
     known = [reward for reward in rewards if reward is not None]
+    # Equal rewards are compared and not left to the sum: rounding would give them a deviation of 1e-17, and dividing
+    # by it would make noise of size 1 of them.
     if len(known) < 2 or min(known) == max(known):
         return 0.0
+    # fsum: the result does not depend on the order of the trajectories.
     mean = math.fsum(known) / len(known)
     return math.sqrt(math.fsum((reward - mean) ** 2 for reward in known) / (len(known) - 1))
 
@@ -88,11 +92,11 @@ class TokenLosses:
 
 @dataclass(frozen=True)
 class LossInputs:
-    """What the loss needs of turns beside the policy's log-probabilities; [turns, tokens] where not said otherwise.
+    """The inputs of the loss beside the policy's log-probabilities, [turns, tokens] each.
 
-    `advantages` is [turns]. `mask` (bool) is True at trained tokens. The log-probabilities (nats) are those before the
-    first of several updates (None: the policy's own, on-policy), of the reference and of the sampler. `marked` (bool)
-    are the tokens that the objective chose over the whole optimizer step.
+    `advantages` alone is [turns]. `mask` (bool) is True at trained tokens. The log-probabilities (nats) are those
+    before the first of several updates (None: the policy's own, on-policy), of the reference and of the sampler.
+    `marked` (bool) are the tokens that the objective chose over the whole optimizer step.
     """
 
     advantages: Tensor
@@ -145,7 +149,7 @@ def token_losses(
     advantages = inputs.advantages.to(current.dtype)[:, None]
     parts = _parts(objective, Terms(current, log_ratio, advantages, mask, options, correction, inputs.marked))
     corrected = parts.loss if correction is None or objective.takes_correction else parts.loss * correction
-    # Once more: an objective may give anything off the mask.
+    # Masked again: an objective may return anything off the mask.
     policy = torch.where(mask, corrected, zero)
     # A KL of coefficient 0 is measured but not added: 0 x an infinite KL would be NaN.
     loss = policy if kl is None or coefficient == 0 else policy + coefficient * kl
@@ -195,7 +199,7 @@ def _parts(objective: Objective, terms: Terms) -> Parts:
 
 
 def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, estimator: Literal["k1", "k2", "k3"]) -> Tensor:
-    """Per-token estimates of KL(pi || ref) from tokens drawn from pi (J. Schulman, "Approximating KL divergence").
+    """Per-token estimates of KL(pi || ref) from tokens sampled from pi (J. Schulman, "Approximating KL divergence").
 
     With u = log ref - log pi: k1 = -u; k2 = u^2 / 2; k3 = exp(u) - u - 1, never negative. k1 is unbiased as a value,
     but its gradient as a loss is 0 in expectation: it is there for comparison, not for holding a policy back. In k3 u
@@ -206,7 +210,9 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, estimator: Literal["k1",
         return -u
     if estimator == "k2":
         return u.square() / 2
+    # Clamped above alone: k3 grows as e^u there, and only as -u below.
     u = u.clamp(max=LOG_RATIO_LIMIT)
+    # expm1: near u = 0 the terms of e^u - 1 - u cancel, and k3 is u^2 / 2.
     return torch.expm1(u) - u
 
 
@@ -222,6 +228,7 @@ def sampler_weights(log_weights: Tensor, mask: Tensor, options: LossOptions) -> 
     if options.sampler_correction.startswith("sequence"):
         log_weights = log_weights.sum(-1, keepdim=True)
         if options.correction_turn == "geometric":
+            # A turn without a trained token has a sum of 0: divided by 1 its weight is 1.
             log_weights = log_weights / mask.sum(-1, keepdim=True).clamp(min=1)
     weights = log_weights.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
     if options.sampler_correction.endswith("truncate"):

@@ -93,8 +93,8 @@ def _missing(kind: str, extra: str, error: ImportError) -> ConfigError:
     return ConfigError(f"optimizer.kind {kind} needs {extra} ({error}): pip install 'memfactory[{extra}]'")
 
 
-def learning_rate_share(step: int, options: OptimizerOptions, total_steps: int) -> float:
-    """The share of the peak learning rate at optimizer step `step`, counted from 0.
+def learning_rate_fraction(step: int, options: OptimizerOptions, total_steps: int) -> float:
+    """The fraction of the peak learning rate at optimizer step `step`, counted from 0.
 
     Of W warm-up steps the n-th has n / W, so the first is not wasted on a rate of 0. After them a falling schedule
     goes from 1 to `min_lr_ratio`, which it reaches when `total_steps` have been taken and keeps from then on.
@@ -110,7 +110,7 @@ def learning_rate_share(step: int, options: OptimizerOptions, total_steps: int) 
 
 
 class Schedule:
-    """Sets the optimizer's learning rate to `learning_rate_share` of its peak.
+    """Sets the optimizer's learning rate to `learning_rate_fraction` of its peak.
 
     Its state is the steps taken and how many it was spread over. A run that goes on with more steps is spread over all
     of them anew, with a warning: at the end of the old schedule the rate may be 0, at which nothing more is learnt.
@@ -126,7 +126,7 @@ class Schedule:
     @property
     def learning_rate(self) -> float:
         """The rate of the next optimizer step."""
-        return self.options.learning_rate * learning_rate_share(self.steps, self.options, self.total_steps)
+        return self.options.learning_rate * learning_rate_fraction(self.steps, self.options, self.total_steps)
 
     def step(self) -> float:
         """Go on by one optimizer step, which was taken or skipped. The result is the learning rate it was due at."""
@@ -143,7 +143,7 @@ class Schedule:
         self._apply()
         before = state.get("total_steps", self.total_steps)
         if self.options.schedule != "constant" and before != self.total_steps:
-            old = self.options.learning_rate * learning_rate_share(self.steps, self.options, before)
+            old = self.options.learning_rate * learning_rate_fraction(self.steps, self.options, before)
             log.warning(
                 "the %s schedule is spread over %d optimizer steps now, not over %d as before: after step %d the "
                 "learning rate is %.3g instead of %.3g",

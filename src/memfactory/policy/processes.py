@@ -22,9 +22,9 @@ from memfactory.errors import ConfigError, ProcessEndedError
 T = TypeVar("T")
 log = logging.getLogger("memfactory")
 SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
-# Longer than any evaluation takes; a process that has died is told of at once by its launcher.
-PATIENCE = timedelta(days=2)
-# What gloo and NCCL say where the other side is gone.
+# Longer than any evaluation takes; the launcher reports a process that has died at once.
+COLLECTIVE_TIMEOUT = timedelta(days=2)
+# The words of gloo and NCCL when the other side has ended.
 CLOSED = re.compile(r"[Cc]onnection (closed|reset) by peer")
 BROKEN = re.compile(rf"gloo|NCCL|{CLOSED.pattern}|[Ss]ocket [Tt]imeout")
 POLL, GRACE = 1.0, 120.0
@@ -32,12 +32,12 @@ POLL, GRACE = 1.0, 120.0
 
 def make_accelerator(device: torch.device) -> Accelerator:
     """Accelerate for `device`. While one process evaluates, saves or samples longer, the others wait for it."""
-    patience = InitProcessGroupKwargs(timeout=PATIENCE)
-    return Accelerator(cpu=device.type == "cpu", kwargs_handlers=[patience])
+    timeout = InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT)
+    return Accelerator(cpu=device.type == "cpu", kwargs_handlers=[timeout])
 
 
 def check_processes(accelerator: Accelerator) -> None:
-    """Raise ConfigError where a process does not hold the whole model."""
+    """Raise ConfigError if a process does not hold the whole model."""
     if accelerator.distributed_type not in SUPPORTED:
         raise ConfigError(
             "training runs in one process or in several that each hold the whole model, not under "
@@ -52,14 +52,14 @@ def leave_processes() -> None:
 
 
 @contextmanager
-def naming_lost_process() -> Iterator[None]:
+def reporting_ended_process() -> Iterator[None]:
     """Raise ProcessEndedError if another process has ended: gloo and NCCL only report a broken connection."""
     try:
         yield
     except RuntimeError as error:
         if process_count() == 1 or not (isinstance(error, torch.distributed.DistError) or BROKEN.search(str(error))):
             raise
-        # Where it is not plain that the other side is gone, the library's own words may say more.
+        # Without a closed connection the cause is less clear, and the library's own words may say more.
         words = "" if CLOSED.search(str(error)) else f" ({str(error).strip().partition(chr(10))[0]})"
         raise ProcessEndedError(
             f"another process of this run has ended, so the others cannot go on; the cause is its own error{words}"
@@ -68,9 +68,9 @@ def naming_lost_process() -> Iterator[None]:
 
 @contextmanager
 def watched_launcher() -> Iterator[None]:
-    """End this process, as the launcher would have, where the launcher of several is gone: nobody else would.
+    """End this process when the launcher of several has ended, as the launcher would have: nobody else does.
 
-    It is asked to stop by SIGTERM, so that the last whole step is saved, and after `GRACE` seconds ended.
+    It gets SIGTERM, so that the last whole step is saved, and ends without ceremony after `GRACE` seconds.
     """
     if process_count() == 1:
         yield
@@ -94,8 +94,10 @@ def watched_launcher() -> Iterator[None]:
 
 
 def of_first_process(value: T | None) -> T:
-    """What the first process gave as `value`, in all of them. Every process must call it."""
-    held = [value]
-    broadcast_object_list(held)
-    assert held[0] is not None
-    return held[0]
+    """The first process's `value`, which must not be None, in all of them. Every process must call it."""
+    values = [value]
+    broadcast_object_list(values)
+    (first,) = values
+    if first is None:
+        raise ValueError("the first process has no value to send")
+    return first

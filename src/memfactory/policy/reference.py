@@ -1,4 +1,4 @@
-"""The policy that the KL term holds the policy in training to: as it was before training, or one that follows it."""
+"""The reference policy of the KL term: the policy before training, or a moving one that follows it."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from memfactory.errors import MemFactoryError
-from memfactory.model.adapters import Network
+from memfactory.model.adapters import Network, base_model
 
 FILE = "reference.safetensors"
 
 
 class Reference:
-    """Keeps as little as it can: a frozen copy only where the whole model is trained.
+    """Stores as little as it can: a frozen copy only if the whole model is trained.
 
-    New adapters are switched off; of adapters that were there before (`continued`) the first values are kept. One that
-    `moves` keeps values of its own in any case: of the adapters, or of the whole model, in float32 where an update can
-    be smaller than bfloat16 tells apart (`averaged`).
+    Under new adapters the reference is the model with the adapters off; for an adapter whose training continues
+    (`continued`) it stores their first values. A reference that `moves` has values of its own in any case: of the
+    adapters, or of the whole model. With `averaged` they are float32, as an update can be below bfloat16's resolution.
     """
 
     def __init__(
@@ -51,16 +51,16 @@ class Reference:
         if self.copy is not None:
             yield self.copy
             return
-        assert isinstance(self.network, PeftModel)
-        if self.start is None:
+        if self.start is None and isinstance(self.network, PeftModel):
             with self.network.disable_adapter():
-                yield self.network.get_base_model()
+                yield base_model(self.network)
             return
         now = [parameter.data for parameter in self.trained]
         try:
-            for parameter, value in zip(self.trained, self.start, strict=True):
+            # Swapped in place, without a copy: both sets of adapters are small, and the base is shared.
+            for parameter, value in zip(self.trained, self._values(), strict=True):
                 parameter.data = value
-            yield self.network.get_base_model()
+            yield base_model(self.network)
         finally:
             for parameter, value in zip(self.trained, now, strict=True):
                 parameter.data = value
@@ -79,20 +79,19 @@ class Reference:
 
     def _values(self) -> list[torch.Tensor]:
         """The reference's own values, in the order of the trained parameters."""
-        if self.start is not None:
-            return self.start
-        assert self.copy is not None
+        if self.copy is None:
+            return self.start or []
         trained = {name for name, parameter in self.network.named_parameters() if parameter.requires_grad}
         return [parameter for name, parameter in self.copy.named_parameters() if name in trained]
 
     def save(self, folder: Path) -> None:
-        """Write the values of a reference that moves; nothing for one that can be made again from the first model."""
+        """Write the values of a reference that moves; any other is made again from the first model."""
         if self.moves:
             values = {str(i): value.detach().cpu().contiguous() for i, value in enumerate(self._values())}
             save_file(values, str(folder / FILE))
 
     def load(self, folder: Path) -> None:
-        """Go back to what `save` wrote. Raises MemFactoryError where it is missing or of another model."""
+        """Restore the values that `save` wrote. Raises MemFactoryError if they are missing or of another model."""
         if not self.moves:
             return
         path = folder / FILE
@@ -108,9 +107,9 @@ class Reference:
 
 
 def frozen_copy(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """A copy that computes exactly what `model` computes now under autocast to `dtype`.
+    """A copy with exactly the outputs of `model` under autocast to `dtype`.
 
-    Weights of linear layers are kept in `dtype`, which autocast rounds them to anyway. Others (embeddings, tied
+    Weights of linear layers are stored in `dtype`, which autocast rounds them to anyway. Others (embeddings, tied
     heads, norms) stay as they are, since autocast leaves them alone.
     """
     copy = deepcopy(model)

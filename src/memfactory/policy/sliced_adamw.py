@@ -1,6 +1,6 @@
 """AdamW that updates a slice of weights at a time: moments in host memory, bfloat16 weights rounded at random.
 
-The maths is torch's own `adamw` on each slice. What it needs beside weights, gradients and moments is a few slices.
+The maths is torch's own `adamw` on each slice. Beside weights, gradients and moments it needs memory for a few slices.
 """
 
 from __future__ import annotations
@@ -38,12 +38,11 @@ class SlicedAdamW(Optimizer):
         eps: float,
         seed: int = 0,
         host_moments: bool = False,
-        slice_elements: int = SLICE,
     ) -> None:
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0, "updates": 0})
         self.seed = seed
         self.host_moments = host_moments
-        self.slice_elements = slice_elements
+        self.slice_elements = SLICE
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -54,25 +53,27 @@ class SlicedAdamW(Optimizer):
         for number, group in enumerate(self.param_groups):
             group["updates"] += 1
             for parameter in group["params"]:
-                if parameter.grad is None:
+                gradient = parameter.grad
+                if gradient is None:
                     continue
                 device = parameter.device
                 if device not in generators:
                     generators[device] = torch.Generator(device)
                     generators[device].manual_seed(stream_seed(self.seed, "rounding", number, group["updates"]))
-                self._update(parameter, group, generators[device])
+                self._update(parameter, gradient, group, generators[device])
         if self.host_moments and any(device.type == "cuda" for device in generators):
             # The last slices are on their way to the host, where a checkpoint reads them.
             torch.cuda.synchronize()
 
-    def _update(self, parameter: Parameter, group: Mapping[str, Any], generator: torch.Generator) -> None:
+    def _update(
+        self, parameter: Parameter, gradient: Tensor, group: Mapping[str, Any], generator: torch.Generator
+    ) -> None:
         state = self.state[parameter]
         if not state:
             state["step"] = torch.tensor(0.0)
             for name in MOMENTS:
                 state[name] = self._empty_moment(parameter).zero_()
-        assert parameter.grad is not None
-        weights, gradient = parameter.view(-1), parameter.grad.reshape(-1)
+        weights, gradient = parameter.view(-1), gradient.reshape(-1)
         moments = [state[name].view(-1) for name in MOMENTS]
         for start in range(0, weights.numel(), self.slice_elements):
             part = slice(start, start + self.slice_elements)
@@ -112,15 +113,15 @@ class SlicedAdamW(Optimizer):
         return torch.empty(parameter.shape, dtype=torch.float32, device=device, pin_memory=pinned)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go back to what `state_dict` gave; torch's own way would round the moments to the parameters' type."""
+        """Restore a `state_dict`; torch's own method would round the moments to the parameters' type."""
         super().load_state_dict({**state_dict, "state": {}})
         saved = [index for group in state_dict["param_groups"] for index in group["params"]]
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         for index, parameter in zip(saved, parameters, strict=True):
             if index in state_dict["state"]:
-                found = state_dict["state"][index]
-                moments = {name: self._empty_moment(parameter).copy_(found[name]) for name in MOMENTS}
-                self.state[parameter] = {"step": found["step"].clone().cpu(), **moments}
+                saved_state = state_dict["state"][index]
+                moments = {name: self._empty_moment(parameter).copy_(saved_state[name]) for name in MOMENTS}
+                self.state[parameter] = {"step": saved_state["step"].clone().cpu(), **moments}
 
 
 def stochastic_round(values: Tensor, generator: torch.Generator) -> Tensor:

@@ -1,4 +1,4 @@
-"""torchao's AdamW with moments of 8 or 4 bits, made reproducible. Imported only where it is asked for."""
+"""torchao's AdamW with moments of 8 or 4 bits, made reproducible. Imported only for these kinds."""
 
 from __future__ import annotations
 

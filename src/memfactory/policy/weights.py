@@ -1,4 +1,4 @@
-"""The weights of a policy: made trainable, written, read back, handed on. It knows no loss and no process."""
+"""The weights of a policy: made trainable, written, read back, synced to engines. It knows no loss and no process."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -35,10 +36,10 @@ def trainable(
     seed: int,
     masters: torch.dtype = torch.float32,
 ) -> Network:
-    """The model with what is to be trained requiring a gradient, which is float32.
+    """The model with its trained weights requiring a gradient, which is float32.
 
-    An adapter that is already there goes on; else new ones are made under `lora`, and without it all weights train, in
-    type `masters`. Adapters are float32.
+    An adapter that the model already has is trained on; else `lora` adds a new one, and without it all weights train,
+    in type `masters`. Adapters are float32.
     """
     if isinstance(model, PeftModel):
         network: Network = model
@@ -79,12 +80,12 @@ def with_adapters(model: PreTrainedModel, options: LoraOptions, dtype: torch.dty
                 adapted = get_peft_model(model, lora)
         except ValueError as error:
             raise ConfigError(f"train.lora.target_modules: {error}") from error
-    assert isinstance(adapted, PeftModel)
-    return adapted
+    # A PeftMixedModel comes only of mixed=True.
+    return cast(PeftModel, adapted)
 
 
 def check_masters(masters: torch.dtype, compute: torch.dtype) -> None:
-    """Raise ConfigError for trained weights that this way of computing, or this torch, cannot train."""
+    """Raise ConfigError for trained weights of a type that `compute`, or this torch, cannot train."""
     if masters == torch.float32:
         return
     if compute != masters:
@@ -100,7 +101,7 @@ def check_masters(masters: torch.dtype, compute: torch.dtype) -> None:
 
 
 def check_engine(network: Network, engine: EngineConfig) -> None:
-    """Raise ConfigError for an adapter that does not reach the engine's own copy of the weights as it is trained."""
+    """Raise ConfigError for an adapter that the engine cannot add to its own copy of the weights."""
     if not isinstance(network, PeftModel) or not isinstance(engine, VllmEngineConfig | VllmServerConfig):
         return
     if splits_tied_weights(network):
@@ -143,14 +144,14 @@ def save_weights(network: Network, folder: Path, dtype: torch.dtype) -> None:
 
 @torch.no_grad()
 def load_weights(network: Network, folder: Path) -> None:
-    """Copy what `save_weights` wrote in float32, or in the weights' own type, into the network's weights.
+    """Copy the weights that `save_weights` wrote, in float32 or in their own type, into the network's.
 
-    Raises MemFactoryError where the weights in `folder` are not all of the network's and no others.
+    Raises MemFactoryError unless the weights in `folder` are all of the network's and no others.
     """
     if isinstance(network, PeftModel):
-        found = set_peft_model_state_dict(network, load_safetensors(folder / "adapter_model.safetensors"))
-        own = [name for name in found.missing_keys if "lora_" in name]
-        _check_names(folder, own, found.unexpected_keys)
+        result = set_peft_model_state_dict(network, load_safetensors(folder / "adapter_model.safetensors"))
+        own = [name for name in result.missing_keys if "lora_" in name]
+        _check_names(folder, own, result.unexpected_keys)
         return
     with without_progress_bar():
         saved, info = type(network).from_pretrained(
@@ -168,14 +169,14 @@ def load_weights(network: Network, folder: Path) -> None:
 
 def _check_names(folder: Path, missing: Collection[str], unexpected: Collection[str]) -> None:
     if missing or unexpected:
-        told = [f"lack {len(missing)} tensors (such as {min(missing)})"] if missing else []
-        told += [f"have {len(unexpected)} others (such as {min(unexpected)})"] if unexpected else []
-        raise MemFactoryError(f"the weights in {folder} are not those of this model: they {' and '.join(told)}")
+        reasons = [f"lack {len(missing)} tensors (such as {min(missing)})"] if missing else []
+        reasons += [f"have {len(unexpected)} others (such as {min(unexpected)})"] if unexpected else []
+        raise MemFactoryError(f"the weights in {folder} are not those of this model: they {' and '.join(reasons)}")
 
 
 @dataclass(frozen=True)
 class PolicyWeights:
-    """What `network` is now, for engines with a copy of their own, in type `dtype`; see `engines.base.Weights`."""
+    """The weights of `network` in type `dtype`, for engines with a copy of their own; see `engines.base.Weights`."""
 
     network: Network
     dtype: torch.dtype

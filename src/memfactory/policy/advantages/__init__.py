@@ -1,1 +1,1 @@
-"""Advantage estimators, one a file; `base.py` says what an estimator is."""
+"""Advantage estimators, one a file; `base.py` defines an estimator."""

@@ -9,9 +9,9 @@ from memfactory.registry import ADVANTAGES
 
 @ADVANTAGES.register("group", options="memfactory.config.objectives:GroupOptions")
 class GroupAdvantage(AdvantageEstimator):
-    """A_i = (r_i - mean) / s over the group; `train.normalize` says what s is (`objective.advantages`)."""
+    """A_i = (r_i - mean) / s over the group; `train.normalize` names s (`objective.advantages`)."""
 
-    def advantages(self, given: StepRewards) -> list[float | None]:
+    def advantages(self, step: StepRewards) -> list[float | None]:
         training = self.training
-        spread = deviation(given.batch)
-        return advantages(given.rewards, training.normalize, training.advantage_epsilon, spread)
+        spread = deviation(step.batch)
+        return advantages(step.rewards, training.normalize, training.advantage_epsilon, spread)

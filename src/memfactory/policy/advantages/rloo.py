@@ -16,9 +16,9 @@ class Rloo(AdvantageEstimator):
     known rewards, or all equal, give exactly 0.
     """
 
-    def advantages(self, given: StepRewards) -> list[float | None]:
-        known = known_rewards(given.rewards)
+    def advantages(self, step: StepRewards) -> list[float | None]:
+        known = known_rewards(step.rewards)
         if len(known) < 2 or min(known) == max(known):
-            return [None if reward is None else 0.0 for reward in given.rewards]
+            return [None if reward is None else 0.0 for reward in step.rewards]
         total, others = math.fsum(known), len(known) - 1
-        return [None if reward is None else reward - (total - reward) / others for reward in given.rewards]
+        return [None if reward is None else reward - (total - reward) / others for reward in step.rewards]

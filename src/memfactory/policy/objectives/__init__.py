@@ -1,1 +1,1 @@
-"""Per-token objectives of policy optimization, one a file; `base.py` says what an objective is."""
+"""Per-token objectives of policy optimization, one a file; `base.py` defines an objective."""

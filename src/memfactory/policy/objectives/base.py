@@ -1,8 +1,8 @@
-"""What an objective is: per-token losses of a micro-batch from log-ratios and advantages.
+"""The contract of an objective: per-token losses of a micro-batch from log-ratios and advantages.
 
 An objective is one file in this package, or a user's own, with `@OBJECTIVES.register("my_objective")` above its class.
-It sees one micro-batch and knows neither its neighbours nor how tokens are weighed. What has to be decided over a whole
-optimizer step is decided before, by `mark`.
+It sees one micro-batch and knows neither its neighbours nor the weights of tokens. A decision over a whole optimizer
+step is made before, by `mark`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from memfactory.registry import OBJECTIVES
 
 @dataclass(frozen=True)
 class Terms:
-    """What an objective is made from, [rows, tokens] each, one row a turn.
+    """The inputs of an objective, [rows, tokens] each, one row a turn.
 
     `logprobs` are log pi, `log_ratio` d = log pi - log pi_old, clamped to +-20; both 0 off the mask, and only they
     carry a gradient. `advantages` is [rows, 1]. `correction` is the sampler's importance weight, [rows, tokens] or
@@ -42,9 +42,9 @@ class Terms:
 
 @dataclass(frozen=True)
 class Parts:
-    """What an objective gives, [rows, tokens] each: loss and ratio, and where its lower and upper bound took effect.
+    """The result of an objective, [rows, tokens] each: loss and ratio, and the tokens at which a bound took effect.
 
-    What stands off the mask does not matter. `low` and `high` are bool.
+    `low` and `high` (bool) are those of the lower and the upper bound. Values off the mask do not matter.
     """
 
     loss: Tensor
@@ -77,8 +77,8 @@ class Objective(ABC):
     ...         ratio = terms.log_ratio.exp()
     ...         return Parts(-ratio * terms.advantages, ratio, *nowhere(ratio))
 
-    Set `takes_correction` where the objective applies the sampler's correction by itself, and `marks` where `mark`
-    must be asked before each optimizer step, which costs one forward pass over the step's turns.
+    Set `takes_correction` if the objective applies the sampler's correction by itself, and `marks` if `mark` must be
+    called before each optimizer step, which costs one forward pass over the step's turns.
     """
 
     Options: ClassVar[type[ObjectiveOptions]] = ObjectiveOptions
@@ -94,7 +94,7 @@ class Objective(ABC):
         """Losses and ratios of a micro-batch."""
 
     def mark(self, tokens: StepTokens, draw: Random) -> Sequence[int]:
-        """The positions in `tokens` of those that `Terms.marked` is to name; asked for only where `marks` is set.
+        """The positions in `tokens` of those that `Terms.marked` will name; called only if `marks` is set.
 
         `draw` is the same in every process, so that all of them choose the same tokens.
         """
@@ -103,8 +103,8 @@ class Objective(ABC):
 
 def make_objective(loss: LossOptions) -> Objective:
     """The objective that `loss` names."""
-    name, given = loss.named_objective
-    objective: Objective = made(OBJECTIVES, name, OBJECTIVES.options(name).model_validate(given), loss)
+    name, values = loss.named_objective
+    objective: Objective = made(OBJECTIVES, name, OBJECTIVES.options(name).model_validate(values), loss)
     return objective
 
 

@@ -1,6 +1,6 @@
 """Clip-Cov and KL-Cov: hold back the few tokens whose log-probability and advantage move together the most.
 
-Entropy falls at a rate that the covariance of log-probability and advantage gives, and a small share of the tokens
+Entropy falls at a rate that the covariance of log-probability and advantage gives, and a small fraction of the tokens
 carries most of it (arXiv 2505.22617). Over all N tokens of an optimizer step,
 Cov_i = (log pi_i - mean log pi) (A_i - mean A), with the policy as it is before the step.
 """
@@ -28,8 +28,8 @@ def covariances(tokens: StepTokens) -> Tensor:
     return (logprobs - logprobs.mean()) * (advantages - advantages.mean())
 
 
-def _budget(share: float, count: int) -> int:
-    return max(1, int(share * count))
+def _budget(fraction: float, count: int) -> int:
+    return max(1, int(fraction * count))
 
 
 @OBJECTIVES.register("clip_cov", options="memfactory.config.objectives:ClipCovOptions")
@@ -45,15 +45,15 @@ class ClipCov(Objective):
     marks = True
 
     def mark(self, tokens: StepTokens, draw: Random) -> Sequence[int]:
-        found = covariances(tokens)
+        values = covariances(tokens)
         ratio = tokens.log_ratio.double().exp()
         stopped = ((ratio > 1 + self.loss.clip_high) & (tokens.advantages > 0)) | (
             (ratio < 1 - self.loss.clip_low) & (tokens.advantages < 0)
         )
-        candidates = ((found > self.options.low) & (found < self.options.high) & ~stopped).nonzero().flatten()
+        candidates = ((values > self.options.low) & (values < self.options.high) & ~stopped).nonzero().flatten()
         # In the order of their covariances the draw does not depend on how tokens are spread over processes.
-        ordered = candidates[found[candidates].argsort(stable=True)].tolist()
-        return draw.sample(ordered, min(_budget(self.options.fraction, len(found)), len(ordered)))
+        ordered = candidates[values[candidates].argsort(stable=True)].tolist()
+        return draw.sample(ordered, min(_budget(self.options.fraction, len(values)), len(ordered)))
 
     def parts(self, terms: Terms) -> Parts:
         parts = clipped(terms.log_ratio.exp(), terms)
@@ -75,8 +75,8 @@ class KlCov(Objective):
     marks = True
 
     def mark(self, tokens: StepTokens, draw: Random) -> Sequence[int]:
-        found = covariances(tokens)
-        chosen: list[int] = torch.topk(found, _budget(self.options.fraction, len(found))).indices.tolist()
+        values = covariances(tokens)
+        chosen: list[int] = torch.topk(values, _budget(self.options.fraction, len(values))).indices.tolist()
         return chosen
 
     def parts(self, terms: Terms) -> Parts:

@@ -19,7 +19,7 @@ NEGATIVE = (3.0, 2.0)
 class Vespo(Objective):
     """-sg(phi(w)) A log pi with phi(w) = exp(lambda + k ln w - lambda w), so phi(1) = 1 (arXiv 2602.10693).
 
-    w = exp(sum of d over the turn), times the sampler's corrections where there are any; ln w is clamped to
+    w = exp(sum of d over the turn), times the sampler's corrections if there are any; ln w is clamped to
     [ln 1e-8, 20]. (k, lambda) is (2, 3) for A >= 0 and (3, 2) for A < 0. A dropped token (correction 0) counts as
     1e-8 and so drops its turn.
     """
