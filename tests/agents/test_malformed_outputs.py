@@ -17,7 +17,7 @@ from memfactory.engines.scripted import ScriptedEngine
 from memfactory.envs.base import Environment
 from memfactory.episode import Episode
 from memfactory.errors import EngineError
-from memfactory.evaluation.records import SampleRecord, record
+from memfactory.evaluation.samples import SampleRecord, record
 from memfactory.memory.bank import BankSource
 from memfactory.memory.options import LexicalEmbedderConfig, MemoryConfig
 from memfactory.play import Sampler, play

@@ -22,7 +22,8 @@ from memfactory.episode import Episode
 from memfactory.errors import ConfigError, DataError, EngineError
 from memfactory.evaluation.collector import UnknownScores
 from memfactory.evaluation.episodes import evaluate_tasks, play_episodes
-from memfactory.evaluation.records import WHOLE_ITEMS, BankRecord, RecordFile, SampleRecord, read_records, record
+from memfactory.evaluation.records import RecordFile, read_records
+from memfactory.evaluation.samples import WHOLE_ITEMS, BankRecord, SampleRecord, record
 from memfactory.evaluation.settings import EvaluationSettings
 from memfactory.memory.bank import BankSource
 from memfactory.play import PlaySettings, Sampler, play

@@ -25,6 +25,11 @@ def test_students_quantiles_fall_towards_the_normal_one():
     assert quantiles == sorted(quantiles, reverse=True) and 1.9599640 < quantiles[-1] < 1.973
 
 
+def test_the_quantile_of_many_degrees_follows_the_exact_ones():
+    assert student_95(100_001) == pytest.approx(student_95(100_000), abs=1e-9)
+    assert student_95(10**15) == pytest.approx(1.9599640, abs=1e-7)
+
+
 def test_none_of_eight_is_wilsons_interval_and_no_point():
     # z^2 / (n + z^2) with z^2 = 3.841459: 3.841459 / 11.841459 = 0.324408.
     assert estimate([0.0] * 8).interval == pytest.approx((0.0, 0.324408), abs=1e-6)

@@ -14,7 +14,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from memfactory.agents.memory_agent import MemoryAgent
 from memfactory.engines.scripted import ScriptedEngine
 from memfactory.episode import Episode
-from memfactory.evaluation.records import turn_record
+from memfactory.evaluation.samples import turn_record
 from memfactory.formats.render import whole
 from memfactory.model.codec import FileCodec
 from memfactory.modules.recurrent_memory import RecurrentMemoryModule, RecurrentMemoryOptions

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from memfactory.episode import Episode, TracedTurn, traced_turns
-from memfactory.evaluation.records import reading_json, turn_record
+from memfactory.evaluation.samples import reading_json, turn_record
 from memfactory.types import change_json, item_json
 
 

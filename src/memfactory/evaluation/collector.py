@@ -10,8 +10,9 @@ from memfactory.envs.rewards.base import RewardFunction
 from memfactory.episode import Episode
 from memfactory.errors import MemFactoryError
 from memfactory.evaluation.categories import by_category
-from memfactory.evaluation.records import RecordFile, SampleRecord, record
+from memfactory.evaluation.records import RecordFile
 from memfactory.evaluation.results import DatasetResult, MetricResult, metric_result
+from memfactory.evaluation.samples import SampleRecord, record
 from memfactory.evaluation.statistics import question_means
 from memfactory.rollout import texts_read, warn_of_failures
 from memfactory.types import Task
