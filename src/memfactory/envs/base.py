@@ -1,4 +1,4 @@
-"""What an environment is: it reads rows as tasks and rewards finished episodes. It knows neither modules nor agents.
+"""The base class of environments: they turn rows into tasks and reward finished episodes.
 
 An environment is one file in this package, or a user's own, with `@ENVS.register("my_env")` above its class.
 """
@@ -30,9 +30,9 @@ SHOWN_PROBLEMS = 5
 
 @dataclass(frozen=True)
 class TaskSet:
-    """The tasks of a dataset, each with an id of its own, and a message for every row that was left out.
+    """The tasks of a dataset, each with an id of its own, and a message for every skipped row.
 
-    `source` is what messages call the dataset, `notes` what else is to be told of it.
+    `source` names the dataset in messages; `notes` are further remarks about its rows.
     """
 
     tasks: tuple[Task, ...]
@@ -42,23 +42,23 @@ class TaskSet:
 
 
 class EnvironmentOptions(Options):
-    """Options every environment has."""
+    """Options of every environment."""
 
     rewards: dict[str, float | dict[str, object]] = Field(default_factory=dict)
-    """Registered rewards by name: a weight, or a mapping of that reward's options, its weight among them."""
+    """Rewards by registered name: a weight, or a mapping of the reward's options, including its weight."""
     steps: dict[str, dict[str, float]] = Field(default_factory=dict)
-    """Module steps that rewards of their own credit in place of the total: weights of `rewards` by step and name."""
+    """Reward weights by module step: such a step is credited with this weighted sum instead of the total reward."""
 
     @model_validator(mode="after")
     def _steps_weigh_rewards(self) -> EnvironmentOptions:
         for step, weights in self.steps.items():
             if not weights:
-                raise ValueError(f"steps.{step} names no reward; leave it out, and the total credits the step")
-            strange = [name for name in weights if name not in self.rewards]
-            if strange:
+                raise ValueError(f"steps.{step} names no reward; without the key, the total credits the step")
+            unknown = [name for name in weights if name not in self.rewards]
+            if unknown:
                 raise ValueError(
-                    f"steps.{step} weighs {', '.join(strange)}, but `rewards` has {', '.join(self.rewards) or 'none'}; "
-                    "a reward of weight 0 there counts in `steps` only"
+                    f"steps.{step} weighs {', '.join(unknown)}, but `rewards` has {', '.join(self.rewards) or 'none'}; "
+                    "give it the weight 0 there to count it in `steps` only"
                 )
         return self
 
@@ -67,7 +67,13 @@ EnvironmentT = TypeVar("EnvironmentT", bound=EnvironmentOptions, default=Environ
 
 
 class Environment(Component[EnvironmentT], ABC):
-    """Turns rows into tasks and finished episodes into rewards."""
+    """Turns rows into tasks and finished episodes into rewards.
+
+    @ENVS.register("trivia")
+    class Trivia(Environment):
+        def task(self, row: Row) -> Task:
+            return Task(row.source, str(row.values["question"]), (str(row.values["answer"]),))
+    """
 
     Options: ClassVar[type[EnvironmentOptions]] = EnvironmentOptions
 
@@ -77,23 +83,23 @@ class Environment(Component[EnvironmentT], ABC):
 
     @abstractmethod
     def task(self, row: Row) -> Task:
-        """The task of `row`. Raises DataError that names the row's source, the field, what was given and expected."""
+        """The task of `row`. Raises DataError with the row's source, the field, its value and the expected form."""
 
     def default_metrics(self, tasks: Sequence[Task]) -> tuple[str, ...]:
-        """The registered rewards to report on `tasks` where none are asked for; the first is the headline.
+        """The registered rewards to report on `tasks` if the config names no metrics; the first is the headline.
 
-        Unless an environment knows better, they are the rewards that it trains on.
+        By default the rewards that the environment trains on.
         """
         return tuple(reward.name for reward in self.rewards)
 
     def reader(self) -> Callable[[Row], Task]:
-        """What reads the rows of one dataset, each by `task`; it may keep what the rows have in common."""
+        """A function that reads the rows of one dataset, by default `task`; it may cache values that rows share."""
         return self.task
 
     def tasks(self, dataset: Dataset) -> TaskSet:
-        """Every task of `dataset`. An id that occurs again gets a number, so ids name tasks.
+        """All tasks of `dataset`. A repeated id gets a number, so that ids are unique.
 
-        Raises DataError for rows that cannot be used (unless the dataset skips them) and where no task is left.
+        Raises DataError for rows that cannot be used, unless the dataset skips them, and if no task is left.
         """
         rows = dataset.checked_rows()
         with guarded(type(self), doing="in reading rows"):
@@ -108,8 +114,8 @@ class Environment(Component[EnvironmentT], ABC):
                     task = read(row)
                 if not isinstance(task, Task):
                     raise broken(type(self), "task", f"returned {type(task).__name__} for {row.source}, not a Task")
-                if (wrong := _wrong(task)) is not None:
-                    raise broken(type(self), "task", f"returned for {row.source} a Task {wrong}")
+                if (problem := _type_problem(task)) is not None:
+                    raise broken(type(self), "task", f"returned for {row.source} a Task {problem}")
                 tasks.append(task)
             except DataError as error:
                 problems.append(str(error))
@@ -118,16 +124,16 @@ class Environment(Component[EnvironmentT], ABC):
         if problems and not dataset.options.skip_bad_rows:
             raise DataError("\n".join([*problems, "skip_bad_rows: true leaves such rows out."]))
         if not tasks:
-            found = (
+            reason = (
                 f"none of its {len(rows)} rows can be used; the first: {problems[0]}" if problems else "it has no rows"
             )
-            raise DataError(f"{dataset.source} gives no task: {found}")
+            raise DataError(f"{dataset.source} gives no task: {reason}")
         return TaskSet(_with_own_ids(tasks), tuple(problems), dataset.source)
 
     def score(self, episodes: Sequence[Episode]) -> list[Reward]:
-        """The rewards of `episodes`, in their order: the weighted sum of the parts, each of which is kept.
+        """The rewards of `episodes`, in their order: the weighted sum of the parts, and the parts.
 
-        An attempt that could not be played to its end is not scored: all of its reward is unknown.
+        An episode that failed is not scored: all parts of its reward are unknown.
         """
         played = [episode for episode in episodes if episode.failure is None]
         columns = {reward.name: reward.scores(played) for reward in self.rewards} if played else {}
@@ -146,9 +152,9 @@ def combine(
     weights: Mapping[str, float],
     steps: Mapping[str, Mapping[str, float]] = MappingProxyType({}),
 ) -> Reward:
-    """The sum of weight x part, and that of each of `steps` by its own weights.
+    """The sum of weight x part, and such a sum for each of `steps` with its own weights.
 
-    One unknown part makes a sum unknown, unless its weight is 0.
+    An unknown part makes a sum unknown, unless its weight is 0.
     """
     return Reward(
         _weighted(parts, weights),
@@ -169,8 +175,8 @@ def _weighted(parts: Mapping[str, float | None], weights: Mapping[str, float]) -
     return total
 
 
-def _wrong(task: Task) -> str | None:
-    """What is of a wrong type in the fields that every environment fills; None where nothing is."""
+def _type_problem(task: Task) -> str | None:
+    """The first field of a wrong type among those that every environment fills; None if there is none."""
     for name in ("id", "question", "context"):
         value: object = getattr(task, name)
         if not isinstance(value, str):
@@ -182,7 +188,7 @@ def _wrong(task: Task) -> str | None:
 
 
 def _with_own_ids(tasks: Sequence[Task]) -> tuple[Task, ...]:
-    """The tasks with a number behind every id that came before: 7, 7#2, 7#3."""
+    """The tasks with a number behind repeated ids: 7, 7#2, 7#3."""
     taken = {task.id for task in tasks}
     counts: Counter[str] = Counter()
     result = []

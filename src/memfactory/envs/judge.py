@@ -1,8 +1,8 @@
-"""A language model that says whether an answer is right. What it cannot say stays unknown: it is never a no.
+"""A language model that judges whether answers are right. Without a verdict the score is unknown, never a no.
 
 A verdict is the whole reply, apart from finished thinking, asterisks and a code fence around it: `yes`, `no`,
-`Verdict: yes`, `Verdict: no`, or `{"verdict": "yes"}` (or true, false), in any case, with or without a full stop. Any
-other reply is asked about once more; if that fails too, or if the engine does, the verdict is None.
+`Verdict: yes`, `Verdict: no`, or `{"verdict": "yes"}` (or true, false), in any case, with or without a full stop. After
+any other reply the judge is asked once more. If that or the engine fails, the verdict is None.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ Reply with exactly one line, "Verdict: yes" if the answer is right or "Verdict: 
 
 REMINDER = 'Reply with nothing but "Verdict: yes" or "Verdict: no".'
 
-SPOKEN = re.compile(r"(?:verdict\s*:\s*)?(yes|no)\.?", re.IGNORECASE)
+PLAIN = re.compile(r"(?:verdict\s*:\s*)?(yes|no)\.?", re.IGNORECASE)
 FENCED = re.compile(r"```\w*\n(.*)\n```", re.DOTALL)
 WORDS = {"yes": True, "no": False, True: True, False: False}
 FIRST_BATCH, LARGEST_BATCH = 8, 64
-"""Cases asked about at one time, doubled while there are replies: a dead endpoint costs one small batch."""
+"""Cases in one batch, doubled while the endpoint replies: a dead endpoint costs one small batch."""
 
 log = logging.getLogger("memfactory")
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is judged: an answer to a question with its reference answers."""
+    """An answer to a question with its reference answers."""
 
     question: str
     references: tuple[str, ...]
@@ -58,18 +58,18 @@ class Case:
 
 
 def read_verdict(reply: str) -> bool | None:
-    """The verdict that `reply` is; None when it is anything else."""
-    said = after_thinking(reply)
-    if said is None:
+    """The verdict of a reply; None if it is not exactly a verdict."""
+    text = after_thinking(reply)
+    if text is None:
         return None
-    said = said.strip().strip("*").strip()
-    fenced = FENCED.fullmatch(said)
-    said = fenced.group(1).strip() if fenced else said
-    spoken = SPOKEN.fullmatch(said.replace("**", ""))
-    if spoken:
-        return WORDS[spoken.group(1).lower()]
+    text = text.strip().strip("*").strip()
+    fenced = FENCED.fullmatch(text)
+    text = fenced.group(1).strip() if fenced else text
+    plain = PLAIN.fullmatch(text.replace("**", ""))
+    if plain:
+        return WORDS[plain.group(1).lower()]
     try:
-        value = json.loads(said)
+        value = json.loads(text)
     except (ValueError, RecursionError):
         return None
     if not isinstance(value, dict) or {*value} != {"verdict"}:
@@ -79,7 +79,7 @@ def read_verdict(reply: str) -> bool | None:
 
 
 class Judge:
-    """Asks `engine` for verdicts; each different case once, for as long as the judge lives."""
+    """Asks `engine` for verdicts, and caches them: each distinct case is judged once in the life of the judge."""
 
     def __init__(
         self, engine: Engine, *, name: str, prompt: str = PROMPT, max_tokens: int = 1024, temperature: float = 0.0
@@ -93,7 +93,7 @@ class Judge:
     def verdicts(self, cases: Sequence[Case]) -> list[bool | None]:
         """Whether each answer is right; None: unknown, and asked again the next time.
 
-        Raises ConfigError where the engine is busy with the very episodes that are judged.
+        Raises ConfigError if the engine is busy with the episodes that are judged.
         """
         new = [case for case in dict.fromkeys(cases) if case not in self._known]
         if new:
@@ -103,7 +103,7 @@ class Judge:
     def _ask_all(self, cases: Sequence[Case]) -> None:
         if self._engine.pending() and not isinstance(self._engine, TolerantEngine):
             raise ConfigError(
-                f"the engine {self._name!r} judges and speaks in the same episodes; give the judge an engine of its own"
+                f"the engine {self._name!r} judges episodes in which it generates; give the judge an engine of its own"
             )
         problems: list[str] = []
         start, size = 0, FIRST_BATCH
@@ -124,30 +124,30 @@ class Judge:
             )
 
     def _ask(self, cases: Sequence[Case], tell: Callable[[str], None]) -> int:
-        """Ask about `cases`, and once more where the reply was no verdict; how many the engine failed at."""
-        asked: dict[Case, tuple[Message, ...]] = {case: (self._message(case),) for case in cases}
+        """Ask about `cases`, and once more after a reply without a verdict; returns the number of engine failures."""
+        prompts: dict[Case, tuple[Message, ...]] = {case: (self._message(case),) for case in cases}
         unclear: dict[Case, tuple[Message, ...]] = {}
         failed = 0
-        for case, reply in self._replies(asked):
+        for case, reply in self._replies(prompts):
             if isinstance(reply, EngineError):
                 failed += 1
                 tell(str(reply))
-            elif not self._keep(case, reply):
-                said = Message("assistant", reply.text.strip() or "(nothing)")
-                unclear[case] = (*asked[case], said, Message("user", REMINDER))
+            elif not self._store(case, reply):
+                unclear_reply = Message("assistant", reply.text.strip() or "(nothing)")
+                unclear[case] = (*prompts[case], unclear_reply, Message("user", REMINDER))
         for case, reply in self._replies(unclear):
             if isinstance(reply, EngineError):
                 tell(str(reply))
-            elif not self._keep(case, reply):
+            elif not self._store(case, reply):
                 tell(f"no verdict, asked twice: {reply.text[:80]!r}")
         return failed
 
-    def _replies(self, asked: dict[Case, tuple[Message, ...]]) -> list[tuple[Case, Reply | EngineError]]:
-        replies = sample_or_errors(self._engine, [(messages, self._sampling) for messages in asked.values()])
-        return list(zip(asked, replies, strict=True))
+    def _replies(self, prompts: dict[Case, tuple[Message, ...]]) -> list[tuple[Case, Reply | EngineError]]:
+        replies = sample_or_errors(self._engine, [(messages, self._sampling) for messages in prompts.values()])
+        return list(zip(prompts, replies, strict=True))
 
-    def _keep(self, case: Case, reply: Reply) -> bool:
-        """Keep the verdict that `reply` is; False when it is none. A reply that was cut off is none."""
+    def _store(self, case: Case, reply: Reply) -> bool:
+        """Cache the verdict of `reply`; False if it has none. A truncated reply has none."""
         verdict = read_verdict(reply.text) if reply.stop == "stop" else None
         if verdict is not None:
             self._known[case] = verdict

@@ -1,4 +1,4 @@
-"""The environment `longcontext`: a question over a long text, in any form that MemAgent or RULER publish."""
+"""The environment `longcontext`: questions about long texts, in MemAgent's and RULER's published forms."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ class LongcontextOptions(EnvironmentOptions):
     """Options of `longcontext`."""
 
     rewards: dict[str, float | dict[str, object]] = Field({"boxed_em": 1.0}, min_length=1)
-    """Registered rewards by name: a weight, or a mapping of that reward's options, its weight among them."""
+    """Rewards by registered name: a weight, or a mapping of the reward's options, including its weight."""
     fields: FieldNames = FieldNames()
-    """What your own rows call their fields, where they differ from the published forms."""
+    """Field names of your own rows, if they differ from the published forms."""
 
 
 @ENVS.register("longcontext")
 class LongcontextEnv(Environment[LongcontextOptions]):
-    """A question over a long text; the answer is scored by rule or by a judge."""
+    """Questions about long texts; answers are scored by rule or by a judge."""
 
     def task(self, row: Row) -> Task:
         return read_task(row, self.options.fields)
 
     def default_metrics(self, tasks: Sequence[Task]) -> tuple[str, ...]:
-        """By the kinds of rows: what the authors of the data report, the headline first."""
+        """The metrics that the authors of each kind of rows report, the headline first."""
         kinds = {task.meta.get("kind"): None for task in tasks}
         names = [name for kind, metrics in METRICS.items() if kind in kinds for name in metrics]
         return tuple(names) or super().default_metrics(tasks)

@@ -47,7 +47,7 @@ MEMORIES = ("memory", "M")
 CONVERSATIONS = ("conversation", "fact", "f")
 ANSWERS = ("answers", "answer", "a")
 IDS = ("id", "index")
-LOST_EVIDENCE = "lost_evidence"
+UNKNOWN_EVIDENCE = "lost_evidence"
 """The key of a task's `meta` that counts evidence ids which are no turn of its conversation and no source of its
 memory."""
 META = {
@@ -93,7 +93,7 @@ class MemoryRowReader:
         self._equal: dict[tuple[Any, ...], tuple[Any, ...]] = {}
 
     def task(self, row: Row) -> Task:
-        """The task of `row`. Raises DataError naming the row, the field, its value and what was expected."""
+        """The task of `row`. Raises DataError naming the row, the field, its value and the expected form."""
         values = read(_MemoryRow, row.values, row.source)
         if self.needs_answers and not values.answers:
             raise missing(row.source, "gold answers", ANSWERS, row.values)
@@ -158,8 +158,8 @@ def _related(row: Row, references: list[_Reference] | None, known: set[str]) -> 
     return tuple(dict.fromkeys(reference.id for reference in references))
 
 
-def _meta(row: Row, lost: int) -> Mapping[str, Scalar]:
-    meta: dict[str, Scalar] = {LOST_EVIDENCE: lost} if lost else {}
+def _meta(row: Row, unknown: int) -> Mapping[str, Scalar]:
+    meta: dict[str, Scalar] = {UNKNOWN_EVIDENCE: unknown} if unknown else {}
     for name, names in META.items():
         field = first_name(row.values, names)
         value = None if field is None else value_at(row.values, field)

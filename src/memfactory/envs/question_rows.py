@@ -1,4 +1,4 @@
-"""Rows about a question over a text as tasks: MemAgent's parquet and JSON, RULER's rows, and your own field names.
+"""Rows of questions about texts as tasks: MemAgent's parquet and JSON, RULER's rows, and your own field names.
 
 | form | question | text | gold answers | id |
 |---|---|---|---|---|
@@ -52,16 +52,16 @@ META = ("num_docs", "extra_info.num_docs", "length", "index", "extra_info.index"
 
 
 class FieldNames(Options):
-    """Fields of your own rows; `a.b` is field b of the object a. null: the names of the published forms."""
+    """Field names of your own rows; `a.b` is the field b of the object a; null for the published forms' names."""
 
     question: str | None = None
-    """The question: a text, or chat messages of which the last user message is taken."""
+    """The question: a text, or chat messages whose last user message is the question."""
     context: str | None = None
-    """The text that is read."""
+    """The text to read."""
     answers: str | None = None
     """The gold answer or answers."""
     id: str | None = None
-    """What names the row in results."""
+    """The row's name in results."""
 
 
 class _QuestionRow(RowModel):
@@ -71,7 +71,7 @@ class _QuestionRow(RowModel):
 
 
 def read_task(row: Row, fields: FieldNames) -> Task:
-    """The task of `row`. Raises DataError naming the row, the field, its value and what was expected."""
+    """The task of `row`. Raises DataError naming the row, the field, its value and the expected form."""
     names = {
         "question": _find(row, fields.question, QUESTIONS, "question"),
         "answers": _find(row, fields.answers, ANSWERS, "gold answers"),
@@ -105,7 +105,7 @@ def _find(row: Row, own: str | None, published: tuple[str, ...], title: str) -> 
 
 
 def _split_ruler(row: Row, field: str, prompt: str) -> tuple[str, str]:
-    """RULER's own prompt as text and question."""
+    """RULER's own prompt, split into text and question."""
     context, _, question = prompt.strip().rpartition("\n")
     if not context:
         raise DataError(
@@ -116,7 +116,7 @@ def _split_ruler(row: Row, field: str, prompt: str) -> tuple[str, str]:
 
 
 def _kind(answers_field: str, answer_prefix: object, context: str) -> Kind:
-    """RULER's question answering tasks have documents for a text and a bare "Answer:" for a prefix."""
+    """The kind of a row: RULER's question-answering tasks have numbered documents or the bare prefix "Answer:"."""
     if answers_field != "outputs":
         return "qa"
     bare = isinstance(answer_prefix, str) and answer_prefix.strip() == "Answer:"
@@ -124,7 +124,7 @@ def _kind(answers_field: str, answer_prefix: object, context: str) -> Kind:
 
 
 def _id(row: Row, own: str | None, question: str) -> str:
-    """The row's own name; under `own` there must be one."""
+    """The row's id; required if the config names its field, `own`."""
     if own is None:
         return id_of(row, IDS, question)
     value = value_at(row.values, own)

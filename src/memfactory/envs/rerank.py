@@ -1,4 +1,4 @@
-"""The environment `rerank`: what is chosen from a memory bank for a question, and the answer that comes of it."""
+"""The environment `rerank`: retrieval from a memory bank for a question, and the answer from it."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class RerankOptions(MemoryBankOptions):
         {"evidence_recall": {"weight": 1.0, "k": 5}, "em": 1.0, "memory_format": {"weight": 0.1, "steps": ["rerank"]}},
         min_length=1,
     )
-    """Registered rewards by name: a weight, or a mapping of that reward's options, its weight among them."""
+    """Rewards by registered name: a weight, or a mapping of the reward's options, including its weight."""
 
 
 @ENVS.register("rerank")
 class RerankEnv(MemoryBankEnv[RerankOptions]):
-    """A question to a memory bank; what counts is the evidence that is retrieved for it, and the answer.
+    """Questions to a memory bank; the retrieved evidence and the answer are scored.
 
     Rows without gold evidence need other rewards, such as {em: 1.0} or RMM's `citations`.
     """
@@ -32,7 +32,7 @@ class RerankEnv(MemoryBankEnv[RerankOptions]):
     evidence_metrics: ClassVar[tuple[str, ...]] = ("evidence_recall",)
 
     def default_metrics(self, tasks: Sequence[Task]) -> tuple[str, ...]:
-        """What `memory_bank` reports, led by the evidence retrieved where nearly every task has gold evidence."""
+        """The metrics of `memory_bank`, led by those of evidence if nearly every task has gold evidence."""
         names = super().default_metrics(tasks)
         leading = [name for name in names if name in self.evidence_metrics]
         return (*leading, *(name for name in names if name not in leading))

@@ -56,28 +56,28 @@ def listed_texts(value: object) -> list[object] | None:
     wrapped = WRAPPED.fullmatch(text)
     inner = wrapped[1] if wrapped else text
     if LISTED.fullmatch(inner) and (inner[0] != "(" or "," in QUOTED.sub("", inner)):
-        found: object = _quoted_texts(inner)
+        items: object = _quoted_texts(inner)
     else:
-        found = _collection(inner)
-        if found is None and wrapped and QUOTED.search(inner):
+        items = _collection(inner)
+        if items is None and wrapped and QUOTED.search(inner):
             raise DataError(f"is {described(value)}, an array of which not all can be read")
-    if not isinstance(found, list) or (found and not _holds_text(found)):
+    if not isinstance(items, list) or (items and not _holds_text(items)):
         return None
-    if not found:
+    if not items:
         raise DataError(f"is {described(value)}, an empty list")
-    for one in found:
+    for one in items:
         if not (isinstance(one, str) and one.strip()) and not is_number(one):
             raise DataError(f"is {described(value)}, a list that holds {described(one)}")
-    return found
+    return items
 
 
 def _quoted_texts(listed: str) -> list[object]:
     """The quoted texts: numpy prints no commas, and Python would concatenate texts without a comma between them."""
     try:
-        found = json.loads(listed)
+        items = json.loads(listed)
     except (ValueError, RecursionError):
-        found = None
-    return found if isinstance(found, list) else [_unquoted(quoted.group()) for quoted in QUOTED.finditer(listed)]
+        items = None
+    return items if isinstance(items, list) else [_unquoted(quoted.group()) for quoted in QUOTED.finditer(listed)]
 
 
 def _collection(text: str) -> list[object] | None:
@@ -87,15 +87,15 @@ def _collection(text: str) -> list[object] | None:
     if text[:1] + text[-1:] not in ("[]", "()", "{}"):
         return None
     try:
-        found = json.loads(text)
+        items = json.loads(text)
     except (ValueError, RecursionError):
         try:
-            found = ast.literal_eval(text)
+            items = ast.literal_eval(text)
         except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
             return None
-    if isinstance(found, (set, frozenset)):
-        return sorted(found, key=repr)
-    return list(found) if isinstance(found, (list, tuple)) else None
+    if isinstance(items, (set, frozenset)):
+        return sorted(items, key=repr)
+    return list(items) if isinstance(items, (list, tuple)) else None
 
 
 def _holds_text(value: object) -> bool:

@@ -1,18 +1,18 @@
-r"""Rewards by rule on an answer and its gold answers: which answer counts, and how texts are compared.
+r"""Rewards that compare an answer with gold answers by rule: which text is the answer, and how texts are compared.
 
-Rule-based rewards derive from `AnswerReward` and say what one answer is worth against one gold answer; the best gold
-answer counts. A task without gold answers has an unknown score.
+Such rewards derive from `AnswerReward` and score an answer against one gold answer; the best gold answer counts. A task
+without gold answers has an unknown score.
 
-`extract` says which answer counts:
+`extract` chooses the answer:
 
-- `answer`: the one that the agent took from its reply, in the form that its prompt asks for;
-- `auto`: the same, and where that still holds a box or "the answer is", what stands there;
-- `all`: the whole text that the agent took its answer from, as RULER looks at it;
-- `boxed`: the last `\boxed{...}` of that text whose braces close (or `\boxed x`, `\fbox{...}`), `\text{...}` around
-  words removed;
-- `the_answer_is`: what follows the last "the answer is" in that text, without asterisks and a final full stop.
+- `answer`: the agent's answer, taken from its reply in the form that its prompt asks for;
+- `auto`: the same, unwrapped from a box or "the answer is" that it still contains;
+- `all`: the whole reply that the agent took its answer from, as RULER scores it;
+- `boxed`: the last `\boxed{...}` of that reply whose braces close (or `\boxed x`, `\fbox{...}`), without `\text{...}`
+  around words;
+- `the_answer_is`: the text after the last "the answer is" in that reply, without asterisks and a final full stop.
 
-An attempt without what `extract` asks for scores 0.
+An episode without such an answer scores 0.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class ExtractOptions(RewardOptions):
     """Options of rewards that read an answer."""
 
     extract: Extract = "auto"
-    """Which answer counts: the agent's (answer), also unwrapped (auto), the whole reply (all), boxed, the_answer_is."""
+    """The text to score: the agent's answer, auto (the same, unwrapped), all (the reply), boxed, or the_answer_is."""
 
     @property
     def reads_form(self) -> AnswerForm | None:
@@ -56,7 +56,7 @@ AnswerT = TypeVar("AnswerT", bound=AnswerOptions, default=AnswerOptions, covaria
 
 
 class AnswerReward(RewardFunction[AnswerT]):
-    """A reward by rule: what the answer is worth against its best gold answer."""
+    """A reward by rule: the score of the answer against its best gold answer."""
 
     def score(self, episodes: Sequence[Episode]) -> list[float | None]:
         return [self._score(episode) for episode in episodes]
@@ -69,36 +69,36 @@ class AnswerReward(RewardFunction[AnswerT]):
         return 0.0 if answer is None else self.worth(composed(answer), [composed(gold) for gold in golds])
 
     def worth(self, answer: str, golds: Sequence[str]) -> float:
-        """What `answer` is worth, in [0, 1]: its worth against the best of `golds`, of which there is at least one."""
+        """The score of `answer` in [0, 1]: by default against the best of `golds`, of which there is at least one."""
         return max(self.against(answer, gold) for gold in golds)
 
     @abstractmethod
     def against(self, answer: str, gold: str) -> float:
-        """What `answer` is worth against one gold answer, in [0, 1]."""
+        """The score of `answer` against one gold answer, in [0, 1]."""
 
 
 def answer_text(episode: Episode) -> str:
-    """The text that the agent took its answer from; empty where there is none."""
+    """The reply that the agent took its answer from; empty if it has none."""
     return (episode.answer if episode.answer_text is None else episode.answer_text) or ""
 
 
 def answer_of(episode: Episode, extract: Extract) -> str | None:
-    """The answer that counts under `extract`; None when it is not there."""
+    """The answer of an episode by `extract`; None if it has none."""
     if extract == "answer":
         return episode.answer or ""
     return extracted((episode.answer or "") if extract == "auto" else answer_text(episode), extract)
 
 
 def extracted(reply: str, extract: Extract) -> str | None:
-    """The answer in `reply` where `extract` says it stands; None when it is not there."""
+    """The answer in `reply` by `extract`; None if it has none."""
     if extract == "boxed":
         return boxed_answer(reply)
     if extract == "the_answer_is":
         return after_the_answer_is(reply)
     if extract == "auto":
-        found = boxed_answer(reply)
-        found = after_the_answer_is(reply) if found is None else found
-        return reply if found is None else found
+        answer = boxed_answer(reply)
+        answer = after_the_answer_is(reply) if answer is None else answer
+        return reply if answer is None else answer
     return reply
 
 
@@ -109,5 +109,5 @@ def normalised(text: str) -> str:
 
 
 def same_as_written(answer: str, gold: str) -> bool:
-    """Equal but for case and spacing: for a gold answer of which `normalised` leaves nothing, such as "The The"."""
+    """Equal except for case and spacing: for a gold answer whose normal form is empty, such as "The The"."""
     return answer.lower().split() == gold.lower().split()

@@ -1,7 +1,7 @@
-"""What a reward is: a name, a weight, and a score for each finished episode.
+"""The base class of rewards: a name, a weight, and a score for each finished episode.
 
 A reward is one file in this package, or a user's own, with `@REWARDS.register("my_reward")` above its class. Rewards
-serve as metrics too, where the weight does not count.
+are metrics too; there the weight does not count.
 """
 
 from __future__ import annotations
@@ -22,11 +22,17 @@ RewardT = TypeVar("RewardT", bound=RewardOptions, default=RewardOptions, covaria
 
 
 class RewardFunction(Component[RewardT], ABC):
-    """Scores episodes. `engines` are the run's engines by name, for rewards that ask a model."""
+    """Scores episodes. `engines` are the run's engines by name, for rewards that ask a model.
+
+    @REWARDS.register("brevity")
+    class Brevity(RewardFunction):
+        def score(self, episodes: Sequence[Episode]) -> list[float | None]:
+            return [1 / (1 + len(episode.answer or "")) for episode in episodes]
+    """
 
     Options: ClassVar[type[RewardOptions]] = RewardOptions
     asks_a_model: ClassVar[bool] = False
-    """Whether it asks a language model. Its options then have `engine`, which names one of `engines:`."""
+    """Whether the reward asks a language model. Its option `engine` then names one of `engines:`."""
 
     def __init__(self, options: RewardT, engines: Mapping[str, Engine]) -> None:
         self.options = options
@@ -34,17 +40,17 @@ class RewardFunction(Component[RewardT], ABC):
 
     @property
     def name(self) -> str:
-        """What the reward is registered as, and logged under."""
+        """The registered name, under which the reward is logged."""
         return REWARDS.name_of(type(self))
 
     def scores(self, episodes: Sequence[Episode]) -> list[float | None]:
-        """What `score` says, checked: one finite number or None an episode. Raises PluginError where a user's own
-        reward says something else, or fails."""
+        """The scores, checked: one finite number or None an episode. Raises PluginError if a user's own reward fails or
+        returns something else."""
         with guarded(type(self), doing="in scoring"):
-            # A copy, which it may change.
-            given = self.score(list(episodes))
-        return checked_scores(type(self), given, len(episodes), [episode.task.id for episode in episodes])
+            # A copy, which the reward may change.
+            scores = self.score(list(episodes))
+        return checked_scores(type(self), scores, len(episodes), [episode.task.id for episode in episodes])
 
     @abstractmethod
     def score(self, episodes: Sequence[Episode]) -> list[float | None]:
-        """One score an episode, in [0, 1] by custom. None: unknown (a judge failed), which is never 0."""
+        """One score an episode, by convention in [0, 1]. None is unknown (a judge failed), which is not 0."""

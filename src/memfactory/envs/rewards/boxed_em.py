@@ -22,15 +22,15 @@ class BoxedExactMatchOptions(RewardOptions):
     """Options of `boxed_em`."""
 
     last_characters: int = Field(300, ge=1)
-    """Only the end of the reply is looked at: so many characters."""
+    """The number of characters at the end of the reply to search for the box."""
 
 
 @REWARDS.register("boxed_em")
 class BoxedExactMatch(RewardFunction[BoxedExactMatchOptions]):
-    r"""1 when the last \boxed{...} equals a gold answer but for case and spaces, as MemAgent trains.
+    r"""Exact match of the last \boxed{...} (case and spaces ignored), the reward of MemAgent.
 
-    Where the agent's prompt asks for the answer in another form, the answer that the agent took from the reply counts
-    in place of the box, so that agents of every form can be compared.
+    If the agent's prompt asks for the answer in another form, the answer that the agent took from its reply is compared
+    instead, so that agents of every form are comparable.
     """
 
     def score(self, episodes: Sequence[Episode]) -> list[float | None]:
@@ -45,15 +45,15 @@ class BoxedExactMatch(RewardFunction[BoxedExactMatchOptions]):
             content = None if episode.answer is None else episode.answer.lower()
         if content is None:
             return 0.0
-        said = stripped(composed(content))
-        return float(any(said == stripped(composed(gold).lower()) for gold in episode.task.answers))
+        answer = stripped(composed(content))
+        return float(any(answer == stripped(composed(gold).lower()) for gold in episode.task.answers))
 
 
 def final_boxed(text: str) -> str | None:
-    r"""What the last `\boxed{...}` holds; None without one, and where its brace is never closed, whatever is before it.
+    r"""The content of the last `\boxed{...}`; None without one, or if its brace is never closed.
 
-    Where `\boxed ` with a space occurs, all that follows it counts, up to a dollar sign. `\fbox{...}` counts as none:
-    MemAgent's scorer finds it but cannot open it.
+    After `\boxed ` with a space, the content is the text up to a dollar sign. `\fbox{...}` does not count: MemAgent's
+    scorer finds it but cannot open it.
     """
     if "\\boxed " in text:
         return text.rpartition("\\boxed ")[2].partition("$")[0]

@@ -1,6 +1,6 @@
-"""The reward `citations`: how many of the retrieved items the answer rests on, as RMM counts them (arXiv 2503.08026).
+"""The reward `citations`: the fraction of retrieved items that the answer cites, as in RMM (arXiv 2503.08026).
 
-The one who answers decides what is cited, so this rewards a retriever: who answers must be frozen, or it learns to cite
+It rewards a retriever. The answering module decides on the citations and must be frozen, or it learns to cite
 everything.
 """
 
@@ -19,14 +19,14 @@ class CitationsOptions(RewardOptions):
     """Options of `citations`."""
 
     kind: Literal["cited", "evidence"] = "cited"
-    """cited: RMM's useful share, which needs no gold answer; evidence: only items that hold gold evidence count."""
+    """cited: all cited items count, as in RMM (no gold needed); evidence: only those with gold evidence count."""
 
 
 @REWARDS.register("citations")
 class Citations(RewardFunction[CitationsOptions]):
-    """The share of the retrieved items that the answer cites; 0 where nothing was retrieved or rightly cited.
+    """Fraction of the retrieved items that the answer cites; 0 without retrieved items.
 
-    With `kind: evidence` a cited item counts where gold evidence is among its sources; a task without gold evidence is
+    With `kind: evidence` a cited item counts if gold evidence is among its sources; a task without gold evidence is
     unknown. Reads `episode.retrieved` and `episode.citations`, with `kind: evidence` also `task.evidence`.
     """
 

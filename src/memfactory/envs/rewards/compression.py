@@ -1,4 +1,4 @@
-"""The reward `compression`: Memory-R2's penalty on a bank that hardly says less than what it was made from."""
+"""The reward `compression`: Memory-R2's penalty on a bank that is hardly shorter than its conversation."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ class CompressionOptions(RewardOptions):
     """Options of `compression`."""
 
     fraction: float = Field(0.7, ge=0)
-    """A bank of at most this fraction of the words that were seen costs nothing. Memory-R2 weighs the rest by 0.3."""
+    """The size of a bank without penalty, as a fraction of the words read. Memory-R2 weighs the penalty by 0.3."""
 
 
 @REWARDS.register("compression")
 class Compression(RewardFunction[CompressionOptions]):
-    """0 for a bank of at most `fraction` of the words seen, and minus what it has more, as a share of those seen.
+    """Penalty on a bank of more than `fraction` of the words read: minus the excess, as a fraction of the words read.
 
-    With B words in the bank and T seen: -max(0, B - share T) / T (arXiv 2605.21768), 0 where nothing was seen. A word
-    is what stands between spaces, so the penalty needs no tokenizer. Seen are the conversation (or text) and the items
-    that were there before it. Reads `episode.bank` (key and value of its items) and the task.
+    With B words in the bank and T words read: -max(0, B - fraction T) / T (arXiv 2605.21768); 0 if nothing was read.
+    Words are separated by spaces, so the penalty needs no tokenizer. The words read are those of the conversation (or
+    text) and of the initial bank. Reads `episode.bank` (key and value of its items) and the task.
     """
 
     def score(self, episodes: Sequence[Episode]) -> list[float | None]:
@@ -34,8 +34,8 @@ class Compression(RewardFunction[CompressionOptions]):
 
     def _score(self, episode: Episode) -> float:
         task = episode.task
-        heard = sum(len(turn.text.split()) for turn in told(task))
-        seen = heard + sum(len(item.text.split()) for item in task.memory)
+        conversation = sum(len(turn.text.split()) for turn in told(task))
+        read = conversation + sum(len(item.text.split()) for item in task.memory)
         items = () if episode.bank is None else episode.bank.list()
-        kept = sum(len(item.text.split()) for item in items)
-        return min(0.0, self.options.fraction * seen - kept) / seen if seen else 0.0
+        bank = sum(len(item.text.split()) for item in items)
+        return min(0.0, self.options.fraction * read - bank) / read if read else 0.0

@@ -1,9 +1,8 @@
-"""Rewards on gold evidence: `evidence_recall` (what was retrieved), `evidence_kept` and `m_fail` (what the bank holds).
+"""Rewards on gold evidence: `evidence_recall` (of retrieval), `evidence_kept` and `m_fail` (of the final bank).
 
-They go by the ids of the utterances that an item says it comes from (its `sources`), not by what it says: an item that
-joins everything covers all evidence, and so does one topic of `topic_extractor`, whose reply names its turns itself,
-that names them all. So they say where evidence was lost, and belong beside a reward of the answer.
-A task without gold evidence has an unknown score.
+They compare the ids of an item's `sources`, not its text: an item that merges everything covers all evidence, and so
+does a topic of `topic_extractor` that names all turns. They show where evidence is lost, and belong beside a reward of
+the answer. A task without gold evidence has an unknown score.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from memfactory.types import MemoryItem
 
 
 class EvidenceReward(RewardFunction[RewardT]):
-    """A score by the share of a task's gold evidence that some items come from."""
+    """A score by the fraction of a task's gold evidence among the sources of some items."""
 
     def score(self, episodes: Sequence[Episode]) -> list[float | None]:
         return [self._score(episode) for episode in episodes]
@@ -35,23 +34,23 @@ class EvidenceReward(RewardFunction[RewardT]):
 
     @abstractmethod
     def items(self, episode: Episode) -> Iterable[MemoryItem]:
-        """The items that are looked at."""
+        """The items whose sources count."""
 
-    def worth(self, share: float) -> float:
-        """What a covered share of the evidence is worth."""
-        return share
+    def worth(self, fraction: float) -> float:
+        """The score of a covered fraction of the evidence."""
+        return fraction
 
 
 class EvidenceRecallOptions(RewardOptions):
     """Options of `evidence_recall`."""
 
     k: int | None = Field(None, ge=1)
-    """Only the first so many retrieved items count (recall@k); null: all of them."""
+    """The number of retrieved items that count, from the first (recall@k); null counts all."""
 
 
 @REWARDS.register("evidence_recall")
 class EvidenceRecall(EvidenceReward[EvidenceRecallOptions]):
-    """The share of the gold evidence that the retrieved items come from.
+    """Recall of the gold evidence among the sources of the retrieved items.
 
     Reads `episode.retrieved` (their `sources`) and `task.evidence`.
     """
@@ -61,8 +60,8 @@ class EvidenceRecall(EvidenceReward[EvidenceRecallOptions]):
 
 
 @REWARDS.register("evidence_kept")
-class EvidenceKept(EvidenceReward):
-    """The share of the gold evidence that items of the memory bank come from at the end; without a bank 0.
+class BankEvidence(EvidenceReward):
+    """Recall of the gold evidence among the sources of the final bank's items; 0 without a bank.
 
     Reads `episode.bank` (the `sources` of its items) and `task.evidence`.
     """
@@ -72,11 +71,11 @@ class EvidenceKept(EvidenceReward):
 
 
 @REWARDS.register("m_fail")
-class MFail(EvidenceKept):
-    """Memory-R2's M-Fail (arXiv 2605.21768), lower is better: the share of the gold evidence that the bank has lost.
+class MFail(BankEvidence):
+    """Memory-R2's M-Fail (arXiv 2605.21768): fraction of the gold evidence missing in the bank; lower is better.
 
-    Reads what `evidence_kept` reads, and is 1 minus that.
+    It is 1 minus `evidence_kept`, and reads the same.
     """
 
-    def worth(self, share: float) -> float:
-        return 1 - share
+    def worth(self, fraction: float) -> float:
+        return 1 - fraction

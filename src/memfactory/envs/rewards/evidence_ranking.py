@@ -1,9 +1,9 @@
 """LongMemEval's retrieval metrics: `evidence_any`, `evidence_all` and `evidence_ndcg` (arXiv 2410.10813).
 
 They read `episode.retrieved` (the `sources` of its items, best first) and `task.evidence`. With `by: session` both are
-taken by session, the part of an id before its last colon ("D3:7" is of session D3), and the ranking is followed until k
-different sessions are found. A task without gold evidence has an unknown score. "Recall@5" of a paper that does not say
-more may be any of `evidence_any`, `evidence_all` and `evidence_recall`.
+reduced to sessions, the part of an id before its last colon ("D3:7" is of session D3), and the ranking counts distinct
+sessions. A task without gold evidence has an unknown score. A paper's "Recall@5" without a definition may be any of
+`evidence_any`, `evidence_all` and `evidence_recall`.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ class EvidenceRankingOptions(RewardOptions):
     """Options of `evidence_any`, `evidence_all` and `evidence_ndcg`."""
 
     k: int = Field(5, ge=1)
-    """How far the ranking counts: so many items, or so many different sessions."""
+    """The length of the ranking, in items or in distinct sessions."""
     by: Literal["turn", "session"] = "turn"
-    """What evidence is counted by: turns, or the sessions that they are of."""
+    """The unit of evidence: turns or their sessions."""
 
 
 class EvidenceRanking(RewardFunction[EvidenceRankingOptions]):
-    """A score by where in the ranking each piece of gold evidence comes first."""
+    """A score by the first rank of each gold evidence id."""
 
     def score(self, episodes: Sequence[Episode]) -> list[float | None]:
         return [self._score(episode) for episode in episodes]
@@ -47,12 +47,12 @@ class EvidenceRanking(RewardFunction[EvidenceRankingOptions]):
 
     @abstractmethod
     def worth(self, gold: Collection[str], ranks: Mapping[str, int]) -> float:
-        """What it is worth that these turns or sessions were found at these ranks, 1 to k."""
+        """The score of gold ids with these ranks (1 to k); ids without a rank were not retrieved."""
 
 
 @REWARDS.register("evidence_any")
 class EvidenceAny(EvidenceRanking):
-    """LongMemEval's recall_any@k: 1 where any of the gold evidence is among the first k."""
+    """LongMemEval's recall_any@k: 1 if any of the gold evidence is among the first k."""
 
     def worth(self, gold: Collection[str], ranks: Mapping[str, int]) -> float:
         return float(any(id in ranks for id in gold))
@@ -60,7 +60,7 @@ class EvidenceAny(EvidenceRanking):
 
 @REWARDS.register("evidence_all")
 class EvidenceAll(EvidenceRanking):
-    """LongMemEval's recall_all@k: 1 where all of the gold evidence is among the first k."""
+    """LongMemEval's recall_all@k: 1 if all of the gold evidence is among the first k."""
 
     def worth(self, gold: Collection[str], ranks: Mapping[str, int]) -> float:
         return float(all(id in ranks for id in gold))
@@ -68,19 +68,19 @@ class EvidenceAll(EvidenceRanking):
 
 @REWARDS.register("evidence_ndcg")
 class EvidenceNdcg(EvidenceRanking):
-    """LongMemEval's ndcg@k: the sum of 1 / max(1, log2(rank)) over the gold evidence found, over the best there is.
+    """LongMemEval's ndcg@k: the sum of 1 / max(1, log2(rank)) over the retrieved gold evidence, divided by the ideal.
 
-    The first two ranks count alike, as in LongMemEval's script. The best there is has one piece of evidence at each
-    rank; an item that comes from several turns brings all of them at its rank, and more than the best counts as 1.
+    The first two ranks count alike, as in LongMemEval's script. The ideal ranking has one gold id at each rank; an item
+    from several turns has all of them at its rank, and a better sum than the ideal counts as 1.
     """
 
     def worth(self, gold: Collection[str], ranks: Mapping[str, int]) -> float:
-        found = sum(_gain(ranks[id]) for id in gold if id in ranks)
-        return min(1.0, found / sum(_gain(rank) for rank in range(1, min(len(gold), self.options.k) + 1)))
+        gain = sum(_gain(ranks[id]) for id in gold if id in ranks)
+        return min(1.0, gain / sum(_gain(rank) for rank in range(1, min(len(gold), self.options.k) + 1)))
 
 
 def turn_ranks(items: Sequence[MemoryItem]) -> dict[str, int]:
-    """The rank (from 1) of the first item that comes from each turn."""
+    """The rank (from 1) of the first item with each turn among its sources."""
     ranks: dict[str, int] = {}
     for rank, item in enumerate(items, start=1):
         for source in item.sources:
@@ -89,7 +89,7 @@ def turn_ranks(items: Sequence[MemoryItem]) -> dict[str, int]:
 
 
 def session_ranks(items: Sequence[MemoryItem]) -> dict[str, int]:
-    """Each session's place (from 1) among the different sessions in the order in which the items bring them."""
+    """The rank (from 1) of each session among the distinct sessions, in the order of the items."""
     sessions = dict.fromkeys(_session(source) for item in items for source in item.sources)
     return {session: rank for rank, session in enumerate(sessions, start=1)}
 

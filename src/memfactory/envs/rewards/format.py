@@ -1,4 +1,4 @@
-r"""The reward `format`: the reply holds exactly one usable `\boxed{}` answer. It does not know the gold answers."""
+r"""The reward `format`: the reply has exactly one usable `\boxed{}` answer. Gold answers do not matter."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class BoxedFormatOptions(RewardOptions):
 
 @REWARDS.register("format")
 class BoxedFormat(RewardFunction[BoxedFormatOptions]):
-    r"""1 when the reply has exactly one \boxed{...}, its braces close and it is not blank."""
+    r"""1 if the reply has exactly one \boxed{...}, closed and not blank."""
 
     def score(self, episodes: Sequence[Episode]) -> list[float | None]:
         return [float(is_one_box(answer_text(episode))) for episode in episodes]
@@ -31,5 +31,5 @@ class BoxedFormat(RewardFunction[BoxedFormatOptions]):
 
 def is_one_box(reply: str) -> bool:
     r"""Whether `reply` has exactly one `\boxed{...}`, closed and not blank."""
-    found = boxes(reply)
-    return len(found) == 1 and found[0][1] is not None and bool(reply[slice(*found[0])].strip())
+    spans = boxes(reply)
+    return len(spans) == 1 and spans[0][1] is not None and bool(reply[slice(*spans[0])].strip())

@@ -1,4 +1,4 @@
-"""The reward `judge`: a language model says whether the answer is right. What it cannot say is unknown, never 0."""
+"""The reward `judge`: a language model judges the answer. Without a verdict the score is unknown, never 0."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class JudgeOptions(ExtractOptions):
     """Options of `judge`."""
 
     engine: str = "judge"
-    """Which of `engines:` judges."""
+    """The judging engine, one of `engines:`."""
     prompt: str = PROMPT
-    """The question to the judge; {question}, {answers} (the gold answers, one a line) and {answer} are filled in."""
+    """The judge's prompt, with {question}, {answers} (the gold answers, one a line) and {answer}."""
     max_tokens: int = Field(1024, ge=1)
-    """The longest reply of the judge, its thinking included."""
+    """The longest reply of the judge in tokens, thinking included."""
     temperature: float = Field(0.0, ge=0)
     """The judge's sampling temperature."""
 
@@ -43,7 +43,7 @@ JudgeT = TypeVar("JudgeT", bound=JudgeOptions, default=JudgeOptions, covariant=T
 
 @REWARDS.register("judge")
 class JudgeReward(RewardFunction[JudgeT]):
-    """1 when a language model finds the answer right, 0 when it finds it wrong; unknown when it gives no verdict."""
+    """1 if a language model judges the answer right, 0 if wrong; unknown without a verdict."""
 
     asks_a_model = True
 
@@ -63,14 +63,14 @@ class JudgeReward(RewardFunction[JudgeT]):
         )
 
     def score(self, episodes: Sequence[Episode]) -> list[float | None]:
-        """Without gold answers unknown, without an answer 0; neither is asked about."""
+        """Unknown without gold answers, 0 without an answer; in neither case is the judge asked."""
         cases = [self._case(episode) for episode in episodes]
-        asked = [case for case in cases if case is not None]
-        verdicts = dict(zip(asked, self._judge.verdicts(asked), strict=True))
+        open_cases = [case for case in cases if case is not None]
+        verdicts = dict(zip(open_cases, self._judge.verdicts(open_cases), strict=True))
         return [self._score(episode, case, verdicts) for episode, case in zip(episodes, cases, strict=True)]
 
     def _case(self, episode: Episode) -> Case | None:
-        """What the judge is asked about; None when there is nothing to ask."""
+        """The case for the judge; None if the score is known without it."""
         answer = answer_of(episode, self.options.extract)
         if not episode.task.answers or answer is None or not answer.strip():
             return None

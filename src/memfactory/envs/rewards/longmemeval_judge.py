@@ -1,4 +1,4 @@
-"""The reward `longmemeval_judge`: a language model judges by the rule of the question's type (arXiv 2410.10813)."""
+"""The reward `longmemeval_judge`: a language model judges by the rule for the question's type (arXiv 2410.10813)."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ FORM = """\
 {question}
 </question>
 
-<{what}>
+<{label}>
 {answers}
-</{what}>
+</{label}>
 
 <answer>
 {answer}
@@ -52,9 +52,9 @@ RULES = {
         "but not what is asked for; no otherwise."
     ),
 }
-WHAT = {"single-session-preference": "description", "abstention": "explanation"}
+LABELS = {"single-session-preference": "description", "abstention": "explanation"}
 PROMPTS = {
-    name: FORM.replace("{rule}", rule).replace("{what}", WHAT.get(name, "reference_answer"))
+    name: FORM.replace("{rule}", rule).replace("{label}", LABELS.get(name, "reference_answer"))
     for name, rule in RULES.items()
 }
 
@@ -63,21 +63,21 @@ class LongMemEvalJudgeOptions(ExtractOptions):
     """Options of `longmemeval_judge`."""
 
     engine: str = "judge"
-    """Which of `engines:` judges (published: gpt-4o-2024-08-06)."""
+    """The judging engine, one of `engines:` (LongMemEval used gpt-4o-2024-08-06)."""
     extract: Extract = "answer"
-    """Which answer counts; LongMemEval's script shows the judge the whole of it."""
+    """The text to judge; LongMemEval's script shows the judge the whole answer."""
     max_tokens: int = Field(1024, ge=1)
-    """The longest reply of the judge, its thinking included."""
+    """The longest reply of the judge in tokens, thinking included."""
     temperature: float = Field(0.0, ge=0)
     """The judge's sampling temperature."""
 
 
 @REWARDS.register("longmemeval_judge")
 class LongMemEvalJudge(RewardFunction[LongMemEvalJudgeOptions]):
-    """A judge by LongMemEval's five rules, in our wording: four by the type of question, one for abstention.
+    """A judge with LongMemEval's five rules, in our wording: four by question type, one for abstention.
 
-    Questions about time may be off by one; after an update the new state counts even beside the old; preferences
-    follow a description; a question whose id holds "_abs" is right where the answer declines. Unknown as in `judge`.
+    Answers about time may be off by one; after an update the new state counts even beside the old; preferences follow a
+    description; for a question with "_abs" in its id, declining is right. Unknown as in `judge`.
     """
 
     asks_a_model = True
@@ -99,7 +99,7 @@ class LongMemEvalJudge(RewardFunction[LongMemEvalJudgeOptions]):
 
 
 def rule_of(task: Task) -> str:
-    """Which of RULES judges answers to `task`."""
+    """The key in RULES of the rule for `task`."""
     if "_abs" in task.id:
         return "abstention"
     kind = str(task.meta.get("question_type"))

@@ -1,7 +1,7 @@
 """The metrics that mem0, A-Mem and Memory-R1 report on LoCoMo: `mem0_f1`, `mem0_em`, `bleu1` and `mem0_judge`.
 
-As in mem0's evaluation/metrics/utils.py of 2025, which is A-Mem's. Published tables mix these with LoCoMo's own F1;
-numbers under different names do not compare.
+They follow mem0's evaluation/metrics/utils.py of 2025, which is A-Mem's. Published tables mix these with LoCoMo's own
+F1; compare only numbers of the same metric.
 """
 
 from __future__ import annotations
@@ -40,38 +40,38 @@ class Mem0MetricOptions(AnswerOptions):
     """Options of `mem0_f1`, `mem0_em` and `bleu1`."""
 
     extract: Extract = "answer"
-    """Which answer counts; mem0's script looks at the whole of it."""
+    """The text to score; mem0's script scores the whole answer."""
 
 
 @REWARDS.register("mem0_f1")
 class Mem0F1(AnswerReward[Mem0MetricOptions]):
-    """mem0's F1: 2 |S & G| / (|S| + |G|) over the sets of words, for every category alike.
+    """mem0's F1 over sets of words, the same for every category: 2 |S & G| / (|S| + |G|).
 
-    Words are lower case, with . , ! ? as spaces between them; articles, other punctuation and endings count, repetition
-    does not. Without words on either side 0.
+    Words are lower case and separated by spaces and . , ! ?; articles, other punctuation and endings count, repetition
+    does not. 0 if either side has no words.
     """
 
     def against(self, answer: str, gold: str) -> float:
-        said, wanted = set(_words(answer)), set(_words(gold))
-        return 2 * len(said & wanted) / (len(said) + len(wanted)) if said and wanted else 0.0
+        ours, theirs = set(_words(answer)), set(_words(gold))
+        return 2 * len(ours & theirs) / (len(ours) + len(theirs)) if ours and theirs else 0.0
 
 
 @REWARDS.register("mem0_em")
 class Mem0ExactMatch(AnswerReward[Mem0MetricOptions]):
-    """mem0's exact match: equal but for case and the space around; an empty answer is 0."""
+    """mem0's exact match (case and surrounding space ignored); 0 for an empty answer."""
 
     def against(self, answer: str, gold: str) -> float:
-        said = answer.strip().lower()
-        return float(bool(said) and said == gold.strip().lower())
+        lower = answer.strip().lower()
+        return float(bool(lower) and lower == gold.strip().lower())
 
 
 @REWARDS.register("bleu1")
 class Bleu1(AnswerReward[Mem0MetricOptions]):
-    """BLEU-1 of one sentence, as mem0 has it from nltk (weights 1, 0, 0, 0). The best gold answer counts.
+    """Sentence BLEU-1 as in mem0 (nltk, weights 1, 0, 0, 0), against the best gold answer.
 
-    p min(1, exp(1 - g / s)), where s and g are the lengths of answer and gold answer in the word tokens of
-    `sentence_words` (those of nltk 3.9) of the lower case, and p is the share of the answer's tokens that are in the
-    gold answer, each as often as it is there. None in common is 0: nltk's smoothing never comes to it.
+    p min(1, exp(1 - g / s)), where s and g are the lengths of answer and gold answer in lower-case tokens of
+    `sentence_words` (those of nltk 3.9), and p is the clipped precision of the answer's tokens. 0 without common
+    tokens: nltk's smoothing does not apply.
     """
 
     def against(self, answer: str, gold: str) -> float:
@@ -82,18 +82,18 @@ class Mem0JudgeOptions(JudgeOptions):
     """Options of `mem0_judge`."""
 
     prompt: str = JUDGE_PROMPT
-    """The question to the judge; {question}, {answers} (the gold answers, one a line) and {answer} are filled in."""
+    """The judge's prompt, with {question}, {answers} (the gold answers, one a line) and {answer}."""
 
 
 @REWARDS.register("mem0_judge")
 class Mem0Judge(JudgeReward[Mem0JudgeOptions]):
-    """A judge by mem0's generous rule (the J of its tables): the same topic or the same time is right. Our wording."""
+    """A judge with mem0's generous rule (J in its tables), in our wording: the same topic or time is right."""
 
 
-def bleu1(said: list[str], wanted: list[str]) -> float:
-    """BLEU-1 (Papineni et al., 2002) of one list of tokens against one other; 0 where either is empty."""
-    shared = (Counter(said) & Counter(wanted)).total()
-    return shared / len(said) * min(1.0, math.exp(1 - len(wanted) / len(said))) if shared else 0.0
+def bleu1(answer: list[str], gold: list[str]) -> float:
+    """BLEU-1 (Papineni et al., 2002) of a list of tokens against another; 0 if either is empty."""
+    shared = (Counter(answer) & Counter(gold)).total()
+    return shared / len(answer) * min(1.0, math.exp(1 - len(gold) / len(answer))) if shared else 0.0
 
 
 def tokens(text: str) -> list[str]:

@@ -1,8 +1,8 @@
-"""The reward `memory_format`: how well the replies that work on the memory kept to their formats.
+"""The reward `memory_format`: whether the replies of the memory modules followed their formats.
 
-It counts what those replies look like, so it belongs beside a reward of what comes of them, and far below it. Three
-things keep it from being an aim of its own: an empty reply (no memory, no operation) is marked 0 by the modules; a step
-that was to be asked and never was adds nothing; and where no step was asked at all the reward is 0, not unknown.
+It scores form only, so it belongs beside a reward of the answer, with a much smaller weight. Three rules keep a policy
+from optimising it alone: modules give an empty reply (no memory, no operation) 0; a step without a call adds nothing;
+and an episode without any such call scores 0, not unknown.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ class MemoryFormatOptions(RewardOptions):
     """Options of `memory_format`."""
 
     steps: tuple[str, ...] = Field(("extract", "update", "rerank"), min_length=1)
-    """The module steps that count. An answer's form is left to the rewards that read the answer."""
+    """The module steps that count. The form of answers belongs to the rewards that read the answer."""
     strict: bool = False
-    """1 for attempts in which every reply is without a fault, else 0; false: the mean."""
+    """Score 1 only if every reply has perfect form, else 0; false scores the mean."""
 
 
 @REWARDS.register("memory_format")
 class MemoryFormat(RewardFunction[MemoryFormatOptions]):
-    """The mean, over the module steps that were asked, of how well their replies kept to the format; 0 without any.
+    """Mean format score of the memory modules' replies, over the module steps; 0 without replies.
 
     Reads `episode.checks`.
     """
@@ -38,9 +38,9 @@ class MemoryFormat(RewardFunction[MemoryFormatOptions]):
         return [self._score(episode) for episode in episodes]
 
     def _score(self, episode: Episode) -> float:
-        asked = [marks for step in self.options.steps if (marks := episode.checks.get(step))]
-        if not asked:
+        by_step = [marks for step in self.options.steps if (marks := episode.checks.get(step))]
+        if not by_step:
             return 0.0
         if self.options.strict:
-            return float(all(mark == 1 for marks in asked for mark in marks))
-        return fmean(fmean(marks) for marks in asked)
+            return float(all(mark == 1 for marks in by_step for mark in marks))
+        return fmean(fmean(marks) for marks in by_step)

@@ -1,4 +1,4 @@
-"""The reward `overlong`: DAPO's soft penalty on replies that come near the longest one allowed."""
+"""The reward `overlong`: DAPO's soft penalty on replies close to the length limit."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class OverlongOptions(RewardOptions):
     """Options of `overlong`."""
 
     limit: int = Field(1024, ge=1)
-    """L: the longest reply in tokens, usually the module's own limit (`memory_tokens`, `max_tokens`)."""
+    """L: the longest reply in tokens, usually the module's limit (`memory_tokens`, `max_tokens`)."""
     buffer: int = Field(128, ge=1)
-    """C: the penalty begins this many tokens before the limit."""
+    """C: the tokens before the limit over which the penalty grows."""
     steps: tuple[str, ...] = ()
-    """The module steps whose replies count; empty: those of every trained step."""
+    """The module steps whose replies count; empty counts every trained step."""
 
     @model_validator(mode="after")
     def _buffer_is_within_the_limit(self) -> OverlongOptions:
@@ -33,10 +33,10 @@ class OverlongOptions(RewardOptions):
 
 @REWARDS.register("overlong")
 class Overlong(RewardFunction[OverlongOptions]):
-    """Minus how far replies reach into the last `buffer` tokens before `limit`, in [-1, 0]: the mean over replies.
+    """DAPO's soft overlong penalty in [-1, 0]: mean over replies of their excess into the last `buffer` tokens.
 
     For a reply of n tokens: 0 for n <= L - C, (L - C - n) / C up to L, and -1 above (DAPO, arXiv 2503.14476, equation
-    13). Reads the token counts of replies; where an API gives none the penalty is unknown. Without a reply it is 0.
+    13). Reads the token counts of replies; unknown if an API gives none. 0 without a reply.
     """
 
     def score(self, episodes: Sequence[Episode]) -> list[float | None]:
@@ -50,10 +50,10 @@ class Overlong(RewardFunction[OverlongOptions]):
         return fmean(map(self.penalty, lengths)) if lengths else 0.0
 
     def _counts(self, turn: Turn, *, frozen: bool) -> bool:
-        """Whether the reply counts; in evaluation nothing is trained, so that without `steps` all replies do."""
+        """Whether the reply counts. In evaluation nothing is trained; without `steps` all replies count."""
         return turn.step in self.options.steps if self.options.steps else turn.trainable or frozen
 
     def penalty(self, length: int) -> float:
-        """Of one reply."""
+        """The penalty of one reply of `length` tokens."""
         over = length - (self.options.limit - self.options.buffer)
         return -min(1.0, max(0, over) / self.options.buffer)

@@ -1,7 +1,7 @@
-"""Sentences and word tokens as `bleu1` counts them: those of nltk 3.9, with which the published values were made.
+"""The sentences and word tokens of `bleu1`: those of nltk 3.9, which the published values used.
 
-The rule is written down here because a library changes it under the numbers: nltk 3.10 splits an opening quote from its
-word. All texts are in lower case. Every pass is linear in the length of the text.
+The rules stand here because the library changes them: nltk 3.10 splits an opening quote from its word. All texts are in
+lower case. Every pass is linear in the length of the text.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import re
 from collections.abc import Iterator
 
 CLOSERS = re.escape(")\";}]*:@'({[")
-"""Signs behind a full stop that let it end a sentence, as a space does."""
+"""Signs after a full stop that let it end a sentence, as a space does."""
 STOP_OR_BREAK = re.compile(rf"\.(?=[\s{CLOSERS}])|[\s,{CLOSERS}]")
 BELONGING = re.compile(r"[\"')\]}]+(?=\s|--|$)")
-"""Signs that still belong to the sentence whose full stop they follow."""
+"""Signs that belong to the sentence whose full stop they follow."""
 NUMBER = re.compile(r"-?[.,]?\d[\d,.-]*")
 ABBREVIATION = re.compile(r"mr|mrs|ms|dr|prof|st|jr|sr|vs|inc|corp|co|ltd|[a-z](?:\.[a-z])*")
 
@@ -39,13 +39,13 @@ JOINED = re.compile(r"\b(?:cannot|d'ye|gimme|gonna|gotta|lemme|more'n)\b|\bwanna
 
 
 def sentences(text: str) -> list[str]:
-    """`text` cut behind each full stop that ends a sentence; the space between sentences is dropped.
+    """`text` split after each full stop that ends a sentence; the space between sentences is dropped.
 
     A full stop does so before a space or a sign of CLOSERS, but not after an abbreviation or an initial, nor after a
     number that a word follows ("1. apples"), nor as the last of several. nltk's model, which has to be downloaded,
     knows more abbreviations.
     """
-    found: list[str] = []
+    complete: list[str] = []
     begin = word = 0
     for match in STOP_OR_BREAK.finditer(text):
         place = match.start()
@@ -54,9 +54,9 @@ def sentences(text: str) -> list[str]:
         elif place >= begin and _ends_sentence(text, word, place):
             belonging = BELONGING.match(text, place + 1)
             end = belonging.end() if belonging else place + 1
-            found.append(text[begin:end])
+            complete.append(text[begin:end])
             begin = word = _after_space(text, end)
-    return [*found, text[begin:]] if begin < len(text) or not found else found
+    return [*complete, text[begin:]] if begin < len(text) or not complete else complete
 
 
 def words(text: str) -> list[str]:
@@ -65,7 +65,7 @@ def words(text: str) -> list[str]:
 
 
 def _ends_sentence(text: str, word: int, stop: int) -> bool:
-    """Whether the full stop at `stop`, behind the word that begins at `word`, ends a sentence."""
+    """Whether the full stop at `stop`, after the word that begins at `word`, ends a sentence."""
     if text[stop - 1 : stop] == "." or ABBREVIATION.fullmatch(text, word, stop):
         return False
     place = _after_space(text, stop + 1)
@@ -74,7 +74,7 @@ def _ends_sentence(text: str, word: int, stop: int) -> bool:
 
 
 def _after_space(text: str, place: int) -> int:
-    """The first place from `place` on where no space is."""
+    """The first place from `place` on without a space."""
     while place < len(text) and text[place].isspace():
         place += 1
     return place
@@ -93,7 +93,7 @@ def _words(sentence: str) -> Iterator[str]:
 
 
 def _parts(word: str) -> Iterator[str]:
-    """The tokens of a word between spaces: clitics ('s, n't) and the words of "cannot" are tokens of their own."""
+    """The tokens of a word between spaces: clitics ('s, n't) and the halves of "cannot" are tokens of their own."""
     ends: list[str] = []
     for clitic in CLITICS:
         if match := clitic.search(word):

@@ -1,7 +1,7 @@
 """The rewards of question answering on SQuAD's normal form: `em`, `sub_em` and `f1`.
 
-An answer of which the normal form leaves nothing ("The", "...") scores 0; MemAgent's own script counts it as right in
-`sub_em`, since the empty text is part of every text.
+An answer with an empty normal form ("The", "...") scores 0; MemAgent's own script counts it as right in `sub_em`, since
+the empty text is part of every text.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ CLOSED = {"yes", "no", "noanswer"}
 
 @REWARDS.register("em")
 class ExactMatch(AnswerReward):
-    """Exact match in SQuAD's normal form: case, punctuation, articles and spacing do not count."""
+    """SQuAD-normalised exact match (case, punctuation, articles and whitespace ignored)."""
 
     def against(self, answer: str, gold: str) -> float:
         return float(_equal(normalised(answer), normalised(gold), answer, gold))
@@ -24,33 +24,33 @@ class ExactMatch(AnswerReward):
 
 @REWARDS.register("sub_em")
 class SubstringMatch(AnswerReward):
-    """MemAgent's evaluation: in SQuAD's normal form one of answer and gold answer is part of the other.
+    """MemAgent's substring match: the SQuAD-normalised answer contains the gold answer, or the reverse.
 
-    Lenient by design: "1" is right where "1961" is asked for, and "no" where the gold answer is "November".
+    Lenient by design: "1" matches the gold answer "1961", and "no" matches "November".
     """
 
     def against(self, answer: str, gold: str) -> float:
-        said, wanted = normalised(answer), normalised(gold)
-        if said and wanted:
-            return float(wanted in said or said in wanted)
-        return float(_equal(said, wanted, answer, gold))
+        ours, theirs = normalised(answer), normalised(gold)
+        if ours and theirs:
+            return float(theirs in ours or ours in theirs)
+        return float(_equal(ours, theirs, answer, gold))
 
 
 @REWARDS.register("f1")
 class WordF1(AnswerReward):
-    """F1 of the answer's words against the gold answer's, in SQuAD's normal form.
+    """SQuAD-normalised word F1, as HotpotQA scores it.
 
-    As HotpotQA scores it: yes, no and noanswer earn nothing unless both are the same.
+    The answers yes, no and noanswer score 0 unless both sides are the same.
     """
 
     def against(self, answer: str, gold: str) -> float:
-        said, wanted = normalised(answer), normalised(gold)
-        if not (said and wanted) or (said != wanted and {said, wanted} & CLOSED):
-            return float(_equal(said, wanted, answer, gold))
-        words, golden = said.split(), wanted.split()
-        shared = sum((Counter(words) & Counter(golden)).values())
-        return 2 * shared / (len(words) + len(golden))
+        ours, theirs = normalised(answer), normalised(gold)
+        if not (ours and theirs) or (ours != theirs and {ours, theirs} & CLOSED):
+            return float(_equal(ours, theirs, answer, gold))
+        answer_words, gold_words = ours.split(), theirs.split()
+        shared = sum((Counter(answer_words) & Counter(gold_words)).values())
+        return 2 * shared / (len(answer_words) + len(gold_words))
 
 
-def _equal(said: str, wanted: str, answer: str, gold: str) -> bool:
-    return said == wanted if wanted else same_as_written(answer, gold)
+def _equal(ours: str, theirs: str, answer: str, gold: str) -> bool:
+    return ours == theirs if theirs else same_as_written(answer, gold)

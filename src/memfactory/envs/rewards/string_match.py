@@ -13,12 +13,12 @@ class StringMatchOptions(AnswerOptions):
     """Options of `string_match_all` and `string_match_part`."""
 
     extract: Extract = "all"
-    """Which answer counts; RULER looks at the whole reply."""
+    """The text to score; RULER scores the whole reply."""
 
 
 @REWARDS.register("string_match_all")
 class StringMatchAll(AnswerReward[StringMatchOptions]):
-    """RULER: the share of the gold answers that occur in the reply (not rounded)."""
+    """RULER's string match: fraction of the gold answers that occur in the reply (not rounded)."""
 
     def worth(self, answer: str, golds: Sequence[str]) -> float:
         return fmean(self.against(answer, gold) for gold in golds)
@@ -29,7 +29,7 @@ class StringMatchAll(AnswerReward[StringMatchOptions]):
 
 @REWARDS.register("string_match_part")
 class StringMatchPart(StringMatchAll):
-    """RULER's question answering: 1 when any of the gold answers occurs in the reply."""
+    """RULER's string match for question answering: 1 if any gold answer occurs in the reply."""
 
     def worth(self, answer: str, golds: Sequence[str]) -> float:
         return max(self.against(answer, gold) for gold in golds)
