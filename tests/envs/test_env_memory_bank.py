@@ -102,9 +102,9 @@ def test_an_unknown_part_makes_unknown_what_it_counts_in_and_nothing_else():
     [
         (
             {"extract": {"f1": 1.0}},
-            "steps.extract weighs f1, but `rewards` has em, memory_format; a reward of weight 0",
+            "steps.extract weighs f1, but `rewards` has em, memory_format; give it the weight 0",
         ),
-        ({"extract": {}}, "steps.extract names no reward; leave it out, and the total credits the step"),
+        ({"extract": {}}, "steps.extract names no reward; without the key, the total credits the step"),
     ],
 )
 def test_steps_that_name_no_reward_are_told(steps, message):
