@@ -58,7 +58,7 @@ class ModuleOptions(Options):
         return None
 
     @property
-    def asked_form(self) -> AnswerForm | None:
+    def requested_form(self) -> AnswerForm | None:
         """The form in which the module asks for the answer; None: it gives none, or does not say."""
         return None
 

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, TypeVar
 from memfactory.components import ModuleOptions
 from memfactory.dialogue import Asking, Module, ModuleT
 from memfactory.episode import Episode
-from memfactory.formats.answers import bare_answer, form_asked_for
+from memfactory.formats.answers import bare_answer, form_of_prompt
 from memfactory.memory.bank import MemoryBank
 from memfactory.plugins.boundary import broken, short_repr
 from memfactory.types import AnswerForm, Candidate, MemoryItem, ParsedAnswer, Utterance
@@ -39,8 +39,8 @@ class AnswerModuleOptions(ModuleOptions):
         raise NotImplementedError(f"{type(self).__name__} does not say which prompt asks for the answer")
 
     @property
-    def asked_form(self) -> AnswerForm:
-        return self.answer_form or form_asked_for(self.answer_prompt)
+    def requested_form(self) -> AnswerForm:
+        return self.answer_form or form_of_prompt(self.answer_prompt)
 
 
 class AnsweringModule(Module[ModuleT, ParsedAnswer]):
@@ -51,7 +51,7 @@ class AnsweringModule(Module[ModuleT, ParsedAnswer]):
 
         `citations` are the ids of the items that the answer cites; None: no or a malformed citation.
         """
-        form: AnswerForm = self.options.asked_form or "plain"
+        form: AnswerForm = self.options.requested_form or "plain"
         ids = None if citations is None else tuple(citations)
         return ParsedAnswer(None if text is None else bare_answer(text, form), text, form, ids)
 

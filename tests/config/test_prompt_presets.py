@@ -50,7 +50,7 @@ def test_a_preset_stands_for_its_prompts(tmp_path: Path, agent: str) -> None:
 def test_a_preset_has_the_information_of_the_prompts_it_replaces() -> None:
     options = RecurrentMemoryOptions(prompts="memagent")
     assert options.prompts.order == "memory_first"
-    assert options.asked_form == "boxed"
+    assert options.requested_form == "boxed"
     assert MEMAGENT["update"].endswith("Updated memory:") and MEMAGENT["answer"].endswith("Your answer:")
 
 

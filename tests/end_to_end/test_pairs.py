@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from memfactory.formats.render import TEXT, told, whole
+from memfactory.formats.render import TEXT, render_task, utterances_of
 from memfactory.types import MemoryItem, Task, Utterance
 from one_step import one_step
 
@@ -40,14 +40,14 @@ def test_every_pair_takes_a_step_of_training(agent, env, tmp_path):
 
 def test_a_text_without_a_conversation_is_read_by_paragraphs():
     task = Task("t", "q", (), context="One.\nStill one.\n\n  \nTwo.\n")
-    assert told(task) == (Utterance(TEXT, "One.\nStill one."), Utterance(TEXT, "Two."))
+    assert utterances_of(task) == (Utterance(TEXT, "One.\nStill one."), Utterance(TEXT, "Two."))
     conversation = (Utterance("Ada", "Hello."),)
-    assert told(Task("t", "q", (), context="One.", conversation=conversation)) == conversation
-    assert told(Task("t", "q", ())) == ()
+    assert utterances_of(Task("t", "q", (), context="One.", conversation=conversation)) == conversation
+    assert utterances_of(Task("t", "q", ())) == ()
 
 
 def test_a_conversation_is_read_as_a_text_with_the_memory_before_it():
     item = MemoryItem("1", "", "Ada lives in Oslo.")
     task = Task("t", "q", (), memory=(item,), conversation=(Utterance("Ada", "I moved to Rome."),))
-    assert whole(task) == "- Ada lives in Oslo.\n\nAda: I moved to Rome."
-    assert whole(Task("t", "q", (), context="As it is.")) == "As it is."
+    assert render_task(task) == "- Ada lives in Oslo.\n\nAda: I moved to Rome."
+    assert render_task(Task("t", "q", (), context="As it is.")) == "As it is."

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from memfactory.dialogue import Agent, Dialogue
 from memfactory.engines.scripted import ScriptedEngine
 from memfactory.episode import Episode
-from memfactory.modules.answer import ANSWER_PROMPT, DIRECT_PROMPT, AnswerModule, AnswerOptions, memory_of_each
+from memfactory.modules.answer import ANSWER_PROMPT, DIRECT_PROMPT, AnswerModule, AnswerOptions, render_memories
 from memfactory.modules.citing_answer import Cited, CitingAnswer, CitingAnswerOptions, parse_cited
 from memfactory.play import Sampler, play
 from memfactory.registry import Options
@@ -82,10 +82,10 @@ def test_a_marker_in_finished_thinking_does_not_count():
 def test_each_namespace_has_a_block_of_its_own_and_a_joint_memory_none():
     ann, bob = MemoryItem("1", "", "x", namespace="Ann"), MemoryItem("2", "", "y", namespace="Bob")
     last, all_of = MemoryItem("3", "", "z", namespace="Ann"), MemoryItem("4", "", "w")
-    assert memory_of_each([ann, bob, last]) == "Memories of Ann:\n- x\n- z\n\nMemories of Bob:\n- y"
-    assert memory_of_each([ann, all_of]) == "- w\n\nMemories of Ann:\n- x"
-    assert memory_of_each([all_of]) == "- w"
-    assert memory_of_each([]) == "(nothing)"
+    assert render_memories([ann, bob, last]) == "Memories of Ann:\n- x\n- z\n\nMemories of Bob:\n- y"
+    assert render_memories([ann, all_of]) == "- w\n\nMemories of Ann:\n- x"
+    assert render_memories([all_of]) == "- w"
+    assert render_memories([]) == "(nothing)"
 
 
 def test_without_distillation_the_default_prompt_does_not_ask_for_it():

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from memfactory.engines.scripted import ScriptedEngine
 from memfactory.episode import Episode
-from memfactory.formats.parse import Topic, find_object, parse_extraction, parse_topics, plain, whole_number
-from memfactory.formats.provenance import MOST_SOURCES, closest, traced
+from memfactory.formats.parse import Topic, find_object, integer, one_line, parse_extraction, parse_topics
+from memfactory.formats.provenance import MOST_SOURCES, closest, with_provenance
 from memfactory.modules.naive_extractor import NaiveExtractor, NaiveExtractorOptions
 from memfactory.modules.topic_extractor import TopicExtractor, TopicExtractorOptions
 from memfactory.roles import Extractor
@@ -118,15 +118,15 @@ def test_an_object_that_is_nested_too_deep_does_not_hide_a_later_one():
 
 
 def test_a_text_is_brought_onto_one_line_that_can_be_written():
-    assert plain(" a\n\tb ") == "a b"
-    assert [plain(value) for value in (" \n", 3, None, ["a"])] == [None] * 4
+    assert one_line(" a\n\tb ") == "a b"
+    assert [one_line(value) for value in (" \n", 3, None, ["a"])] == [None] * 4
     broken, pair = json.loads('"a\\ud83d"'), json.loads('"\\ud83d\\ude00"')
-    assert plain(broken) == "a�" and plain(pair) == "😀"
+    assert one_line(broken) == "a�" and one_line(pair) == "😀"
 
 
 def test_numbers_may_be_written_as_digits_but_truth_is_no_number():
-    assert [whole_number(value) for value in (3, "3", " 03 ", -1)] == [3, 3, 3, -1]
-    assert [whole_number(value) for value in (True, 3.0, "3.0", "³", "-1", "1" * 10, None, [3])] == [None] * 8
+    assert [integer(value) for value in (3, "3", " 03 ", -1)] == [3, 3, 3, -1]
+    assert [integer(value) for value in (True, 3.0, "3.0", "³", "-1", "1" * 10, None, [3])] == [None] * 8
 
 
 # Extraction
@@ -224,7 +224,7 @@ def test_no_reply_is_an_error_and_its_form_is_from_0_to_1(text):
         (parse_topics(text, 3), parse_topics(text, 3).topics),
     ):
         assert 0 <= found.form <= 1 and (found.form > 0) == (len(usable) > 0)
-    for candidate in traced(parse_extraction(text).candidates, TALK, "speaker"):
+    for candidate in with_provenance(parse_extraction(text).candidates, TALK, "speaker"):
         assert candidate.value.strip() and "\n" not in candidate.value
         f"{candidate.key}{candidate.value}{candidate.tags}".encode()
 
@@ -249,20 +249,20 @@ def test_no_reply_is_an_error_and_its_form_is_from_0_to_1(text):
     ],
 )
 def test_an_entry_comes_from_the_utterances_that_share_its_words(value, sources, time, speaker):
-    (found,) = traced([Candidate(value)], TALK, "speaker")
+    (found,) = with_provenance([Candidate(value)], TALK, "speaker")
     assert (found.sources, found.time, found.namespace) == (sources, time, speaker)
-    (joint,) = traced([Candidate(value)], TALK, "joint")
+    (joint,) = with_provenance([Candidate(value)], TALK, "joint")
     assert (joint.sources, joint.namespace) == (sources, "")
 
 
 def test_an_entry_that_fits_many_utterances_alike_comes_from_none_in_particular():
     same = [Utterance("Ada", f"tea number {n}", f"D1:{n}") for n in range(MOST_SOURCES + 1)]
-    assert traced([Candidate("tea")], same[:-1], "joint")[0].sources == ("D1:0", "D1:1", "D1:2")
-    assert traced([Candidate("tea")], same, "joint")[0].sources == ()
+    assert with_provenance([Candidate("tea")], same[:-1], "joint")[0].sources == ("D1:0", "D1:1", "D1:2")
+    assert with_provenance([Candidate("tea")], same, "joint")[0].sources == ()
 
 
 def test_utterances_without_an_id_are_no_evidence():
-    assert traced([Candidate("tea")], [Utterance("Ada", "tea")], "joint")[0].sources == ()
+    assert with_provenance([Candidate("tea")], [Utterance("Ada", "tea")], "joint")[0].sources == ()
 
 
 def test_the_closest_candidate_shares_the_most_words():

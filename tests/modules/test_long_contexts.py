@@ -15,7 +15,7 @@ from memfactory.agents.memory_agent import MemoryAgent
 from memfactory.engines.scripted import ScriptedEngine
 from memfactory.episode import Episode
 from memfactory.evaluation.samples import turn_record
-from memfactory.formats.render import whole
+from memfactory.formats.render import render_task
 from memfactory.model.codec import FileCodec
 from memfactory.modules.recurrent_memory import RecurrentMemoryModule, RecurrentMemoryOptions
 from memfactory.play import PlaySettings, Sampler, play
@@ -187,9 +187,9 @@ def test_what_is_asked_grows_linearly_with_the_text_and_no_prompt_grows_at_all(o
 
 def test_the_text_is_not_copied_before_its_sections_are():
     text = "The tower was built in 1901. " * 20
-    assert whole(Task("t", "q", (), text)) is text
+    assert render_task(Task("t", "q", (), text)) is text
     said = Task("t", "q", (), "", conversation=(Utterance("Ada", "I moved."),))
-    assert whole(said) == "Ada: I moved."
+    assert render_task(said) == "Ada: I moved."
     module = RecurrentMemoryModule(RecurrentMemoryOptions(chunk_tokens=10), FileCodec("tiny"))
     sections = module.chunks(text, "t")
     assert iter(sections) is sections

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from memfactory.dialogue import Agent, Dialogue, Shared
 from memfactory.episode import Episode
-from memfactory.formats.render import bulleted, dated, told
+from memfactory.formats.render import bullet_list, render_item, utterances_of
 from memfactory.memory.bank import MemoryBank
 from memfactory.registry import Options
 from memfactory.types import Candidate, Task, Utterance, frozen
@@ -46,7 +46,7 @@ class BankAgent(Agent[BankAgentOptions]):
 
     def dialogue(self, episode: Episode) -> Dialogue[Any]:
         task = episode.task
-        conversation = told(task)
+        conversation = utterances_of(task)
         if conversation and self._is_frozen(episode, "extractor", "updater"):
             key = _digest("bank", conversation, task.memory, task.related)
             built: MemoryBank = yield Shared(
@@ -63,7 +63,7 @@ class BankAgent(Agent[BankAgentOptions]):
         """Read the conversation into a memory bank, chunk by chunk."""
         bank = episode.bank = self.banks.open(episode.task.memory)
         episode.memory = _shown(bank)
-        for chunk in self.chunks(told(episode.task)):
+        for chunk in self.chunks(utterances_of(episode.task)):
             candidates = yield from self._candidates(episode, chunk)
             yield from self.modules["updater"].play(episode, bank, candidates)
             episode.memory = _shown(bank)
@@ -101,7 +101,7 @@ def _shown(bank: MemoryBank) -> str:
     """The bank as text for a reader: its first SHOWN_ITEMS items, one a line, and the number of the others."""
     items = bank.list()
     others = [f"({len(items) - SHOWN_ITEMS} more)"] if len(items) > SHOWN_ITEMS else []
-    return bulleted([*map(dated, items[:SHOWN_ITEMS]), *others])
+    return bullet_list([*map(render_item, items[:SHOWN_ITEMS]), *others])
 
 
 def _without_question(task: Task, name: str) -> Task:

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from memfactory.dialogue import Agent, Dialogue
 from memfactory.episode import Episode
-from memfactory.formats.render import spoken, told
+from memfactory.formats.render import render_conversation, utterances_of
 from memfactory.memory.bank import MemoryBank
 from memfactory.registry import AGENTS, Options
 from memfactory.types import MemoryItem, Utterance
@@ -40,9 +40,9 @@ class NaiveRag(Agent[NaiveRagOptions]):
         """Store the conversation as memory items, without a model."""
         yield from ()
         task = episode.task
-        conversation = told(task)
+        conversation = utterances_of(task)
         if conversation:
-            episode.note_reading(len(self.modules["answerer"].codec.offsets(spoken(conversation))))
+            episode.note_reading(len(self.modules["answerer"].codec.offsets(render_conversation(conversation))))
         items = as_items(conversation, self.options.turns_per_item, taken={item.id for item in task.memory})
         bank = episode.bank = self.banks.open((*task.memory, *items))
         return bank

@@ -13,7 +13,7 @@ from memfactory.dialogue import Agent, Dialogue
 from memfactory.envs.memory_rows import MemoryRowReader
 from memfactory.episode import Episode
 from memfactory.errors import ConfigError, EngineError
-from memfactory.formats.render import told
+from memfactory.formats.render import utterances_of
 from memfactory.inference import GREEDY, Answer
 from memfactory.memory.bank import MemoryBank
 from memfactory.play import PlaySettings, play
@@ -195,7 +195,7 @@ def _merged(texts: Sequence[Text]) -> tuple[str, tuple[Utterance, ...]]:
 def _utterances(text: Text) -> tuple[Utterance, ...]:
     """The utterances of a conversation, or the paragraphs of a text. Raises DataError for another form."""
     if isinstance(text, str):
-        return told(Task("text", UNKNOWN_QUESTION, (), text))
+        return utterances_of(Task("text", UNKNOWN_QUESTION, (), text))
     values = [_fields(one) if isinstance(one, Utterance) else one for one in text]
     row = Row({"question": UNKNOWN_QUESTION, "conversation": values}, "read")
     return MemoryRowReader(needs_answers=False).task(row).conversation

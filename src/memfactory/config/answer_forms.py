@@ -24,7 +24,7 @@ WORDS: Mapping[AnswerForm, str] = MappingProxyType(
 def forms_by_slot(agent: AgentSpec) -> dict[str, AnswerForm]:
     """The form in which each module asks for the answer, by its slot; modules that do not say are not there."""
     forms = {
-        slot: module.options.asked_form
+        slot: module.options.requested_form
         for slot, module in agent.modules.items()
         if isinstance(module.options, ModuleOptions)
     }

@@ -12,7 +12,7 @@ from memfactory.config.schema import AgentSpec
 from memfactory.errors import ConfigError, DataError
 from memfactory.evaluation.fingerprint import digest
 from memfactory.files.locks import LOCK, folder_lock
-from memfactory.formats.render import told
+from memfactory.formats.render import utterances_of
 from memfactory.memory.bank import BankSource, MemoryBank
 from memfactory.memory.persistence import MANIFEST
 from memfactory.registry import AGENTS
@@ -62,7 +62,7 @@ class BankFolder:
         own = next((task.id for task in tasks if task.memory), None)
         if own is not None:
             raise ConfigError(f"{own} has a memory of its own, and --bank is another; leave one of them out")
-        reading = next((task.id for task in tasks if told(task)), None)
+        reading = next((task.id for task in tasks if utterances_of(task)), None)
         if of_rows and reading is not None:
             raise ConfigError(
                 f"--bank: {reading} has a text to read, and rows are answered side by side. Read texts one at a time "

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from memfactory.console import Console
 from memfactory.episode import Episode
-from memfactory.formats.render import dated
+from memfactory.formats.render import render_item
 from memfactory.types import MemoryItem, Turn
 
 Items = Mapping[str, MemoryItem]
@@ -60,13 +60,13 @@ class MemoryView:
 
 def bank_difference(before: Items, after: Items) -> list[Text]:
     """A line for every removed, changed and new item, in this order."""
-    removed = [Text(f"- {id}: {dated(item)}", "red") for id, item in before.items() if id not in after]
+    removed = [Text(f"- {id}: {render_item(item)}", "red") for id, item in before.items() if id not in after]
     changed = [
-        Text.assemble(f"~ {id}: ", word_difference(dated(before[id]), dated(item)))
+        Text.assemble(f"~ {id}: ", word_difference(render_item(before[id]), render_item(item)))
         for id, item in after.items()
         if id in before and before[id] != item
     ]
-    new = [Text(f"+ {id}: {dated(item)}", "green") for id, item in after.items() if id not in before]
+    new = [Text(f"+ {id}: {render_item(item)}", "green") for id, item in after.items() if id not in before]
     return [*removed, *changed, *new]
 
 

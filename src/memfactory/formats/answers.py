@@ -19,7 +19,7 @@ MARKER = "**Answer:**"
 THE_ANSWER_IS = re.compile(r"the answer is", re.IGNORECASE)
 
 
-def form_asked_for(prompt: str) -> AnswerForm:
+def form_of_prompt(prompt: str) -> AnswerForm:
     """The form that the wording of a prompt asks for; `plain` where it names none."""
     if "\\boxed" in prompt:
         return "boxed"

@@ -85,14 +85,14 @@ def _object_at(text: str, start: int) -> tuple[dict[str, object], int] | None:
     return values, end
 
 
-def plain(value: object) -> str | None:
+def one_line(value: object) -> str | None:
     """A JSON string on one line; None for anything else and for blanks. Halves of surrogate pairs are replaced."""
     if not isinstance(value, str):
         return None
     return " ".join(writable(value).split()) or None
 
 
-def whole_number(value: object) -> int | None:
+def integer(value: object) -> int | None:
     """An integer, or one that was written as a string of digits; None for anything else."""
     if isinstance(value, str):
         return int(value) if re.fullmatch(r"[0-9]{1,9}", value.strip()) else None
@@ -121,11 +121,11 @@ def parse_extraction(text: str) -> Extraction:
 
 def _entry(values: dict[str, object]) -> tuple[Candidate, bool] | None:
     """An entry and whether it was whole; None where it has no value."""
-    value = plain(values.get("value"))
+    value = one_line(values.get("value"))
     if value is None:
         return None
-    key, kind, given = plain(values.get("key")), values.get("memory_type"), values.get("tags", [])
-    tags = [plain(tag) for tag in given] if isinstance(given, list) else [None]
+    key, kind, given = one_line(values.get("key")), values.get("memory_type"), values.get("tags", [])
+    tags = [one_line(tag) for tag in given] if isinstance(given, list) else [None]
     known = isinstance(kind, str) and kind in KINDS
     candidate = Candidate(
         value=value,
@@ -149,11 +149,11 @@ def parse_topics(text: str, turns: int) -> Topics:
 
 
 def _topic(values: dict[str, object], turns: int) -> tuple[Topic, bool] | None:
-    summary, given = plain(values.get("summary")), values.get("reference")
+    summary, given = one_line(values.get("summary")), values.get("reference")
     if summary is None:
         return None
     references = given if isinstance(given, list) else [given]
-    numbers = [whole_number(reference) for reference in references]
+    numbers = [integer(reference) for reference in references]
     places = tuple(dict.fromkeys(number for number in numbers if number is not None and 0 <= number < turns))
     return Topic(summary, places), isinstance(given, list) and 0 < len(places) == len(given)
 

@@ -18,7 +18,7 @@ def content_words(text: str) -> frozenset[str]:
     return frozenset(words(text.replace("’", "'"))) - PROVENANCE_STOP_WORDS
 
 
-def traced(
+def with_provenance(
     candidates: Sequence[Candidate], utterances: Sequence[Utterance], namespaces: Namespaces
 ) -> tuple[Candidate, ...]:
     """The candidates with what the utterances they come from say about them.
@@ -36,11 +36,11 @@ def traced(
         fits = [(len(own & text), len(own & speaker) > 0) for text, speaker in said]
         best = max(fits, default=(0, False))
         turns = [turn for turn, fit in zip(utterances, fits, strict=True) if fit == best]
-        found.append(sourced(candidate, turns if best[0] and len(turns) <= MOST_SOURCES else [], utterances))
+        found.append(from_turns(candidate, turns if best[0] and len(turns) <= MOST_SOURCES else [], utterances))
     return tuple(found if namespaces == "speaker" else [replace(candidate, namespace="") for candidate in found])
 
 
-def sourced(candidate: Candidate, turns: Sequence[Utterance], heard: Sequence[Utterance]) -> Candidate:
+def from_turns(candidate: Candidate, turns: Sequence[Utterance], heard: Sequence[Utterance]) -> Candidate:
     """`candidate` as said in `turns`, or anywhere in `heard` where there are none: sources, time and speaker."""
     around = turns or heard
     times = [turn.time for turn in around if turn.time]

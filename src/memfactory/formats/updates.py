@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from memfactory.formats.parse import entries_of, plain, whole_number
+from memfactory.formats.parse import entries_of, integer, one_line
 from memfactory.formats.provenance import closest
 from memfactory.memory.operations import Add, Delete, Keep, Operation, Update
 from memfactory.text import after_thinking
@@ -60,7 +60,7 @@ def parse_operations(text: str, items: Sequence[MemoryItem], candidates: Sequenc
     said: dict[int, list[dict[str, object]]] = {}
     strays = 0
     for entry in entries:
-        number = whole_number(entry.get("id")) if isinstance(entry, dict) else None
+        number = integer(entry.get("id")) if isinstance(entry, dict) else None
         if number is None or not 1 <= number <= len(kept):
             strays += 1
         elif isinstance(entry, dict):
@@ -84,9 +84,9 @@ def _on_item(entry: dict[str, object], item: MemoryItem) -> tuple[Operation | No
 
 
 def _on_candidate(entry: dict[str, object], candidate: Candidate) -> tuple[Operation | None, bool]:
-    name, value = _name(entry.get("op")), plain(entry.get("value"))
+    name, value = _name(entry.get("op")), one_line(entry.get("value"))
     if name == "UPDATE" and value is not None:
-        return Add(replace(candidate, value=value, key=plain(entry.get("key")) or candidate.key)), True
+        return Add(replace(candidate, value=value, key=one_line(entry.get("key")) or candidate.key)), True
     legal: dict[str | None, Operation] = {"NONE": Keep(), "ADD": Add(candidate), "UPDATE": Add(candidate)}
     operation = legal.get(name)
     return operation, operation is not None and name != "UPDATE"
@@ -110,7 +110,7 @@ def parse_mem0(text: str, items: Sequence[MemoryItem], candidates: Sequence[Cand
     strays = 0
     for entry in entries:
         values = entry if isinstance(entry, dict) else {}
-        number, new = whole_number(values.get("id")), plain(values.get("text"))
+        number, new = integer(values.get("id")), one_line(values.get("text"))
         if _name(values.get("event")) == "ADD" and new is not None and new.lower() not in added:
             added[new.lower()] = Add(_as_candidate(new, candidates))
         elif _name(values.get("event")) != "ADD" and number is not None and 0 <= number < len(items):
@@ -127,7 +127,7 @@ def parse_mem0(text: str, items: Sequence[MemoryItem], candidates: Sequence[Cand
 
 
 def _on_remembered(entry: dict[str, object], item: MemoryItem, candidates: Sequence[Candidate]) -> Operation | None:
-    name, new = _name(entry.get("event")), plain(entry.get("text"))
+    name, new = _name(entry.get("event")), one_line(entry.get("text"))
     if name == "NONE" or (name == "UPDATE" and new == item.text):
         return Keep(item.id)
     if name == "UPDATE" and new is not None:
@@ -153,7 +153,7 @@ def parse_merges(text: str, items: Sequence[MemoryItem], candidate: Candidate) -
     found: dict[str, Operation] = {}
     for line in map(str.strip, lines):
         merge = MERGE_LINE.fullmatch(line)
-        summary = plain(merge.group(2)) if merge else None
+        summary = one_line(merge.group(2)) if merge else None
         index = int(merge.group(1)) if merge else -1
         if ADD_LINE.fullmatch(line):
             found.setdefault("", Add(candidate))

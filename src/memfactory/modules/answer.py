@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from memfactory.dialogue import Ask, Asking
 from memfactory.episode import Episode
 from memfactory.formats.answers import answer_part, keeps_form
-from memfactory.formats.render import bulleted, dated
+from memfactory.formats.render import bullet_list, render_item
 from memfactory.registry import MODULES
 from memfactory.roles import Answerer, AnswerModuleOptions
 from memfactory.text import fill
@@ -75,20 +75,20 @@ class AnswerModule(Answerer[AnswerOptions]):
 
     def dialogue(self, episode: Episode, items: Sequence[MemoryItem]) -> Asking[ParsedAnswer]:
         options = self.options
-        values = {"memory": memory_of_each(items), "question": episode.task.question}
+        values = {"memory": render_memories(items), "question": episode.task.question}
         reply = yield Ask("answer", (Message("user", fill(options.prompt, values)),), options.max_tokens)
-        part = answer_part(reply.text, options.asked_form)
-        episode.check("answer", float(keeps_form(part, options.asked_form)))
+        part = answer_part(reply.text, options.requested_form)
+        episode.check("answer", float(keeps_form(part, options.requested_form)))
         return self.answer(part)
 
 
-def memory_of_each(items: Sequence[MemoryItem]) -> str:
+def render_memories(items: Sequence[MemoryItem]) -> str:
     """The items, one a line; those of a namespace stand together under its name, those of none come first."""
     names = sorted(dict.fromkeys(item.namespace for item in items), key=bool)
     if not any(names):
-        return bulleted([dated(item) for item in items])
+        return bullet_list([render_item(item) for item in items])
     blocks = []
     for name in names:
-        lines = bulleted([dated(item) for item in items if item.namespace == name])
+        lines = bullet_list([render_item(item) for item in items if item.namespace == name])
         blocks.append(f"Memories of {name}:\n{lines}" if name else lines)
     return "\n\n".join(blocks)

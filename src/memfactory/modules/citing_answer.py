@@ -10,7 +10,7 @@ from pydantic import Field
 
 from memfactory.dialogue import Ask, Asking
 from memfactory.episode import Episode
-from memfactory.formats.render import bracketed, dated, spoken
+from memfactory.formats.render import bracketed_list, render_conversation, render_item
 from memfactory.registry import MODULES
 from memfactory.roles import Answerer, AnswerModuleOptions
 from memfactory.text import after_thinking, fill, listed_numbers
@@ -79,8 +79,10 @@ class CitingAnswer(Answerer[CitingAnswerOptions]):
 
     def dialogue(self, episode: Episode, items: Sequence[MemoryItem]) -> Asking[ParsedAnswer]:
         options = self.options
-        lines = with_sources(items, episode.task.conversation) if options.sources else [dated(item) for item in items]
-        values = {"memory": bracketed(lines), "question": episode.task.question}
+        lines = [render_item(item) for item in items]
+        if options.sources:
+            lines = with_sources(items, episode.task.conversation)
+        values = {"memory": bracketed_list(lines), "question": episode.task.question}
         reply = yield Ask("answer", (Message("user", fill(options.prompt, values)),), options.max_tokens)
         cited = parse_cited(reply.text, len(items))
         episode.check("answer", cited.form)
@@ -91,9 +93,9 @@ class CitingAnswer(Answerer[CitingAnswerOptions]):
 def with_sources(items: Sequence[MemoryItem], conversation: Sequence[Utterance]) -> list[str]:
     """Each item in one line, and below it those utterances of `conversation` that it comes from."""
     said = {turn.id: turn for turn in conversation if turn.id}
-    return ["\n".join([dated(item), *_quoted(item, said)]) for item in items]
+    return ["\n".join([render_item(item), *_quoted(item, said)]) for item in items]
 
 
 def _quoted(item: MemoryItem, said: dict[str, Utterance]) -> list[str]:
     turns = [said[source] for source in item.sources if source in said]
-    return [f"    {line}" for line in spoken(turns).splitlines()]
+    return [f"    {line}" for line in render_conversation(turns).splitlines()]

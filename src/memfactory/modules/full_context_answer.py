@@ -12,7 +12,7 @@ from pydantic import Field
 from memfactory.dialogue import Ask, Asking
 from memfactory.episode import Episode
 from memfactory.formats.answers import answer_part, keeps_form
-from memfactory.formats.render import whole
+from memfactory.formats.render import render_task
 from memfactory.registry import MODULES
 from memfactory.roles import AnswerModuleOptions, Reader
 from memfactory.text import fill, keep_ends, token_spans
@@ -71,13 +71,13 @@ class FullContextAnswer(Reader[FullContextAnswerOptions]):
         return sum(len(part) for part in token_spans(text, self.codec.offsets))
 
     def dialogue(self, episode: Episode) -> Asking[ParsedAnswer]:
-        text, reading = self.shortened(whole(episode.task))
+        text, reading = self.shortened(render_task(episode.task))
         episode.note_reading(reading.read, reading.dropped)
         values = {"conversation": text, "question": episode.task.question}
         prompt = fill(self.options.prompt, values)
         reply = yield Ask("answer", (Message("user", prompt),), self.options.max_tokens)
-        part = answer_part(reply.text, self.options.asked_form)
-        episode.check("answer", float(keeps_form(part, self.options.asked_form)))
+        part = answer_part(reply.text, self.options.requested_form)
+        episode.check("answer", float(keeps_form(part, self.options.requested_form)))
         return self.answer(part)
 
     def shortened(self, text: str) -> tuple[str, Reading]:

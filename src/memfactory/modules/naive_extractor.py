@@ -10,8 +10,8 @@ from memfactory.components import ModuleOptions
 from memfactory.dialogue import Ask, Asking
 from memfactory.episode import Episode
 from memfactory.formats.parse import parse_extraction
-from memfactory.formats.provenance import Namespaces, traced
-from memfactory.formats.render import spoken
+from memfactory.formats.provenance import Namespaces, with_provenance
+from memfactory.formats.render import render_conversation
 from memfactory.registry import MODULES
 from memfactory.roles import Extractor
 from memfactory.text import fill
@@ -47,10 +47,10 @@ class NaiveExtractor(Extractor[NaiveExtractorOptions]):
     def dialogue(self, episode: Episode, utterances: Sequence[Utterance]) -> Asking[tuple[Candidate, ...]]:
         if not utterances:
             return ()
-        conversation = spoken(utterances)
+        conversation = render_conversation(utterances)
         episode.note_reading(len(self.codec.offsets(conversation)))
         prompt = fill(self.options.prompt, {"conversation": conversation})
         reply = yield Ask("extract", (Message("user", prompt),), self.options.max_tokens)
         extraction = parse_extraction(reply.text)
         episode.check("extract", extraction.form)
-        return traced(extraction.candidates, utterances, self.options.namespaces)
+        return with_provenance(extraction.candidates, utterances, self.options.namespaces)

@@ -12,7 +12,7 @@ from memfactory.components import ModuleOptions
 from memfactory.dialogue import Ask, Asking
 from memfactory.episode import Episode
 from memfactory.files.json_lines import json_line
-from memfactory.formats.render import numbered
+from memfactory.formats.render import numbered_list
 from memfactory.formats.updates import parse_mem0, parse_operations
 from memfactory.memory.bank import MemoryBank
 from memfactory.memory.options import Search
@@ -95,8 +95,8 @@ class NaiveUpdater(Updater[NaiveUpdaterOptions]):
             texts = [{"id": str(number), "text": item.text} for number, item in enumerate(items)]
             values = {"memory": _json(texts), "candidates": _json([candidate.text for candidate in candidates])}
         else:
-            values = {"memory": numbered([item.text for item in items])}
-            values["candidates"] = numbered([candidate.text for candidate in candidates], len(items) + 1)
+            values = {"memory": numbered_list([item.text for item in items])}
+            values["candidates"] = numbered_list([candidate.text for candidate in candidates], len(items) + 1)
         reply = yield Ask("update", (Message("user", fill(options.wording, values)),), options.max_tokens)
         parse = parse_mem0 if options.format == "mem0" else parse_operations
         decision = parse(reply.text, items, candidates)

@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, mo
 from memfactory.dialogue import Ask, Asking
 from memfactory.episode import Episode
 from memfactory.errors import DataError
-from memfactory.formats.render import whole
+from memfactory.formats.render import render_task
 from memfactory.registry import MODULES, Options
 from memfactory.roles import AnswerModuleOptions, Reader
 from memfactory.text import after_thinking, chunk_cuts, fill, keep_ends, placeholders, token_spans
@@ -256,7 +256,7 @@ class RecurrentMemoryModule(Reader[RecurrentMemoryOptions]):
     def dialogue(self, episode: Episode) -> Asking[ParsedAnswer]:
         options, task = self.options, episode.task
         episode.memory = episode.memory or options.empty_memory
-        text = whole(task)
+        text = render_task(task)
         sections, reading = self.chunks(text, task.id), self.reading(text)
         episode.note_reading(reading.read, reading.dropped)
         for section in sections:

@@ -11,7 +11,7 @@ from pydantic import Field
 from memfactory.components import ModuleOptions
 from memfactory.dialogue import Ask, Asking
 from memfactory.episode import Episode
-from memfactory.formats.render import numbered
+from memfactory.formats.render import numbered_list
 from memfactory.memory.bank import MemoryBank
 from memfactory.memory.options import Search
 from memfactory.registry import MODULES
@@ -90,7 +90,7 @@ class RerankRetriever(Retriever[RerankRetrieverOptions]):
         if not ranked:
             return ()
         listed = ranked if options.order == "search" else _in_bank_order(bank, ranked)
-        memory = numbered([item.text for item in listed])
+        memory = numbered_list([item.text for item in listed])
         prompt = fill(options.prompt, {"question": question, "memory": memory, "limit": str(options.keep)})
         reply = yield Ask("rerank", (Message("user", prompt),), options.max_tokens)
         choice = parse_choice(reply.text, len(listed), options.keep)

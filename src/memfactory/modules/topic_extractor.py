@@ -11,8 +11,8 @@ from memfactory.components import ModuleOptions
 from memfactory.dialogue import Ask, Asking
 from memfactory.episode import Episode
 from memfactory.formats.parse import Topic, parse_topics
-from memfactory.formats.provenance import Namespaces, sourced, traced
-from memfactory.formats.render import bracketed, spoken
+from memfactory.formats.provenance import Namespaces, from_turns, with_provenance
+from memfactory.formats.render import bracketed_list, render_conversation
 from memfactory.registry import MODULES
 from memfactory.roles import Extractor
 from memfactory.text import fill
@@ -54,7 +54,7 @@ class TopicExtractor(Extractor[TopicExtractorOptions]):
             return ()
         options = self.options
         speakers = list(dict.fromkeys(turn.speaker for turn in utterances))
-        conversation = bracketed([spoken([turn]) for turn in utterances])
+        conversation = bracketed_list([render_conversation([turn]) for turn in utterances])
         episode.note_reading(len(self.codec.offsets(conversation)))
         candidates: list[Candidate] = []
         for speaker in speakers if options.each_speaker else [" and ".join(speakers)]:
@@ -68,8 +68,11 @@ class TopicExtractor(Extractor[TopicExtractorOptions]):
 
     def _candidate(self, topic: Topic, utterances: Sequence[Utterance], speaker: str | None) -> Candidate:
         """The topic as a candidate, from the turns that it refers to, else from those whose words it shares."""
-        summary, turns = Candidate(topic.summary), [utterances[place] for place in sorted(topic.places)]
-        (candidate,) = [sourced(summary, turns, utterances)] if turns else traced([summary], utterances, "speaker")
+        candidate, turns = Candidate(topic.summary), [utterances[place] for place in sorted(topic.places)]
+        if turns:
+            candidate = from_turns(candidate, turns, utterances)
+        else:
+            (candidate,) = with_provenance([candidate], utterances, "speaker")
         if self.options.namespaces == "joint":
             return replace(candidate, namespace="")
         return candidate if speaker is None else replace(candidate, namespace=speaker)

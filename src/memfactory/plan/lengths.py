@@ -14,7 +14,7 @@ from memfactory.config import Resolved
 from memfactory.engines.scripted import ScriptedEngine
 from memfactory.episode import Episode
 from memfactory.errors import ConfigError
-from memfactory.formats.render import whole
+from memfactory.formats.render import render_task
 from memfactory.model.loading import load_chat
 from memfactory.model.options import ModelConfig
 from memfactory.play import PlaySettings, Sampler, play
@@ -78,7 +78,7 @@ def _codec(model: ModelConfig, warnings: list[str]) -> Codec:
 
 def _sample(tasks: Sequence[Task]) -> list[Task]:
     """The first tasks, at least one, that can be played within seconds."""
-    ends = accumulate(len(whole(task)) for task in tasks[:SAMPLED_TASKS])
+    ends = accumulate(len(render_task(task)) for task in tasks[:SAMPLED_TASKS])
     return [task for task, end in zip(tasks, ends, strict=False) if task is tasks[0] or end <= SAMPLED_CHARACTERS]
 
 

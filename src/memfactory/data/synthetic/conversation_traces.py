@@ -20,7 +20,7 @@ from memfactory.data.synthetic.conversations import ConversationOptions, Remark,
 from memfactory.data.synthetic.fact_traces import DRILL_PROMPT
 from memfactory.data.synthetic.fact_world import Split
 from memfactory.errors import ConfigError
-from memfactory.formats.render import bracketed, bulleted, numbered, spoken
+from memfactory.formats.render import bracketed_list, bullet_list, numbered_list, render_conversation
 from memfactory.registry import DATASETS, MODULES
 from memfactory.text import fill
 from memfactory.types import Candidate, Utterance
@@ -131,7 +131,7 @@ def extract(random: Random, options: ConversationTracesOptions) -> Example:
         for remark in session
         if remark.state is not None
     ]
-    return {"conversation": spoken(turns)}, json.dumps({"memory_list": entries})
+    return {"conversation": render_conversation(turns)}, json.dumps({"memory_list": entries})
 
 
 def _noted(random: Random, options: ConversationTracesOptions, session: Sequence[Remark], state: State) -> str:
@@ -173,8 +173,8 @@ def update(random: Random, options: ConversationTracesOptions) -> Example:
         operations.append("ADD" if (place < len(states)) != wrong else "NONE")
     lines = [known.state.sentence for known in story.bank]
     values = {
-        "memory": numbered(lines),
-        "candidates": numbered([candidate.text for candidate in news], len(lines) + 1),
+        "memory": numbered_list(lines),
+        "candidates": numbered_list([candidate.text for candidate in news], len(lines) + 1),
     }
     entries = [{"id": number, "op": operation} for number, operation in enumerate(operations, 1)]
     return values, json.dumps({"operations": entries})
@@ -189,7 +189,7 @@ def rerank(random: Random, options: ConversationTracesOptions) -> Example:
         right = states.index(story.target) + 1
         numbers.remove(right)
         numbers.insert(0, right)
-    memory = numbered([state.sentence for state in states])
+    memory = numbered_list([state.sentence for state in states])
     return {"question": story.question, "memory": memory, "limit": str(options.keep)}, json.dumps(
         numbers[: options.keep]
     )
@@ -201,7 +201,7 @@ def answer(random: Random, options: ConversationTracesOptions) -> Example:
     reply = f"**Answer:** {UNKNOWN}"
     if story.target in states:
         reply = f"- {story.target.sentence}\n**Answer:** {story.target.value}"
-    return {"question": story.question, "memory": bulleted(lines)}, reply
+    return {"question": story.question, "memory": bullet_list(lines)}, reply
 
 
 def cite(random: Random, options: ConversationTracesOptions) -> Example:
@@ -210,7 +210,7 @@ def cite(random: Random, options: ConversationTracesOptions) -> Example:
     reply = f"{UNKNOWN} [{NO_CITE}]"
     if story.target in states:
         reply = f"{story.target.value} [{lines.index(story.target.sentence)}]"
-    return {"question": story.question, "memory": bracketed(lines)}, reply
+    return {"question": story.question, "memory": bracketed_list(lines)}, reply
 
 
 def drill(random: Random, options: ConversationTracesOptions) -> Example:
@@ -218,15 +218,15 @@ def drill(random: Random, options: ConversationTracesOptions) -> Example:
     _, states = _bank_only(random, options, random.randint(2, options.items))
     listed = " ".join(state.sentence for state in states)
     random.shuffle(states)
-    return {"section": " " + listed}, bulleted([state.sentence for state in states])
+    return {"section": " " + listed}, bullet_list([state.sentence for state in states])
 
 
 def quiz(random: Random, options: ConversationTracesOptions) -> Example:
     """Memories, and questions about them, each with the answer or with the number of its memory."""
     _, states = _bank_only(random, options, random.randint(2, options.max_candidates))
-    number, lines = random.choice([numbered, bracketed]), [state.sentence for state in states]
+    number, lines = random.choice([numbered_list, bracketed_list]), [state.sentence for state in states]
     values = random.random() < 0.5
-    first = 1 if number is numbered else 0
+    first = 1 if number is numbered_list else 0
     replies = []
     for place in random.sample(range(len(states)), min(QUESTIONS, len(states))):
         question = states[place].question(random.random() < options.paraphrased)

@@ -9,7 +9,7 @@ from pydantic import Field
 from memfactory.components import RewardOptions
 from memfactory.envs.rewards.base import RewardFunction
 from memfactory.episode import Episode
-from memfactory.formats.render import told
+from memfactory.formats.render import utterances_of
 from memfactory.registry import REWARDS
 
 
@@ -34,7 +34,7 @@ class Compression(RewardFunction[CompressionOptions]):
 
     def _score(self, episode: Episode) -> float:
         task = episode.task
-        conversation = sum(len(turn.text.split()) for turn in told(task))
+        conversation = sum(len(turn.text.split()) for turn in utterances_of(task))
         read = conversation + sum(len(item.text.split()) for item in task.memory)
         items = () if episode.bank is None else episode.bank.list()
         bank = sum(len(item.text.split()) for item in items)
