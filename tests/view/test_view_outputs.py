@@ -187,7 +187,7 @@ def test_files_that_no_command_writes_are_refused(tmp_path, content, message):
     (tmp_path / "rows.jsonl").write_text(content)
     with pytest.raises(DataError, match=message):
         write_view(tmp_path / "rows.jsonl")
-    with pytest.raises(ConfigError, match="there is no"):
+    with pytest.raises(ConfigError, match="there is no file or folder"):
         write_view(tmp_path / "nothing")
     (tmp_path / "results.json").write_text('{"models": {"a": {}}}')
     with pytest.raises(DataError, match=r"is not a results\.json of eval"):

@@ -41,7 +41,7 @@ def _page(source: Path, steps: int) -> Page:
     if (source / "transcripts").is_dir() or (source / "metrics.jsonl").is_file():
         return run_page(source, steps)
     if not source.exists():
-        raise ConfigError(f"there is no {source}")
+        raise ConfigError(f"there is no file or folder {str(source)!r}")
     raise ConfigError(
         f"{source} is neither a run folder (no transcripts/, no metrics.jsonl) nor an output folder of eval (no "
         "results.json) nor a .jsonl file that infer wrote"
