@@ -165,7 +165,7 @@ def test_a_module_may_only_name_an_engine_that_exists(folder):
         "Add it under `engines:`."
     ]
     (problem,) = said(folder, text.replace("jugde", "judge").replace("inference", "rollout"))
-    assert "interface 'rollout' is spoken by the policy" in problem
+    assert "interface 'rollout' generates with the policy" in problem
 
 
 @pytest.mark.parametrize(

@@ -28,53 +28,54 @@ class GrpoOptions(TrainerOptions):
     }
 
     prompts_per_step: int = Field(8, ge=1)
-    """Tasks whose groups make one optimizer step."""
+    """Tasks of one optimizer step; each is one group."""
     group_size: int = Field(8, ge=1)
-    """Attempts at each task: the group size G."""
+    """Episodes of each task: the group size G."""
     rollout_prompts: int | None = Field(None, ge=1)
-    """Tasks that are rolled out together; null: prompts_per_step."""
+    """Tasks of one rollout; null: prompts_per_step."""
     require_variance: bool = False
-    """Only groups whose rewards differ count towards prompts_per_step; further tasks are rolled out until they do."""
+    """Dynamic sampling: tasks are rolled out until prompts_per_step groups have rewards that differ (DAPO, arXiv
+    2503.14476)."""
     max_rollouts_per_step: int = Field(20, ge=1)
-    """With require_variance: after this many rollouts the step goes on with the groups it has, or stops the run."""
+    """With require_variance: after this many rollouts the step trains on the groups it has; with none the run stops."""
     carry_groups: bool = False
-    """With require_variance: every rollout is of equally many tasks, and groups beyond prompts_per_step wait for the
-    next step; off: rollouts shrink to what is still wanted. Groups that waited train by their ratio to the policy that
-    sampled them."""
+    """With require_variance: surplus groups are carried to the next step and trained with their ratio to the policy
+    that sampled them, and every rollout has the same size. Off: a rollout has only as many tasks as groups are
+    missing."""
     count_zero_variance: bool = False
-    """Groups whose rewards are all equal count in the weights, the minibatches and the KL term, as in verl; off: they
-    are left out of all of it."""
+    """Groups with equal rewards count in token weights, minibatches and the KL term, as in verl; off: they are left out
+    of all three."""
     valid_groups: int | None = Field(None, ge=1)
-    """Stop after this many groups whose rewards differ, even before `steps`; the last step is cut to fit."""
+    """Stop after this many groups whose rewards differ, even before `steps`; the last step is shortened to fit."""
     minibatches: int = Field(1, ge=1)
-    """Optimizer steps the groups of one rollout are split into."""
+    """Minibatches of one rollout; each is one optimizer step."""
     epochs: int = Field(1, ge=1)
-    """How often the groups of one rollout are gone through."""
+    """Passes over the groups of one rollout (PPO epochs)."""
     advantage: Named = "group"
-    """The advantage estimator: a name (`memfactory list advantages`), or a mapping of `name` and options of its own."""
+    """Advantage estimator: a name (see `memfactory list advantages`), or a mapping of `name` and its options."""
     normalize: Normalize = "std"
-    """Advantage of `group`: reward minus group mean, divided by the group's std (std, population_std), the whole
-    batch's (batch_std), the group's mean (mean: MaxRL), or by nothing (none: Dr. GRPO)."""
+    """Divisor of reward minus group mean in the estimator `group`: the group's unbiased or population std (std,
+    population_std), the batch's std (batch_std), the group's mean (mean: MaxRL), or 1 (none: Dr. GRPO)."""
     advantage_epsilon: float = Field(1e-4, ge=0)
-    """Added to the std that divides."""
+    """Added to the divisor."""
     loss: LossOptions = LossOptions()
     """The objective."""
     temperature: float = Field(1.0, gt=0)
-    """Sampling temperature; the log-probabilities that train use the same."""
+    """Sampling temperature; the log-probabilities in the loss use the same."""
     top_p: float = Field(1.0, gt=0, le=1)
-    """Nucleus sampling in training. Below 1 the sampling and the scored distribution differ."""
+    """Nucleus sampling in training. Below 1 the sampled and the scored distributions differ."""
     top_k: int = Field(0, ge=0)
     """Top-k sampling in training; 0: off."""
     overlong: Overlong = "unknown"
-    """Tasks whose prompts do not fit the context: their attempts end with an unknown reward (unknown), or those whose
-    first prompt does not fit are left out (drop) or refused (error) before training; both measure every task."""
+    """Tasks that do not fit the context. unknown: the rewards of their episodes are unknown. drop, error: every task's
+    first prompt is measured before training, and tasks that do not fit are left out or stop the run."""
     transcripts_per_step: int = Field(2, ge=0)
-    """Groups whose conversations are written to transcripts/ each step."""
+    """Groups of each step whose conversations are written to transcripts/."""
     transcript_tokens: bool = False
-    """Whether they also hold the ids that were fed and sampled and the log-probabilities, some 20 bytes a token."""
+    """Also write token ids and log-probabilities, about 20 bytes a token."""
     max_unknown_fraction: float = Field(0.2, ge=0, le=1)
-    """The run stops when a larger share of a step's rewards is unknown (the judge failed). Attempts that do not fit the
-    context do not count."""
+    """The run stops if a larger fraction of a step's rewards is unknown, such as by a judge that fails. Episodes that
+    do not fit the context do not count."""
 
     @property
     def planned_updates(self) -> int:

@@ -21,7 +21,7 @@ from memfactory.registry import MODULES, REWARDS, Options
 
 POLICY_DECODING = ("temperature", "top_p")
 _BANK_ROLES = {"extractor", "updater", "retriever"}
-_SPOKEN_ELSEWHERE = ("adapter", "chat_template", "template_options")
+_LOCAL_MODEL_KEYS = ("adapter", "chat_template", "template_options")
 
 
 def refuse_policy_decoding(tree: Tree, problems: Problems, written_by_user: int) -> None:
@@ -36,20 +36,20 @@ def refuse_policy_decoding(tree: Tree, problems: Problems, written_by_user: int)
         if tree.values.get("resolved") is True and layer_of(tree.origins, ("engine", key)) < written_by_user:
             del engine[key]
             continue
-        given = " and by --temperature of `memfactory infer`" if key == "temperature" else ""
+        infer = " and --temperature of `memfactory infer`" if key == "temperature" else ""
         problems.add(
             ("engine", key),
-            f"has no effect on the policy: how its replies are drawn is said by train.{key} in training, eval.{key} in "
-            f"evaluation{given}; only helpers under `engines:` have a {key} of their own",
+            f"has no effect on the policy, whose sampling parameters are train.{key} in training, eval.{key} in "
+            f"evaluation{infer}; only other engines, under `engines:`, have a {key} of their own",
         )
 
 
 def without_effect(config: RunConfig, tree: Tree, *, training: bool, written_by_user: int) -> Iterator[str]:
-    """A word on every key that the user changed from its default and that has no effect beside the others.
+    """Warn of every key that the user changed from its default and that has no effect beside the other keys.
 
-    The trainer's are told where the config is meant for `training`. The user wrote what stands in his files and, from
-    the layer `written_by_user` on, on the command line: not the parts that come with MemFactory, nor a run's own
-    config.yaml, in which every key is written out.
+    Keys of the trainer count only in a config for `training`. The user's keys are those of their own files and, from
+    the layer `written_by_user` on, of the command line; not those of the parts that come with MemFactory, nor of a
+    run's own config.yaml, in which every key is written out.
     """
     for path, why in _all_without_effect(config, training=training):
         origin = tree.origins.get(path)
@@ -65,11 +65,11 @@ def _is_packaged(origin: Origin) -> bool:
 
 
 def _all_without_effect(config: RunConfig, *, training: bool) -> Iterator[tuple[KeyPath, str]]:
-    """Every key that differs from its default and has no effect, whoever wrote it: where it is, and the words on it."""
+    """Every key that differs from its default and has no effect, with a message."""
     for path, options in _sections(config):
         if training or path != ("train",):
             yield from _idle(options, path)
-    yield from _unheard_helpers(config)
+    yield from _unused_engines(config)
     yield from _model_behind_an_endpoint(config)
     train = trainer_options(config) if training else None
     if train is not None and train.eval_every and not config.data.eval:
@@ -119,21 +119,21 @@ def _changed(options: BaseModel) -> dict[str, Any]:
     }
 
 
-def _unheard_helpers(config: RunConfig) -> Iterator[tuple[KeyPath, str]]:
-    """Helpers that nothing speaks through, and what of a helper nothing reads."""
-    heard = {name for _, name in reward_engines(config)}
-    heard |= {
+def _unused_engines(config: RunConfig) -> Iterator[tuple[KeyPath, str]]:
+    """Engines that no module and no reward uses, and options of engines without effect."""
+    used = {name for _, name in reward_engines(config)}
+    used |= {
         module.options.engine for module in config.agent.modules.values() if isinstance(module.options, ModuleOptions)
     }
     for name, engine in config.engines.items():
         if isinstance(engine, OpenAIEngineConfig) and engine.tokenizer is not None:
             yield ("engines", name, "tokenizer"), " has no effect: texts are measured as the policy's engine says"
-        if name not in heard and name != "judge":
+        if name not in used and name != "judge":
             yield ("engines", name), " has no effect: no module and no reward names it as its `engine`"
 
 
 def _model_behind_an_endpoint(config: RunConfig) -> Iterator[tuple[KeyPath, str]]:
     if isinstance(config.engine, OpenAIEngineConfig):
         for key in _changed(config.model):
-            if key in _SPOKEN_ELSEWHERE:
-                yield ("model", key), f" has no effect: the endpoint {config.engine.model!r} speaks, not this model"
+            if key in _LOCAL_MODEL_KEYS:
+                yield ("model", key), f" has no effect: the endpoint {config.engine.model!r} generates, not this model"

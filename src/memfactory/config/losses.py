@@ -1,4 +1,4 @@
-"""What the loss of GRPO can be told: objective, clip ranges, KL, corrections, weighting. No torch."""
+"""Options of the policy loss: objective, clip ranges, KL, importance correction, token weights. No torch."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ CONDITIONAL = ("clip_low", "clip_high", "dual_clip", "sapo_positive", "sapo_nega
 
 
 def named(value: Named) -> tuple[str, dict[str, Any]]:
-    """The name and the options in what names a component: a name, or a mapping of `name` and options."""
+    """The name and the options of a component, given as a name or as a mapping of `name` and options."""
     if isinstance(value, str):
         return value, {}
-    return str(value.get("name")), {key: given for key, given in value.items() if key != "name"}
+    return str(value.get("name")), {key: option for key, option in value.items() if key != "name"}
 
 
 def existing(value: Named, registry: Registry[Any]) -> Named:
@@ -34,57 +34,54 @@ def existing(value: Named, registry: Registry[Any]) -> Named:
 
 
 class LossOptions(Options):
-    """The per-token objective and how tokens are weighed; formulas in `policy/objective.py`."""
+    """The per-token objective and the weights of tokens; formulas in `policy/objective.py`."""
 
     objective: Named = "ppo"
-    """The per-token loss: the name of an objective (`memfactory list objectives`), or a mapping of `name` and options
-    of its own."""
+    """Per-token objective: a name (see `memfactory list objectives`), or a mapping of `name` and its options."""
     clip_low: float = Field(0.2, ge=0)
     """The ratio is clipped below at 1 - clip_low."""
     clip_high: float = Field(0.2, ge=0)
-    """The ratio is clipped above at 1 + clip_high (cispo: the upper bound itself is clip_high)."""
+    """The ratio is clipped above at 1 + clip_high (cispo: at clip_high itself)."""
     dual_clip: float | None = Field(None, gt=1)
-    """The loss of a token with a negative advantage is at most this many times its size (arXiv 1912.09729); null:
-    off."""
+    """Upper bound of the ratio for negative advantages (dual-clip PPO, arXiv 1912.09729); null: off."""
     entropy_coef: float = Field(0.0, ge=0)
-    """Weight of the entropy bonus: the loss of a token is lowered by this times the entropy of its distribution."""
+    """Coefficient of the entropy bonus, which is subtracted from the loss of every token."""
     sapo_positive: float = Field(1.0, gt=0)
     """SAPO's temperature for positive advantages (arXiv 2511.20347)."""
     sapo_negative: float = Field(1.05, gt=0)
     """SAPO's temperature for negative advantages."""
     weighting: Weighting = "token"
-    """Each trained token weighs the same (token), or each turn, trajectory or prompt does; constant: Dr. GRPO."""
+    """Loss aggregation: equal weight for each token (token, DAPO), turn, trajectory (GRPO) or prompt; constant: Dr.
+    GRPO."""
     constant_length: int | None = Field(None, ge=1)
-    """The length L that `weighting: constant` divides by: each token weighs 1 / (turns x L)."""
+    """Length L of `weighting: constant`: each token weighs 1 / (turns x L)."""
     kl_coef: float = Field(0.0, ge=0)
-    """Weight of the KL term against the reference; 0: no reference is kept at all."""
+    """KL coefficient (beta) against the reference; 0: there is no reference."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
-    """The per-token KL estimator."""
+    """Per-token KL estimator (Schulman's k1, k2, k3)."""
     kl_unbiased: bool = False
-    """Multiply the KL estimate by the token's ratio, which makes its gradient that of the KL (arXiv 2512.02556)."""
+    """Multiply the KL estimate by the token's ratio, so that its gradient is the KL's (arXiv 2512.02556)."""
     kl_in_reward: bool = False
-    """Subtract kl_coef times the KL estimate of a trajectory's tokens from its reward, in place of a term in the
-    loss."""
+    """Subtract kl_coef times the KL of a trajectory from its reward, instead of a term in the loss."""
     kl_target: float | None = Field(None, gt=0)
-    """Adapt the KL weight so that the mean KL of a trained token comes to this (arXiv 1909.08593); null: constant."""
+    """Adapt the KL coefficient towards this mean KL per token (arXiv 1909.08593); null: constant."""
     kl_horizon: int = Field(10_000, ge=1)
-    """With kl_target: after this many trajectories the KL weight has changed by a fifth at most, twice that for twice
-    as many."""
+    """With kl_target: the KL coefficient changes by at most 20 % per this many trajectories."""
     reference_sync_steps: int = Field(0, ge=0)
-    """Move the reference towards the policy after every so many steps; 0: it stays the policy as it was before
-    training."""
+    """Steps between updates of the reference from the policy; 0: the reference is the initial policy."""
     reference_mixup: float = Field(1.0, gt=0, le=1)
-    """How far the reference moves: 1 makes it the policy (reset), 0.05 a moving average (arXiv 2404.09656)."""
+    """Weight of the policy in an update of the reference: 1 copies the policy, 0.05 gives a moving average (arXiv
+    2404.09656)."""
     sampler_correction: Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = "none"
-    """Importance weight policy / sampler for engines whose log-probabilities differ from the trainer's."""
+    """Importance sampling correction, policy / sampler, for engines whose log-probabilities are not the trainer's."""
     correction_low: float = Field(0.5, ge=0)
-    """Masks: weights below this drop the token or turn."""
+    """Masks: tokens or turns with a weight below this are dropped."""
     correction_high: float = Field(2.0, gt=0)
-    """Truncation: weights are cut here. Masks: weights above this drop the token or turn."""
+    """Truncation: the largest weight. Masks: tokens or turns with a weight above this are dropped."""
     correction_turn: Literal["geometric", "product"] = "geometric"
-    """Sequence corrections: a turn's weight is the geometric mean of its tokens' weights, or their product."""
+    """Sequence corrections: the weight of a turn is the geometric mean or the product of its tokens' weights."""
     mask_truncated: bool = False
-    """Turns that were cut by length train nothing (the rest of their trajectory does)."""
+    """Turns truncated at their longest length are not trained on; other turns of their trajectory are."""
 
     def without_effect(self) -> Mapping[str, str]:
         correction = self.sampler_correction
@@ -127,7 +124,7 @@ class LossOptions(Options):
 
     @property
     def moving_reference(self) -> bool:
-        """Whether the reference follows the policy."""
+        """Whether the reference is updated from the policy."""
         return self.kl_coef > 0 and self.reference_sync_steps > 0
 
     @field_validator("objective")
@@ -137,7 +134,7 @@ class LossOptions(Options):
 
     @model_validator(mode="after")
     def _kl_options_have_a_kl(self) -> LossOptions:
-        wanted = [
+        using_kl = [
             name
             for name, on in (
                 ("kl_in_reward", self.kl_in_reward),
@@ -146,8 +143,8 @@ class LossOptions(Options):
             )
             if on
         ]
-        if wanted and self.kl_coef == 0:
-            raise ValueError(f"{wanted[0]} needs a kl_coef above 0: without one there is no KL and no reference")
+        if using_kl and self.kl_coef == 0:
+            raise ValueError(f"{using_kl[0]} needs a kl_coef above 0: without one there is no KL and no reference")
         if self.kl_in_reward and self.kl_unbiased:
             raise ValueError("kl_unbiased corrects the gradient of a KL term in the loss, but kl_in_reward has none")
         return self

@@ -33,7 +33,7 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
 
 class Readiness:
-    """Checks one validated config for one command: `problems` gains what stops it, `warnings` what deserves a word."""
+    """Checks one validated config for one command, and adds to `problems` and `warnings`."""
 
     def __init__(self, config: RunConfig, base_dir: Path, problems: Problems, command: Command) -> None:
         self.config = config
@@ -43,7 +43,7 @@ class Readiness:
         self.warnings: list[str] = []
 
     def check(self) -> list[str]:
-        """Check everything that the command uses; the warnings."""
+        """Check everything that the command uses; return the warnings."""
         if self.command == "train":
             self._can_be_trained()
             self._rewards_can_be_earned()
@@ -74,17 +74,17 @@ class Readiness:
         if config.data.train is None and not any(options.datasets()):
             self.problems.add(("data", "train"), "is missing: there is nothing to train on")
         modules = [(MODULES.get(module.name), module.options) for module in config.agent.modules.values()]
-        asking = [given for module, given in modules if module.steps]
-        if options.policy is not None and options.plays and modules and all(_frozen(given) for given in asking):
+        asking = [options for module, options in modules if module.steps]
+        if options.policy is not None and options.plays and modules and all(_frozen(one) for one in asking):
             self.problems.add(("agent",), "no module is trained: every one that asks has `interface: inference`")
-        learning = [given for module, given in modules if module.learns_itself]
-        if options.policy is None and all(_frozen(given) for given in learning):
+        learning = [options for module, options in modules if module.learns_itself]
+        if options.policy is None and all(_frozen(one) for one in learning):
             self.problems.add(
                 ("agent",), "no module learns online; write for example `modules: {retriever: linear_reranker}`"
             )
 
     def _rewards_can_be_earned(self) -> None:
-        """A reward that counts must not read a form of answers that the agent never asks for. SFT asks no reward."""
+        """A reward that counts must not read a form of answers that the agent's prompts never ask for."""
         train, entries = trainer_options(self.config), getattr(self.config.env.options, "rewards", {})
         if train is None or not train.plays or self.problems.touch(("agent",), ("env",)):
             return
@@ -160,7 +160,7 @@ class Readiness:
             )
 
     def _used_engines(self) -> Iterator[tuple[KeyPath, EngineConfig]]:
-        """The policy's engine and every helper that a module or (in training) a reward speaks through."""
+        """The policy's engine, and the engines of frozen modules and (in training) of judges."""
         yield ("engine",), self.config.engine
         modules = [
             module.options.engine
@@ -186,13 +186,13 @@ class Readiness:
         options = None if train is None else train.policy
         if options is None:
             return
-        here, asked = ("train", "optimizer", "kind"), options.optimizer.kind
+        key, name = ("train", "optimizer", "kind"), options.optimizer.kind
         kind = options.optimizer.kind_on(cuda=on_gpu(self.config.model), stochastic=options.stochastic)
         if kind == "adamw_8bit":
-            self._needs(self.config.model, here, asked, "bitsandbytes", "bitsandbytes", "use adamw")
+            self._needs(self.config.model, key, name, "bitsandbytes", "bitsandbytes", "use adamw")
         elif kind in TORCHAO_KINDS and not installed("torchao"):
             self.problems.add(
-                here, f"{asked} needs an extra that is not installed: pip install 'memfactory[torchao]'; or use adamw"
+                key, f"{name} needs an extra that is not installed: pip install 'memfactory[torchao]'; or use adamw"
             )
 
     def _trackers(self) -> None:

@@ -18,7 +18,7 @@ _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 
 
 def check_rules(config: RunConfig, problems: Problems) -> None:
-    """Add whatever cannot work to `problems`. A rule about values that have a problem of their own waits."""
+    """Add everything that cannot work to `problems`. Values that have a problem already are left alone."""
     _engines(config, problems)
     for index, name in enumerate(config.eval.metrics):
         if name not in REWARDS.names():
@@ -30,13 +30,15 @@ def check_rules(config: RunConfig, problems: Problems) -> None:
         if address is not None and not address.startswith(("http://", "https://")):
             problems.add((*path, "base_url"), f"{address!r} is no address; it begins with http:// or https://")
     if isinstance(config.engine, HfEngineConfig) and config.engine.model is not None:
-        problems.add(("engine", "model"), "the policy's model is the section `model:`; only helpers have their own")
+        problems.add(
+            ("engine", "model"), "the policy's model is the section `model:`; only `engines:` have models of their own"
+        )
     for path, model in models(config).items():
         _model(model, path, problems)
 
 
 def models(config: RunConfig) -> dict[KeyPath, ModelConfig]:
-    """The policy's model and those of the helpers that have their own, by where each is configured."""
+    """The models of the policy and of other engines, by their keys."""
     own: dict[KeyPath, ModelConfig] = {
         ("engines", name, "model"): engine.model
         for name, engine in config.engines.items()
@@ -46,7 +48,7 @@ def models(config: RunConfig) -> dict[KeyPath, ModelConfig]:
 
 
 def reward_engines(config: RunConfig) -> Iterator[tuple[KeyPath, str]]:
-    """Where a reward names the engine that judges, and the name."""
+    """The key and the name of each judge's engine."""
     rewards = getattr(config.env.options, "rewards", {})
     for name, entry in rewards.items() if isinstance(rewards, dict) else ():
         if name not in REWARDS.names() or not REWARDS.get(name).asks_a_model:
@@ -75,7 +77,7 @@ def _engines(config: RunConfig, problems: Problems) -> None:
         elif options.interface != "inference" and options.engine != POLICY:
             problems.add(
                 path,
-                f"interface {options.interface!r} is spoken by the policy; engine {options.engine!r} needs "
+                f"interface {options.interface!r} generates with the policy; engine {options.engine!r} needs "
                 "interface: inference",
             )
 

@@ -13,12 +13,12 @@ from memfactory.registry import Options
 
 
 class SftStage(Options):
-    """One part of a curriculum: so many optimizer steps, or passes, on one dataset."""
+    """One stage of a curriculum: a number of optimizer steps or epochs on one dataset."""
 
     steps: int | None = Field(None, ge=1)
     """Optimizer steps of this stage."""
     epochs: float | None = Field(None, gt=0)
-    """Passes over the dataset, in place of steps."""
+    """Passes over the dataset, instead of steps."""
     data: str | dict[str, object]
     """The dataset of this stage, as under `data.train`."""
     learning_rate: float | None = Field(None, gt=0)
@@ -36,22 +36,21 @@ FULL_RATE, LORA_RATE = 1e-5, 1e-4
 
 
 class SftOptions(TrainerOptions):
-    """Supervised fine-tuning on conversations; only the assistant's tokens are trained on."""
+    """Supervised fine-tuning on conversations; the loss is on the assistant's tokens only."""
 
     plays: ClassVar[bool] = False
     resumable: ClassVar[frozenset[str]] = TrainerOptions.resumable | {"epochs"}
 
     steps: int = Field(0, ge=0)
-    """Optimizer steps; 0: as many as `epochs` are, or those of all stages."""
+    """Optimizer steps; 0: as many as `epochs` takes, or the sum of all stages."""
     epochs: float | None = Field(None, gt=0)
-    """Passes over `data.train`, in place of steps; null: one, where there are neither steps nor stages."""
+    """Passes over `data.train`, instead of steps; null: 1 without steps and stages."""
     batch_size: int = Field(64, ge=1)
     """Conversations in one optimizer step."""
     max_tokens: int | None = Field(None, ge=2)
-    """The longest conversation in tokens; null: what fits the model."""
+    """The longest conversation in tokens; null: the model's context."""
     overlong: OverlongRow = "error"
-    """What becomes of a longer one: it stops the run before it begins (error), is left out (drop), or what fits of it
-    is learnt (cut)."""
+    """Longer conversations stop the run before it begins (error), are left out (drop), or are truncated (cut)."""
     stages: tuple[SftStage, ...] = ()
     """A curriculum, one stage after the other; empty: `steps` or `epochs` on `data.train`."""
 
@@ -64,16 +63,16 @@ class SftOptions(TrainerOptions):
     def _steps_are_those_of_the_stages(cls, values: Any) -> Any:
         stages = values.get("stages") if isinstance(values, dict) else None
         if isinstance(stages, (list, tuple)) and stages and "steps" not in values:
-            named = [stage.model_dump() if isinstance(stage, SftStage) else stage for stage in stages]
-            given = [stage.get("steps") if isinstance(stage, dict) else None for stage in named]
-            if all(isinstance(steps, int) for steps in given):
-                return {**values, "steps": sum(given)}
+            plain = [stage.model_dump() if isinstance(stage, SftStage) else stage for stage in stages]
+            steps = [stage.get("steps") if isinstance(stage, dict) else None for stage in plain]
+            if all(isinstance(number, int) for number in steps):
+                return {**values, "steps": sum(steps)}
         return values
 
     @model_validator(mode="before")
     @classmethod
     def _rate_of_supervised_learning(cls, values: Any) -> Any:
-        """A sensible peak where none is given: that of RL is far too low here."""
+        """The default peak: that of RL is far too low for supervised learning."""
         optimizer = values.get("optimizer", {}) if isinstance(values, dict) else None
         if not isinstance(optimizer, dict) or "learning_rate" in optimizer:
             return values
@@ -82,8 +81,8 @@ class SftOptions(TrainerOptions):
 
     @model_validator(mode="after")
     def _steps_agree(self) -> SftOptions:
-        given = [stage.steps for stage in self.stages]
-        total = sum(steps or 0 for steps in given) if None not in given else 0
+        stage_steps = [stage.steps for stage in self.stages]
+        total = sum(steps or 0 for steps in stage_steps) if None not in stage_steps else 0
         if self.stages and self.steps != total:
             has = f"have {total}" if total else "are counted in epochs"
             raise ValueError(f"steps is {self.steps}, but the stages {has}; leave steps out")

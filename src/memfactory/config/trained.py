@@ -23,7 +23,7 @@ def options_of_trainer(name: object) -> type[LoopOptions] | None:
 
 
 def check_trained(config: RunConfig, problems: Problems) -> list[str]:
-    """Run the trainer's own checks: `problems` gains what cannot work, warnings are returned."""
+    """Run the trainer's own checks, which add to `problems`; return the warnings."""
     options = trainer_options(config)
     if options is None:
         return []

@@ -1,4 +1,4 @@
-"""Options of every trainer, with what they tell the rest of the program, and their checks. No torch."""
+"""Options of every trainer, and their checks before anything is loaded. No torch."""
 
 from __future__ import annotations
 
@@ -23,8 +23,11 @@ Packing = Literal["padded", "packed", "shared"]
 
 
 class LoopOptions(Options):
-    """Options of every trainer. A trainer of your own derives its options from these, or from `TrainerOptions` where it
-    trains the language model; the methods below say to the rest of the program what the trainer does."""
+    """Options of every trainer.
+
+    A plugin trainer derives its options from these, or from `TrainerOptions` if it trains the language model. The
+    properties and methods below describe the trainer to the rest of the program.
+    """
 
     plays: ClassVar[bool] = True
     """Whether the trainer has an agent play tasks of an environment, so that a config must name both."""
@@ -67,7 +70,7 @@ class LoopOptions(Options):
         yield from ()
 
     def check(self, config: RunConfig, problems: Problems) -> list[str]:
-        """Add to `problems` whatever cannot work, by key; return warnings. Nothing is loaded yet."""
+        """Add everything that cannot work to `problems`, by key; return warnings. Nothing is loaded yet."""
         return [
             f"agent.modules.{slot}.interface: trainer {config.trainer_name!r} leaves the language model as it is, so "
             "`rollout` trains nothing"
@@ -81,8 +84,8 @@ class LoopOptions(Options):
 class TrainerOptions(LoopOptions):
     """Options of every trainer of the language model.
 
-    An option called `loss` (a `LossOptions`) is the loss of the policy, `temperature` is what it is sampled and scored
-    at. Without them it is the negative log-likelihood at temperature 1.
+    An option called `loss` (a `LossOptions`) is the loss of the policy. An option called `temperature` is the temperature
+    of sampling and of the log-probabilities in the loss. The defaults are the negative log-likelihood and 1.
     """
 
     resumable: ClassVar[frozenset[str]] = LoopOptions.resumable | {
@@ -97,23 +100,23 @@ class TrainerOptions(LoopOptions):
     lora: LoraOptions | None = None
     """Train adapters instead of the whole model."""
     master_weights: Literal["float32", "bfloat16_stochastic"] = "float32"
-    """What the optimizer updates where the whole model is trained: float32 weights, or bfloat16 ones that each update
-    rounds at random to one of their two neighbours, so that small updates count on average. Adapters are float32."""
+    """Type of the weights that the optimizer updates in full fine-tuning. bfloat16_stochastic: bfloat16 with stochastic
+    rounding, so that small updates count on average. Adapters are float32."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more work."""
+    """Recompute activations in the backward pass: less memory, about a third more compute."""
     model_dropout: bool = False
-    """Keep the dropout that the model's own config has. Off, so that the log-probabilities that train are those that
-    were sampled; adapters have `lora.dropout`, which is not concerned."""
+    """Apply the dropout of the model's own config. Off by default: the trained log-probabilities are then those of the
+    sampler. `lora.dropout` is separate."""
     packing: Packing = "shared"
-    """How conversations are fed: a padded row each (padded), one after the other in one row (packed), or packed with
-    what several begin with computed once (shared). The gradient is the same; padded is what any model can do."""
+    """Batch layout: one padded row a conversation (padded), conversations concatenated in one row (packed), or packed
+    with shared prefixes computed once (shared). The gradient is the same; every model supports padded."""
     trim_last_layer: bool = True
-    """Leave out of the last layer what no reply token is predicted from; the gradient is the same."""
+    """Compute the last layer only at positions that predict a reply token; the gradient is the same."""
     micro_batch_tokens: int = Field(16384, ge=1)
-    """Tokens fed (with padding, common beginnings once) in one forward and backward pass; halved when memory runs
+    """Tokens in one forward and backward pass, with padding and with shared prefixes once; halved when memory runs
     out."""
     logprob_chunk_tokens: int = Field(2048, ge=1)
-    """Reply tokens whose logits exist at one time."""
+    """Reply tokens whose logits are in memory at one time."""
 
     def without_effect(self) -> Mapping[str, str]:
         return {} if self.lora is None else {"master_weights": "adapters are float32"}
@@ -178,7 +181,7 @@ class TrainerOptions(LoopOptions):
 
     @property
     def stochastic(self) -> bool:
-        """Whether the trained weights are bfloat16 and rounded at random."""
+        """Whether the trained weights are bfloat16 with stochastic rounding."""
         return self.master_weights == "bfloat16_stochastic" and self.lora is None
 
     @property
@@ -222,7 +225,7 @@ def _refuse_own_learners(config: RunConfig, problems: Problems) -> None:
 
 
 def _idle_objective(loss: LossOptions, updates: int) -> Iterator[str]:
-    """Warn of clip ranges and penalties that cannot take effect in so many `updates` on a rollout."""
+    """Warn of clip ranges and penalties that cannot take effect with `updates` updates on a rollout."""
     name, _ = loss.named_objective
     own = OBJECTIVES.options(name)
     if issubclass(own, ObjectiveOptions) and own.binds is not None and own.suggested is not None:
