@@ -213,7 +213,7 @@ def test_the_schema_knows_every_component_and_its_options(folder, capsys):
     named = [t for t in schema["properties"]["train"]["anyOf"] if "name" in t.get("properties", {})]
     trainers = {t["properties"]["name"]["const"]: t for t in named}
     assert trainers["grpo"]["properties"]["group_size"]["minimum"] == 1
-    assert trainers["grpo"]["properties"]["group_size"]["description"] == "Attempts at each task: the group size G."
+    assert trainers["grpo"]["properties"]["group_size"]["description"] == "Episodes of each task: the group size G."
     agent = next(a for a in schema["properties"]["agent"]["anyOf"] if "name" in a.get("properties", {}))
     assert "chunk_tokens" in agent["properties"]
     assert run(["config", "schema", "--output", "schema.json"]) == 0

@@ -99,7 +99,7 @@ def test_the_options_of_a_frozen_learner_are_told(folder):
 
 def test_an_adapter_behind_an_endpoint_is_told(folder):
     found = warnings_of(folder, BASE.replace("model: tiny", "model: {path: tiny, adapter: x}") + f"engine: {OPENAI}\n")
-    assert found == ["model.adapter has no effect: the endpoint 'm' speaks, not this model"]
+    assert found == ["model.adapter has no effect: the endpoint 'm' generates, not this model"]
 
 
 def test_keys_of_the_trainer_are_not_told_outside_training(folder):

@@ -84,8 +84,8 @@ class LoopOptions(Options):
 class TrainerOptions(LoopOptions):
     """Options of every trainer of the language model.
 
-    An option called `loss` (a `LossOptions`) is the loss of the policy. An option called `temperature` is the temperature
-    of sampling and of the log-probabilities in the loss. The defaults are the negative log-likelihood and 1.
+    An option called `loss` (a `LossOptions`) is the loss of the policy. An option called `temperature` counts for
+    sampling and for the log-probabilities in the loss. The defaults are the negative log-likelihood and 1.
     """
 
     resumable: ClassVar[frozenset[str]] = LoopOptions.resumable | {
