@@ -23,23 +23,23 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     add("--threads", type=int, default=1, help="of the CPU")
     add("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides of the product's config")
     add("--other-set", nargs="*", default=[], metavar="KEY=VALUE", help="further overrides of the side `other`")
-    add("--repeats", type=int, default=5, help="how often each side is timed")
+    add("--repeats", type=int, default=5, help="timed repeats of each side")
 
 
-def model_of(given: argparse.Namespace) -> str | Size:
-    """The model that was asked for."""
-    return given.model or Size(**{field.name: getattr(given, field.name) for field in fields(Size)})
+def model_of(args: argparse.Namespace) -> str | Size:
+    """The requested model."""
+    return args.model or Size(**{field.name: getattr(args, field.name) for field in fields(Size)})
 
 
-def settings_of(given: argparse.Namespace, *, other: bool) -> list[str]:
+def settings_of(args: argparse.Namespace, *, other: bool) -> list[str]:
     """The overrides of the product's config."""
-    settings = [f"model.device={given.device}", f"model.dtype={given.dtype}", *given.set]
-    return settings + (given.other_set if other else [])
+    settings = [f"model.device={args.device}", f"model.dtype={args.dtype}", *args.set]
+    return settings + (args.other_set if other else [])
 
 
-def dtype_of(given: argparse.Namespace) -> torch.dtype:
+def dtype_of(args: argparse.Namespace) -> torch.dtype:
     """The type that the model computes in."""
-    return compute_dtype(ModelConfig(dtype=given.dtype), resolve_device(given.device))
+    return compute_dtype(ModelConfig(dtype=args.dtype), resolve_device(args.device))
 
 
 def option(name: str) -> str:

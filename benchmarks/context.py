@@ -1,8 +1,8 @@
 """Times MemoryAgent on ever longer texts: python -m benchmarks.context [LENGTH...] [--json FILE] [--picture FILE].
 
 Each length is read in a process of its own, by the product's engine and agent with a random model, greedily. The text
-is that of RULER's variable tracking. Memory is the most that was resident above what there was before the reading
-began, with model and text loaded. See docs/benchmarks/context.md.
+is that of RULER's variable tracking. Memory is the peak of resident memory above its level before the
+reading, with model and text loaded. See docs/benchmarks/context.md.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ BLUE, GREY = "#1f5fa8", "#8a8f98"
 
 @dataclass(frozen=True)
 class Reading:
-    """One text that was read: its tokens, what the engine was fed and said, and what that took.
+    """One text that was read: its tokens, those of prompts and replies, and the cost.
 
     Seconds are the processor's, which other work on the machine disturbs least; `cutting_seconds` are those of finding
     the tokens of the text alone.
@@ -50,8 +50,8 @@ class Reading:
     tokens: int
     asks: int
     longest_prompt: int
-    fed_tokens: int
-    said_tokens: int
+    prompt_tokens: int
+    reply_tokens: int
     seconds: float
     wall_seconds: float
     cutting_seconds: float
@@ -73,30 +73,30 @@ def main() -> None:
     add("--memory-tokens", type=int, default=64)
     add("--threads", type=int, default=1)
     add("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides of the product's config")
-    add("--json", type=Path, help="write what was measured there")
+    add("--json", type=Path, help="write the measurements there")
     add("--picture", type=Path, help="draw it there")
-    add("--measured", type=Path, help="tell and draw what an earlier --json holds; measure nothing")
+    add("--measured", type=Path, help="print and draw an earlier --json; measure nothing")
     add("--alone", action="store_true", help="read the one length in this process and print it as JSON")
-    given = parser.parse_args()
-    if given.alone:
-        print(json.dumps(asdict(measured(given.lengths[0], given))))
+    args = parser.parse_args()
+    if args.alone:
+        print(json.dumps(asdict(measured(args.lengths[0], args))))
         return
-    report = json.loads(given.measured.read_text()) if given.measured else measured_apart(given)
+    report = json.loads(args.measured.read_text()) if args.measured else measured_apart(args)
     readings = [Reading(**row) for row in report["readings"]]
     print(table(readings))
-    if given.json:
-        given.json.write_text(json.dumps(report, indent=2) + "\n")
-    if given.picture:
-        draw(readings, given.picture)
+    if args.json:
+        args.json.write_text(json.dumps(report, indent=2) + "\n")
+    if args.picture:
+        draw(readings, args.picture)
 
 
-def measured_apart(given: argparse.Namespace) -> dict[str, Any]:
-    """Every length in a process of its own, and what it was measured on."""
-    torch.set_num_threads(given.threads)
+def measured_apart(args: argparse.Namespace) -> dict[str, Any]:
+    """Every length in a process of its own, and the hardware."""
+    torch.set_num_threads(args.threads)
     rows = []
-    for length in given.lengths:
-        options = ["--chunk-tokens", given.chunk_tokens, "--memory-tokens", given.memory_tokens]
-        options += ["--threads", given.threads, *(["--model", given.model] if given.model else [])]
+    for length in args.lengths:
+        options = ["--chunk-tokens", args.chunk_tokens, "--memory-tokens", args.memory_tokens]
+        options += ["--threads", args.threads, *(["--model", args.model] if args.model else [])]
         words = [
             sys.executable,
             "-m",
@@ -104,7 +104,7 @@ def measured_apart(given: argparse.Namespace) -> dict[str, Any]:
             length,
             "--alone",
             *options,
-            *(["--set", *given.set] if given.set else []),
+            *(["--set", *args.set] if args.set else []),
         ]
         environment = child_environment()
         done = subprocess.run(
@@ -112,16 +112,16 @@ def measured_apart(given: argparse.Namespace) -> dict[str, Any]:
         )
         rows.append(json.loads(done.stdout.splitlines()[-1]))
         print(f"{length:,} tokens: {rows[-1]['seconds']:.1f} s", file=sys.stderr)
-    work = {"chunk_tokens": given.chunk_tokens, "memory_tokens": given.memory_tokens, "set": given.set}
-    model = given.model or asdict(SIZE)
+    work = {"chunk_tokens": args.chunk_tokens, "memory_tokens": args.memory_tokens, "set": args.set}
+    model = args.model or asdict(SIZE)
     return {"work": work, "model": model, "machine": machine(torch.device("cpu")), "readings": rows}
 
 
-def measured(length: int, given: argparse.Namespace) -> Reading:
+def measured(length: int, args: argparse.Namespace) -> Reading:
     """Read a text of about `length` tokens."""
-    torch.set_num_threads(given.threads)
+    torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as folder:
-        stack = loaded(Path(folder), given)
+        stack = loaded(Path(folder), args)
     text = written(length, stack.codec)
     begun = time.process_time()
     tokens = sum(len(part) for part in token_spans(text, stack.codec.offsets))
@@ -138,8 +138,8 @@ def measured(length: int, given: argparse.Namespace) -> Reading:
         tokens=tokens,
         asks=len(lengths),
         longest_prompt=max(prompt for prompt, _ in lengths),
-        fed_tokens=sum(prompt for prompt, _ in lengths),
-        said_tokens=sum(reply for _, reply in lengths),
+        prompt_tokens=sum(prompt for prompt, _ in lengths),
+        reply_tokens=sum(reply for _, reply in lengths),
         seconds=seconds,
         wall_seconds=wall_seconds,
         cutting_seconds=cutting_seconds,
@@ -148,24 +148,24 @@ def measured(length: int, given: argparse.Namespace) -> Reading:
     )
 
 
-def loaded(folder: Path, given: argparse.Namespace) -> Runtime:
+def loaded(folder: Path, args: argparse.Namespace) -> Runtime:
     """Model, engine and agent from a config, as `memfactory infer` makes them; replies never end by themselves."""
-    model = write_model(folder / "model", given.model or SIZE)
+    model = write_model(folder / "model", args.model or SIZE)
     agent = {
         "name": "memory_agent",
-        "chunk_tokens": given.chunk_tokens,
-        "memory_tokens": given.memory_tokens,
+        "chunk_tokens": args.chunk_tokens,
+        "memory_tokens": args.memory_tokens,
         "answer_tokens": 16,
         "max_chunks": None,
     }
     config = {
-        "model": {"path": str(model), "random_weights": True, "dtype": "float32", "cpu_threads": given.threads},
+        "model": {"path": str(model), "random_weights": True, "dtype": "float32", "cpu_threads": args.threads},
         "agent": agent,
         "env": "longcontext",
     }
     # JSON is YAML.
     (folder / "bench.yaml").write_text(json.dumps(config))
-    stack = build_runtime(load_config(folder / "bench.yaml", given.set, command="infer"), training=False)
+    stack = build_runtime(load_config(folder / "bench.yaml", args.set, command="infer"), training=False)
     assert stack.chat is not None
     stack.chat.stop_ids = frozenset()
     return stack
@@ -179,7 +179,7 @@ def written(length: int, codec: Codec) -> str:
 
 
 def read(stack: Runtime, text: str) -> Sequence[Any]:
-    """The turns of one attempt at a question about `text`."""
+    """The turns of one episode with a question about `text`."""
     task = Task("task", "Which variables have the value 12345?", (), text)
     greedy = EvaluationSettings(sampling_params=SamplingParams(temperature=0.0))
     (episode,) = play_episodes(stack, [(task, 0)], greedy)
@@ -187,7 +187,7 @@ def read(stack: Runtime, text: str) -> Sequence[Any]:
 
 
 def since_now() -> float:
-    """Memory that is resident now, without what is free already; from here on the system notes the highest anew."""
+    """The resident memory without free pages; resets the system's peak."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
@@ -195,7 +195,7 @@ def since_now() -> float:
 
 
 def table(readings: Sequence[Reading]) -> str:
-    """What was measured, as Markdown."""
+    """The measurements as Markdown."""
     head = (
         "tokens of text",
         "asks",
@@ -206,7 +206,7 @@ def table(readings: Sequence[Reading]) -> str:
     )
     rows = ["| " + " | ".join([*head, "text, MB", "peak above the start, MB"]) + " |", "|" + "--:|" * 8]
     for one in readings:
-        passed = one.fed_tokens + one.said_tokens
+        passed = one.prompt_tokens + one.reply_tokens
         rows.append(
             f"| {one.tokens:,} | {one.asks} | {one.longest_prompt:,} | {passed:,} | {one.seconds:.1f} | "
             f"{one.per_thousand:.3f} | {one.text_mb:.2f} | {one.peak_mb:.0f} |"
@@ -220,7 +220,7 @@ def short(count: int) -> str:
 
 
 def draw(readings: Sequence[Reading], path: Path) -> None:
-    """Seconds and peak memory over the text's length, both axes logarithmic, beside what is linear and constant."""
+    """Seconds and peak memory over the text's length, both axes logarithmic, beside a linear and a constant line."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

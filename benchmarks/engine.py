@@ -52,71 +52,71 @@ class Case:
     ragged: float
 
     def conversations(self, folder: Path, seed: int) -> list[tuple[tuple[Message, ...], Sampling]]:
-        """What is asked; another `seed` gives other words, so that nothing is remembered."""
+        """The conversations to sample; another `seed` gives other words, so that no cache helps."""
         writer, random = Writer(folder, seed), numpy.random.default_rng(seed)
-        asked = []
+        conversations = []
         for number in range(self.batch):
             if number % self.group == 0:
                 share = min(1.0, float(numpy.exp(self.ragged * random.standard_normal())) / 3) if self.ragged else 1.0
                 prompt = (Message("user", writer.words(max(1, int(share * self.prompt_tokens)))),)
-            asked.append((prompt, Sampling(self.new_tokens, seed=1000 * seed + number)))
-        return asked
+            conversations.append((prompt, Sampling(self.new_tokens, seed=1000 * seed + number)))
+        return conversations
 
 
 class Side:
     """An engine with a clock around it."""
 
-    def __init__(self, name: str, given: argparse.Namespace, model: Path, folder: Path) -> None:
+    def __init__(self, name: str, args: argparse.Namespace, model: Path, folder: Path) -> None:
         kind = ["engine.kind=vllm"] if name == "vllm" else []
-        resolved = configured(Work("rmm"), model, folder / name, settings_of(given, other=name == "other") + kind)
+        resolved = configured(Work("rmm"), model, folder / name, settings_of(args, other=name == "other") + kind)
         stack = endless(build_runtime(resolved, training=False), 0.0)
         self.engine: Any = stack.engines[POLICY]
         assert stack.chat is not None
         if name == "generate":
             assert stack.model is not None
-            self.engine = PlainEngine(stack.model, stack.chat, dtype_of(given))
-        self.clock = Clock(resolve_device(given.device))
+            self.engine = PlainEngine(stack.model, stack.chat, dtype_of(args))
+        self.clock = Clock(resolve_device(args.device))
         self.sizes = None
         if stack.model is not None:
             self.clock.watch(stack.model)
             self.sizes = architecture(stack.model.config)
         self._submit = self.engine.submit
 
-    def timed(self, asked: Sequence[tuple[tuple[Message, ...], Sampling]], ragged: float) -> list[Reply]:
-        """The replies; what they took is in the clock."""
+    def timed(self, conversations: Sequence[tuple[tuple[Message, ...], Sampling]], ragged: float) -> list[Reply]:
+        """The replies; the clock has their times."""
         self.engine.submit = self._submit
         if ragged:
             shorten(self.engine, ragged)
         self.clock.reset()
         with self.clock.phase("decode"):
-            return sample(self.engine, asked)
+            return sample(self.engine, conversations)
 
 
-def measured(case: Case, sides: dict[str, Side], model: Path, given: argparse.Namespace) -> dict[str, dict[str, Any]]:
+def measured(case: Case, sides: dict[str, Side], model: Path, args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Seconds of prefilling and decoding, passes, tokens and bytes of each side, a value for each repeat."""
-    found: dict[str, dict[str, Any]] = {name: {"prefill": [], "decode": [], "bytes": []} for name in sides}
-    dtype = str(dtype_of(given)).removeprefix("torch.")
-    for turn in range(given.repeats + 1):
-        asked = case.conversations(model, turn)
+    results: dict[str, dict[str, Any]] = {name: {"prefill": [], "decode": [], "bytes": []} for name in sides}
+    dtype = str(dtype_of(args)).removeprefix("torch.")
+    for turn in range(args.repeats + 1):
+        conversations = case.conversations(model, turn)
         for name in list(sides)[:: 1 if turn % 2 else -1]:
             side = sides[name]
-            replies = side.timed(asked, case.ragged)
+            replies = side.timed(conversations, case.ragged)
             lengths = [(len(r.tokens.prompt_ids), len(r.tokens.reply_ids)) for r in replies if r.tokens is not None]
             if turn == 0:
                 continue
             for phase in ("prefill", "decode"):
-                found[name][phase].append(side.clock.seconds[phase])
+                results[name][phase].append(side.clock.seconds[phase])
             passes = side.clock.calls["decode"]
             read = decode_bytes(lengths, side.sizes, dtype, passes) if side.sizes else 0.0
-            found[name]["bytes"].append(read)
-            found[name] |= {"passes": passes, "sampled": sum(reply for _, reply in lengths)}
-    return found
+            results[name]["bytes"].append(read)
+            results[name] |= {"passes": passes, "sampled": sum(reply for _, reply in lengths)}
+    return results
 
 
-def print_case(case: Case, found: dict[str, dict[str, Any]], bandwidth: float) -> None:
-    first = next(iter(found))
-    whole = {name: [a + b for a, b in zip(v["prefill"], v["decode"], strict=True)] for name, v in found.items()}
-    for name, values in found.items():
+def print_case(case: Case, results: dict[str, dict[str, Any]], bandwidth: float) -> None:
+    first = next(iter(results))
+    whole = {name: [a + b for a, b in zip(v["prefill"], v["decode"], strict=True)] for name, v in results.items()}
+    for name, values in results.items():
         against = median(theirs / ours for ours, theirs in zip(whole[first], whole[name], strict=True))
         share = median(read / took for read, took in zip(values["bytes"], values["decode"], strict=True)) / bandwidth
         print(
@@ -128,8 +128,8 @@ def print_case(case: Case, found: dict[str, dict[str, Any]], bandwidth: float) -
         )
 
 
-def cases(given: argparse.Namespace) -> Iterator[Case]:
-    lists = (given.batch, given.group, given.prompt_tokens, given.new_tokens, given.ragged)
+def cases(args: argparse.Namespace) -> Iterator[Case]:
+    lists = (args.batch, args.group, args.prompt_tokens, args.new_tokens, args.ragged)
     for values in product(*lists):
         case = Case(*values)
         if case.group <= case.batch:
@@ -147,41 +147,41 @@ def main(words: Sequence[str] | None = None) -> None:
     add("--ragged", type=float, nargs="+", default=[0.0, 0.7], help="spread of log-normal lengths; 0: all equal")
     add("--json", type=Path, help="write everything that was measured to this file")
     add_model(parser)
-    given = parser.parse_args(words)
-    torch.set_num_threads(given.threads)
+    args = parser.parse_args(words)
+    torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         try:
-            run(given, folder)
+            run(args, folder)
         except MemFactoryError as error:
             sys.exit(str(error))
 
 
-def run(given: argparse.Namespace, folder: Path) -> None:
+def run(args: argparse.Namespace, folder: Path) -> None:
     """Measure every case and print its rows."""
-    model = write_model(folder / "model", model_of(given))
-    device = resolve_device(given.device)
+    model = write_model(folder / "model", model_of(args))
+    device = resolve_device(args.device)
     where, bandwidth = machine(device), memory_bandwidth(device)
     print(
         f"{where['device']}, {where['threads']} thread(s), torch {where['torch']}: "
         f"{bandwidth / 1e9:.1f} GB/s in copies\n"
     )
-    sides = {name: Side(name, given, model, folder) for name in given.sides}
+    sides = {name: Side(name, args, model, folder) for name in args.sides}
     columns = (
         "batch | group | prompt | reply | ragged | side | prefill s | decode s | tok/s | decoded tok/s | of copy | x"
     )
     print(f"| {columns} |")
     print("|--:|--:|--:|--:|--:|---|--:|--:|--:|--:|--:|--:|")
     report = []
-    for case in cases(given):
-        found = measured(case, sides, model, given)
-        print_case(case, found, bandwidth)
-        report.append({"case": asdict(case), "sides": found})
+    for case in cases(args):
+        results = measured(case, sides, model, args)
+        print_case(case, results, bandwidth)
+        report.append({"case": asdict(case), "sides": results})
     for side in sides.values():
         side.engine.close()
-    if given.json:
+    if args.json:
         whole = {"command": sys.argv[1:], "machine": where, "bandwidth": bandwidth, "cases": report}
-        given.json.write_text(json.dumps(whole, indent=1), encoding="utf-8")
+        args.json.write_text(json.dumps(whole, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

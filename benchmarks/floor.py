@@ -1,4 +1,4 @@
-"""What a step has to do at least, counted and not measured: each distinct prefix once, no padding, nothing twice."""
+"""The least work of a step, counted and not measured: each distinct prefix once, no padding, nothing twice."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Needed:
 
 
 def needed(sizes: Architecture, groups: Sequence[Group], turns: Sequence[TrainingTurn], options: GrpoOptions) -> Needed:
-    """What the step that sampled `groups` and trained on `turns` had to do.
+    """The least work of the step that sampled `groups` and trained on `turns`.
 
     Prompts are prefilled once where they begin alike, each reply token but the last is decoded once; training goes
     through the tree of all conversations, forwards, backwards (twice the work; once under adapters) and, with a KL
@@ -62,7 +62,7 @@ def needed(sizes: Architecture, groups: Sequence[Group], turns: Sequence[Trainin
         if (tokens := turn.reply.tokens) is not None
     ]
     prompts = distinct([prompt for prompt, _ in replies])
-    fed = sum(len(reply) - 1 for _, reply in replies)
+    decoded = sum(len(reply) - 1 for _, reply in replies)
     sampled = sum(len(reply) for _, reply in replies)
     behind = sum(len(prompt) + at for prompt, reply in replies for at in range(1, len(reply)))
     # The last token of a conversation predicts nothing.
@@ -73,7 +73,7 @@ def needed(sizes: Architecture, groups: Sequence[Group], turns: Sequence[Trainin
     prefilled = sizes.forward_flops(prompts.tokens, 0, prompts.attended)
     flops = {
         "prefill": prefilled - spared(sizes, distinct([prompt[:-1] for prompt, _ in replies])),
-        "decode": sizes.forward_flops(fed, sampled, behind),
+        "decode": sizes.forward_flops(decoded, sampled, behind),
         "reference": forward if options.loss.kl_coef > 0 else 0.0,
         "forward": forward * options.epochs,
         "backward": forward * options.epochs * (2 if options.lora is None else 1),
@@ -91,14 +91,14 @@ def spared(sizes: Architecture, positions: Distinct) -> float:
 def lengths(groups: Sequence[Group]) -> list[tuple[int, int]]:
     """Prompt and reply tokens of every conversation."""
     turns = (turn for group in groups for trajectory in group.trajectories for turn in trajectory.turns)
-    found = (turn.reply.tokens for turn in turns)
-    return [(len(tokens.prompt_ids), len(tokens.reply_ids)) for tokens in found if tokens is not None]
+    tokens_of_turns = (turn.reply.tokens for turn in turns)
+    return [(len(tokens.prompt_ids), len(tokens.reply_ids)) for tokens in tokens_of_turns if tokens is not None]
 
 
 def decode_bytes(conversations: Sequence[tuple[int, int]], sizes: Architecture, dtype: str, iterations: int) -> float:
     """Bytes that decoding reads without any sharing: all weights an iteration, and each token's keys and values.
 
-    `conversations` are `lengths`; `iterations` says how often the model was called for one token a row.
+    `conversations` are `lengths`; `iterations` is the number of decoding passes, each one token a row.
     """
     contexts = sum(reply * prompt + reply * (reply - 1) // 2 for prompt, reply in conversations)
     return float(iterations) * sizes.parameters * BYTES[dtype] + contexts * sizes.kv_bytes(dtype)

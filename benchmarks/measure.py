@@ -1,4 +1,4 @@
-"""What a benchmark measures with: seconds, tokens and FLOPs by phase, the machine's peaks, peak memory."""
+"""The measuring tools of benchmarks: seconds, tokens and FLOPs by phase, the machine's peaks, peak memory."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Clock:
 
     On one CPU thread they are seconds of the processor, which other work on the machine disturbs least; otherwise they
     are those of the wall clock. `slots` counts the tokens that went through the model by phase, padding included, and
-    `calls` how often it was called; `flops` is filled while `counting`.
+    `calls` its calls; `flops` is filled while `counting`.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -60,9 +60,9 @@ class Clock:
         """`function` as a phase of its own."""
 
         @wraps(function)
-        def within(*given: Any, **named: Any) -> Any:
+        def within(*args: Any, **named: Any) -> Any:
             with self.phase(name):
-                return function(*given, **named)
+                return function(*args, **named)
 
         return within
 
@@ -70,9 +70,9 @@ class Clock:
         """Count the tokens that go through the decoder, and tell prefilling from decoding by their number a row."""
         entered: list[Any] = []
 
-        def before(module: Any, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+        def before(module: Any, args: tuple[Any, ...], named: dict[str, Any]) -> None:
             ids = next(
-                value for value in (named.get("input_ids"), named.get("inputs_embeds"), *given) if value is not None
+                value for value in (named.get("input_ids"), named.get("inputs_embeds"), *args) if value is not None
             )
             prefills = self._open[-1] == "decode" and ids.shape[1] > 1
             context = self.phase("prefill") if prefills else nullcontext()
@@ -108,7 +108,7 @@ class Clock:
 
 
 class _FlopCount(TorchDispatchMode):
-    """Adds what torch's own formulas say to the clock's phase; causal attention counts half."""
+    """Adds the FLOPs of torch's own formulas to the clock's phase; causal attention counts half."""
 
     def __init__(self, clock: Clock) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ class _FlopCount(TorchDispatchMode):
         kwargs = kwargs or {}
         count = _formula(func)
         if count is None:
-            # In inference mode whole layers come here; what they are made of is counted.
+            # In inference mode whole layers come here; their operations are counted.
             with self:
                 parts = func.decompose(*args, **kwargs)
             return func(*args, **kwargs) if parts is NotImplemented else parts
@@ -151,12 +151,12 @@ def _registered_flops(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], 
 
 def _attention_flops(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> int:
     """Operations of a CPU attention kernel, for which torch has no formula: two products, five backwards."""
-    given = _named(func, args, kwargs)
-    query, key, value = given["query"], given["key"], given["value"]
+    bound = _named(func, args, kwargs)
+    query, key, value = bound["query"], bound["key"], bound["value"]
     one = 2 * query.shape[0] * query.shape[1] * query.shape[2] * key.shape[2]
     backward = "backward" in func._schema.name
     products = 3 * query.shape[3] + 2 * value.shape[3] if backward else query.shape[3] + value.shape[3]
-    return int(one * products) // (2 if given.get("is_causal") else 1)
+    return int(one * products) // (2 if bound.get("is_causal") else 1)
 
 
 def _named(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -206,7 +206,7 @@ def resident_bytes() -> tuple[float, float]:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What was measured on."""
+    """The hardware and software of a measurement."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
@@ -217,6 +217,6 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def child_environment() -> dict[str, str]:
-    """The environment of a process that runs a benchmark again, from whatever folder."""
+    """The environment of a process that runs a benchmark again, from any folder."""
     root = str(Path(__file__).resolve().parents[1])
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))}

@@ -1,10 +1,10 @@
-"""The memory that `train --dry-run` foretells against what torch allocates in a training step, setting by setting.
+"""The memory that `train --dry-run` predicts against torch's allocations in a training step, setting by setting.
 
     python -m benchmarks.memory
 
 Each setting makes a Qwen3 of random weights, scores the reference, takes two optimizer steps of several micro-batches,
 and counts every allocation and release of torch's CPU allocator from the start: the peak that a GPU's allocator would
-report, without what the libraries below torch take for themselves. docs/decisions/0005 has the table.
+report, without the memory of libraries below torch. docs/decisions/0005 has the table.
 """
 
 from __future__ import annotations
@@ -135,9 +135,9 @@ def measured(
 def compare(
     config: Qwen3Config, setting: Setting, tokens: int, length: int = 256, *, fused: bool = True
 ) -> tuple[int, int]:
-    """Bytes foretold and measured for two micro-batches of `tokens` (or what the setting says) a step."""
-    given = {"micro_batch_tokens": tokens, "logprob_chunk_tokens": tokens // 4, **setting.options}
-    options = GrpoOptions.model_validate(given)
+    """Bytes predicted and measured for two micro-batches of `tokens` (or as the setting has it) a step."""
+    args = {"micro_batch_tokens": tokens, "logprob_chunk_tokens": tokens // 4, **setting.options}
+    options = GrpoOptions.model_validate(args)
     planned = memory_by_component(
         architecture(config),
         options,
@@ -160,14 +160,16 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--tokens", type=int, default=1024, help="micro_batch_tokens")
     parser.add_argument("--plain-layers", action="store_true", help="model.fused_layers: false")
-    given = parser.parse_args()
+    args = parser.parse_args()
     torch.set_num_threads(1)
-    config = qwen3(given.hidden, given.layers)
-    print(f"{architecture(config).parameters / 1e6:.1f} M parameters, micro-batches of {given.tokens} tokens\n")
+    config = qwen3(args.hidden, args.layers)
+    print(f"{architecture(config).parameters / 1e6:.1f} M parameters, micro-batches of {args.tokens} tokens\n")
     print("| setting | foretold, MiB | measured, MiB | foretold / measured |\n|---|---|---|---|")
     for setting in SETTINGS:
-        planned, found = compare(config, setting, given.tokens, fused=not given.plain_layers)
-        print(f"| {setting.name} | {planned / MIB:.1f} | {found / MIB:.1f} | {planned / found:.3f} |", flush=True)
+        planned, allocated = compare(config, setting, args.tokens, fused=not args.plain_layers)
+        print(
+            f"| {setting.name} | {planned / MIB:.1f} | {allocated / MIB:.1f} | {planned / allocated:.3f} |", flush=True
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How far each kind of optimizer and of weights ends from float32 AdamW after the same small steps, and what it costs.
+"""How far each kind of optimizer and of weights ends from float32 AdamW after the same small steps, and its cost.
 
     python -m benchmarks.optimizer                     # two tables; needs torchao for all of their rows
     python -m benchmarks.optimizer --cost              # seconds and bytes of one update of 34 million weights
@@ -36,7 +36,7 @@ from memfactory.registry import DATASETS
 
 
 class NearestAdamW(SlicedAdamW):
-    """What training in plain bfloat16 does: float32 arithmetic, but every update is rounded to the nearest."""
+    """Training in plain bfloat16: float32 arithmetic, but every update is rounded to the nearest."""
 
     def _rounded(self, values: Tensor, generator: torch.Generator) -> Tensor:
         return values.to(torch.bfloat16)
@@ -67,9 +67,9 @@ ROWS = (
 
 
 def conversations(split: str, rows: int) -> list[DataRow]:
-    """Conversations of careful reading, which is a little other than what the embedded model was taught."""
-    given = {"rows": rows, "seed": 7, "split": split, "drills": 0.0, "chunks": 3, "facts_per_chunk": 2}
-    return list(DATASETS.get("fact_traces")(DATASETS.options("fact_traces").model_validate(given), Path()).rows())
+    """Conversations of careful reading, which differs a little from the embedded model's training."""
+    args = {"rows": rows, "seed": 7, "split": split, "drills": 0.0, "chunks": 3, "facts_per_chunk": 2}
+    return list(DATASETS.get("fact_traces")(DATASETS.options("fact_traces").model_validate(args), Path()).rows())
 
 
 def loss_of(weights: Sequence[Tensor], turns: Sequence[TrainingTurn]) -> float:
@@ -138,10 +138,10 @@ def compare(learning_rate: float, steps: int, batch: int, rows: Sequence[Row]) -
         if exact is None:
             exact = moved
             print(f"| before training | 0 | 1 | 0 | {loss_of(before, held_out):.5f} | |")
-        kept, off = float(moved @ exact / (exact @ exact)), float((moved - exact).norm() / exact.norm())
+        preserved, off = float(moved @ exact / (exact @ exact)), float((moved - exact).norm() / exact.norm())
         share = float((moved != 0).double().mean())
         loss = loss_of(after, held_out)
-        print(f"| {row.name} | {kept:.4f} | {off:.4f} | {share:.1%} | {loss:.5f} | {seconds:.2f} |", flush=True)
+        print(f"| {row.name} | {preserved:.4f} | {off:.4f} | {share:.1%} | {loss:.5f} | {seconds:.2f} |", flush=True)
 
 
 def cost(rows: Sequence[Row], repeats: int = 5) -> None:
@@ -180,18 +180,18 @@ def main() -> None:
     parser.add_argument("--learning-rates", type=float, nargs="+", default=[1e-6, 1e-5])
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--cost", action="store_true", help="only what an update costs")
+    parser.add_argument("--cost", action="store_true", help="only the cost of an update")
     parser.add_argument("--compile", action="store_true", help="let torchao compile its updates (minutes)")
     parser.add_argument("--without-torchao", action="store_true", help="leave out the rows that need it")
-    given = parser.parse_args()
+    args = parser.parse_args()
     torch.set_num_threads(1)
-    rows = [row for row in ROWS if not (given.without_torchao and "torchao" in row.kind)]
-    with torch.compiler.set_stance("default" if given.compile else "force_eager"):
-        if given.cost:
+    rows = [row for row in ROWS if not (args.without_torchao and "torchao" in row.kind)]
+    with torch.compiler.set_stance("default" if args.compile else "force_eager"):
+        if args.cost:
             cost(rows)
             return
-        for learning_rate in given.learning_rates:
-            compare(learning_rate, given.steps, given.batch, rows)
+        for learning_rate in args.learning_rates:
+            compare(learning_rate, args.steps, args.batch, rows)
 
 
 if __name__ == "__main__":

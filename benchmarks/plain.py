@@ -41,28 +41,28 @@ class PlainEngine:
 
     def __init__(self, model: PreTrainedModel, chat: ChatFormat, dtype: torch.dtype) -> None:
         self.model, self.chat, self.dtype = model, chat, dtype
-        self._asked: list[tuple[Hashable, tuple[int, ...], Sampling]] = []
+        self._pending: list[tuple[Hashable, tuple[int, ...], Sampling]] = []
 
     def submit(self, key: Hashable, messages: Sequence[Message], sampling: Sampling) -> None:
-        self._asked.append((key, self.chat.prompt_ids(messages), sampling))
+        self._pending.append((key, self.chat.prompt_ids(messages), sampling))
 
     def pending(self) -> int:
-        return len(self._asked)
+        return len(self._pending)
 
     def cancel(self) -> None:
-        self._asked.clear()
+        self._pending.clear()
 
     def close(self) -> None:
         self.cancel()
 
     def step(self) -> list[tuple[Hashable, Reply]]:
-        asked, self._asked = self._asked, []
-        if not asked:
+        pending, self._pending = self._pending, []
+        if not pending:
             return []
-        limits = [sampling.max_tokens for _, _, sampling in asked]
-        rows = self.generate([prompt for _, prompt, _ in asked], limits, asked[0][2])
+        limits = [sampling.max_tokens for _, _, sampling in pending]
+        rows = self.generate([prompt for _, prompt, _ in pending], limits, pending[0][2])
         replies = []
-        for (key, prompt, _), limit, row in zip(asked, limits, rows, strict=True):
+        for (key, prompt, _), limit, row in zip(pending, limits, rows, strict=True):
             end = next((at for at, token in enumerate(row[:limit], 1) if token in self.chat.stop_ids), limit)
             ids = tuple(row[:end])
             # The usual way keeps no log-probabilities of the sampler.
@@ -126,8 +126,8 @@ class PlainSide:
         self.network = trainable(stack.model, options.lora, self.dtype, 0)
         self.model = base_model(self.network)
         self.trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
-        kept = options.loss.kl_coef > 0
-        self.reference = Reference(self.network, self.dtype, continued=False) if kept else None
+        needs_reference = options.loss.kl_coef > 0
+        self.reference = Reference(self.network, self.dtype, continued=False) if needs_reference else None
         self.optimizer = make_optimizer(self.trained, options.optimizer)
         engine = PlainEngine(self.model, self.chat, self.dtype)
         if spread:
@@ -166,7 +166,7 @@ class PlainSide:
         self.stack.close()
 
     def turns(self) -> list[TrainingTurn]:
-        """What the last step trained on."""
+        """The turns that the last step trained on."""
         return training_turns(self.groups, self.options)
 
     def gradients(self, turns: Sequence[TrainingTurn]) -> float:

@@ -88,7 +88,7 @@ class ProductSide:
     def step(self, number: int) -> None:
         """Take optimizer step `number`, counted from 1."""
         self.trainer.seed(number)
-        # Every step takes the same tasks, whatever came before.
+        # Every step takes the same tasks, after any other steps.
         self.trainer.state = replace(self.trainer.state, cursor=0, step=number - 1)
         self.trainer.step(number)
         self.trainer.sync_engines()
@@ -98,7 +98,7 @@ class ProductSide:
         return self.trainer.roll_out(0, self.options.prompts_per_step)
 
     def turns(self) -> list[TrainingTurn]:
-        """What the last step trained on."""
+        """The turns that the last step trained on."""
         return training_turns(self.groups, self.options)
 
     def close(self) -> None:
@@ -108,8 +108,8 @@ class ProductSide:
 def endless(stack: Runtime, spread: float) -> Runtime:
     """The stack, its policy's replies never ending by themselves, so that every side samples equally much.
 
-    With a `spread` above 0 the longest length of each reply is drawn (log-normal, median a third of what is asked for)
-    from the reply's own seed, so that equal attempts have equal lengths on every side.
+    With a `spread` above 0 the longest length of each reply is drawn (log-normal, median a third of the limit)
+    from the reply's own seed, so that equal episodes have equal lengths on every side.
     """
     assert stack.chat is not None
     stack.chat.stop_ids = frozenset()
@@ -124,12 +124,12 @@ def shorten(engine: Engine, spread: float) -> None:
     submit: Callable[..., None] = engine.submit
 
     def submitted(key: Any, messages: Sequence[Any], sampling: Sampling) -> None:
-        submit(key, messages, replace(sampling, max_tokens=drawn_length(sampling, spread)))
+        submit(key, messages, replace(sampling, max_tokens=sampled_length(sampling, spread)))
 
     engine.submit = submitted  # type: ignore[method-assign]
 
 
-def drawn_length(sampling: Sampling, spread: float) -> int:
+def sampled_length(sampling: Sampling, spread: float) -> int:
     """A log-normal length of at most `sampling.max_tokens`, fixed by the reply's seed."""
     normal = numpy.random.default_rng(sampling.seed).standard_normal()
     return int(min(sampling.max_tokens, max(1, sampling.max_tokens / 3 * numpy.exp(spread * normal))))

@@ -25,7 +25,7 @@ def write_profile(side: Any, path: Path) -> None:
         side.step(1_000)
     events = list(profiler.events())
     offset = next(event.time_range.start for event in events if event.name == "bench: begin") - mark / 1e3
-    text = "\n".join(_table(name, *found) for name, found in _by_phase(events, side.clock.intervals, offset).items())
+    text = "\n".join(_table(name, *phases) for name, phases in _by_phase(events, side.clock.intervals, offset).items())
     path.write_text(text, encoding="utf-8")
     side.clock.intervals = None
 
@@ -45,7 +45,7 @@ def _by_phase(
     # Later begun is further inside; phases nest, so the last begun one that has not ended is the innermost.
     spans = sorted((begun / 1e3 + offset, ended / 1e3 + offset, name) for name, begun, ended in intervals)
     starts = [begun for begun, _, _ in spans]
-    found: dict[str, tuple[Counter[str], Counter[str]]] = defaultdict(lambda: (Counter(), Counter()))
+    phases: dict[str, tuple[Counter[str], Counter[str]]] = defaultdict(lambda: (Counter(), Counter()))
     for event in events:
         if event.name == "bench: begin":
             continue
@@ -56,9 +56,9 @@ def _by_phase(
         on_device = str(event.device_type).endswith("CUDA")
         own = event.self_device_time_total if on_device else event.self_cpu_time_total
         label = f"{event.name} (device)" if on_device else event.name
-        found[name][0][label] += own
-        found[name][1][label] += event.count
-    return found
+        phases[name][0][label] += own
+        phases[name][1][label] += event.count
+    return phases
 
 
 def _table(phase: str, seconds: Counter[str], calls: Counter[str]) -> str:

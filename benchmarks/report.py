@@ -1,4 +1,4 @@
-"""What benchmarks/step.py measured, as tables in Markdown."""
+"""The measurements of benchmarks/step.py as tables in Markdown."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def ratio(first: dict[str, Any], second: dict[str, Any]) -> float:
 
 
 def print_report(report: dict[str, Any]) -> None:
-    """Print what was measured on, a table for each side, and the sides against each other."""
+    """Print the hardware, a table for each side, and the sides against each other."""
     machine, sides, peak = report["machine"], report["sides"], report["peak_flops"]
     print(
         f"{machine['device']}, {machine['threads']} thread(s), torch {machine['torch']}: "
@@ -61,7 +61,7 @@ def print_phases(name: str, side: dict[str, Any], report: dict[str, Any]) -> Non
     # An engine that is not of this process's model cannot be watched.
     if "decode_bytes" in report and decoding and side["calls"].get("decode"):
         share = report["decode_bytes"][name] / decoding / report["bandwidth"]
-        print(f"\nDecoding took {side['calls'].get('decode', 0)} passes and read {share:.0%} of what a copy could.")
+        print(f"\nDecoding took {side['calls'].get('decode', 0)} passes at {share:.0%} of the bandwidth of a copy.")
     training = sum(phase_median(side, phase) for phase in TRAINING)
     if "model_flops" in report and training:
         share = report["model_flops"] / training / peak

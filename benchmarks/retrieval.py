@@ -31,31 +31,34 @@ def main() -> None:
     parser.add_argument("path", type=Path, help="locomo10.json")
     parser.add_argument("--split", default="all", help="train (conv-26), val (conv-30), test (the other eight) or all")
     parser.add_argument("--sizes", type=int, nargs="*", default=[100, 1000, 10_000, 100_000], help="vectors to search")
-    given = parser.parse_args()
-    print_recall(given.path, given.split)
-    if given.sizes:
+    args = parser.parse_args()
+    print_recall(args.path, args.split)
+    if args.sizes:
         print()
-        print_seconds(given.sizes)
+        print_seconds(args.sizes)
 
 
 def print_recall(path: Path, split: str) -> None:
-    """The share of each question's gold evidence among the items found first, as means over the questions."""
-    found, seconds = recalls(path, split, MemoryConfig())
+    """The recall of each question's gold evidence among the first items, as means over the questions."""
+    recalls_by_category, seconds = recalls(path, split, MemoryConfig())
     print("| questions | n | " + " | ".join(f"{mode} @{depth}" for mode in MODES for depth in DEPTHS) + " |")
     print("|---|--:|" + "--:|" * len(MODES) * len(DEPTHS))
     for category, name in [*CATEGORIES.items(), (None, "all")]:
-        rows = [row for one, row in found if category in (None, one)]
+        rows = [row for one, row in recalls_by_category if category in (None, one)]
         if rows:
             means = numpy.mean(rows, axis=0)
             print(f"| {name} | {len(rows)} | " + " | ".join(f"{mean:.3f}" for mean in means) + " |")
-    print("\nms a question: " + ", ".join(f"{mode} {1000 * took / len(found):.2f}" for mode, took in seconds.items()))
+    print(
+        "\nms a question: "
+        + ", ".join(f"{mode} {1000 * took / len(recalls_by_category):.2f}" for mode, took in seconds.items())
+    )
 
 
 def recalls(path: Path, split: str, config: MemoryConfig) -> tuple[list[tuple[int, list[float]]], dict[Search, float]]:
     """Of each question its category and the recalls (by mode, then by depth); of each mode the seconds it took."""
     source = BankSource(config)
     banks: dict[int, Any] = {}
-    found: list[tuple[int, list[float]]] = []
+    recalls_by_category: list[tuple[int, list[float]]] = []
     seconds: dict[Search, float] = defaultdict(float)
     for row in LocomoDataset(LocomoOptions(path=str(path), split=split), Path()).rows():
         values: Any = row.values
@@ -65,7 +68,7 @@ def recalls(path: Path, split: str, config: MemoryConfig) -> tuple[list[tuple[in
         if id(turns) not in banks:
             banks[id(turns)] = source.open([item_of(number, turn) for number, turn in enumerate(turns)])
             for mode in MODES:
-                # What is computed once a conversation is not what a question costs.
+                # The first search indexes the bank, which is no cost of a question.
                 banks[id(turns)].search("a", 1, mode=mode)
         gold = set(values["evidence"])
         recall = []
@@ -75,8 +78,8 @@ def recalls(path: Path, split: str, config: MemoryConfig) -> tuple[list[tuple[in
             seconds[mode] += time.perf_counter() - begin
             for depth in DEPTHS:
                 recall.append(len(gold & {hit.item.sources[0] for hit in hits[:depth]}) / len(gold))
-        found.append((values["category"], recall))
-    return found, seconds
+        recalls_by_category.append((values["category"], recall))
+    return recalls_by_category, seconds
 
 
 def item_of(number: int, turn: dict[str, str]) -> MemoryItem:

@@ -38,74 +38,74 @@ SIDES = ("product", "plain", "trl", "other")
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    given = arguments(sys.argv[1:] if words is None else words)
-    torch.set_num_threads(given.threads)
+    args = arguments(sys.argv[1:] if words is None else words)
+    torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as folder:
         try:
-            run(given, Path(folder))
+            run(args, Path(folder))
         except MemFactoryError as error:
             sys.exit(str(error))
 
 
-def run(given: argparse.Namespace, folder: Path) -> None:
-    """Do what was asked for; files of the benchmark's own go to `folder`."""
-    work = Work(given.workload, **{field.name: getattr(given, field.name) for field in fields(Work)[1:]})
-    bench = Bench(given, work, write_model(folder / "model", model_of(given)), folder)
+def run(args: argparse.Namespace, folder: Path) -> None:
+    """Run the requested benchmark; files of the benchmark's own go to `folder`."""
+    work = Work(args.workload, **{field.name: getattr(args, field.name) for field in fields(Work)[1:]})
+    bench = Bench(args, work, write_model(folder / "model", model_of(args)), folder)
     try:
-        if given.memory_of:
-            print(json.dumps(bench.memory(given.memory_of)))
-        elif given.check:
+        if args.memory_of:
+            print(json.dumps(bench.memory(args.memory_of)))
+        elif args.check:
             bench.check()
         else:
-            report(bench, given)
+            report(bench, args)
     finally:
         bench.close()
 
 
-def report(bench: Bench, given: argparse.Namespace) -> None:
+def report(bench: Bench, args: argparse.Namespace) -> None:
     """Measure, print, and write the files that were asked for."""
-    for side in given.sides:
-        # A mistake in the settings is told here, and not by a process that measures memory.
+    for side in args.sides:
+        # Mistakes in the settings are reported here, and not by a process that measures memory.
         bench.configured(side)
-    size = model_of(given)
-    found: dict[str, Any] = {"command": given.words, "work": asdict(bench.work)}
-    found["model"] = size if isinstance(size, str) else asdict(size)
-    if not given.no_memory:
+    size = model_of(args)
+    results: dict[str, Any] = {"command": args.words, "work": asdict(bench.work)}
+    results["model"] = size if isinstance(size, str) else asdict(size)
+    if not args.no_memory:
         # First, since nothing of this process must lie on the device meanwhile.
-        found["memory"] = {side: memory_in_fresh_process(given.words, side) for side in given.sides}
-    found |= bench.measured()
-    if given.json:
-        given.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
-    print_report(found)
-    if given.profile:
-        write_profile(bench.side(given.sides[0]), given.profile)
+        results["memory"] = {side: memory_in_fresh_process(args.words, side) for side in args.sides}
+    results |= bench.measured()
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=1), encoding="utf-8")
+    print_report(results)
+    if args.profile:
+        write_profile(bench.side(args.sides[0]), args.profile)
 
 
 class Bench:
     """The sides of one benchmark, made as they are needed; `side` keeps them."""
 
-    def __init__(self, given: argparse.Namespace, work: Work, model: Path, folder: Path) -> None:
-        self.given, self.work, self.model, self.folder = given, work, model, folder
+    def __init__(self, args: argparse.Namespace, work: Work, model: Path, folder: Path) -> None:
+        self.args, self.work, self.model, self.folder = args, work, model, folder
         self._made: dict[str, Any] = {}
 
     def side(self, name: str) -> Any:
         """The side called `name`, ready to take steps."""
         if name not in self._made:
-            given, resolved = self.given, self.configured(name)
+            args, resolved = self.args, self.configured(name)
             if name == "plain":
                 made: Any = PlainSide(
-                    resolved, given.plain_rows, checkpointing=not given.plain_no_checkpointing, spread=given.ragged
+                    resolved, args.plain_rows, checkpointing=not args.plain_no_checkpointing, spread=args.ragged
                 )
             elif name == "trl":
-                made = TrlSide(resolved, self.folder, self.work.new_tokens, checkpointing=given.trl_checkpointing)
+                made = TrlSide(resolved, self.folder, self.work.new_tokens, checkpointing=args.trl_checkpointing)
             else:
-                made = ProductSide(resolved, self.folder, given.ragged)
+                made = ProductSide(resolved, self.folder, args.ragged)
             self._made[name] = made
         return self._made[name]
 
     def configured(self, name: str) -> Resolved:
         """The config of the side `name`."""
-        settings = settings_of(self.given, other=name == "other")
+        settings = settings_of(self.args, other=name == "other")
         return configured(self.work, self.model, self.folder / name, settings)
 
     def close(self) -> None:
@@ -115,8 +115,8 @@ class Bench:
 
     def measured(self) -> dict[str, Any]:
         """Seconds, tokens and FLOPs of every side, taken in turns that change their order."""
-        given, names = self.given, list(self.given.sides)
-        device, dtype = resolve_device(given.device), dtype_of(given)
+        args, names = self.args, list(self.args.sides)
+        device, dtype = resolve_device(args.device), dtype_of(args)
         peak = matmul_peak(device, dtype)
         sides: dict[str, dict[str, Any]] = {name: {"seconds": []} for name in names}
         for name in names:
@@ -130,7 +130,7 @@ class Bench:
                 "slots": dict(side.clock.slots),
                 "calls": dict(side.clock.calls),
             }
-        for turn in range(given.repeats):
+        for turn in range(args.repeats):
             peak = max(peak, matmul_peak(device, dtype, 0.2))
             for name in names if turn % 2 == 0 else names[::-1]:
                 side = self.side(name)
@@ -142,7 +142,7 @@ class Bench:
         return report | self._least(next((name for name in names if name != "trl"), None), sides, peak)
 
     def _least(self, name: str | None, sides: dict[str, Any], peak: float) -> dict[str, Any]:
-        """What the step has to do at least, by the groups that the side `name` sampled last."""
+        """The least work of the step, by the groups that the side `name` sampled last."""
         if name is None:
             return {}
         side = self.side(name)
@@ -150,7 +150,7 @@ class Bench:
         sizes = architecture(model.config)
         turns = side.turns()
         least = needed(sizes, side.groups, turns, side.options)
-        name_of_type = str(dtype_of(self.given)).removeprefix("torch.")
+        name_of_type = str(dtype_of(self.args)).removeprefix("torch.")
         reads = {
             one: decode_bytes(lengths(side.groups), sizes, name_of_type, values["calls"].get("decode", 0))
             for one, values in sides.items()
@@ -167,7 +167,7 @@ class Bench:
         }
 
     def memory(self, name: str) -> dict[str, float]:
-        """Peak memory of one step of the side `name`, and what there was before it, in bytes."""
+        """Peak memory of one step of the side `name`, and its level before, in bytes."""
         side = self.side(name)
         if side.clock.device.type == "cuda":
             before = float(torch.cuda.memory_allocated())
@@ -215,13 +215,13 @@ def arguments(words: Sequence[str]) -> argparse.Namespace:
     add("--json", type=Path, help="write everything that was measured to this file")
     add("--no-memory", action="store_true", help="leave out peak memory, which takes a fresh process for each side")
     add("--memory-of", choices=SIDES, help=argparse.SUPPRESS)
-    given = parser.parse_args(words)
-    given.words = list(words)
-    if "trl" in given.sides and given.workload not in SINGLE_TURN:
+    args = parser.parse_args(words)
+    args.words = list(words)
+    if "trl" in args.sides and args.workload not in SINGLE_TURN:
         parser.error(f"the side trl knows single-turn work only: {', '.join(SINGLE_TURN)}")
-    if "trl" in given.sides and given.ragged:
+    if "trl" in args.sides and args.ragged:
         parser.error("the side trl has no reply lengths of its own; leave --ragged out")
-    return given
+    return args
 
 
 if __name__ == "__main__":

@@ -119,7 +119,7 @@ class TrlSide:
 
         trainer = self.trainer
         trainer.add_callback(Pause())
-        # What is printed is the benchmark's to say.
+        # The benchmark prints its own results.
         trainer.remove_callback(PrinterCallback)
         trainer._generate_and_score_completions = timed("reference", trainer._generate_and_score_completions)
         trainer._generate_single_turn = timed("decode", trainer._generate_single_turn)
@@ -166,7 +166,7 @@ def spread(completions: list[Any], **_: Any) -> list[float]:
 
 
 def single_turns(stack: Any, tasks: Any) -> list[tuple[Message, ...]]:
-    """The conversations that one attempt at each task asks for."""
+    """The conversations of one episode of each task."""
 
     def silent(messages: Any, sampling: Any) -> Reply:
         return Reply("", "stop", Tokens((0,), (0,), (0.0,)))

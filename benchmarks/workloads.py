@@ -1,4 +1,4 @@
-"""What the benchmarks train on: a random model of given size, generated rows, and a config of the product around them.
+"""The workloads of the benchmarks: a random model of a given size, generated rows, and a config of the product.
 
 Importing it registers a reward and three modules that only benchmarks need.
 """
@@ -47,7 +47,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Work:
-    """One training step: `tasks` groups of `group_size` attempts, each reply `new_tokens` long.
+    """One training step: `tasks` groups of `group_size` episodes, each reply `new_tokens` long.
 
     `chunks`, `chunk_tokens` and `prompts` are memory_agent's; `prompt_tokens` is about how long the prompts of the
     single-turn workloads are (0: as long as published).
@@ -65,7 +65,7 @@ class Work:
 
 @REWARDS.register("bench_spread")
 class Spread(RewardFunction):
-    """The attempt's number: it means nothing, and every group has variance."""
+    """The episode's index: it means nothing, and every group has variance."""
 
     def score(self, episodes: Sequence[Episode]) -> list[float | None]:
         return [float(episode.index) for episode in episodes]
@@ -91,7 +91,7 @@ class NoAnswer(Answerer):
 
 @MODULES.register("bench_row_facts")
 class RowFacts(NaiveUpdater):
-    """Updates with the facts of the row, whatever the extractor replied, as on (fact, memory, operation) rows."""
+    """Updates with the facts of the row, for any reply of the extractor, as on (fact, memory, operation) rows."""
 
     def dialogue(self, episode: Episode, bank: MemoryBank, candidates: Sequence[Candidate]) -> Asking[None]:
         facts = [Candidate(turn.text) for turn in episode.task.conversation[:8]]
@@ -101,7 +101,7 @@ class RowFacts(NaiveUpdater):
 def write_model(folder: Path, model: str | Size) -> Path:
     """A folder with a config.json and a tokenizer that has one token for each id; no weights.
 
-    `model` is a size, or what `model.path` takes. The tokenizer is that of `tiny`, filled up with words that stand for
+    `model` is a size, or a value of `model.path`. The tokenizer is that of `tiny`, filled up with words that stand for
     one token each, so that a random reply is about as long when it is read again in the next prompt.
     """
     folder.mkdir(parents=True)
@@ -157,9 +157,9 @@ def rows(work: Work, folder: Path) -> list[dict[str, Any]]:
 
 
 def _row(work: Work, writer: Writer, name: str) -> dict[str, Any]:
-    asked = {"id": name, "question": writer.words(16) + "?", "answer": writer.words(2)}
+    question = {"id": name, "question": writer.words(16) + "?", "answer": writer.words(2)}
     if work.name == "memory_agent":
-        return {**asked, "context": writer.words(work.chunks * work.chunk_tokens)}
+        return {**question, "context": writer.words(work.chunks * work.chunk_tokens)}
     if work.name == "memory_r1":
         each = max(1, (work.prompt_tokens or 930) // 24 - 5)
         conversation = [
@@ -167,8 +167,8 @@ def _row(work: Work, writer: Writer, name: str) -> dict[str, Any]:
             for number in range(24)
         ]
         memory = _items(writer, 16, each)
-        return {**asked, "conversation": conversation, "memory": memory, "context_memory": memory}
-    return {**asked, "memory": _items(writer, 20, max(1, (work.prompt_tokens or 1125) // 20 - 6))}
+        return {**question, "conversation": conversation, "memory": memory, "context_memory": memory}
+    return {**question, "memory": _items(writer, 20, max(1, (work.prompt_tokens or 1125) // 20 - 6))}
 
 
 def _items(writer: Writer, count: int, words: int) -> list[dict[str, str]]:

@@ -25,9 +25,9 @@ def test_a_text_is_read_chunk_by_chunk_by_the_products_own_engine(bench):
     # Whole lines of about 35 tokens, five of them shorter: six sections of 200, an answer.
     assert 1000 < reading.tokens < 1100
     assert reading.asks == 6 + 1
-    assert reading.said_tokens == 6 * 4 + 16
+    assert reading.reply_tokens == 6 * 4 + 16
     assert 200 < reading.longest_prompt < 300
-    assert reading.tokens < reading.fed_tokens < reading.tokens + 7 * 100
+    assert reading.tokens < reading.prompt_tokens < reading.tokens + 7 * 100
     assert reading.seconds > 0 and reading.peak_mb > 0
 
 

@@ -124,8 +124,8 @@ def test_operations_are_counted_where_they_are_done(bench):
 
 
 def test_ragged_lengths_are_the_same_on_every_side(bench):
-    lengths = [bench.product.drawn_length(Sampling(30, seed=seed), 1.0) for seed in range(200)]
-    assert lengths == [bench.product.drawn_length(Sampling(30, seed=seed), 1.0) for seed in range(200)]
+    lengths = [bench.product.sampled_length(Sampling(30, seed=seed), 1.0) for seed in range(200)]
+    assert lengths == [bench.product.sampled_length(Sampling(30, seed=seed), 1.0) for seed in range(200)]
     assert min(lengths) >= 1 and max(lengths) == 30 and len(set(lengths)) > 10
 
 
