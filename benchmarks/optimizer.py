@@ -6,7 +6,7 @@
 Every row trains the embedded model on the same conversations in the same order. `kept` is the part of the float32
 run's movement that the row made too, <d, d32> / <d32, d32> with d the difference to the weights before training;
 `off` is |d - d32| / |d32|. The held-out loss is that of the final weights, computed in float32. docs/decisions/0005
-has the table and what follows from it.
+has the table and its consequences.
 """
 
 from __future__ import annotations

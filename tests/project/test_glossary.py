@@ -54,6 +54,7 @@ HELD = (
     "CONTRIBUTING.md",
     "README.md",
     "SECURITY.md",
+    "benchmarks",
     "configs",
     "docs",
     "scripts",

@@ -206,7 +206,8 @@ def with_agent(resolved: Resolved, agent: str | Mapping[str, object]) -> Resolve
     parts = {"agent": part_names("agent", folders)}
     spec = Checker(problems, tree.origins, resolved.base_dir, parts, tree.named).agent(tree.values["agent"])
     problems.raise_any()
-    assert spec is not None
+    if spec is None:
+        raise ConfigError(f"{here}: this is no agent")
     modules = {
         slot: _on_same_engine(resolved.config.agent.modules.get(slot), new) for slot, new in spec.modules.items()
     }
