@@ -49,7 +49,14 @@ SENTENCES = {
     r"(?<![\w.)\]}/*-])\.\d+\b": "a number has a leading zero",
 }
 # Texts that models see and texts of generated data: they are behaviour. A file, or a file and a name assigned in it.
-EXEMPT: frozenset[tuple[str, str]] = frozenset()
+EXEMPT: frozenset[tuple[str, str]] = frozenset(
+    {
+        ("src/memfactory/data/synthetic/conversations.py", "kept"),  # the name of a category in generated rows
+        ("src/memfactory/envs/rewards/longmemeval_judge.py", "ANSWERED"),
+        ("src/memfactory/envs/rewards/longmemeval_judge.py", "RULES"),
+        ("src/memfactory/envs/rewards/mem0.py", "JUDGE_PROMPT"),
+    }
+)
 HELD = (
     "CONTRIBUTING.md",
     "README.md",
@@ -60,11 +67,14 @@ HELD = (
     "scripts",
     "src/memfactory/__main__.py",
     "src/memfactory/console.py",
+    "src/memfactory/data",
     "src/memfactory/engines/hf",
     "src/memfactory/environment.py",
+    "src/memfactory/envs",
     "src/memfactory/errors.py",
     "src/memfactory/evaluation",
     "src/memfactory/figures.py",
+    "src/memfactory/files",
     "src/memfactory/model",
     "src/memfactory/plugins",
     "src/memfactory/redaction.py",
@@ -108,8 +118,10 @@ def named(tree: ast.AST) -> Iterator[tuple[int, str]]:
             yield node.lineno, node.attr
 
 
-def wrong_names(code: str) -> Iterator[tuple[int, str]]:
+def wrong_names(code: str, file: str = "") -> Iterator[tuple[int, str]]:
     for line, name in named(ast.parse(code)):
+        if (file, name) in EXEMPT:
+            continue
         for word in sorted({*words_of(name)} & NAMES):
             instead = INSTEAD.get(word.removesuffix("s"), "say what the value holds")
             yield line, f"the name {name}: {word} ({instead})"
@@ -153,7 +165,7 @@ def texts(code: str, file: str) -> Iterator[tuple[int, str]]:
         if any(isinstance(target, ast.Name) and (file, target.id) in EXEMPT for target in targets):
             continue
         if isinstance(node, ast.JoinedStr):
-            parts = [str(part.value) if isinstance(part, ast.Constant) else "0" for part in node.values]
+            parts = [str(part.value) if isinstance(part, ast.Constant) else "x" for part in node.values]
             yield node.lineno, "".join(parts)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             if len(node.value.split()) > 2:
@@ -201,7 +213,7 @@ def places(file: Path) -> list[Place]:
         return []
     wrong: list[tuple[int, str]] = []
     if file.suffix == ".py":
-        wrong += wrong_names(text)
+        wrong += wrong_names(text, shown)
         sentences = [*texts(text, shown), *comments(text)]
     else:
         sentences = list(paragraphs(text) if file.suffix == ".md" else yaml_comments(text))

@@ -1,4 +1,4 @@
-"""Files that survive a kill."""
+"""JSON-lines files that survive a kill."""
 
 import subprocess
 import sys
@@ -6,16 +6,7 @@ import sys
 import pytest
 
 from memfactory.errors import DataError
-from memfactory.files.atomic import write_text
 from memfactory.files.json_lines import JsonLinesWriter, read_json_lines
-
-
-def test_a_file_is_replaced_whole_and_leaves_no_working_file(tmp_path):
-    path = tmp_path / "deep" / "result.json"
-    write_text(path, "first")
-    write_text(path, "zweite Zeile ü\n")
-    assert path.read_bytes() == "zweite Zeile ü\n".encode()
-    assert [found.name for found in path.parent.iterdir()] == ["result.json"]
 
 
 def test_a_last_line_that_was_cut_short_is_not_read(tmp_path):

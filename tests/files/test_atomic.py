@@ -1,0 +1,46 @@
+"""Files and folders that are replaced atomically."""
+
+import pytest
+
+from memfactory.files.atomic import atomic_file, write_text
+from memfactory.files.folders import atomic_folder, damage
+
+
+def test_a_file_is_replaced_whole_and_leaves_no_working_file(tmp_path):
+    path = tmp_path / "deep" / "result.json"
+    write_text(path, "first")
+    write_text(path, "zweite Zeile ü\n")
+    assert path.read_bytes() == "zweite Zeile ü\n".encode()
+    assert [entry.name for entry in path.parent.iterdir()] == ["result.json"]
+
+
+def test_an_error_while_writing_keeps_the_old_content(tmp_path):
+    path = tmp_path / "result.json"
+    write_text(path, "old")
+    with pytest.raises(ZeroDivisionError), atomic_file(path) as file:
+        file.write(b"new")
+        raise ZeroDivisionError
+    assert path.read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_a_link_is_replaced_and_its_target_stays(tmp_path):
+    (tmp_path / "target").write_text("theirs")
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    write_text(tmp_path / "link", "ours")
+    assert (tmp_path / "target").read_text() == "theirs"
+    assert (tmp_path / "link").read_text() == "ours" and not (tmp_path / "link").is_symlink()
+
+
+def test_a_folder_appears_only_when_it_is_complete(tmp_path):
+    target = tmp_path / "step-1"
+    with pytest.raises(ZeroDivisionError), atomic_folder(target) as folder:
+        (folder / "state.json").write_text("{}")
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+    with atomic_folder(target) as folder:
+        (folder / "state.json").write_text("{}")
+        assert not target.exists()
+    assert damage(target) is None
+    (target / "state.json").write_text("[]")
+    assert damage(target) == "its file state.json has changed (its SHA-256 differs)"
