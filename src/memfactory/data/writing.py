@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import file_digest
 from pathlib import Path
 from statistics import fmean
 from typing import IO, Any, Literal
 
 from memfactory.errors import DataError
-from memfactory.files.atomic import atomic_file
+from memfactory.files.atomic import atomic_file, sha256_of
 
 Format = Literal["json", "jsonl", "parquet"]
 GeneratedRow = Mapping[str, object]
@@ -64,7 +63,7 @@ def write_rows(
     try:
         with atomic_file(path) as file:
             WRITERS[path.suffix](file, counted())
-        digest = _digest(path)
+        digest = sha256_of(path)
     except OSError as error:
         raise DataError(f"{path} cannot be written: {error.strerror or error}") from error
     except UnicodeEncodeError as error:
@@ -124,11 +123,6 @@ def _encoded(row: GeneratedRow) -> bytes:
         place = text[max(0, error.start - 40) : error.start]
         name = next((row[field] for field in ("id", "index") if field in row), "?")
         raise DataError(f"row {name} holds half of a surrogate pair behind {place!r}, which no file can") from None
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return file_digest(file, "sha256").hexdigest()
 
 
 def as_training_row(row: GeneratedRow, source: str) -> GeneratedRow:

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from hashlib import sha256
 from itertools import count
 from pathlib import Path
 from typing import IO
@@ -76,6 +77,15 @@ def json_text(value: object, indent: int | None = None) -> str:
 def partial_of(path: Path) -> Path:
     """The path beside `path` where its next content is written before it is renamed."""
     return path.with_name(f".{path.name}.partial")
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, as hexadecimal digits."""
+    digest = sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def flush(path: Path) -> None:

@@ -8,13 +8,12 @@ import re
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from hashlib import file_digest
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from memfactory.errors import MemFactoryError
-from memfactory.files.atomic import flush, partial_of
+from memfactory.files.atomic import flush, partial_of, sha256_of
 
 MARKER = "COMPLETE"
 FORMAT = 1
@@ -51,7 +50,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 
 def write_marker(folder: Path) -> None:
     """Write the marker of `folder` for its present files."""
-    digests = {path.relative_to(folder).as_posix(): _digest(path) for path in _files(folder)}
+    digests = {path.relative_to(folder).as_posix(): sha256_of(path) for path in _files(folder)}
     with open(folder / MARKER, "w", encoding="utf-8") as file:
         json.dump({"format": FORMAT, "sha256": digests}, file, indent=1)
         file.flush()
@@ -90,7 +89,7 @@ def difference(folder: Path, digests: Mapping[str, object], ignore: Collection[s
         if not path.is_file():
             return f"its file {name} is gone"
         try:
-            if _digest(path) != expected:
+            if sha256_of(path) != expected:
                 return f"its file {name} has changed (its SHA-256 differs)"
         except OSError as error:
             return f"its file {name} cannot be read: {error.strerror or error}"
@@ -108,11 +107,6 @@ def check_folder(folder: Path, *, ignore: Collection[str] = ()) -> None:
 def _files(folder: Path) -> list[Path]:
     """The files that the marker lists."""
     return sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MARKER)
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return file_digest(file, "sha256").hexdigest()
 
 
 def _remove(target: Path) -> None:
