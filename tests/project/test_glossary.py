@@ -75,6 +75,7 @@ HELD = (
     "src/memfactory/evaluation",
     "src/memfactory/figures.py",
     "src/memfactory/files",
+    "src/memfactory/formats",
     "src/memfactory/model",
     "src/memfactory/plugins",
     "src/memfactory/redaction.py",

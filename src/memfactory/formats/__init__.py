@@ -1,1 +1,1 @@
-"""What models are shown and what they reply: rendering, parsing, updates and provenance. Pure."""
+"""The text formats of prompts and replies: rendering, parsing, updates and provenance. Pure."""

@@ -1,8 +1,8 @@
-r"""The forms in which an agent asks for its answer, and the answer that a reply holds in each of them. Pure.
+r"""The forms in which a prompt asks for the answer, and how to find the answer in a reply. Pure.
 
 - `boxed`: `\boxed{...}`, as MemAgent asks;
 - `marker`: the line after `**Answer:**`, as Memory-R1 asks;
-- `the_answer_is`: what follows "the answer is";
+- `the_answer_is`: the text after "the answer is";
 - `plain`: the whole reply.
 """
 
@@ -20,7 +20,7 @@ THE_ANSWER_IS = re.compile(r"the answer is", re.IGNORECASE)
 
 
 def form_of_prompt(prompt: str) -> AnswerForm:
-    """The form that the wording of a prompt asks for; `plain` where it names none."""
+    """The form that a prompt asks for; `plain` if it names none."""
     if "\\boxed" in prompt:
         return "boxed"
     if MARKER in prompt:
@@ -35,9 +35,9 @@ def boxed_answer(reply: str) -> str | None:
 
 
 def after_the_answer_is(reply: str) -> str | None:
-    """What follows the last "the answer is", without asterisks and a final full stop; None without it."""
-    pieces = THE_ANSWER_IS.split(reply.replace("*", ""))
-    return pieces[-1].strip().strip(".").strip() if len(pieces) > 1 else None
+    """The text after the last "the answer is", without asterisks and a final full stop; None without it."""
+    segments = THE_ANSWER_IS.split(reply.replace("*", ""))
+    return segments[-1].strip().strip(".").strip() if len(segments) > 1 else None
 
 
 _READ: Mapping[AnswerForm, tuple[Callable[[str], str | None], ...]] = MappingProxyType(
@@ -48,25 +48,25 @@ _READ: Mapping[AnswerForm, tuple[Callable[[str], str | None], ...]] = MappingPro
         "plain": (boxed_answer, after_marker),
     }
 )
-"""How an answer is looked for by the form that was asked for. "The answer is" may begin a plain answer, so it is not
-looked for in one."""
+"""The readers of an answer by the requested form, in order. "The answer is" may begin a plain answer, so it is no
+marker there."""
 
 
 def bare_answer(text: str, form: AnswerForm) -> str:
-    """The answer in `text` without what wraps it: the asked form first, then the others, else all of `text`."""
-    found = next((held for read in _READ[form] if (held := read(text)) is not None), text)
-    inside = boxed_answer(found)
-    return (found if inside is None else inside).strip()
+    """The answer in `text` without its wrapping: the requested form first, then the others, else all of `text`."""
+    answer = next((content for read in _READ[form] if (content := read(text)) is not None), text)
+    boxed = boxed_answer(answer)
+    return (answer if boxed is None else boxed).strip()
 
 
 def answer_part(reply: str, form: AnswerForm) -> str | None:
-    """Where in `reply` the answer stands: the line after the marker, else all that follows thinking. None: nowhere."""
+    """The part of `reply` that holds the answer: the line after the marker, else all after thinking; None: no part."""
     part = after_marker(reply) if form == "marker" else after_thinking(reply)
     return part if part and part.strip() else None
 
 
 def keeps_form(part: str | None, form: AnswerForm) -> bool:
-    """Whether a reply whose `answer_part` is `part` has the form that was asked for."""
+    """Whether a reply whose `answer_part` is `part` has the requested form."""
     if part is None or form in ("marker", "plain"):
         return part is not None
     return (boxed_answer(part) if form == "boxed" else after_the_answer_is(part)) is not None

@@ -1,8 +1,8 @@
-"""What a model's reply holds: a JSON object wherever it stands, and the memory entries in it. Pure; never raises.
+"""Reads a reply: the JSON object in it, wherever it stands, and the entries of the object. Pure; never raises.
 
-A reply's `form` says how well it kept to its format: the share of its entries that could be used as they stand, where
-an entry that had to be mended counts half and words around the object count as one entry more. It is 0 for a reply
-without a usable entry, and so for an empty list: to write nothing down is never worth a reward of its own.
+The `form` of a reply says how well it kept to its format: the fraction of its entries that are usable as they stand. A
+repaired entry counts half, and words around the object count as one entry more. A reply without a usable entry has 0:
+an empty list never earns a reward of its own.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ BARE = {("", ""), ("```", "```"), ("```json", "```")}
 
 
 @dataclass(frozen=True)
-class FoundObject:
-    """A JSON object of a reply. `bare` says that nothing stands around it, but for a code fence."""
+class JsonObject:
+    """A JSON object of a reply. `bare`: nothing but a code fence stands around it."""
 
     values: dict[str, object]
     bare: bool
@@ -32,7 +32,7 @@ class FoundObject:
 
 @dataclass(frozen=True)
 class Extraction:
-    """What a reply wants remembered."""
+    """The candidates of a reply."""
 
     candidates: tuple[Candidate, ...]
     form: float
@@ -40,7 +40,7 @@ class Extraction:
 
 @dataclass(frozen=True)
 class Topic:
-    """What was said of one topic, and the places (from 0) of the turns that say it."""
+    """The summary of one topic, and the places (from 0) of the turns that it refers to."""
 
     summary: str
     places: tuple[int, ...]
@@ -54,27 +54,27 @@ class Topics:
     form: float
 
 
-def find_object(text: str, key: str) -> FoundObject | None:
+def find_object(text: str, key: str) -> JsonObject | None:
     """The last complete JSON object after thinking that has `key` and lies in no other object; None without one.
 
-    What cannot be read (cut off, nested too deep, a number of thousands of digits) is passed over, and the search ends
-    after MOST_UNREADABLE braces that begin nothing readable: each may cost a look at all that follows.
+    Unreadable objects (cut off, nested too deep, a number of thousands of digits) are skipped. The search ends after
+    MOST_UNREADABLE braces without a readable object, since each may cost a scan of all the text behind it.
     """
-    said = after_thinking(text)
-    found: FoundObject | None = None
-    start = -1 if said is None else said.find("{")
+    reply = after_thinking(text)
+    last: JsonObject | None = None
+    start = -1 if reply is None else reply.find("{")
     unreadable = 0
-    while said is not None and start >= 0 and unreadable < MOST_UNREADABLE:
+    while reply is not None and start >= 0 and unreadable < MOST_UNREADABLE:
         end = start + 1
-        read = _object_at(said, start)
+        read = _object_at(reply, start)
         if read is None:
             unreadable += 1
         else:
             values, end = read
             if key in values:
-                found = FoundObject(values, (said[:start].strip(), said[end:].strip()) in BARE)
-        start = said.find("{", end)
-    return found
+                last = JsonObject(values, (reply[:start].strip(), reply[end:].strip()) in BARE)
+        start = reply.find("{", end)
+    return last
 
 
 def _object_at(text: str, start: int) -> tuple[dict[str, object], int] | None:
@@ -93,7 +93,7 @@ def one_line(value: object) -> str | None:
 
 
 def integer(value: object) -> int | None:
-    """An integer, or one that was written as a string of digits; None for anything else."""
+    """An integer, also one written as a string of digits; None for anything else."""
     if isinstance(value, str):
         return int(value) if re.fullmatch(r"[0-9]{1,9}", value.strip()) else None
     return value if isinstance(value, int) and not isinstance(value, bool) else None
@@ -101,31 +101,31 @@ def integer(value: object) -> int | None:
 
 def entries_of(text: str, key: str) -> tuple[list[object], bool] | None:
     """The list under `key` of the reply's object, and whether the object stands alone; None without such a list."""
-    found = find_object(text, key)
-    entries = found.values[key] if found else None
-    return (entries, found.bare) if found and isinstance(entries, list) else None
+    holder = find_object(text, key)
+    entries = holder.values[key] if holder else None
+    return (entries, holder.bare) if holder and isinstance(entries, list) else None
 
 
 def parse_extraction(text: str) -> Extraction:
     """The entries of `{"memory_list": [{"key", "value", "memory_type"?, "tags"?}]}`.
 
-    An entry that is no object, lacks a value or says again what another says is left out. A missing key becomes empty,
-    tags that are no list of strings and an unknown memory type are dropped.
+    An entry that is no object, lacks a value or repeats another is left out. A missing key becomes empty; tags that are
+    no list of strings and an unknown memory type are dropped.
     """
-    found = entries_of(text, "memory_list")
-    if found is None:
+    entries = entries_of(text, "memory_list")
+    if entries is None:
         return Extraction((), 0.0)
-    candidates, form = _read(found, _entry, lambda candidate: candidate.text.lower())
+    candidates, form = _read(entries, _candidate, lambda candidate: candidate.text.lower())
     return Extraction(tuple(candidates), form)
 
 
-def _entry(values: dict[str, object]) -> tuple[Candidate, bool] | None:
-    """An entry and whether it was whole; None where it has no value."""
+def _candidate(values: dict[str, object]) -> tuple[Candidate, bool] | None:
+    """The candidate of an entry, and whether the entry was whole; None without a value."""
     value = one_line(values.get("value"))
     if value is None:
         return None
-    key, kind, given = one_line(values.get("key")), values.get("memory_type"), values.get("tags", [])
-    tags = [one_line(tag) for tag in given] if isinstance(given, list) else [None]
+    key, kind, entry_tags = one_line(values.get("key")), values.get("memory_type"), values.get("tags", [])
+    tags = [one_line(tag) for tag in entry_tags] if isinstance(entry_tags, list) else [None]
     known = isinstance(kind, str) and kind in KINDS
     candidate = Candidate(
         value=value,
@@ -141,34 +141,34 @@ def parse_topics(text: str, turns: int) -> Topics:
 
     References are places from 0 to `turns` - 1; others are left out, as are entries without a summary and repetitions.
     """
-    found = entries_of(text, "extracted_memories")
-    if found is None:
+    entries = entries_of(text, "extracted_memories")
+    if entries is None:
         return Topics((), 0.0)
-    topics, form = _read(found, lambda values: _topic(values, turns), lambda topic: topic.summary.lower())
+    topics, form = _read(entries, lambda values: _topic(values, turns), lambda topic: topic.summary.lower())
     return Topics(tuple(topics), form)
 
 
 def _topic(values: dict[str, object], turns: int) -> tuple[Topic, bool] | None:
-    summary, given = one_line(values.get("summary")), values.get("reference")
+    summary, reference = one_line(values.get("summary")), values.get("reference")
     if summary is None:
         return None
-    references = given if isinstance(given, list) else [given]
-    numbers = [integer(reference) for reference in references]
+    references = reference if isinstance(reference, list) else [reference]
+    numbers = [integer(value) for value in references]
     places = tuple(dict.fromkeys(number for number in numbers if number is not None and 0 <= number < turns))
-    return Topic(summary, places), isinstance(given, list) and 0 < len(places) == len(given)
+    return Topic(summary, places), isinstance(reference, list) and 0 < len(places) == len(reference)
 
 
 def _read(
-    found: tuple[list[object], bool],
+    reply: tuple[list[object], bool],
     read: Callable[[dict[str, object]], tuple[E, bool] | None],
     name: Callable[[E], str],
 ) -> tuple[Sequence[E], float]:
-    """What `read` makes of the entries, without repetitions by `name`, and the form."""
-    entries, bare = found
-    kept: dict[str, tuple[E, bool]] = {}
+    """The values that `read` makes of the entries, without repetitions by `name`, and the form."""
+    entries, bare = reply
+    by_name: dict[str, tuple[E, bool]] = {}
     for entry in entries:
-        one = read(entry) if isinstance(entry, dict) else None
-        if one is not None:
-            kept.setdefault(name(one[0]), one)
-    marks = sum(1.0 if whole else 0.5 for _, whole in kept.values())
-    return [one for one, _ in kept.values()], marks / (len(entries) + (not bare)) if kept else 0.0
+        value_and_whole = read(entry) if isinstance(entry, dict) else None
+        if value_and_whole is not None:
+            by_name.setdefault(name(value_and_whole[0]), value_and_whole)
+    usable = sum(1.0 if whole else 0.5 for _, whole in by_name.values())
+    return [value for value, _ in by_name.values()], usable / (len(entries) + (not bare)) if by_name else 0.0

@@ -1,4 +1,4 @@
-"""How conversations and memory items are written in prompts. Pure; shared by modules and by what demonstrates them."""
+"""Conversations, tasks and memory items as text in prompts. Pure; modules and generated data share it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from memfactory.types import MemoryItem, Task, Utterance
 
 NOTHING = "(nothing)"
 TEXT = "Text"
-"""Who speaks the paragraphs of a text."""
+"""The speaker of a text's paragraphs."""
 
 
 def render_item(item: MemoryItem) -> str:
-    """An item in one line, after the time at which it was last said where that is known."""
+    """An item in one line, after the time of its last mention if that is known."""
     time = item.updated_at or item.created_at
     return f"{time}: {item.text}" if time else item.text
 
@@ -34,7 +34,7 @@ def bracketed_list(lines: Sequence[str], first: int = 0) -> str:
 
 
 def render_conversation(utterances: Sequence[Utterance]) -> str:
-    """`speaker: [time] text`, one a line; the time is left out where it is not known."""
+    """`speaker: [time] text`, one a line; an utterance without a time has no brackets."""
     return "\n".join(
         f"{turn.speaker}: [{turn.time}] {turn.text}" if turn.time else f"{turn.speaker}: {turn.text}"
         for turn in utterances
@@ -42,14 +42,14 @@ def render_conversation(utterances: Sequence[Utterance]) -> str:
 
 
 def render_task(task: Task) -> str:
-    """All that a task gives to answer from, in one text: its text, the memory before the conversation, and that."""
+    """All that a task has to answer from, as one text: its context, its memory, and its conversation."""
     memory = bullet_list([render_item(item) for item in task.memory]) if task.memory else ""
-    return "\n\n".join(part for part in (task.context, memory, render_conversation(task.conversation)) if part)
+    return "\n\n".join(text for text in (task.context, memory, render_conversation(task.conversation)) if text)
 
 
 def utterances_of(task: Task) -> tuple[Utterance, ...]:
-    """What a task gives to be remembered: its conversation, else the paragraphs of its text as the turns of one."""
+    """The utterances that a memory is built from: the task's conversation, else the paragraphs of its context."""
     if task.conversation or not task.context:
         return task.conversation
-    paragraphs = [part.strip() for part in re.split(r"\n\s*\n", task.context)]
-    return tuple(Utterance(TEXT, part) for part in paragraphs if part)
+    paragraphs = [paragraph.strip() for paragraph in re.split(r"\n\s*\n", task.context)]
+    return tuple(Utterance(TEXT, paragraph) for paragraph in paragraphs if paragraph)

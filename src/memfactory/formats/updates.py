@@ -1,8 +1,8 @@
-"""What a model's reply decides about new entries and the items they touch, as operations on the bank. Pure.
+"""Reads the operations of a reply on the memory bank, for candidates and the items that they touch. Pure.
 
-Whatever a reply says, the operations can be applied: what is no legal operation changes nothing. `form` is the share
-of what was to be decided that exactly one legal operation decides, where every entry that names nothing that was shown
-counts as one thing more, and so do words around the reply's object; 0 for a reply without a legal operation.
+The operations can always be applied: an illegal one changes nothing. `form` is the fraction of the items and candidates
+that exactly one legal operation decides. Every entry that names nothing shown counts as one more to decide, and so do
+words around the reply's object. A reply without a legal operation has 0.
 """
 
 from __future__ import annotations
@@ -33,48 +33,48 @@ MERGE_LINE = re.compile(r"merge\(\s*([0-9]{1,9})\s*,(.*)\)", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Decision:
-    """What is to be done with the bank."""
+    """The operations of a reply and how well it kept to its format."""
 
     operations: tuple[Operation, ...]
     form: float
 
 
-def _name(said: object) -> str | None:
-    """The operation that is meant; None for none. Case and the synonyms in NAMES do not matter."""
-    return NAMES.get(re.sub(r"[\s_-]+", " ", said.strip()).upper()) if isinstance(said, str) else None
+def _name(word: object) -> str | None:
+    """The operation that a word names, in any case and by any synonym of NAMES; None for any other value."""
+    return NAMES.get(re.sub(r"[\s_-]+", " ", word.strip()).upper()) if isinstance(word, str) else None
 
 
 def parse_operations(text: str, items: Sequence[MemoryItem], candidates: Sequence[Candidate]) -> Decision:
     """The reply `{"operations": [{"id", "op", "key"?, "value"?}]}` where the numbers 1, 2, ... are `items`, then
     `candidates`.
 
-    An item is kept (NONE) or deleted (DEL); a candidate is taken up (ADD), taken up with another value and, where one
-    is given, another key (UPDATE), or left out (NONE). Of several operations on one number the first counts, and
-    where it is not legal, as where there is none, NONE does. An UPDATE without a value is an ADD that was mended.
+    An item is kept (NONE) or deleted (DEL). A candidate is added (ADD), added with a new value and perhaps a new key
+    (UPDATE), or left out (NONE). The first of several operations on one number counts; NONE stands for an illegal or
+    missing one. An UPDATE without a value is a repaired ADD.
     """
-    kept: list[Operation] = [*(Keep(item.id) for item in items), *(Keep() for _ in candidates)]
-    found = entries_of(text, "operations")
-    if found is None:
-        return Decision(tuple(kept), 0.0)
-    entries, bare = found
-    said: dict[int, list[dict[str, object]]] = {}
+    operations: list[Operation] = [*(Keep(item.id) for item in items), *(Keep() for _ in candidates)]
+    reply = entries_of(text, "operations")
+    if reply is None:
+        return Decision(tuple(operations), 0.0)
+    entries, bare = reply
+    by_number: dict[int, list[dict[str, object]]] = {}
     strays = 0
     for entry in entries:
         number = integer(entry.get("id")) if isinstance(entry, dict) else None
-        if number is None or not 1 <= number <= len(kept):
+        if number is None or not 1 <= number <= len(operations):
             strays += 1
         elif isinstance(entry, dict):
-            said.setdefault(number, []).append(entry)
+            by_number.setdefault(number, []).append(entry)
     decided = 0
-    for number, given in said.items():
+    for number, same_number in by_number.items():
         place = number - 1
         if place < len(items):
-            operation, whole = _on_item(given[0], items[place])
+            operation, whole = _on_item(same_number[0], items[place])
         else:
-            operation, whole = _on_candidate(given[0], candidates[place - len(items)])
-        decided += whole and len(given) == 1
-        kept[place] = operation or kept[place]
-    return Decision(tuple(kept), decided / (len(kept) + strays + (not bare)) if decided else 0.0)
+            operation, whole = _on_candidate(same_number[0], candidates[place - len(items)])
+        decided += whole and len(same_number) == 1
+        operations[place] = operation or operations[place]
+    return Decision(tuple(operations), decided / (len(operations) + strays + (not bare)) if decided else 0.0)
 
 
 def _on_item(entry: dict[str, object], item: MemoryItem) -> tuple[Operation | None, bool]:
@@ -95,17 +95,17 @@ def _on_candidate(entry: dict[str, object], candidate: Candidate) -> tuple[Opera
 def parse_mem0(text: str, items: Sequence[MemoryItem], candidates: Sequence[Candidate]) -> Decision:
     """The reply `{"memory": [{"id", "text", "event", "old_memory"?}]}` where the ids "0", "1", ... are `items`.
 
-    An item is kept (NONE), deleted (DELETE) or gets a new text under its own id (UPDATE); ADD is a new item, whatever
-    its id. A text takes sources, time and namespace from the candidate that shares the most words with it. Of several
-    operations on one id the first counts; an id that is not there changes nothing, as does an item that is left out.
-    More new items than there are candidates lower `form`, so that it cannot be raised by writing many.
+    An item is kept (NONE), deleted (DELETE) or gets a new text under its own id (UPDATE); ADD is a new item under any
+    id. A text takes sources, time and namespace from the candidate that shares the most words with it. The first of
+    several operations on one id counts; an unknown id and a missing item change nothing. More new items than candidates
+    lower `form`, so that writing many does not raise it.
     """
-    kept: list[Operation] = [Keep(item.id) for item in items]
-    found = entries_of(text, "memory")
-    if found is None:
-        return Decision(tuple(kept), 0.0)
-    entries, bare = found
-    said: dict[int, list[dict[str, object]]] = {}
+    operations: list[Operation] = [Keep(item.id) for item in items]
+    reply = entries_of(text, "memory")
+    if reply is None:
+        return Decision(tuple(operations), 0.0)
+    entries, bare = reply
+    by_number: dict[int, list[dict[str, object]]] = {}
     added: dict[str, Operation] = {}
     strays = 0
     for entry in entries:
@@ -114,16 +114,16 @@ def parse_mem0(text: str, items: Sequence[MemoryItem], candidates: Sequence[Cand
         if _name(values.get("event")) == "ADD" and new is not None and new.lower() not in added:
             added[new.lower()] = Add(_as_candidate(new, candidates))
         elif _name(values.get("event")) != "ADD" and number is not None and 0 <= number < len(items):
-            said.setdefault(number, []).append(values)
+            by_number.setdefault(number, []).append(values)
         else:
             strays += 1
     decided = min(len(added), len(candidates))
-    for number, given in said.items():
-        operation = _on_remembered(given[0], items[number], candidates)
-        decided += operation is not None and len(given) == 1
-        kept[number] = operation or kept[number]
+    for number, same_number in by_number.items():
+        operation = _on_remembered(same_number[0], items[number], candidates)
+        decided += operation is not None and len(same_number) == 1
+        operations[number] = operation or operations[number]
     expected = len(items) + len(added) + strays + (not bare)
-    return Decision((*kept, *added.values()), decided / expected if decided else 0.0)
+    return Decision((*operations, *added.values()), decided / expected if decided else 0.0)
 
 
 def _on_remembered(entry: dict[str, object], item: MemoryItem, candidates: Sequence[Candidate]) -> Operation | None:
@@ -138,7 +138,7 @@ def _on_remembered(entry: dict[str, object], item: MemoryItem, candidates: Seque
 
 
 def _as_candidate(text: str, candidates: Sequence[Candidate]) -> Candidate:
-    """`text` as an entry: one of `candidates` where it says just that, else a new one with the nearest one's origin."""
+    """The candidate whose text is `text`, else a new one with the provenance of the closest candidate."""
     same = next((candidate for candidate in candidates if candidate.text.lower() == text.lower()), None)
     return same or replace(closest(text, candidates) or Candidate(text), key="", value=text)
 
@@ -147,17 +147,17 @@ def parse_merges(text: str, items: Sequence[MemoryItem], candidate: Candidate) -
     """The reply of one action a line: `Add()`, or `Merge(index, summary)` where the indices 0, 1, ... are `items`.
 
     The summary goes from the first comma to the line's last parenthesis. A line that is no action, repeats one, names
-    no item or has no summary is left out and counts against `form`. Without any action the candidate is added.
+    no item or has no summary is left out and lowers `form`. Without any action the candidate is added.
     """
     lines = [line for line in (after_thinking(text) or "").splitlines() if line.strip()]
-    found: dict[str, Operation] = {}
+    by_item: dict[str, Operation] = {}
     for line in map(str.strip, lines):
         merge = MERGE_LINE.fullmatch(line)
         summary = one_line(merge.group(2)) if merge else None
         index = int(merge.group(1)) if merge else -1
         if ADD_LINE.fullmatch(line):
-            found.setdefault("", Add(candidate))
+            by_item.setdefault("", Add(candidate))
         elif summary is not None and index < len(items):
             id = items[index].id
-            found.setdefault(id, Update(id, summary, None, candidate.sources, candidate.time))
-    return Decision(tuple(found.values()) or (Add(candidate),), len(found) / len(lines) if found else 0.0)
+            by_item.setdefault(id, Update(id, summary, None, candidate.sources, candidate.time))
+    return Decision(tuple(by_item.values()) or (Add(candidate),), len(by_item) / len(lines) if by_item else 0.0)
