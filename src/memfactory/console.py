@@ -26,6 +26,7 @@ class Console(rich.console.Console):
         super().__init__(stderr=stderr, width=width, emoji=False, markup=False, **options)
 
     def print(self, *objects: Any, **options: Any) -> None:
+        """Print with secrets and control sequences removed."""
         # Before lines are broken: half a key on each of two lines would not be found.
         super().print(*map(_without_secrets, objects), **options)
 
@@ -35,6 +36,7 @@ class Console(rich.console.Console):
         discard(self.file)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Render with control sequences in texts escaped."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(harmless(segment.text), segment.style)
 

@@ -85,7 +85,7 @@ def options(
         typer.Option("--debug", help="Show a traceback for every error (also MEMFACTORY_DEBUG=1)."),
     ] = False,
 ) -> None:
-    pass
+    """Options of `memfactory` itself."""
 
 
 def main() -> None:

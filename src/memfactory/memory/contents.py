@@ -76,6 +76,7 @@ class Contents:
         yield from self.added.values()
 
     def get(self, id: str) -> MemoryItem | None:
+        """The item `id`; None if there is none."""
         if id in self.added:
             return self.added[id]
         place = self.base.places.get(id)
@@ -125,6 +126,7 @@ class Contents:
         return len(self.base.events) + len(self._events) - self._opened
 
     def history(self, id: str) -> list[Event]:
+        """The events of the item `id`, oldest first."""
         return [*self.base.histories.get(id, ()), *(event for event in self._events if event.id == id)]
 
     def fork(self) -> Contents:

@@ -113,6 +113,7 @@ class Story:
 
     @property
     def question(self) -> str:
+        """The question about the story."""
         return self.target.question(self.paraphrased)
 
 

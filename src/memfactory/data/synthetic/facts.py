@@ -76,6 +76,7 @@ class Statement:
 
     @property
     def sentence(self) -> str:
+        """The statement as a sentence."""
         return self.fact.correction if self.corrects else self.fact.sentence
 
 
