@@ -56,7 +56,7 @@ class InferRequest:
         elif question is None and texts:
             problems.append(f"{'--document' if self.documents else '--conversation'} needs a --question")
         if self.documents and self.conversation is not None:
-            problems.append("--document and --conversation are two ways to say what is read; choose one")
+            problems.append("--document and --conversation exclude each other")
         if question is not None and not question.strip():
             problems.append("--question is empty")
         if problems:

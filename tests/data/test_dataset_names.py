@@ -83,7 +83,7 @@ def test_what_is_wrong_inside_a_mixture_is_told_with_its_line(load):
 
 
 def test_a_bank_with_more_vectors_than_are_held_is_saved_with_all_of_them(tmp_path, monkeypatch):
-    monkeypatch.setattr(embedder, "KEPT_BYTES", 40_000)
+    monkeypatch.setattr(embedder, "CACHE_BYTES", 40_000)
     bank = BankSource().open([MemoryItem(f"m{n}", "", f"text number {n}") for n in range(100)])
     bank.search("text 7", 3, mode="dense")
     bank.save(tmp_path / "bank")

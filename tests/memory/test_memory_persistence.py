@@ -169,7 +169,7 @@ def rewritten(folder, part, change):
 @pytest.mark.parametrize(
     ("part", "change", "told"),
     [
-        ("items", lambda rows: rows[1:], "the items are not what the events lead to"),
+        ("items", lambda rows: rows[1:], "the items do not match the events"),
         ("items", lambda rows: [{**rows[0], "version": "3"}, *rows[1:]], "line 1: field 'version' .* cannot be '3'"),
         ("items", lambda rows: [{**rows[0], "tags": "x"}, *rows[1:]], "field 'tags' of an item cannot be 'x'"),
         ("items", lambda rows: [{"id": "x"}, *rows[1:]], "an item has the fields id, key, .*, got id"),

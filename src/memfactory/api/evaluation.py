@@ -19,7 +19,7 @@ EVALUATIONS = Path("runs/eval")
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """What to evaluate and where the results go; None or empty: as the configs say.
+    """The models' data and settings, and the place of the results; None or empty: as the configs say.
 
     `data` names sets of the configs' `data.eval`, files, hub ids or registered datasets. `samples` is the k of avg@k,
     `limit` the number of questions of each set, `metrics` are registered rewards, and `judge` adds a judge.

@@ -34,5 +34,5 @@ def infer(
     Raises ConfigError if source, overrides or options do not fit, DataError for a file that cannot be read. An engine
     that fails is reported in `result.failures`.
     """
-    asked = InferRequest(request) if isinstance(request, str) else request
-    return run_inference(resolved_config(source, overrides, "infer", trust=trust), asked, options)
+    full_request = InferRequest(request) if isinstance(request, str) else request
+    return run_inference(resolved_config(source, overrides, "infer", trust=trust), full_request, options)

@@ -40,7 +40,7 @@ def resolved_config(
 
 
 def log_warnings(resolved: Resolved) -> None:
-    """Log what the configuration itself warns about."""
+    """Log the warnings about the configuration."""
     for warning in resolved.warnings:
         log.warning("%s", warning)
 

@@ -106,8 +106,8 @@ class MemoryBank:
         >>> bank.add(Candidate("Anna is a nurse.", key="job", kind="fact", tags=("work",)))
         'm2'
 
-        `namespace` says whose memory the item belongs to and `time` when it was said. A Candidate brings both itself
-        and has the other fields of an item too.
+        `namespace` names the owner of the item and `time` is the time of the text. A Candidate brings both itself, and
+        the other fields of an item too.
         """
         candidate = Candidate(entry, namespace=namespace, time=time) if isinstance(entry, str) else entry
         item = MemoryItem(
@@ -386,5 +386,5 @@ class BankSource:
 
 
 def _opened(source: BankSource, searcher: Searcher, contents: Contents | None = None) -> MemoryBank:
-    """A bank of `source` that shares what `searcher` has computed for its base."""
+    """A bank of `source` that shares the vectors and the index of `searcher`."""
     return MemoryBank.__new__(MemoryBank)._connect(source, searcher, contents)

@@ -24,24 +24,24 @@ Places = NDArray[numpy.int64]
 
 
 class Postings:
-    """Where each word of `texts` occurs, and how often."""
+    """The texts that hold each word, and its count in each."""
 
     def __init__(self, texts: Sequence[str]) -> None:
-        counts = [Counter(terms(text)) for text in texts]
-        self.lengths: Array = numpy.array([count.total() for count in counts], numpy.float64)
-        found: dict[str, tuple[list[int], list[int]]] = {}
-        for place, count in enumerate(counts):
+        counters = [Counter(terms(text)) for text in texts]
+        self.lengths: Array = numpy.array([count.total() for count in counters], numpy.float64)
+        postings: dict[str, tuple[list[int], list[int]]] = {}
+        for place, count in enumerate(counters):
             for word, times in count.items():
-                places, often = found.setdefault(word, ([], []))
+                places, counts = postings.setdefault(word, ([], []))
                 places.append(place)
-                often.append(times)
+                counts.append(times)
         self.words: dict[str, tuple[Places, Array]] = {
-            word: (numpy.array(places, numpy.int64), numpy.array(often, numpy.float64))
-            for word, (places, often) in found.items()
+            word: (numpy.array(places, numpy.int64), numpy.array(counts, numpy.float64))
+            for word, (places, counts) in postings.items()
         }
 
     def scores(self, query: str, allowed: NDArray[numpy.bool_] | None, more: Sequence[str]) -> tuple[Array, Array]:
-        """The scores of the texts, where those that are not `allowed` are as if they were not there, and of `more`."""
+        """The scores of the texts and of `more`; texts that are not `allowed` do not count."""
         further = Postings(more) if more else None
         lengths = self.lengths if allowed is None else self.lengths[allowed]
         texts = len(lengths) + len(more)
@@ -56,16 +56,16 @@ class Postings:
             rarity = log(1 + (texts - holding + 0.5) / (holding + 0.5))
             for score, hit, (part, _) in zip(scores, hits, parts, strict=True):
                 if hit and part:
-                    places, often = hit
+                    places, counts = hit
                     relative = part.lengths[places] / (total / texts)
-                    score[places] += times * rarity * often * (K1 + 1) / (often + K1 * (1 - B + B * relative))
+                    score[places] += times * rarity * counts * (K1 + 1) / (counts + K1 * (1 - B + B * relative))
         return scores[0], scores[1]
 
     def hits(self, word: str, allowed: NDArray[numpy.bool_] | None) -> tuple[Places, Array] | None:
-        """The places that hold `word` and how often each does."""
-        found = self.words.get(word)
-        if found is None or allowed is None:
-            return found
-        places, often = found
+        """The texts that hold `word` and its count in each."""
+        postings = self.words.get(word)
+        if postings is None or allowed is None:
+            return postings
+        places, counts = postings
         keep = allowed[places]
-        return places[keep], often[keep]
+        return places[keep], counts[keep]

@@ -1,6 +1,6 @@
-"""What a memory bank holds: items in order of insertion and every change to them, copied only where it is changed.
+"""The contents of a memory bank: items in order of insertion and every change, copied on write.
 
-It does not know how items are found by what they say.
+This file does not know how a search works.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ FEW_CHANGES = 16
 
 @dataclass(frozen=True, eq=False)
 class Base:
-    """Contents that never change, shared by all forks. `items` and `events` are in order."""
+    """Immutable contents that all forks share. `items` and `events` are in order."""
 
     items: tuple[MemoryItem, ...]
     events: tuple[Event, ...]
 
     @cached_property
     def places(self) -> dict[str, int]:
-        """Where in `items` each id is."""
+        """The index in `items` of each id."""
         return {item.id: place for place, item in enumerate(self.items)}
 
     @cached_property
     def histories(self) -> dict[str, list[Event]]:
-        """The events of each id that there ever was."""
+        """The events of each id, deleted ones included."""
         histories: dict[str, list[Event]] = {}
         for event in self.events:
             histories.setdefault(event.id, []).append(event)
@@ -37,31 +37,31 @@ class Base:
 
 
 def base_of(items: Iterable[MemoryItem]) -> Base:
-    """The contents of a bank that begins with `items`: each enters by an event. DataError where two have one id."""
-    given = tuple(items)
-    base = Base(given, tuple(Event(None, item) for item in given))
-    if len(base.places) < len(given):
-        twice = next(item.id for place, item in enumerate(given) if base.places[item.id] != place)
+    """The contents of a bank that begins with `items`: each enters by an event. DataError if two have the same id."""
+    listed = tuple(items)
+    base = Base(listed, tuple(Event(None, item) for item in listed))
+    if len(base.places) < len(listed):
+        twice = next(item.id for place, item in enumerate(listed) if base.places[item.id] != place)
         raise DataError(f"two memory items have the id {twice!r}; ids must differ")
     return base
 
 
 class Contents:
-    """A base and what has been changed since.
+    """A base and the changes since.
 
-    A fork copies only the changes. Before a fork or a search, changes that are as many as half of the base become part
-    of a new base, so that both cost O(changes), amortised.
+    A fork copies only the changes. Before a fork or a search, changes that outnumber half of the base are merged into a
+    new base, so that both cost O(changes), amortised.
     """
 
     def __init__(self, base: Base) -> None:
         self.base = base
         self.changed: dict[int, MemoryItem | None] = {}
-        """What stands at places of the base now; None: it is deleted."""
+        """The present items at changed places of the base; None: deleted."""
         self.added: dict[str, MemoryItem] = {}
-        """The items that the base does not have, in order."""
+        """The items that are not in the base, in order."""
         self._events: list[Event] = []
         self._number = 0
-        """The last one of an id that was given out here: none of those after it is among the items added since."""
+        """The number of the last new id."""
         self._deleted = 0
         self._opened = len(base.events)
 
@@ -91,12 +91,12 @@ class Contents:
                 return id
 
     def add(self, item: MemoryItem) -> None:
-        """Take `item` in; its id must be new."""
+        """Add `item`; its id must be new."""
         self.added[item.id] = item
         self._events.append(Event(None, item))
 
     def replace(self, item: MemoryItem) -> None:
-        """`item` takes the place of the one with its id."""
+        """Put `item` in the place of the item with its id."""
         self._events.append(Event(self.get(item.id), item))
         if item.id in self.added:
             self.added[item.id] = item
@@ -104,7 +104,7 @@ class Contents:
             self.changed[self.base.places[item.id]] = item
 
     def remove(self, id: str) -> None:
-        """The item `id` goes; its events stay."""
+        """Remove the item `id`; its events stay."""
         self._events.append(Event(self.get(id), None))
         if id in self.added:
             del self.added[id]
@@ -113,16 +113,16 @@ class Contents:
             self._deleted += 1
 
     def events(self) -> tuple[Event, ...]:
-        """Every change there was, in order; played again they give the items."""
+        """Every change, in order; replayed, they give the items."""
         return (*self.base.events, *self._events)
 
     def changes(self) -> tuple[Event, ...]:
-        """The changes since this was opened, those of what it was forked from included."""
+        """The changes since the bank was opened; a fork starts with those of its origin."""
         return self.events()[self._opened :]
 
     @property
     def changed_times(self) -> int:
-        """How many `changes` there are."""
+        """The number of `changes`."""
         return len(self.base.events) + len(self._events) - self._opened
 
     def history(self, id: str) -> list[Event]:
@@ -130,7 +130,7 @@ class Contents:
         return [*self.base.histories.get(id, ()), *(event for event in self._events if event.id == id)]
 
     def fork(self) -> Contents:
-        """Contents of their own that begin as these are now."""
+        """A copy that shares the base and no change."""
         self.settle()
         other = Contents(self.base)
         other.changed = dict(self.changed)
@@ -142,7 +142,7 @@ class Contents:
         return other
 
     def settle(self) -> None:
-        """Make the changes part of the base where they are many: what is computed for a base then pays."""
+        """Merge many changes into a new base: its vectors and index then serve every fork."""
         if 2 * len(self._events) < max(FEW_CHANGES, len(self.base.events)):
             return
         self.base = Base(tuple(self), self.events())

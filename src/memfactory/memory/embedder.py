@@ -15,72 +15,72 @@ from memfactory.errors import EngineError
 Vectors = NDArray[numpy.float32]
 
 
-KEPT_BYTES = 256 * 2**20
+CACHE_BYTES = 256 * 2**20
 
 
 class Embedder(Protocol):
-    """Texts to vectors: float32 [n, d], of any length. Raises EngineError where it cannot."""
+    """Texts to vectors: float32 [n, d], of any length. Raises EngineError if it fails."""
 
     @property
     def identity(self) -> str:
-        """Names what decides the vectors: embedders of equal identity give equal ones."""
+        """A name of all settings and weights: embedders of equal identity give equal vectors."""
         ...
 
     def embed(self, texts: Sequence[str]) -> Vectors:
-        """The vectors of texts that are searched."""
+        """The vectors of stored texts."""
         ...
 
     def embed_queries(self, texts: Sequence[str]) -> Vectors:
-        """The vectors of what is searched for."""
+        """The vectors of queries."""
         ...
 
 
 def identity_of(**parts: object) -> str:
-    """One line that differs where any of `parts` does."""
+    """One line that differs if any of `parts` does."""
     return json.dumps(parts, sort_keys=True)
 
 
 class VectorStore:
-    """Embeds each text once and keeps the unit vectors, those used last up to KEPT_BYTES.
+    """Embeds each text once and caches the unit vectors (LRU) up to CACHE_BYTES.
 
-    A blank text is the zero vector and never embedded: endpoints refuse it, and it says nothing.
+    A blank text is the zero vector and never embedded: endpoints refuse it.
     """
 
     def __init__(self, embed: Callable[[Sequence[str]], Vectors]) -> None:
         self._embed = embed
-        self._kept: OrderedDict[str, Vectors] = OrderedDict()
+        self._cached: OrderedDict[str, Vectors] = OrderedDict()
         self._bytes = 0
-        self._let_go = False
+        self._evicted = False
         self._dimensions: int | None = None
 
     def vectors(self, texts: Sequence[str]) -> Vectors:
-        """The unit vectors of `texts`: float32 [n, d]. Raises EngineError where the embedder cannot, or gives NaN."""
-        said = [text for text in dict.fromkeys(texts) if text.strip()]
-        missing = [text for text in said if text not in self._kept]
-        found = {text: self._kept[text] for text in said if text in self._kept}
+        """The unit vectors of `texts`: float32 [n, d]. Raises EngineError if the embedder fails or returns NaN."""
+        nonblank = [text for text in dict.fromkeys(texts) if text.strip()]
+        missing = [text for text in nonblank if text not in self._cached]
+        vectors = {text: self._cached[text] for text in nonblank if text in self._cached}
         if missing:
-            found |= zip(missing, self._embedded(missing), strict=True)
+            vectors |= zip(missing, self._embedded(missing), strict=True)
         nothing = numpy.zeros(self._width(), numpy.float32)
-        for text in said:
-            self._keep(text, found[text])
+        for text in nonblank:
+            self._store(text, vectors[text])
         if not texts:
             return numpy.zeros((0, len(nothing)), numpy.float32)
-        return numpy.stack([found.get(text, nothing) for text in texts])
+        return numpy.stack([vectors.get(text, nothing) for text in texts])
 
     def put(self, texts: Sequence[str], vectors: Vectors) -> None:
-        """Take in unit vectors that this embedder gave before."""
+        """Store unit vectors that this embedder computed before."""
         self._dimensions = vectors.shape[1]
         for text, vector in zip(texts, vectors, strict=True):
-            self._keep(text, vector)
+            self._store(text, vector)
 
     def has(self, texts: Sequence[str]) -> bool:
-        """Whether all of `texts` can be told without embedding any."""
-        return all(text in self._kept or not text.strip() for text in texts)
+        """Whether the vectors of all `texts` are cached."""
+        return all(text in self._cached or not text.strip() for text in texts)
 
     @property
     def forgetful(self) -> bool:
-        """Whether vectors were let go because no more are held."""
-        return self._let_go
+        """Whether vectors were evicted for lack of space."""
+        return self._evicted
 
     def _embedded(self, texts: Sequence[str]) -> Vectors:
         vectors = self._embed(texts)
@@ -91,20 +91,20 @@ class VectorStore:
         return unit(vectors)
 
     def _width(self) -> int:
-        """The length of a vector, which only embedding something tells."""
+        """The length of a vector; embeds a text if none was embedded before."""
         if self._dimensions is None:
             self._embedded(["a"])
         assert self._dimensions is not None
         return self._dimensions
 
-    def _keep(self, text: str, vector: Vectors) -> None:
-        if text not in self._kept:
-            self._kept[text] = vector
+    def _store(self, text: str, vector: Vectors) -> None:
+        if text not in self._cached:
+            self._cached[text] = vector
             self._bytes += vector.nbytes
-        self._kept.move_to_end(text)
-        while self._bytes > KEPT_BYTES:
-            self._bytes -= self._kept.popitem(last=False)[1].nbytes
-            self._let_go = True
+        self._cached.move_to_end(text)
+        while self._bytes > CACHE_BYTES:
+            self._bytes -= self._cached.popitem(last=False)[1].nbytes
+            self._evicted = True
 
 
 def unit(vectors: Vectors) -> Vectors:

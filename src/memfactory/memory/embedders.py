@@ -1,4 +1,4 @@
-"""Embedders by kind; the libraries of one are imported only when it is built. No torch."""
+"""Embedders by kind; the libraries of a kind are imported when one is built. No torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from memfactory.memory.options import EmbedderConfig
 
 
 def build_embedder(config: EmbedderConfig) -> Embedder:
-    """The embedder that `config` describes; its libraries are imported only now."""
+    """The embedder that `config` describes."""
     if config.kind == "hf":
         from memfactory.memory.hf_embedder import HfEmbedder
 

@@ -1,4 +1,4 @@
-"""Vectors of any Hugging Face encoder. Imported only where the config asks for one."""
+"""Vectors of any Hugging Face encoder. Imported only if the config names one."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ log = logging.getLogger("memfactory")
 
 
 class HfEmbedder:
-    """One vector a text: its token vectors in float32, pooled. Texts of like length are encoded together.
+    """One vector per text: its token vectors in float32, pooled. Texts of similar length share a batch.
 
-    Raises ConfigError for a model that is not there, cannot be read, or does not fit this machine.
+    Raises ConfigError for a model that is missing, unreadable or too large for this machine.
     """
 
     def __init__(self, config: HfEmbedderConfig) -> None:
         self.config = config
-        self._told_of_cut = False
+        self._warned_of_cut = False
         self._device = resolve_device(config.device)
         local = Path(config.path).expanduser()
         path = str(local) if local.is_dir() else config.path
@@ -81,18 +81,17 @@ class HfEmbedder:
         return vectors
 
     def _warn_of_cut(self, longest: Sequence[str]) -> None:
-        """Say once that texts are longer than what is embedded of them; `longest` are those that may be."""
-        if self._told_of_cut or not longest:
+        """Warn once of texts that are cut to `max_tokens`; `longest` are the candidates."""
+        if self._warned_of_cut or not longest:
             return
         limit = self.config.max_tokens
         lengths = [len(ids) for ids in self._tokenizer(list(longest), truncation=False)["input_ids"]]
         cut = [length for length in lengths if length > limit]
         if cut:
-            self._told_of_cut = True
+            self._warned_of_cut = True
             log.warning(
                 "memory.embedder.max_tokens is %d, and %d of the texts to embed are longer, the longest %d tokens: "
-                "what is behind cannot be found by its vector. Raise it as far as the encoder allows, or remember "
-                "shorter texts",
+                "a search does not see the rest. Raise it as far as the encoder allows, or store shorter texts",
                 limit,
                 len(cut),
                 max(cut),
@@ -109,7 +108,7 @@ class HfEmbedder:
 
 
 def _state_of(folder: Path) -> str:
-    """What changes when the files of `folder` do."""
+    """A text that changes with the files of `folder`."""
     return json.dumps(
         [
             (path.name, path.stat().st_size, path.stat().st_mtime_ns)

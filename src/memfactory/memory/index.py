@@ -1,6 +1,6 @@
-"""Exact search of vectors that do not change, by numpy or by faiss: the two find the same, ties included.
+"""Exact search of fixed vectors by numpy or faiss: both return the same items, ties included.
 
-Both make a shortlist in float32 that is too long rather than too short, and `exact_scores` decides.
+Each makes a float32 shortlist with a safety margin, and `exact_scores` ranks it.
 """
 
 from __future__ import annotations
@@ -16,14 +16,13 @@ from memfactory.memory.embedder import Vectors
 Backend = Literal["auto", "numpy", "faiss"]
 Places = NDArray[numpy.int64]
 FAISS_FROM = 100_000
-"""From how many vectors `auto` is faiss; below, numpy was measured to be faster (docs/benchmarks/retrieval.md)."""
+"""The number of vectors from which `auto` is faiss; below, numpy is faster (docs/benchmarks/retrieval.md)."""
 
 
 def exact_scores(vectors: Vectors, query: Vectors) -> Vectors:
     """The inner product of each row of `vectors` [n, d] with `query` [d].
 
-    Summed in float64 row by row, so that a row's score depends on nothing but the row and the query: not on the
-    other rows, nor on who asks.
+    Summed in float64 row by row, so that a row's score depends on the row and the query alone.
     """
     wide: NDArray[numpy.float64] = numpy.ascontiguousarray(vectors, numpy.float64) * query
     return wide.sum(axis=1).astype(numpy.float32)
@@ -36,12 +35,12 @@ def best(scores: Vectors, places: Places, k: int) -> list[tuple[int, float]]:
 
 
 class VectorIndex:
-    """`vectors` [n, d] are unit vectors (or zero), float32."""
+    """An index of unit or zero `vectors` [n, d], float32."""
 
     def __init__(self, vectors: Vectors, backend: Backend = "auto") -> None:
         self.vectors = numpy.ascontiguousarray(vectors, numpy.float32)
         self.backend = ("faiss" if len(vectors) >= FAISS_FROM else "numpy") if backend == "auto" else backend
-        # How far two float32 sums of d products whose magnitudes sum to 1 at most can be from their true order.
+        # The largest rounding difference of two float32 sums of d products whose magnitudes sum to 1 at most.
         self._tolerance = (vectors.shape[1] + 2) * 2.0**-23
 
     def search(self, query: Vectors, k: int, allowed: Places | None = None) -> list[tuple[int, float]]:
@@ -63,19 +62,19 @@ class VectorIndex:
         return places if allowed is None else allowed[places]
 
     def _by_faiss(self, query: Vectors, k: int, count: int, allowed: Places | None) -> Places:
-        """Asks for more until the last one found is certainly worse than the k-th."""
+        """Deepen the shortlist until its last score is certainly below the k-th."""
         import faiss
 
         parameters: Any = faiss.SearchParameters
         chosen = None if allowed is None else parameters(sel=faiss.IDSelectorBatch(allowed))
-        wanted = min(count, k + 16)
+        depth = min(count, k + 16)
         while True:
-            scores, places = self._faiss.search(query[None], wanted, params=chosen)
+            scores, places = self._faiss.search(query[None], depth, params=chosen)
             near = scores[0] >= scores[0, k - 1] - self._tolerance
-            if wanted == count or not near[-1]:
-                found: Places = numpy.sort(places[0][near])
-                return found
-            wanted = min(count, 4 * wanted)
+            if depth == count or not near[-1]:
+                shortlist: Places = numpy.sort(places[0][near])
+                return shortlist
+            depth = min(count, 4 * depth)
 
     @cached_property
     def _faiss(self) -> Any:

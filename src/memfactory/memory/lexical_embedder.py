@@ -15,8 +15,8 @@ from memfactory.memory.options import LexicalEmbedderConfig
 from memfactory.memory.words import terms
 
 VERSION = 2
-"""Counts up when equal options come to give other vectors."""
-REMEMBERED_TERMS = 200_000
+"""Increases whenever equal options give other vectors."""
+CACHED_TERMS = 200_000
 
 
 class LexicalEmbedder:
@@ -53,9 +53,9 @@ class LexicalEmbedder:
         return vectors
 
     def _features(self, term: str) -> tuple[NDArray[numpy.int64], NDArray[numpy.float64]]:
-        """The places that `term` and its n-grams add to, and what they add."""
+        """The dimensions that `term` and its n-grams add to, and their weights."""
         if term not in self._places:
-            if len(self._places) >= REMEMBERED_TERMS:
+            if len(self._places) >= CACHED_TERMS:
                 self._places.clear()
             marked = f"<{term}>"
             grams = [
@@ -63,8 +63,8 @@ class LexicalEmbedder:
                 for length in self.config.ngrams
                 for start in range(len(marked) - length + 1)
             ]
-            share = self.config.ngram_weight / sqrt(len(grams)) if grams else 0.0
-            weighted = [("w:" + term, 1.0), *(("n:" + gram, share) for gram in grams)]
+            weight_each = self.config.ngram_weight / sqrt(len(grams)) if grams else 0.0
+            weighted = [("w:" + term, 1.0), *(("n:" + gram, weight_each) for gram in grams)]
             hashes = [int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "big") for name, _ in weighted]
             self._places[term] = (
                 numpy.array([number % (self.config.dimensions - 1) for number in hashes], numpy.int64),

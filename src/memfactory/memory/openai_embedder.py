@@ -19,8 +19,8 @@ from memfactory.redaction import read_key
 class OpenAIEmbedder:
     """Embeddings of `config.model`. Queries and texts are embedded alike.
 
-    It tries again after 408, 409, 429, 5xx, a timeout or a broken connection. Raises ConfigError where the key's
-    environment variable is not set or holds what is no key, or the address is none.
+    It retries after 408, 409, 429, 5xx, a timeout or a broken connection. Raises ConfigError if the key's environment
+    variable is unset or holds no key, or the address is invalid.
     """
 
     def __init__(self, config: OpenAIEmbedderConfig) -> None:
@@ -28,15 +28,15 @@ class OpenAIEmbedder:
         address = checked_address(config.base_url, "base_url")
         self.config = config
         self._where = f"{config.model!r} at {shown_address(address)}"
-        # A vector of 16,384 numbers, of 20 signs each, for every text.
+        # A vector of 16,384 numbers of 20 characters for every text.
         largest = (1 + config.batch_size) * MIB // 2
         self._endpoint = Endpoint(address, name=self._where, key=key, timeout=config.timeout, largest=largest)
         self._retry_policy = RetryPolicy(config.retries, config.backoff, config.max_retry_wait)
-        # It names vectors on disk; vectors of earlier versions bear the address with the slash.
+        # It names vectors on disk; earlier versions wrote the address with a slash.
         self.identity = identity_of(kind=config.kind, model=config.model, endpoint=public_address(address) + "/")
 
     def embed(self, texts: Sequence[str]) -> Vectors:
-        """float32 [len(texts), d]. Raises EngineError once the retries are used up, or for what is no embedding."""
+        """float32 [len(texts), d]. Raises EngineError after the last retry, or for a malformed answer."""
         size = self.config.batch_size
         batches = [self._batch(texts[start : start + size]) for start in range(0, len(texts), size)]
         lengths = {len(vector) for batch in batches for vector in batch}
@@ -48,7 +48,7 @@ class OpenAIEmbedder:
         return self.embed(texts)
 
     def _batch(self, texts: Sequence[str]) -> list[list[float]]:
-        # As numbers: not every compatible server knows a packed form.
+        # As numbers: not every compatible server supports a packed form.
         fields: dict[str, object] = {"model": self.config.model, "input": list(texts), "encoding_format": "float"}
         try:
             return Waiting(0, threading.Event()).repeat(lambda: self._vectors(fields, len(texts)), self._retry_policy)
@@ -56,15 +56,15 @@ class OpenAIEmbedder:
             raise EngineError(f"{self._where} gave no embeddings: {failure}") from failure
 
     def _vectors(self, fields: dict[str, object], count: int) -> list[list[float]]:
-        """The vectors of an answer, by the places that it gives them."""
+        """The vectors of an answer, ordered by its indices."""
         answer = self._endpoint.post("/embeddings", fields)
         try:
             body = parsed_json(answer.body)
         except ValueError as error:
             raise EngineError(f"{self._where} gave no embeddings: the answer is not JSON in UTF-8") from error
         try:
-            found = {row["index"]: [_number(value) for value in row["embedding"]] for row in body["data"]}
-            return [found[place] for place in range(count)]
+            vectors = {row["index"]: [_number(value) for value in row["embedding"]] for row in body["data"]}
+            return [vectors[place] for place in range(count)]
         except (LookupError, TypeError, ValueError, OverflowError) as error:
             raise EngineError(
                 f"{self._where} gave no embeddings for {count} text(s): the answer is {shown_body(answer.body)}"

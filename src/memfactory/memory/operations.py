@@ -45,7 +45,7 @@ class Keep:
 class Invalid:
     """Model output that is no operation, and the reason."""
 
-    said: str
+    output: str
     reason: str
 
 

@@ -1,12 +1,12 @@
-"""Banks on disk: a folder whose manifest is replaced last and in one step, so that a kill leaves the old bank or the
+"""Banks on disk: a folder whose manifest is replaced last and atomically, so that a kill leaves the old bank or the
 new one.
 
     manifest.json           format, counts, and the name and SHA-256 of each file
     items-<sha>.jsonl       the items, one a line, in order of insertion
-    events-<sha>.jsonl      every change: the item after it, or null once it is deleted; replayed they give the items
-    vectors-<sha>.npy       float32 [n, d], the items' unit vectors: only a shortcut, made anew where it does not fit
+    events-<sha>.jsonl      every change: the item after it, or null for a deletion; replayed, they give the items
+    vectors-<sha>.npy       float32 [n, d], the items' unit vectors: a cache, computed again if it does not fit
 
-Files are named by their content, so those of the new bank stand beside those of the old until the manifest changes.
+Files are named by their content, so new files lie beside the old ones until the manifest changes.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ METRIC = "inner product"
 
 @dataclass(frozen=True)
 class Stored:
-    """What a folder holds. `vectors` [n, d] are None where there are none that fit the items and the embedder."""
+    """The contents of a folder. `vectors` [n, d] are None if none fit the items and the embedder."""
 
     items: tuple[MemoryItem, ...]
     events: tuple[Event, ...]
@@ -48,7 +48,7 @@ class Stored:
 def save_bank(
     folder: Path, items: tuple[MemoryItem, ...], events: tuple[Event, ...], vectors: Vectors | None, embedder: str
 ) -> None:
-    """Write a bank to `folder`, in place of the one that is there. `embedder` is the identity of what made `vectors`.
+    """Write a bank to `folder` in place of the present one. `embedder` is the identity of the embedder of `vectors`.
 
     Raises MemFactoryError when the disk refuses (full, read-only).
     """
@@ -66,7 +66,7 @@ def save_bank(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise MemFactoryError(f"the memory bank {folder} could not be written: {error.strerror or error}") from error
-    # Two savers would sweep away each other's files.
+    # Two writers would delete each other's files.
     with file_lock(folder / MANIFEST, name=f"the memory bank {folder}"):
         _write(folder, parts, manifest)
 
@@ -90,7 +90,7 @@ def _write(folder: Path, parts: Mapping[str, tuple[str, bytes, int]], manifest: 
 def load_bank(folder: Path, embedder: str) -> Stored:
     """The bank in `folder`. Vectors that are damaged or of another embedder are left out, with a warning.
 
-    Raises DataError for a folder without a bank, and for items or events that are not what the manifest says.
+    Raises DataError for a folder without a bank, and for items or events that do not match the manifest.
     """
     manifest = _manifest(folder)
     items = tuple(_item(values, where) for where, values in _records(folder, manifest, "items"))
@@ -99,7 +99,7 @@ def load_bank(folder: Path, embedder: str) -> Stored:
     for event in events:
         state.pop(event.id, None) if event.after is None else state.update({event.id: event.after})
     if tuple(state.values()) != items:
-        raise DataError(f"{folder}: the items are not what the events lead to; one of the two was changed by hand")
+        raise DataError(f"{folder}: the items do not match the events; one of the two was changed by hand")
     return Stored(items, events, _vectors(folder, manifest, embedder, len(items)))
 
 
@@ -112,13 +112,13 @@ def _manifest(folder: Path) -> Mapping[str, object]:
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {error}") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        given = manifest.get("format") if isinstance(manifest, dict) else manifest
-        raise DataError(f"{path}: a memory bank of format {FORMAT} is expected, got {given!r:.60}")
+        number = manifest.get("format") if isinstance(manifest, dict) else manifest
+        raise DataError(f"{path}: a memory bank of format {FORMAT} is expected, got {number!r:.60}")
     return manifest
 
 
 def _content(folder: Path, manifest: Mapping[str, object], name: str) -> tuple[Path, bytes]:
-    """The file of a part and its content, which is what the manifest says. Raises DataError where it is not."""
+    """The file of a part and its content. Raises DataError if it does not match the manifest."""
     part = manifest.get(name)
     file = part.get("file") if isinstance(part, dict) else None
     if not isinstance(part, dict) or not isinstance(file, str) or Path(file).name != file:
@@ -129,12 +129,12 @@ def _content(folder: Path, manifest: Mapping[str, object], name: str) -> tuple[P
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
     if sha256(content).hexdigest() != part.get("sha256"):
-        raise DataError(f"{path} is not what {MANIFEST} says (its SHA-256 differs): it was changed or damaged")
+        raise DataError(f"{path} does not match {MANIFEST} (its SHA-256 differs): it was changed or damaged")
     return path, content
 
 
 def _records(folder: Path, manifest: Mapping[str, object], name: str) -> Iterator[tuple[str, dict[str, object]]]:
-    """The objects of a part, each after the words that say where it stands."""
+    """The objects of a part, each after its place in words."""
     path, content = _content(folder, manifest, name)
     for number, line in enumerate(content.splitlines(), start=1):
         where = f"{path} line {number}"
@@ -151,19 +151,19 @@ def _vectors(folder: Path, manifest: Mapping[str, object], embedder: str, count:
     if manifest.get("vectors") is None:
         return None
     if manifest.get("embedder") != embedder or manifest.get("metric") != METRIC:
-        log.warning("%s: its vectors are of another embedder (%s); made anew", folder, manifest.get("embedder"))
+        log.warning("%s: its vectors are of another embedder (%s); computed again", folder, manifest.get("embedder"))
         return None
     try:
         _, content = _content(folder, manifest, "vectors")
         vectors = numpy.load(io.BytesIO(content), allow_pickle=False)
     except (DataError, ValueError, EOFError) as error:
-        log.warning("%s: its vectors cannot be used (%s); made anew", folder, error)
+        log.warning("%s: its vectors cannot be used (%s); computed again", folder, error)
         return None
     if vectors.shape != (count, manifest.get("dimensions")) or vectors.dtype != numpy.dtype("<f4"):
-        log.warning("%s: its vectors [%s] do not fit its %d items; made anew", folder, vectors.shape, count)
+        log.warning("%s: its vectors [%s] do not fit its %d items; computed again", folder, vectors.shape, count)
         return None
-    found: Vectors = vectors.astype(numpy.float32)
-    return found
+    result: Vectors = vectors.astype(numpy.float32)
+    return result
 
 
 def _event_record(event: Event) -> dict[str, object]:
@@ -171,20 +171,20 @@ def _event_record(event: Event) -> dict[str, object]:
 
 
 def _replayed(records: Iterable[tuple[str, dict[str, object]]]) -> Iterator[Event]:
-    """Events from what was written of them: what was before an event is what the one before it left."""
+    """Events from their records: the item before an event is the one that the event before left."""
     state: dict[str, MemoryItem] = {}
     for where, values in records:
-        id, given = values.get("id"), values.get("item")
-        after = None if given is None else _item(given, where)
+        id, fields_after = values.get("id"), values.get("item")
+        after = None if fields_after is None else _item(fields_after, where)
         if not isinstance(id, str) or (after is None and id not in state) or (after and after.id != id):
-            raise DataError(f"{where}: an event of the item {id!r:.60} leads to {given!r:.60}")
+            raise DataError(f"{where}: an event of the item {id!r:.60} leads to {fields_after!r:.60}")
         yield Event(state.pop(id, None) if after is None else state.get(id), after)
         if after is not None:
             state[id] = after
 
 
 def _item(values: Any, where: str) -> MemoryItem:
-    """The item that was written as `values`; its fields are there exactly."""
+    """The item with the fields `values`, which must be exactly its fields."""
     checks: dict[str, Callable[[object], bool]] = {
         "tags": _are_texts,
         "sources": _are_texts,
@@ -194,8 +194,8 @@ def _item(values: Any, where: str) -> MemoryItem:
     }
     names = [field.name for field in fields(MemoryItem)]
     if not isinstance(values, dict) or set(values) != set(names):
-        given = ", ".join(values) if isinstance(values, dict) else repr(values)[:60]
-        raise DataError(f"{where}: an item has the fields {', '.join(names)}, got {given}")
+        shown = ", ".join(values) if isinstance(values, dict) else repr(values)[:60]
+        raise DataError(f"{where}: an item has the fields {', '.join(names)}, got {shown}")
     for name in names:
         if not checks.get(name, lambda value: isinstance(value, str))(values[name]):
             raise DataError(f"{where}: field {name!r} of an item cannot be {values[name]!r:.60}")
@@ -208,14 +208,14 @@ def _are_texts(value: object) -> bool:
 
 
 def _lines(records: Iterable[dict[str, object]]) -> bytes:
-    # In ASCII, so that half of a surrogate pair, which a model may say, survives as well.
+    # In ASCII, so that half of a surrogate pair, which a model may generate, survives.
     lines = (json.dumps(redacted_tree(record) if holds_secret(json.dumps(record)) else record) for record in records)
     return b"".join(line.encode() + b"\n" for line in lines)
 
 
-def _sweep(folder: Path, kept: set[str]) -> None:
-    """Remove the files of banks that were here before; other files are not ours to remove."""
+def _sweep(folder: Path, current: set[str]) -> None:
+    """Remove the files of earlier banks. Files of other kinds stay."""
     for pattern in ("items-*.jsonl", "events-*.jsonl", "vectors-*.npy", PARTIAL):
         for path in folder.glob(pattern):
-            if path.name not in kept:
+            if path.name not in current:
                 path.unlink()

@@ -1,4 +1,4 @@
-"""How the items of a bank are found: by vectors, by BM25, or by both. It does not know how a bank is changed."""
+"""Search over the items of a bank: by vectors, by BM25, or by both. This file does not know how a bank changes."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from memfactory.memory.options import Search
 from memfactory.types import MemoryItem
 
 Ranking = list[tuple[int, float]]
-"""Places and scores, the best first. Items are counted through: those of the base, then those that were added."""
+"""Places and scores, the best first. Places number the items of the base, then the added items."""
 
 FUSED_RANKS = 100
-"""How many ranks of each search count in a hybrid one, if not more are asked for."""
+"""Ranks of each search that count in a hybrid one; more if `k` is larger."""
 RANK_OFFSET = 60
 
 
 class Searcher:
-    """Searches contents that have one base; what is computed for the base is shared by all its forks."""
+    """Searches contents over one base. All forks share the vectors and the index of the base."""
 
     def __init__(self, base: Base, embed: Callable[[Sequence[str]], Vectors], backend: Backend) -> None:
         self.base = base
@@ -43,7 +43,7 @@ class Searcher:
     ) -> list[tuple[MemoryItem, float]]:
         """The `k` best items and their scores: cosines, BM25's, or the fused ranks of both.
 
-        By score, then by order of insertion. BM25 finds only items that share a word with the question.
+        By score, then by order of insertion. BM25 returns only items that share a word with the query.
         """
         fresh = _fresh(contents, namespaces)
         allowed = self._allowed(contents, namespaces)
@@ -63,12 +63,12 @@ class Searcher:
         return [(items.get(place) or self.base.items[place], score) for place, score in ranking]
 
     def _dense(self, query: Vectors, k: int, allowed: Places | None, fresh: dict[int, MemoryItem]) -> Ranking:
-        found = self._index.search(query, k, allowed) if self.base.items else []
+        of_base = self._index.search(query, k, allowed) if self.base.items else []
         if not fresh:
-            return found
+            return of_base
         scores = exact_scores(self._embed([item.text for item in fresh.values()]), query)
         more = best(scores, numpy.array([*fresh], numpy.int64), k)
-        return sorted([*found, *more], key=lambda one: (-one[1], one[0]))[:k]
+        return sorted([*of_base, *more], key=lambda one: (-one[1], one[0]))[:k]
 
     def _bm25(self, query: str, k: int, allowed: Places | None, fresh: dict[int, MemoryItem]) -> Ranking:
         mask: NDArray[numpy.bool_] | None = None
@@ -83,7 +83,7 @@ class Searcher:
         return [(int(places[row]), float(scores[row])) for row in order]
 
     def _allowed(self, contents: Contents, namespaces: Sequence[str] | None) -> Places | None:
-        """The places of the base that still hold what they held, in `namespaces`; None: all."""
+        """The unchanged places of the base in `namespaces`; None: all."""
         if namespaces is None and not contents.changed:
             return None
         mask = numpy.full(len(self.base.items), namespaces is None)
@@ -102,10 +102,10 @@ class Searcher:
 
     @cached_property
     def _namespaces(self) -> dict[str, list[int]]:
-        found: dict[str, list[int]] = {}
+        places: dict[str, list[int]] = {}
         for place, item in enumerate(self.base.items):
-            found.setdefault(item.namespace, []).append(place)
-        return found
+            places.setdefault(item.namespace, []).append(place)
+        return places
 
 
 def fused(rankings: Sequence[Ranking], k: int) -> Ranking:
@@ -118,7 +118,7 @@ def fused(rankings: Sequence[Ranking], k: int) -> Ranking:
 
 
 def _fresh(contents: Contents, namespaces: Sequence[str] | None) -> dict[int, MemoryItem]:
-    """The items that the base does not hold as they are, at their places."""
+    """The changed and added items, by their places."""
     begin = len(contents.base.items)
     now = {place: item for place, item in sorted(contents.changed.items()) if item is not None}
     now |= enumerate(contents.added.values(), begin)

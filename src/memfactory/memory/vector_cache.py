@@ -1,7 +1,7 @@
-"""Vectors kept between runs, by embedder and text, in an SQLite file that many processes may use at once.
+"""A cache of vectors between runs, by embedder and text, in an SQLite file that many processes may share.
 
-Every vector has a checksum: one that is damaged counts as not there. A file that is damaged as a whole is set aside
-and begun anew; one that cannot be used (a full or read-only disk) is left alone. Either way the vectors are right.
+Every vector has a checksum; a damaged one counts as missing. A damaged file is replaced by a new one, and a file that
+cannot be used (a full or read-only disk) is left alone. The vectors are right in either case.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ AT_ONCE = 500
 
 
 class CachedEmbedder:
-    """`embedder`, asked only for what the file in `folder` does not hold."""
+    """Embeds with `embedder` only the texts that the file in `folder` lacks."""
 
     def __init__(self, embedder: Embedder, folder: Path) -> None:
         self._embedder = embedder
@@ -43,33 +43,35 @@ class CachedEmbedder:
         keys = {
             text: _hash(self.identity.encode(), role.encode(), text.encode(errors="surrogatepass")) for text in texts
         }
-        kept = self._read(keys.values())
-        if len({len(vector) for vector in kept.values()}) > 1:
-            log.warning("the vector cache %s holds vectors of different lengths; they are made anew", self._path)
-            kept = {}
-        missing = [text for text, key in keys.items() if key not in kept]
+        cached = self._read(keys.values())
+        if len({len(vector) for vector in cached.values()}) > 1:
+            log.warning("the vector cache %s holds vectors of different lengths; they are computed again", self._path)
+            cached = {}
+        missing = [text for text, key in keys.items() if key not in cached]
         if missing:
             vectors = embed(missing)
-            kept |= {keys[text]: vector for text, vector in zip(missing, vectors, strict=True)}
-            self._write({keys[text]: kept[keys[text]] for text in missing if numpy.isfinite(kept[keys[text]]).all()})
-        return numpy.stack([kept[keys[text]] for text in texts])
+            cached |= {keys[text]: vector for text, vector in zip(missing, vectors, strict=True)}
+            self._write(
+                {keys[text]: cached[keys[text]] for text in missing if numpy.isfinite(cached[keys[text]]).all()}
+            )
+        return numpy.stack([cached[keys[text]] for text in texts])
 
     def _read(self, keys: Iterable[bytes]) -> dict[bytes, Vectors]:
-        found: dict[bytes, Vectors] = {}
-        wanted = list(keys)
+        vectors: dict[bytes, Vectors] = {}
+        remaining = list(keys)
         try:
             with self._open() as file:
-                for start in range(0, len(wanted), AT_ONCE):
-                    part = wanted[start : start + AT_ONCE]
+                for start in range(0, len(remaining), AT_ONCE):
+                    part = remaining[start : start + AT_ONCE]
                     marks = ",".join("?" * len(part))
                     query = f"SELECT key, vector, checksum FROM vectors WHERE key IN ({marks})"
                     for key, vector, checksum in file.execute(query, part):
                         if checksum == _hash(key, vector):
-                            found[key] = numpy.frombuffer(vector, "<f4").astype(numpy.float32)
+                            vectors[key] = numpy.frombuffer(vector, "<f4").astype(numpy.float32)
         except sqlite3.DatabaseError as error:
             self._failed(error)
             return {}
-        return found
+        return vectors
 
     def _write(self, vectors: dict[bytes, Vectors]) -> None:
         rows = [(key, vector.astype("<f4").tobytes()) for key, vector in vectors.items()]
@@ -84,7 +86,7 @@ class CachedEmbedder:
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
-        """The file for one transaction, made where there is none."""
+        """The file for one transaction, created if missing."""
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -100,9 +102,9 @@ class CachedEmbedder:
 
     def _failed(self, error: sqlite3.DatabaseError) -> None:
         if isinstance(error, sqlite3.OperationalError):
-            log.warning("the vector cache %s cannot be used, vectors are computed anew: %s", self._path, error)
+            log.warning("the vector cache %s cannot be used, vectors are computed again: %s", self._path, error)
             return
-        log.warning("the vector cache %s is damaged and begun anew: %s", self._path, error)
+        log.warning("the vector cache %s is damaged and starts anew: %s", self._path, error)
         self._path.unlink(missing_ok=True)
         for ending in ("-wal", "-shm"):
             self._path.with_name(FILE + ending).unlink(missing_ok=True)
