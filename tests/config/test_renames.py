@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from memfactory.cli.app import run
 from memfactory.config import load_config, load_values
+from memfactory.config.agent_file import read_agent_file
 from memfactory.config.overrides import parse_overrides, with_present_names
 from memfactory.config.renames import KEYS, VALUES, present_path, restore_own_names, use_present_names
 from memfactory.config.tree import Tree, read_text
@@ -203,3 +205,26 @@ def test_a_title_of_an_evaluation_set_is_no_key():
     tree = use_present_names(read_text("data: {eval: {sections: {name: facts, sections: 2}}}", "run.yaml"))
     restore_own_names(tree)
     assert tree.values == {"data": {"eval": {"sections": {"name": "facts", "chunks": 2}}}}
+
+
+def test_a_models_memfactory_yaml_may_use_former_names(tmp_path):
+    written(
+        tmp_path,
+        "agent: {name: memory_agent, modules: {memory: {name: recurrent_memory, order: section_first}}}\n"
+        "eval:\n  max_unknown_share: 0.3\nmodel: {}\nplugins: []\n",
+        "memfactory.yaml",
+    )
+    agent_file = read_agent_file(tmp_path)
+    assert agent_file.sections["eval"] == {"max_unknown_fraction": 0.3}
+    assert agent_file.sections["agent"]["modules"]["memory"]["order"] == "chunk_first"
+    # Only sections that a config takes warn.
+    assert [one.old for one in agent_file.tree(("eval",)).renamed] == ["eval.max_unknown_share"]
+    assert len(agent_file.tree().renamed) == 2
+
+
+def test_exported_rows_take_former_names_with_a_warning(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run(["data", "export", "facts", "rows=2", "sections=1", "--output", "former.json"]) == 0
+    assert "data.train.sections is now called data.train.chunks" in capsys.readouterr().err
+    assert run(["data", "export", "facts", "rows=2", "chunks=1", "--output", "present.json"]) == 0
+    assert Path("former.json").read_text() == Path("present.json").read_text()
