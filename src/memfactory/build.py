@@ -176,12 +176,12 @@ def build_runtime(resolved: Resolved, *, training: bool, replies: ReplyStore | N
 
 
 def check_model_folders(config: RunConfig) -> None:
-    """Raise MemFactoryError where weights that a run wrote are not what it wrote any more."""
+    """Raise MemFactoryError if weights that a run wrote are damaged."""
     models = [engine.model for engine in config.engines.values() if isinstance(engine, HfEngineConfig)]
     if not isinstance(config.engine, OpenAIEngineConfig):
         models.append(config.model)
-    given = [place for model in models if model is not None for place in (model.path, model.adapter)]
-    folders = [Path(place).expanduser() for place in given if place is not None]
+    places = [place for model in models if model is not None for place in (model.path, model.adapter)]
+    folders = [Path(place).expanduser() for place in places if place is not None]
     learnt = [getattr(module.options, "weights", None) for module in config.agent.modules.values()]
     folders += [Path(weights).expanduser().parent.parent for weights in learnt if weights is not None]
     for folder in dict.fromkeys(folders):
@@ -234,7 +234,7 @@ def build_engines(
     *,
     policy_stays: bool = False,
 ) -> dict[str, Engine]:
-    """The policy's engine under "policy", and the helpers by their names.
+    """The policy's engine under "policy", and the other engines by their names.
 
     Settings that differ only in sampling parameters share one engine. Greedy replies of an engine of fixed weights are
     kept in `replies`; the policy's do where `policy_stays`.
@@ -256,7 +256,7 @@ def build_engines(
 
 
 def engine_name(settings: EngineConfig, config: RunConfig) -> str:
-    """What tells an engine's replies from those of others: its settings, and the address or the weights that answer.
+    """The identity of an engine in the cache of replies: its settings, and its address or its weights.
 
     A run may be resumed after the files of a model, or the address in the environment, have changed.
     """
@@ -268,7 +268,7 @@ def engine_name(settings: EngineConfig, config: RunConfig) -> str:
 
 
 def _is_constant(settings: EngineConfig) -> bool:
-    """Whether training leaves the engine's weights as they are: it does not speak with the policy's."""
+    """Whether training leaves the engine's weights as they are: it does not use the policy's."""
     return isinstance(settings, OpenAIEngineConfig) or (
         isinstance(settings, HfEngineConfig) and settings.model is not None
     )
@@ -287,7 +287,7 @@ def _engine(
         model, chat = load_model(settings.model, training=False), load_chat(settings.model)
         return _hf_engine(settings, settings.model, model.requires_grad_(False), chat)
     if chat is None:
-        raise ConfigError(f"engine: kind {settings.kind!r} needs a local model, but the policy speaks through an API")
+        raise ConfigError(f"engine: kind {settings.kind!r} needs a local model, but the policy is an endpoint")
     if isinstance(settings, VllmEngineConfig):
         from memfactory.engines.vllm.engine import VllmEngine
 
@@ -297,7 +297,7 @@ def _engine(
 
         return VllmServerEngine(config.model, chat, settings)
     if model is None:
-        raise ConfigError("engine: kind 'hf' as a helper needs a `model` of its own, or the policy to be local too")
+        raise ConfigError("engine: kind 'hf' under `engines` needs a `model` of its own, or a local policy")
     return _hf_engine(settings, config.model, model, chat)
 
 

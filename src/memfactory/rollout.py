@@ -20,7 +20,7 @@ log = logging.getLogger("memfactory")
 
 
 class Scorer(Protocol):
-    """What a rollout needs of an environment."""
+    """The part of an environment that a rollout needs."""
 
     def score(self, episodes: Sequence[Episode]) -> list[Reward]: ...
 
@@ -37,7 +37,7 @@ def rollout(
     """Play `group_size` episodes of each task and score them; the groups come in the order of the tasks.
 
     `seeds`, one a task, name the random streams. The seed, the episode's index and the turn's number fix every sampled
-    token, so equal weights and equal seeds give equal groups, whatever else ran before. A warning counts the episodes
+    token, so equal weights and equal seeds give equal groups in any run. A warning counts the episodes
     that ended by the failure of another engine or by a refused request; the caller reports those that did not fit the
     context.
     """
@@ -57,15 +57,15 @@ def rollout(
     ]
 
 
-def warn_of_failures(failures: Sequence[tuple[str, str]], attempts: int, unknown: str = "rewards") -> None:
-    """A warning that counts the attempts that could not be played to their end; `failures`: task ids and reasons."""
+def warn_of_failures(failures: Sequence[tuple[str, str]], episodes: int, unknown: str = "rewards") -> None:
+    """Warn of episodes that ended early, out of `episodes`; `failures`: task ids and reasons."""
     if failures:
         task, reason = failures[0]
         log.warning(
-            "%d of %d attempts were ended by a helper's failure or a refused request, so their %s are unknown; the "
+            "%d of %d episodes ended early, since an engine failed or refused a request, so their %s are unknown; the "
             "first: %s (task %r)",
             len(failures),
-            attempts,
+            episodes,
             unknown,
             reason,
             task,
@@ -74,7 +74,7 @@ def warn_of_failures(failures: Sequence[tuple[str, str]], attempts: int, unknown
 
 @dataclass(frozen=True)
 class TextsRead:
-    """How much of so many texts was read: tokens `read` and `dropped` of all, and how many texts lost some (`cut`)."""
+    """The tokens `read` and `dropped` of all `texts`, and the number of texts that lost some (`cut`)."""
 
     texts: int = 0
     cut: int = 0
@@ -83,22 +83,22 @@ class TextsRead:
 
     @property
     def dropped_share(self) -> float:
-        """The share of all tokens that were left out."""
+        """The fraction of tokens that were left out."""
         return self.dropped / (self.read + self.dropped) if self.dropped else 0.0
 
     def warning(self, options: Mapping[str, Options]) -> str | None:
-        """A sentence on what was left out, with the option that decides it of an agent's modules by slot; None where
+        """A sentence on the tokens left out, with the option that limits them, of an agent's modules by slot; None if
         all was read."""
         if not self.cut:
             return None
         return (
-            f"{self.cut} of {self.texts} texts are longer than what is read of one: {self.dropped:,} of "
+            f"{self.cut} of {self.texts} texts are longer than the limit: {self.dropped:,} of "
             f"{self.read + self.dropped:,} tokens are left out; {deciding(options)}"
         )
 
 
 def texts_read(readings: Mapping[str, Reading | None]) -> TextsRead:
-    """How much of the texts of the tasks called so was read, as far as their modules say."""
+    """The sum of the readings by task id, of modules that report them."""
     known = [reading for reading in readings.values() if reading is not None]
     return TextsRead(
         texts=len(known),
@@ -109,22 +109,22 @@ def texts_read(readings: Mapping[str, Reading | None]) -> TextsRead:
 
 
 def deciding(options: Mapping[str, Options]) -> str:
-    """Which of the options of an agent's modules, by slot, decides how much of a text is read."""
-    told = []
-    for slot, given in options.items():
-        for name, whole in list(given.limits.items())[:1] if isinstance(given, ModuleOptions) else []:
-            now, all_of_it = getattr(given, name), "null" if whole is None else whole
+    """The option of an agent's modules, by slot, that limits the reading of a text."""
+    limits = []
+    for slot, module in options.items():
+        for name, whole in list(module.limits.items())[:1] if isinstance(module, ModuleOptions) else []:
+            now, all_of_it = getattr(module, name), "null" if whole is None else whole
             if now != whole:
                 key = f"agent.modules.{slot}.{name}"
-                told.append(f"{key} is {now}, and {key}={all_of_it} reads all")
-    return " and ".join(told) or "a module of the agent decides how much"
+                limits.append(f"{key} is {now}, and {key}={all_of_it} reads all")
+    return " and ".join(limits) or "a module of the agent sets the limit"
 
 
 def trajectory_of(episode: Episode, reward: Reward) -> Trajectory:
-    """A finished episode with its reward; rewards asked for at a module's end credit that module's steps."""
-    asked = {step: given.total for step, given in episode.step_rewards.items()}
-    if asked:
-        reward = replace(reward, steps=MappingProxyType({**asked, **reward.steps}))
+    """A finished episode with its reward; rewards computed at a module's end credit that module's steps."""
+    by_step = {step: one.total for step, one in episode.step_rewards.items()}
+    if by_step:
+        reward = replace(reward, steps=MappingProxyType({**by_step, **reward.steps}))
     return Trajectory(
         episode.index,
         tuple(episode.turns),
@@ -143,14 +143,14 @@ def scored(env: Any, episodes: Sequence[Episode]) -> list[Reward]:
     component = type(env)
     with guarded(component, doing="in scoring"):
         # A copy, which it may change.
-        given = env.score(list(episodes))
-    if not isinstance(given, Sequence) or len(given) != len(episodes):
-        number = len(given) if isinstance(given, Sequence) else short_repr(given)
+        rewards = env.score(list(episodes))
+    if not isinstance(rewards, Sequence) or len(rewards) != len(episodes):
+        number = len(rewards) if isinstance(rewards, Sequence) else short_repr(rewards)
         raise broken(component, "score", f"returned {number} rewards for {len(episodes)} episodes")
-    for episode, reward in zip(episodes, given, strict=True):
+    for episode, reward in zip(episodes, rewards, strict=True):
         if not isinstance(reward, Reward):
             raise broken(component, "score", f"gave the task {episode.task.id!r} {short_repr(reward)}, not a Reward")
-        for what, value in {"total": reward.total, **reward.parts, **reward.steps}.items():
+        for name, value in {"total": reward.total, **reward.parts, **reward.steps}.items():
             if value is not None and not (isinstance(value, float | int) and math.isfinite(value)):
-                raise broken(component, "score", f"gave the task {episode.task.id!r} {what} = {short_repr(value)}")
-    return list(given)
+                raise broken(component, "score", f"gave the task {episode.task.id!r} {name} = {short_repr(value)}")
+    return list(rewards)

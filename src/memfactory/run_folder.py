@@ -53,13 +53,13 @@ RESUMABLE_ENGINE = (
     "startup_timeout",
     "update_timeout",
 )
-"""Of engines: what they fit into and where they are reached, which errors ask to be changed before a run goes on."""
+"""Keys of engines for resources and addresses: errors ask users to change them before a run goes on."""
 
 
 @dataclass(frozen=True)
 class RunFolder:
     """The folder of a run and the checkpoint to go on from (None: from the start). `identity` is the folder itself,
-    whatever may be called so later."""
+    even if another one takes its name later."""
 
     folder: Path
     checkpoint: Path | None
@@ -69,8 +69,8 @@ class RunFolder:
         """Raise MemFactoryError where the folder was deleted, moved or replaced since the run opened it."""
         if _identity(self.folder) != self.identity:
             raise MemFactoryError(
-                f"the run folder {self.folder} was deleted, moved or replaced while the run was writing it. What is "
-                "saved from now on stands in a new folder of that name; what it held before is gone from there"
+                f"the run folder {self.folder} was deleted, moved or replaced while the run was writing it. Later "
+                "outputs are in a new folder of that name, without the earlier ones"
             )
 
 
@@ -103,10 +103,10 @@ def open_run_folder(resolved: Resolved, resume: str | None) -> Iterator[RunFolde
 def _chosen(resolved: Resolved, resume: str | None) -> tuple[Path | None, Path | None]:
     """The run folder (None: a new one under runs/) and the checkpoint that `resume` names, if it names one."""
     if resume not in (None, "auto"):
-        given = Path(resume).expanduser()
-        if not given.is_dir():
+        named = Path(resume).expanduser()
+        if not named.is_dir():
             raise ConfigError(f"--resume {resume}: there is no such folder")
-        return (given.parent.parent, given) if given.parent.name == "checkpoints" else (given, None)
+        return (named.parent.parent, named) if named.parent.name == "checkpoints" else (named, None)
     if resolved.config.output is not None:
         return Path(resolved.config.output).expanduser(), None
     if resume is None:
@@ -125,33 +125,33 @@ def _chosen(resolved: Resolved, resume: str | None) -> tuple[Path | None, Path |
 def earlier_runs(parent: Path, name: str) -> list[Path]:
     """The run folders that `name` was given in `parent`, oldest first."""
     form = re.compile(re.escape(name) + r"-(\d{8}-\d{6})(?:-(\d+))?")
-    found = [(form.fullmatch(path.name), path) for path in (parent.iterdir() if parent.is_dir() else ())]
-    dated = [(match[1], int(match[2] or 1), path) for match, path in found if match and path.is_dir()]
+    matches = [(form.fullmatch(path.name), path) for path in (parent.iterdir() if parent.is_dir() else ())]
+    dated = [(match[1], int(match[2] or 1), path) for match, path in matches if match and path.is_dir()]
     return [path for _, _, path in sorted(dated)]
 
 
 def _newest(folder: Path, resume: str) -> Path | None:
-    """The newest whole checkpoint in `folder`; None where there never was any.
+    """The newest whole checkpoint in `folder`; None if it never had any.
 
-    Raises MemFactoryError where there are some and none of them is whole.
+    Raises MemFactoryError if checkpoints exist and none of them is whole.
     """
-    found, wrong = newest_intact(folder / "checkpoints")
-    if wrong and found is None:
+    newest, wrong = newest_intact(folder / "checkpoints")
+    if wrong and newest is None:
         raise MemFactoryError(
             f"--resume: none of the checkpoints in {folder / 'checkpoints'} can be used. To start anew, name another "
             "output. " + "; ".join(wrong)
         )
     for reason in wrong:
-        log.warning("--resume: %s; going back to %s", reason, found)
-    if found is None and (resume != "auto" or any(path.name != LOCK for path in folder.iterdir())):
+        log.warning("--resume: %s; going back to %s", reason, newest)
+    if newest is None and (resume != "auto" or any(path.name != LOCK for path in folder.iterdir())):
         log.warning("--resume: %s holds no checkpoint yet, so the run starts from its beginning", folder)
-    elif found is None:
+    elif newest is None:
         log.warning("--resume: %s holds no earlier run, so a new one starts", folder)
-    return found
+    return newest
 
 
 def _whole(checkpoint: Path) -> Path:
-    """`checkpoint`, which must be what was written. Raises MemFactoryError with those that are."""
+    """`checkpoint`, which must be undamaged. Raises MemFactoryError with those that are."""
     reason = checkpoint_damage(checkpoint)
     if reason is not None:
         others = [path.name for path in checkpoints(checkpoint.parent) if checkpoint_damage(path) is None]

@@ -18,7 +18,7 @@ from memfactory.types import BankTrace, Group, Message, Role, Stop, Tokens, Traj
 StepAdvantages = Mapping[str, Sequence[float | None]]
 """A module step to the advantage of each trajectory of a group; None: its reward is unknown."""
 Frame = Callable[[Sequence[Role]], str]
-"""What a chat template puts around messages of such roles, with {0}, {1}, ... where their contents stand."""
+"""The text of a chat template around messages of such roles, with {0}, {1}, ... where their contents stand."""
 DECIMALS = 6
 
 
@@ -26,9 +26,9 @@ DECIMALS = 6
 class TranscriptTurn:
     """One conversation. Token counts are None where the engine gives no ids.
 
-    `template` is what the chat template put around the messages (a system prompt of its own, say), with {0}, {1}, ...
-    where their contents stand: together they are what was fed. It is None where a helper speaks. `tokens` are the ids
-    fed and sampled and the log-probabilities of the latter, where the run keeps them.
+    `template` is the text of the chat template around the messages (a system prompt of its own, say), with {0}, {1},
+    ... in place of their contents: together they are the prompt. It is None for another engine than the policy's.
+    `tokens` are the ids of prompt and reply and the log-probabilities of the latter, if the run keeps them.
     """
 
     step: str
@@ -53,10 +53,10 @@ class TranscriptTurn:
 class Transcript:
     """One trajectory as it was trained on. `advantage` is by module step; a step that trains nothing is not in it.
 
-    `tokens_read` and `tokens_dropped` say how much of its text it was shown; None: its modules do not say.
-    `step_rewards` are those of module steps that have their own, and `bank` is what became of the memory bank, as
-    `BankTrace.to_json` has it: of a bank that an attempt before it in the group has too, only the number of that one.
-    `failure` says why it was not played to its end.
+    `tokens_read` and `tokens_dropped` count the tokens of its text; None: its modules do not report them.
+    `step_rewards` are those of module steps that have their own, and `bank` is the trace of the memory bank in the form
+    of `BankTrace.to_json`; an earlier trajectory of the group with an equal bank is named by its index in its place.
+    `failure` is the reason of an early end.
     """
 
     step: int
@@ -95,7 +95,7 @@ class Transcript:
 
     @property
     def is_read(self) -> bool:
-        """Whether its modules say how much of the text they read."""
+        """Whether its modules report the tokens that they read."""
         return self.tokens_read is not None
 
     @staticmethod
@@ -139,7 +139,7 @@ def write_transcripts(
     for group, credit in zip(groups, advantages, strict=True):
         banks: list[tuple[int, BankTrace]] = []
         for index, trajectory in enumerate(group.trajectories):
-            advantage = {name: given[index] for name, given in credit.items()}
+            advantage = {name: of_step[index] for name, of_step in credit.items()}
             turns = tuple(_turn(turn, around, tokens) for turn in trajectory.turns)
             row = _transcript(step, group, trajectory, advantage, turns)
             rows.append(row if trajectory.bank is None else replace(row, bank=_bank(trajectory, banks)))
@@ -149,7 +149,7 @@ def write_transcripts(
 
 
 def read_transcripts(path: Path) -> Iterator[Transcript]:
-    """The trajectories of one file, in the order they were written. Raises DataError for what no run writes."""
+    """The trajectories of one file, in the order they were written. Raises DataError for lines of another form."""
     for value in read_json_lines(path):
         try:
             yield Transcript.from_json(value)
@@ -161,7 +161,7 @@ def _bank(trajectory: Trajectory, banks: list[tuple[int, BankTrace]]) -> Mapping
     """The trajectory's bank; `banks` are those of the group so far, which it joins."""
     own = trajectory.bank
     assert own is not None
-    same = next((member for member, one in banks if (one.items, one.changes) == (own.items, own.changes)), None)
+    same = next((index for index, one in banks if (one.items, one.changes) == (own.items, own.changes)), None)
     if same is None:
         banks.append((trajectory.index, own))
     return own.to_json(same)
@@ -207,9 +207,9 @@ def _turn(turn: Turn, around: Callable[..., str] | None, tokens: bool) -> Transc
     )
 
 
-def _tokens(given: Tokens) -> dict[str, list[float]]:
+def _tokens(tokens: Tokens) -> dict[str, list[float]]:
     return {
-        "prompt_ids": [*given.prompt_ids],
-        "reply_ids": [*given.reply_ids],
-        "logprobs": [round(value, DECIMALS) for value in given.logprobs],
+        "prompt_ids": [*tokens.prompt_ids],
+        "reply_ids": [*tokens.reply_ids],
+        "logprobs": [round(value, DECIMALS) for value in tokens.logprobs],
     }

@@ -193,7 +193,7 @@ def test_an_evaluation_goes_on_past_an_attempt_that_does_not_fit(tmp_path, caplo
 
     metric = evaluate(0.5).metrics["test_parity"]
     assert (metric.n, metric.unknown) == (2, 1)
-    assert "1 of 3 attempts were ended" in caplog.text and "the context is 8 tokens" in caplog.text
+    assert "1 of 3 episodes ended early" in caplog.text and "the context is 8 tokens" in caplog.text
     failures = {held.task_id: held.failure for held in read_records(tmp_path / "held.jsonl")}
     assert failures["q1"] is failures["q2"] is None and "a prompt of 8 tokens" in failures["q3"]
     with pytest.raises(UnknownScores, match="1 of 3 scores of 'test_parity' are unknown"):
