@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from benchmarks.measure import child_environment, machine, resident_bytes
+from benchmarks.product import local_model
 from benchmarks.workloads import Size, write_model
 from memfactory.build import Runtime, build_runtime
 from memfactory.config import load_config
@@ -166,8 +167,7 @@ def loaded(folder: Path, args: argparse.Namespace) -> Runtime:
     # JSON is YAML.
     (folder / "bench.yaml").write_text(json.dumps(config))
     stack = build_runtime(load_config(folder / "bench.yaml", args.set, command="infer"), training=False)
-    assert stack.chat is not None
-    stack.chat.stop_ids = frozenset()
+    local_model(stack)[1].stop_ids = frozenset()
     return stack
 
 

@@ -1,6 +1,6 @@
 """Times sampling alone: python -m benchmarks.engine [--batch N...] [--group N...] [--prompt-tokens N...] [options].
 
-Sides take turns in one process: `hf`, the product's engine as configured (with --set), `generate`, the usual way on one
+Sides alternate in one process: `hf`, the product's engine as configured (with --set), `generate`, the baseline on one
 batch padded on the left, `other`, the product with --other-set, and `vllm` where it is installed. Every combination of
 the lists is one row. See docs/benchmarks/speed.md.
 """
@@ -25,7 +25,7 @@ from benchmarks.arguments import add_model, dtype_of, model_of, settings_of
 from benchmarks.floor import decode_bytes
 from benchmarks.measure import Clock, machine, memory_bandwidth
 from benchmarks.plain import PlainEngine
-from benchmarks.product import endless, shorten
+from benchmarks.product import endless, local_model, shorten
 from benchmarks.workloads import Work, Writer, configured, write_model
 from memfactory.build import build_runtime
 from memfactory.components import POLICY
@@ -71,10 +71,8 @@ class Side:
         resolved = configured(Work("rmm"), model, folder / name, settings_of(args, other=name == "other") + kind)
         stack = endless(build_runtime(resolved, training=False), 0.0)
         self.engine: Any = stack.engines[POLICY]
-        assert stack.chat is not None
         if name == "generate":
-            assert stack.model is not None
-            self.engine = PlainEngine(stack.model, stack.chat, dtype_of(args))
+            self.engine = PlainEngine(*local_model(stack), dtype_of(args))
         self.clock = Clock(resolve_device(args.device))
         self.sizes = None
         if stack.model is not None:

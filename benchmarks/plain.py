@@ -1,4 +1,4 @@
-"""The usual way to do a training step, written plainly: the partner that the product is timed against, and its oracle.
+"""The baseline: a training step as textbook code takes it, which the product is timed against and checked by.
 
 `generate` on a whole batch padded on the left, every turn padded to the longest of the step, fixed rows a micro-batch
 in the order they come, full logits at every position, a pass for the old log-probabilities and one for the reference,
@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria
 
 from benchmarks.measure import Clock
-from benchmarks.product import endless, shorten
+from benchmarks.product import endless, grpo_options, local_model, shorten
 from memfactory.build import build_runtime, training_data
 from memfactory.components import POLICY
 from memfactory.config import Resolved
@@ -65,7 +65,7 @@ class PlainEngine:
         for (key, prompt, _), limit, row in zip(pending, limits, rows, strict=True):
             end = next((at for at, token in enumerate(row[:limit], 1) if token in self.chat.stop_ids), limit)
             ids = tuple(row[:end])
-            # The usual way keeps no log-probabilities of the sampler.
+            # The baseline records no log-probabilities of the sampler.
             tokens = Tokens(prompt, ids, (0.0,) * len(ids))
             replies.append((key, Reply(self.chat.reply_text(prompt, ids), "length", tokens)))
         return replies
@@ -108,22 +108,19 @@ class _Limits(StoppingCriteria):
 
 
 class PlainSide:
-    """One training step after the other the usual way; `rows` turns make a micro-batch."""
+    """One training step of the baseline after the other; `rows` turns make a micro-batch."""
 
     def __init__(self, resolved: Resolved, rows: int = 4, *, checkpointing: bool = True, spread: float = 0.0) -> None:
-        assert resolved.config.train is not None
-        options = resolved.config.train.options
-        assert isinstance(options, GrpoOptions)
+        options = grpo_options(resolved)
         refuse_unknown(options)
         self.options, self.rows = options, rows
         stack = endless(build_runtime(resolved, training=True), 0.0)
-        assert stack.model is not None and stack.chat is not None
-        self.chat = stack.chat
-        self.dtype = compute_dtype(resolved.config.model, stack.model.device)
+        model, self.chat = local_model(stack)
+        self.dtype = compute_dtype(resolved.config.model, model.device)
         if checkpointing:
-            enable = getattr(stack.model, "activation_checkpointing_enable", stack.model.gradient_checkpointing_enable)
+            enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
             enable({"use_reentrant": False})
-        self.network = trainable(stack.model, options.lora, self.dtype, 0)
+        self.network = trainable(model, options.lora, self.dtype, 0)
         self.model = base_model(self.network)
         self.trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         needs_reference = options.loss.kl_coef > 0
@@ -135,7 +132,7 @@ class PlainSide:
         self.stack = replace(stack, engines={**stack.engines, POLICY: engine})
         self.tasks = training_data(resolved).tasks()
         self.seed = resolved.config.seed
-        self.clock = Clock(stack.model.device)
+        self.clock = Clock(model.device)
         self.clock.watch(self.model)
         if self.reference is not None and self.reference.copy is not None:
             self.clock.watch(self.reference.copy)

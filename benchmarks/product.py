@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy
+from transformers import PreTrainedModel
 
 from benchmarks.measure import Clock
 from memfactory.build import Runtime, build_runtime, training_data
@@ -15,6 +16,8 @@ from memfactory.components import POLICY
 from memfactory.config import Resolved
 from memfactory.config.grpo import GrpoOptions
 from memfactory.engines.base import Engine
+from memfactory.errors import ConfigError
+from memfactory.model.chat import ChatFormat
 from memfactory.policy.batch import TrainingTurn, training_turns
 from memfactory.policy.policy import Policy
 from memfactory.trainers.grpo import GrpoTrainer
@@ -49,13 +52,9 @@ class ProductSide:
     """One training step after the other as `memfactory train` takes them."""
 
     def __init__(self, resolved: Resolved, folder: Path, spread: float = 0.0) -> None:
-        assert resolved.config.train is not None
-        options = resolved.config.train.options
-        assert isinstance(options, GrpoOptions)
-        self.options = options
+        options = self.options = grpo_options(resolved)
         self.stack = endless(build_runtime(resolved, training=True), spread)
-        assert self.stack.model is not None and self.stack.chat is not None
-        self.policy = Policy(self.stack.model, self.stack.chat, resolved.config.model, options)
+        self.policy = Policy(*local_model(self.stack), resolved.config.model, options)
         tasks = GrpoTrainer.read(options, training_data(resolved))
         self.trainer = GrpoTrainer(options, self.stack, self.policy, tasks, QuietRun(folder))
         # The first weights that an engine is handed are not part of any step.
@@ -105,14 +104,28 @@ class ProductSide:
         self.stack.close()
 
 
+def grpo_options(resolved: Resolved) -> GrpoOptions:
+    """The trainer's options. Raises ConfigError for another trainer than grpo."""
+    options = None if resolved.config.train is None else resolved.config.train.options
+    if not isinstance(options, GrpoOptions):
+        raise ConfigError("these benchmarks train with grpo alone")
+    return options
+
+
+def local_model(stack: Runtime) -> tuple[PreTrainedModel, ChatFormat]:
+    """The policy's model and chat format. Raises ConfigError if they are not in this process."""
+    if stack.model is None or stack.chat is None:
+        raise ConfigError("these benchmarks need a model in this process")
+    return stack.model, stack.chat
+
+
 def endless(stack: Runtime, spread: float) -> Runtime:
     """The stack, its policy's replies never ending by themselves, so that every side samples equally much.
 
     With a `spread` above 0 the longest length of each reply is drawn (log-normal, median a third of the limit)
     from the reply's own seed, so that equal episodes have equal lengths on every side.
     """
-    assert stack.chat is not None
-    stack.chat.stop_ids = frozenset()
+    local_model(stack)[1].stop_ids = frozenset()
     engine = stack.engines[POLICY]
     if spread:
         shorten(engine, spread)

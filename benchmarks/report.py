@@ -21,7 +21,7 @@ def phase_median(side: dict[str, Any], phase: str) -> float:
 
 
 def ratio(first: dict[str, Any], second: dict[str, Any]) -> float:
-    """How many times as long `second` takes as `first`: the median of the ratios of steps taken side by side."""
+    """The speed-up of `first` over `second`: the median of the ratios of steps taken side by side."""
     return median(b / a for a, b in zip(totals(first), totals(second), strict=True))
 
 

@@ -1,6 +1,6 @@
 """Times one training step (rollout, score, train) phase by phase: python -m benchmarks.step WORKLOAD [options].
 
-Sides take turns in one process: `product` as configured (with --set), `plain` the usual way, `trl` (single-turn work),
+Sides alternate in one process: `product` as configured (with --set), `plain` the baseline, `trl` (single-turn work),
 `other` the product with --other-set. Peak memory is that of one step in a fresh process for each side. See
 docs/benchmarks/speed.md.
 """

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from benchmarks.measure import Clock
+from benchmarks.product import grpo_options, local_model
 from memfactory.build import build_runtime, training_data
 from memfactory.components import POLICY
 from memfactory.config import Resolved
@@ -31,23 +32,21 @@ class TrlSide:
     """
 
     def __init__(self, resolved: Resolved, folder: Path, new_tokens: int, *, checkpointing: bool = False) -> None:
-        assert resolved.config.train is not None
-        options = resolved.config.train.options
-        assert isinstance(options, GrpoOptions)
+        options = grpo_options(resolved)
         if options.lora is not None or options.loss.weighting != "token" or options.loss.objective != "ppo":
             raise ConfigError("the side trl trains the whole model with objective ppo and weighting token")
         stack = build_runtime(resolved, training=True)
-        assert stack.model is not None and stack.chat is not None
+        model, chat = local_model(stack)
         tasks = training_data(resolved).tasks()
         self._engine = stack.engines[POLICY]
         prompts = single_turns(stack, tasks[: options.prompts_per_step])
         # TRL loads its reference from where the policy came from.
         home = folder / "trl-model"
-        stack.model.save_pretrained(home)
-        stack.chat.tokenizer.save_pretrained(home)
-        stack.model.config._name_or_path = str(home)
-        self.clock = Clock(stack.model.device)
-        self.clock.watch(stack.model)
+        model.save_pretrained(home)
+        chat.tokenizer.save_pretrained(home)
+        model.config._name_or_path = str(home)
+        self.clock = Clock(model.device)
+        self.clock.watch(model)
         self._go, self._done = threading.Semaphore(0), threading.Semaphore(0)
         self._error: BaseException | None = None
         self._closing = False
