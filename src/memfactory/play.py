@@ -18,7 +18,7 @@ from memfactory.seeds import stream_seed
 from memfactory.types import Reply, Reward, Sampling, SamplingParams, Turn
 
 REFUSALS = 8
-"""So many refusals in a row, with no reply in between, mean that the policy's engine is set up wrongly."""
+"""This number of refusals in a row, with no reply in between, means that the policy's engine is set up wrongly."""
 Score = Callable[[Sequence[Episode]], list[Reward]]
 OnTurn = Callable[[Episode, Turn], None]
 
@@ -41,7 +41,7 @@ class PlaySettings:
 
     `frozen`: no turn is trainable (evaluation, inference), so an engine without token ids may be the policy.
     `seed` names the random streams of the work that frozen episodes share.
-    `window`: at most so many episodes are under way at one time, so the first end long before the last begin.
+    `window` is the most episodes under way at one time, so that the first end long before the last begin.
     `keep_prompts`: False drops the prompt of every turn of a frozen episode, so that an episode's size does not grow
     with the text it reads.
     """

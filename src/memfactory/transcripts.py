@@ -142,7 +142,8 @@ def write_transcripts(
             advantage = {name: of_step[index] for name, of_step in credit.items()}
             turns = tuple(_turn(turn, around, tokens) for turn in trajectory.turns)
             row = _transcript(step, group, trajectory, advantage, turns)
-            rows.append(row if trajectory.bank is None else replace(row, bank=_bank(trajectory, banks)))
+            bank = None if trajectory.bank is None else _bank(trajectory.index, trajectory.bank, banks)
+            rows.append(replace(row, bank=bank))
     path = transcripts_path(folder, step)
     write_text(path, "".join(json_line(row.to_json()) for row in rows))
     return path
@@ -157,13 +158,11 @@ def read_transcripts(path: Path) -> Iterator[Transcript]:
             raise DataError(f"{path} holds a line that is no transcript ({error!r}): {value!r:.80}") from None
 
 
-def _bank(trajectory: Trajectory, banks: list[tuple[int, BankTrace]]) -> Mapping[str, object]:
-    """The trajectory's bank; `banks` are those of the group so far, which it joins."""
-    own = trajectory.bank
-    assert own is not None
-    same = next((index for index, one in banks if (one.items, one.changes) == (own.items, own.changes)), None)
+def _bank(index: int, own: BankTrace, banks: list[tuple[int, BankTrace]]) -> Mapping[str, object]:
+    """The bank of the trajectory with this index; it joins `banks`, those of the group so far, if none is equal."""
+    same = next((other for other, bank in banks if (bank.items, bank.changes) == (own.items, own.changes)), None)
     if same is None:
-        banks.append((trajectory.index, own))
+        banks.append((index, own))
     return own.to_json(same)
 
 

@@ -1,21 +1,17 @@
-"""The values that pass between the parts of MemFactory. No torch, no I/O, no project import (but for types)."""
+"""The values that pass between the parts of MemFactory. No torch, no I/O, no import of the project."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal, Protocol
-
-if TYPE_CHECKING:
-    pass
-
+from typing import Literal, Protocol
 
 Role = Literal["system", "user", "assistant"]
 Stop = Literal["stop", "length"]
 Scalar = str | int | float | bool | None
 AnswerForm = Literal["boxed", "marker", "the_answer_is", "plain"]
-"""The form in which an answer is asked for; see `answers.py`."""
+"""The form in which a prompt asks for the answer; see `formats/answers.py`."""
 
 
 def frozen(values: Mapping[str, Scalar] | None = None) -> Mapping[str, Scalar]:
@@ -37,7 +33,7 @@ class Message:
 
 @dataclass(frozen=True)
 class Utterance:
-    """One turn of a conversation that is to be remembered.
+    """One turn of a conversation that a memory is built from.
 
     `id` names it as evidence ("D3:7"), `time` is as the data writes it, `session` groups the turns of one sitting.
 
@@ -54,8 +50,8 @@ class Utterance:
 
 @dataclass(frozen=True)
 class MemoryItem:
-    """One entry of a memory bank. Times are as the data writes them; `sources` are the ids of the utterances that the
-    entry came from, `namespace` whose memory it belongs to (such as a speaker's).
+    """One entry of a memory bank. Times are as the data writes them. `sources` are the ids of the utterances that it
+    comes from; `namespace` names the memory that it belongs to, such as a speaker's.
 
     >>> MemoryItem("m1", "home", "Anna lives in Oslo.", created_at="May 7").text
     'home: Anna lives in Oslo.'
@@ -74,13 +70,13 @@ class MemoryItem:
 
     @property
     def text(self) -> str:
-        """The entry in one line: its value, after its key where the value does not contain the key."""
+        """The entry in one line: its value, after its key unless the value contains the key."""
         return _one_line(self.key, self.value)
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """What an extractor found worth remembering, as it may become a MemoryItem. `time` is when it was said.
+    """A fact that an extractor proposes for the memory; it may become a MemoryItem. `time` is that of its utterances.
 
     >>> Candidate("Anna lives in Oslo.", namespace="anna", time="May 7").text
     'Anna lives in Oslo.'
@@ -96,14 +92,14 @@ class Candidate:
 
     @property
     def text(self) -> str:
-        """The entry in one line: its value, after its key where the value does not contain the key."""
+        """The entry in one line: its value, after its key unless the value contains the key."""
         return _one_line(self.key, self.value)
 
 
 @dataclass(frozen=True)
 class Selection:
-    """One draw of a reranker that learns from it: the texts it chose from, the noise on each text's score, and the
-    places of those it chose, the best first."""
+    """One sample of a reranker that learns from it: the candidate texts, the noise on each text's score, and the places
+    of the chosen texts, the best first."""
 
     query: str
     texts: tuple[str, ...]
@@ -116,8 +112,8 @@ class Task:
     """One row as every environment gives it.
 
     `answers` are the gold answers and `evidence` the ids of the utterances that hold them; neither enters a prompt.
-    `memory` is the bank before anything is read, `related` the ids of those of its items that an updater is to be
-    shown (None: it finds them itself), `conversation` what is then read into it.
+    `memory` is the bank before the episode, `related` the ids of its items that an updater is shown (None: the updater
+    searches for them), and `conversation` is read into it.
 
     >>> Task("q1", "Where does Anna live?", answers=("Oslo",), context="Anna lives in Oslo.").answers
     ('Oslo',)
@@ -168,7 +164,7 @@ class SamplingParams:
 class Sampling:
     """How one reply is sampled: under `params`, at most `max_tokens` tokens, ended by the end token or a `stop` string.
 
-    `seed` names the reply's own random stream, so a reply does not depend on what else is in the batch.
+    `seed` names the reply's own random stream, so a reply does not depend on the rest of the batch.
     """
 
     max_tokens: int
@@ -205,7 +201,7 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Reply:
-    """What an engine says. `text` has no special tokens; `tokens` is None where the engine gives no ids (an API).
+    """The reply of an engine. `text` has no special tokens; `tokens` is None if the engine gives no ids (an API).
 
     >>> Reply("Oslo", "stop").tokens is None
     True
@@ -218,9 +214,9 @@ class Reply:
 
 @dataclass(frozen=True)
 class Turn:
-    """One independent conversation: which module step asked which engine, what was fed, what came back.
+    """One ask and its reply: the module step, the prompt's messages, the reply, and the engine that generated it.
 
-    `lengths` are the tokens of prompt and reply; None where the engine gives no ids.
+    `lengths` are the numbers of tokens of prompt and reply; None if the engine gives no ids.
 
     >>> Turn("answer", (Message("user", "Where?"),), Reply("Oslo", "stop"), trainable=False).reply.text
     'Oslo'
@@ -241,16 +237,16 @@ class Turn:
             raise ValueError(f"the turn of step {self.step!r} is to be trained on but its reply has no token ids")
 
     def without_prompt(self) -> Turn:
-        """What was said, without what was fed and without ids: a reading of a long text holds no copy of the text."""
+        """The turn without prompt and ids, so that the turns of a long text hold no copy of it."""
         return Turn(self.step, (), replace(self.reply, tokens=None), False, self.lengths, self.engine)
 
 
 @dataclass(frozen=True)
 class Reward:
-    """The reward of one attempt. `total` None means unknown (the judge failed): never zero.
+    """The reward of one episode. `total` None means unknown (the judge failed): never zero.
 
-    `parts` are the named rewards before weighting; `steps` holds rewards of single module steps where the
-    environment gives them, and a step that is not in it takes `total`.
+    `parts` are the named rewards before weighting. `steps` holds the rewards of single module steps that the
+    environment gives; a step that is not in it takes `total`.
 
     >>> Reward(0.5, steps={"update": 1.0}).of_step("update")
     1.0
@@ -267,7 +263,7 @@ class Reward:
 
 @dataclass(frozen=True)
 class Reading:
-    """How many tokens of its text an attempt was shown (`read`), and how many an option left out (`dropped`)."""
+    """The tokens of its text that an episode read, and the tokens that an option dropped."""
 
     read: int
     dropped: int = 0
@@ -299,8 +295,8 @@ class ParsedAnswer:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """A finished attempt; `failure`, `overlong` and `reading` are those of its episode, `bank` is what became of its
-    bank.
+    """A finished episode with its reward. `failure`, `overlong` and `reading` are the episode's; `bank` is the history
+    of its memory bank.
 
     >>> Trajectory(0, (), "Oslo", Reward(1.0)).reward.total
     1.0
@@ -318,8 +314,8 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class Group:
-    """The trajectories of one task: the unit of credit. `place`: where the task stands in the order of the run's tasks
-    over all epochs; None where there is no such order.
+    """The trajectories of one task: the unit of credit. `place` is the task's place in the order of the run's tasks
+    over all epochs; None without such an order.
 
     >>> task = Task("q1", "Where does Anna live?", ("Oslo",))
     >>> group = Group(task, (Trajectory(0, (), "Oslo", Reward(1.0)), Trajectory(1, (), "Rome", Reward(0.0))))
@@ -337,7 +333,7 @@ class Group:
 
 
 class Codec(Protocol):
-    """What modules need of a tokenizer: where its tokens lie in a text."""
+    """The part of a tokenizer that modules use: the places of the tokens in a text."""
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
         """The half-open character span of every token of `text`, in order, without special tokens."""
@@ -365,8 +361,8 @@ class Event:
 
 @dataclass(frozen=True)
 class BankTrace:
-    """A memory bank after an episode: its items, every change of it with the number of the episode's own turn that led
-    to it (None: shared work did), and what was retrieved from it and cited, by id."""
+    """A memory bank after an episode: its items, every change with the number of the episode's own turn that led to it
+    (None: shared work did), and the ids of the items that were retrieved and cited."""
 
     items: tuple[MemoryItem, ...]
     changes: tuple[tuple[int | None, Event], ...]
@@ -374,25 +370,25 @@ class BankTrace:
     citations: tuple[str, ...] | None
 
     def to_json(self, same_as: int | None = None) -> dict[str, object]:
-        """As transcripts hold it; of a bank like that of attempt `same_as` only what was retrieved and cited."""
-        told: dict[str, object] = {"same_as": same_as}
+        """As transcripts hold it. A bank equal to that of trajectory `same_as` has only the retrieved and cited ids."""
+        bank: dict[str, object] = {"same_as": same_as}
         if same_as is None:
-            told = {
+            bank = {
                 "items": [item_json(item) for item in self.items],
                 "changes": [{"turn": turn, **change_json(event)} for turn, event in self.changes],
             }
         cited = {} if self.citations is None else {"citations": list(self.citations)}
-        return {**told, "retrieved": list(self.retrieved), **cited}
+        return {**bank, "retrieved": list(self.retrieved), **cited}
 
 
 def item_json(item: MemoryItem) -> dict[str, object]:
-    """An item's fields, without those that say nothing."""
+    """An item's fields, without those that have their defaults."""
     plain = vars(MemoryItem("", "", ""))
     return {name: value for name, value in vars(item).items() if value != plain[name]}
 
 
 def change_json(event: Event) -> dict[str, object]:
-    """A change as records hold it: the operation, the item's id, and the item before and after where it was there."""
+    """A change as records hold it: the operation, the item's id, and the item before and after, if it existed."""
     operation = "ADD" if event.before is None else "DELETE" if event.after is None else "UPDATE"
     items = {"before": event.before, "after": event.after}
     return {

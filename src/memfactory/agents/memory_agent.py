@@ -1,4 +1,4 @@
-"""MemoryAgent: MemAgent's agent, one recurrent memory module from the first section to the answer."""
+"""MemoryAgent: MemAgent's agent, one recurrent memory module from the first chunk to the answer."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class MemoryAgent(Agent):
     def _until_answer(self, episode: Episode) -> Dialogue[Any]:
         module = self.modules["memory"]
         playing = module.play(episode)
-        asked = next(playing)
-        while isinstance(asked, Ask) and asked.step != module.steps[-1]:
-            reply = yield asked
-            asked = playing.send(reply)
+        request = next(playing)
+        while isinstance(request, Ask) and request.step != module.steps[-1]:
+            reply = yield request
+            request = playing.send(reply)
         playing.close()

@@ -11,7 +11,7 @@ from memfactory.registry import AGENTS
 
 @AGENTS.register("memory_rmm")
 class MemoryRMM(BankAgent):
-    """Sums conversations up by topic, reranks what is found for the question, and answers with citations."""
+    """Sums conversations up by topic, reranks the items that match the question, and answers with citations."""
 
     slots: ClassVar[Mapping[str, str]] = {
         "extractor": "topic_extractor",

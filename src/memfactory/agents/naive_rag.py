@@ -1,4 +1,4 @@
-"""The baseline `naive_rag`: what was said is the memory, word for word; retrieve from it and answer."""
+"""The baseline `naive_rag`: the conversation word for word is the memory; retrieve from it and answer."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class NaiveRagOptions(Options):
 
 @AGENTS.register("naive_rag")
 class NaiveRag(Agent[NaiveRagOptions]):
-    """Keeps every turn of the conversation as it was said, retrieves for the question, and answers."""
+    """Stores every turn of the conversation word for word, retrieves for the question, and answers."""
 
     keeps_bank = True
     slots: ClassVar[Mapping[str, str]] = {"retriever": "naive_retriever", "answerer": "answer"}
@@ -51,21 +51,21 @@ class NaiveRag(Agent[NaiveRagOptions]):
 def as_items(
     conversation: Sequence[Utterance], size: int, taken: Collection[str] = frozenset()
 ) -> Iterator[MemoryItem]:
-    """The conversation as memory items of `size` turns each (fewer at a session's end), dated by their first turn.
+    """The conversation as memory items of `size` turns each (fewer at a session's end) and the time of the first.
 
-    They are numbered behind those of the ids that are `taken`.
+    Their numbers follow those of the ids in `taken`.
     """
     number = max((int(id[4:]) for id in taken if re.fullmatch(r"said\d{1,9}", id)), default=0)
     for _, session in groupby(conversation, key=lambda turn: turn.session):
         turns = list(session)
         for start in range(0, len(turns), size):
             number += 1
-            part = turns[start : start + size]
+            chunk = turns[start : start + size]
             yield MemoryItem(
                 id=f"said{number}",
                 key="",
-                value="\n".join(f"{turn.speaker}: {turn.text}" for turn in part),
+                value="\n".join(f"{turn.speaker}: {turn.text}" for turn in chunk),
                 kind="said",
-                sources=tuple(turn.id for turn in part if turn.id),
-                created_at=part[0].time,
+                sources=tuple(turn.id for turn in chunk if turn.id),
+                created_at=chunk[0].time,
             )

@@ -1,4 +1,4 @@
-"""The baseline `no_memory`: the question alone, which shows how far guessing gets."""
+"""The baseline `no_memory`: the question alone: the score of guessing."""
 
 from __future__ import annotations
 
