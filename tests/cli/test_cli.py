@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -39,12 +38,15 @@ def command(*words, **variables):
 
 
 def test_help_is_quick():
-    fastest = 60.0
+    # Seconds of computing, not on the clock: other processes may want the machine too.
+    least = 60.0
     for _ in range(3):
-        begun = time.perf_counter()
+        before = os.times()
         assert command("--help").returncode == 0
-        fastest = min(fastest, time.perf_counter() - begun)
-    assert fastest < 1.0
+        after = os.times()
+        spent = after.children_user - before.children_user + after.children_system - before.children_system
+        least = min(least, spent)
+    assert least < 1.0
 
 
 def test_a_mistake_is_exit_code_2_on_stderr_without_a_traceback(folder):
