@@ -41,7 +41,7 @@ def made(bench, folder: Path, *words: str):
     )
 
 
-def test_the_model_of_the_benchmarks_has_five_and_a_quarter_million_parameters(bench, tmp_path):
+def test_the_benchmark_model_has_5_million_parameters(bench, tmp_path):
     from transformers import AutoConfig
 
     folder = bench.workloads.write_model(tmp_path / "model", bench.workloads.Size())

@@ -66,7 +66,7 @@ def shared_text(chat, prompts: list[str]) -> list[str]:
     return [read[0], *(chat.tokenizer.decode(row[shared:]) for row in ids)]
 
 
-def test_the_attempts_share_all_ids_up_to_the_end_of_the_section_and_differ_behind_it(chat):
+def test_trajectories_share_the_ids_up_to_the_end_of_the_chunk(chat):
     episodes = played("chunk_first", chat)
     steps = [[episode.turns[step] for episode in episodes] for step in range(len(episodes[0].turns))]
     sections = list(RecurrentMemoryModule(RecurrentMemoryOptions(chunk_tokens=60), chat).chunks(CONTEXT, "t"))
@@ -78,7 +78,7 @@ def test_the_attempts_share_all_ids_up_to_the_end_of_the_section_and_differ_behi
         assert all(section not in rest for rest in rests)
 
 
-def test_by_default_the_memory_comes_first_and_the_section_is_not_shared(chat):
+def test_by_default_memory_comes_first_and_no_chunk_is_shared(chat):
     assert RecurrentMemoryOptions().prompts.update == UPDATE_PROMPT
     episodes = played("memory_first", chat)
     shared, *rests = shared_text(chat, [episode.turns[3].messages[0].content for episode in episodes])

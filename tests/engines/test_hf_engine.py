@@ -64,7 +64,7 @@ def largest_difference(model, chat: ChatFormat, reply: Reply, temperature: float
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 1.6])
-def test_logprobs_are_those_of_a_full_forward_pass_with_ragged_shared_and_refilled_prompts(model, chat, temperature):
+def test_logprobs_are_those_of_a_full_forward_pass(model, chat, temperature):
     prompts = asks(22, same=3, params=SamplingParams(temperature))
     replies = sample(HfEngine(model, chat, HfEngineConfig(max_batch=5, prefill_tokens=200)), prompts)
     assert [reply.tokens.prompt_ids for reply in replies] == [chat.prompt_ids(messages) for messages, _ in prompts]
@@ -99,7 +99,7 @@ def test_a_reply_does_not_depend_on_what_else_is_in_the_batch(model, chat):
     assert len(set(ids)) == 9
 
 
-def test_the_same_work_gives_the_same_bits_whatever_the_engine_did_before(model, chat):
+def test_equal_work_gives_equal_bits_after_any_other_work(model, chat):
     engine = HfEngine(model, chat, HfEngineConfig(max_batch=4))
     first = sample(engine, asks(9, same=2))
     sample(engine, asks(3, tokens=300))
@@ -121,7 +121,7 @@ def fed_shapes(model, engine: HfEngine) -> Iterator[list[tuple[int, int]]]:
 
 
 @pytest.mark.parametrize("share", [True, False])
-def test_equal_prompts_are_prefilled_once_even_when_the_group_does_not_fit_the_batch(model, chat, share):
+def test_equal_prompts_are_prefilled_once_beyond_the_batch_too(model, chat, share):
     prompts = asks(10, same=5, tokens=6)
     short, long = (len(chat.prompt_ids(prompts[index][0])) for index in (0, 5))
     engine = HfEngine(model, chat, HfEngineConfig(max_batch=4, prefill_tokens=16, share_prefixes=share))
@@ -131,7 +131,7 @@ def test_equal_prompts_are_prefilled_once_even_when_the_group_does_not_fit_the_b
     assert max(largest_difference(model, chat, reply) for reply in replies) < 1e-5
 
 
-def test_prompts_of_similar_length_are_prefilled_together_within_the_token_budget(model, chat):
+def test_prompts_of_similar_length_are_prefilled_together(model, chat):
     # Each of these letters is one token.
     texts = ["Z" * 30, "Z" * 5, "Z" * 29, "Z" * 6]
     form = len(chat.prompt_ids([Message("user", "Z")])) - 1
@@ -143,7 +143,7 @@ def test_prompts_of_similar_length_are_prefilled_together_within_the_token_budge
 
 
 @pytest.mark.parametrize("share", [True, False])
-def test_finished_rows_leave_at_once_and_waiting_ones_take_their_place(model, chat, share):
+def test_waiting_rows_take_the_place_of_finished_ones(model, chat, share):
     message = (Message("user", "code"),)
     limits = [1, 4, 4, 4]
     engine = HfEngine(model, chat, HfEngineConfig(max_batch=2, share_prefixes=share))
@@ -163,7 +163,7 @@ def test_finished_rows_leave_at_once_and_waiting_ones_take_their_place(model, ch
         (True, 113, 2),
     ],
 )
-def test_the_token_budget_of_the_cache_bounds_how_many_decode_together(model, chat, share, budget, rows):
+def test_the_token_budget_bounds_the_rows_that_decode_together(model, chat, share, budget, rows):
     message = (Message("user", "code"),)
     assert len(chat.prompt_ids(message)) == 19
     engine = HfEngine(model, chat, HfEngineConfig(max_batch_tokens=budget, share_prefixes=share))
@@ -172,7 +172,7 @@ def test_the_token_budget_of_the_cache_bounds_how_many_decode_together(model, ch
     assert max(shape[0] for shape in shapes if shape[1] == 1) == rows
 
 
-def test_the_cache_stays_within_its_budget_when_a_long_row_follows_many_short_ones():
+def test_a_long_row_after_short_ones_stays_within_the_budget():
     cache = SlotCache(1, torch.device("cpu"))
     shapes = []
     # Four rows of 32 fit 256 tokens with room for more; a fifth doubles them. Two rows of 96 (192 tokens) fit only
@@ -246,7 +246,7 @@ def test_a_stop_string_ends_the_reply_and_is_not_in_its_text(model, chat):
     assert stop in chat.decode(reply.tokens.reply_ids) and stop not in chat.decode(reply.tokens.reply_ids[:-1])
 
 
-def test_a_prompt_beyond_the_context_is_refused_and_a_reply_is_cut_at_its_end(model, chat):
+def test_the_context_refuses_long_prompts_and_cuts_replies(model, chat):
     engine = HfEngine(model, chat, HfEngineConfig())
     text = "seven " * 3000
     with pytest.raises(EngineError, match=r"prompt of \d+ tokens leaves no room .* context is 2048 tokens"):
@@ -295,7 +295,7 @@ def test_a_kernel_that_takes_no_mask_is_left_for_sdpa_while_decoding(model, chat
         model.set_attn_implementation("sdpa")
 
 
-def test_of_two_engines_over_one_model_the_one_that_rests_does_not_disturb_the_other(model, chat):
+def test_a_sleeping_engine_does_not_disturb_another_on_its_model(model, chat):
     (short, _), (long, _) = asks(2)
     wanted = (long, Sampling(12, SamplingParams(0.0)))
     (expected,) = sample(HfEngine(model, chat, HfEngineConfig()), [wanted])
@@ -376,7 +376,7 @@ def test_a_model_that_slides_its_attention_is_refused(chat):
         HfEngine(Qwen3ForCausalLM(config), chat, HfEngineConfig())
 
 
-def test_of_a_model_that_slides_one_window_over_all_layers_only_the_window_is_used(chat):
+def test_a_model_with_one_sliding_window_uses_the_window_alone(chat):
     from transformers import MistralConfig, MistralForCausalLM
 
     config = MistralConfig(
@@ -388,7 +388,7 @@ def test_of_a_model_that_slides_one_window_over_all_layers_only_the_window_is_us
         engine.submit(0, *asks(4)[3])
 
 
-def test_a_uniform_picks_the_token_whose_stretch_of_the_cumulative_sum_holds_it():
+def test_a_uniform_picks_its_token_of_the_cumulative_sum():
     # Probabilities 0.5, 0, 0.25, 0.25: stretches [0, .5), none, [.5, .75), [.75, 1).
     logits = torch.tensor([[0.5, 0.0, 0.25, 0.25]]).log().repeat(5, 1)
     uniform = torch.tensor([0.0, 0.49, 0.5, 0.74, 1 - 2**-24], dtype=torch.float64)

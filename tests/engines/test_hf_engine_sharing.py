@@ -119,7 +119,7 @@ def test_a_row_that_is_alone_copies_up_to_so_many_tokens(model):
         engine.cancel()
 
 
-def test_sharing_changes_no_reply_that_a_stop_string_or_the_context_ends(model, chat):
+def test_sharing_changes_no_reply_with_another_end(model, chat):
     words = "The code of Alice is seven. " * 20
     prompts = [
         ((Message("user", words + "Bob" * (index % 3)),), Sampling(40, SamplingParams(), ("e", "a"), seed=index))
@@ -142,7 +142,7 @@ def test_sharing_changes_no_reply_of_an_adapter(small_model_path: Path):
     agree(*both_ways(adapted, IdChat(), [ask(ids, 12) for ids in PROMPTS["one beginning"]]))
 
 
-def test_in_bfloat16_sharing_is_as_near_to_the_exact_replies_as_the_plain_way(model):
+def test_sharing_in_bfloat16_is_as_exact_as_copying(model):
     prompts = [ask(ids, 1, index, SamplingParams()) for index, ids in enumerate(PROMPTS["one beginning"])]
     exact = sample(HfEngine(model, IdChat(), HfEngineConfig()), prompts)
     for share in (True, False):
@@ -183,7 +183,7 @@ def test_engines_that_share_and_that_do_not_take_turns_over_one_model(model, tok
         model.eval()
 
 
-def test_a_beginning_is_computed_once_and_found_again_by_those_who_come_later(model):
+def test_a_prefix_is_computed_once_for_later_prompts_too(model):
     engine = HfEngine(model, IdChat(stop_ids=frozenset()), HfEngineConfig())
     passes: list[int] = []
     handle = model.register_forward_pre_hook(
@@ -207,7 +207,7 @@ def test_a_beginning_is_computed_once_and_found_again_by_those_who_come_later(mo
         engine.cancel()
 
 
-def test_a_beginning_outlives_its_rows_while_others_decode_and_goes_when_room_is_needed(model):
+def test_a_prefix_outlives_its_rows_until_room_is_needed(model):
     # Slots of 32 for each row, and prompts of 100 and 60 tokens, less one each: 64 + 159 tokens.
     engine = HfEngine(model, IdChat(stop_ids=frozenset()), HfEngineConfig(max_batch_tokens=260))
     sample(engine, [ask(some_ids(3), 1)])
@@ -242,7 +242,7 @@ def test_no_more_is_kept_for_others_than_rows_have_needed(model):
     engine.cancel()
 
 
-def test_a_model_that_does_not_pass_its_parts_on_samples_in_the_plain_way(small_model_path: Path, model, caplog):
+def test_a_model_that_ignores_the_plan_copies_its_prompts(small_model_path: Path, model, caplog):
     class Deaf(Qwen3ForCausalLM):
         def forward(self, *args, attention_plan=None, **kwargs):
             return super().forward(*args, **kwargs)
@@ -261,7 +261,7 @@ def test_a_model_that_does_not_pass_its_parts_on_samples_in_the_plain_way(small_
     assert deaf.config._attn_implementation == "sdpa"
 
 
-def test_a_model_whose_layers_keep_their_own_attention_samples_in_the_plain_way_in_bfloat16_too(caplog):
+def test_layers_with_their_own_attention_copy_their_prompts(caplog):
     sizes = {"d_model": 32, "ffn_dim": 48, "num_layers": 2, "attention_heads": 4, "vocab_size": 300}
     torch.manual_seed(0)
     model = XGLMForCausalLM(XGLMConfig(**sizes)).eval()
@@ -302,9 +302,7 @@ actions = st.lists(
 
 @given(actions, st.integers(100, 600), st.integers(1, 6), st.integers(40, 300), st.booleans())
 @settings(max_examples=40, deadline=None)
-def test_whatever_is_asked_when_each_reply_is_what_it_is_alone_and_the_budget_holds(
-    model, alone, done, budget, batch, prefill, copies
-):
+def test_each_reply_is_that_of_its_prompt_alone_within_the_budget(model, alone, done, budget, batch, prefill, copies):
     engine = HfEngine(model, IdChat(), HfEngineConfig(max_batch_tokens=budget, max_batch=batch, prefill_tokens=prefill))
     sample(engine, [ask((5,), 1)])
     engine._prompts = SharedPrompts(engine._forward, prefill, budget, copies)

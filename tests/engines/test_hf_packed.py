@@ -72,7 +72,7 @@ def test_replies_are_those_of_the_weights_themselves(model, chat, share):
         assert mine.tokens.logprobs == pytest.approx(theirs.tokens.logprobs, abs=1e-5, rel=0)
 
 
-def test_the_copy_is_there_while_replies_are_sampled_and_gone_afterwards(model, chat):
+def test_the_copy_exists_only_while_replies_are_sampled(model, chat):
     sampler = engine(model, chat)
     begin(sampler)
     # Of the seven matrices of a layer those of 32 x 64 (keys and values) are too small to gain.

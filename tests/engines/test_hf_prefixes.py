@@ -8,7 +8,7 @@ from memfactory.engines.hf.prefix_cache import LEAST_SHARED, Prefixes
 IDS = tuple(range(LEAST_SHARED))
 
 
-def test_beginnings_of_the_least_length_are_shared_and_shorter_ones_repeated():
+def test_prefixes_of_the_least_length_are_shared():
     kept = Prefixes()
     first = kept.hold((*IDS, 100))
     short = kept.hold((*IDS[:-1], 101))
@@ -37,7 +37,7 @@ def test_what_one_more_prompt_costs_is_what_nobody_holds_of_it():
     assert [kept.cost(ids) for ids in [(*IDS, 100), (*IDS, 100, 101), IDS]] == [LEAST_SHARED + 1, LEAST_SHARED + 2, 32]
 
 
-def test_what_is_longest_unused_is_dropped_first_and_what_is_held_never():
+def test_the_least_recently_used_prefix_is_evicted_first():
     kept = Prefixes()
     ends = [kept.hold((*IDS, number)) for number in range(100, 104)]
     for index in (2, 0, 3):

@@ -59,7 +59,7 @@ def test_a_forest_attends_as_under_its_mask_and_so_do_its_gradients(kv_heads):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
 
 
-def test_in_one_layer_only_some_ask_and_the_others_get_nothing_and_give_nothing():
+def test_a_trimmed_layer_has_output_and_gradient_of_its_queries():
     asked = [0, 5, 6, 8, 13, 16, 17]
     few = replace(FOREST, trimmed=LayerQueries(3, ((0, 1), (5, 7), (8, 9), (13, 14), (16, 18))))
     inputs = tensors()

@@ -52,13 +52,13 @@ def test_a_model_and_its_chat_format_come_from_a_local_folder(small_model_path: 
     assert load_chat(config_of(small_model_path)).vocab_size == model.config.vocab_size
 
 
-def test_the_type_is_bfloat16_on_cuda_and_float32_elsewhere_unless_named():
+def test_auto_is_bfloat16_on_cuda_and_float32_elsewhere():
     assert compute_dtype(ModelConfig(), CPU) == torch.float32
     assert compute_dtype(ModelConfig(), CUDA) == torch.bfloat16
     assert compute_dtype(ModelConfig(dtype="float16"), CPU) == torch.float16
 
 
-def test_weights_that_will_be_trained_are_float32_and_a_frozen_base_is_not(small_model_path: Path):
+def test_trained_weights_are_float32_and_a_frozen_base_is_not(small_model_path: Path):
     config = config_of(small_model_path, dtype="bfloat16")
     assert load_model(config, training=False).dtype == torch.bfloat16
     assert load_model(config, training=True).dtype == torch.float32
@@ -90,7 +90,7 @@ def test_a_rotary_embedding_that_changes_with_the_length_is_told_of(small_model_
     assert (expected in caplog.text) == (kind == "dynamic")
 
 
-def test_an_adapter_is_merged_for_sampling_and_stays_trainable_for_training(small_model_path: Path, adapter_path: Path):
+def test_an_adapter_is_merged_except_for_training(small_model_path: Path, adapter_path: Path):
     config = config_of(small_model_path, adapter=str(adapter_path))
     merged, adapted = load_model(config, training=False), load_model(config, training=True)
     assert not isinstance(merged, PeftModel) and isinstance(adapted, PeftModel)
@@ -121,7 +121,7 @@ def test_a_folder_that_is_not_there_is_named(path):
             load(ModelConfig(path=path))
 
 
-def test_a_hub_id_that_cannot_be_fetched_says_that_it_is_no_folder_either():
+def test_an_unreachable_hub_id_is_said_to_be_no_folder_either():
     words = "'nobody/nothing' is not a local folder, and as a hub id its (model|tokenizer) cannot be fetched"
     with pytest.raises(ConfigError, match=words):
         load_model(ModelConfig(path="nobody/nothing"), training=False)

@@ -19,7 +19,7 @@ def test_a_common_beginning_stands_once_and_its_parts_branch_off():
     assert packed.branches() == (((3, 7), (0, 3)), ((5, 6), (3, 5)))
 
 
-def test_a_beginning_below_the_minimum_is_repeated_and_equal_sequences_never():
+def test_short_prefixes_are_repeated_but_equal_sequences_never():
     packed = pack([(1, 2, 3), (1, 4), (1, 4), (1, 4, 6), (5,), (5,), ()], 3)
     assert packed.tokens == (1, 2, 3, 1, 4, 1, 4, 6, 5)
     assert packed.paths == ((0,), (1,), (1,), (2,), (3,), (3,), ())

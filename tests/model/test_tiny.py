@@ -69,7 +69,7 @@ def test_a_token_is_a_word_or_a_mark_in_every_sentence_of_the_world(tokenizer):
         assert len(tokenizer.encode(f" {sentence}")) == units(sentence)
 
 
-def test_a_token_is_a_word_or_a_mark_in_every_memory_and_a_number_is_one(tokenizer):
+def test_a_token_of_a_memory_is_a_word_a_mark_or_a_number(tokenizer):
     for key, topic in TOPICS.items():
         state = State("Ada", key, topic.values[0])
         assert len(tokenizer.encode(f" {state.sentence}")) == units(state.sentence)
@@ -77,7 +77,7 @@ def test_a_token_is_a_word_or_a_mark_in_every_memory_and_a_number_is_one(tokeniz
     assert len(tokenizer.encode(str(list(range(1, 21))))) == 2 + 19 + 20
 
 
-def test_chunks_of_as_many_tokens_as_a_section_has_words_are_the_sections(tokenizer):
+def test_chunks_as_long_as_sections_are_the_sections(tokenizer):
     options = DocumentOptions(chunk_words=64, corrections=0.3, two_hops=0.3)
     module = RecurrentMemoryModule(RecurrentMemoryOptions(chunk_tokens=64), ChatFormat(tokenizer))
     for index in range(20):
@@ -110,7 +110,7 @@ def test_it_answers_from_a_memory_that_holds_the_fact(model, tokenizer):
 
 
 @pytest.mark.parametrize("step", ["answer", "cite"])
-def test_it_answers_questions_worded_otherwise_from_retrieved_memories(model, tokenizer, step):
+def test_it_answers_rephrased_questions_from_retrieved_memories(model, tokenizer, step):
     dataset = DATASETS.get("conversation_traces")
     options = dataset.Options(split="heldout", rows=24, steps={step: 1}, items=5, paraphrased=1.0, absent=0.0)
     shown = [[message["content"] for message in row.values["messages"]] for row in dataset(options, Path()).rows()]
@@ -136,7 +136,7 @@ def test_the_untrained_first_layer_looks_one_to_five_places_back(scripts):
         assert (torch.arange(10, 60) - looked_at == head + 1).float().mean() > 0.9
 
 
-def test_the_untrained_model_already_finds_what_followed_the_same_words(scripts):
+def test_the_untrained_model_copies_after_a_repeated_prefix(scripts):
     model = scripts[1].make_model(300, 2, 0, [(10, 11)], seed=0)
     words = torch.randperm(300, generator=torch.Generator().manual_seed(1))[:40]
     ids = torch.cat([words, words])[None]

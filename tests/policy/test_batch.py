@@ -45,7 +45,7 @@ def plain(reply_length: int, trajectory: int = 0, prompt: int = 0, prompt_length
 DR_GRPO = GrpoOptions(normalize="none")
 
 
-def test_every_turn_of_a_trajectory_carries_its_advantage_and_the_ids_that_were_sampled() -> None:
+def test_turns_carry_their_trajectorys_advantage_and_sampled_ids() -> None:
     turns = training_turns([group((1, [turn("update", (7, 8, 9)), turn()]), (0, [turn()]))], DR_GRPO)
     # Rewards 1 and 0 around their mean 1/2.
     assert [(t.step, t.advantage, t.trajectory, t.prompt) for t in turns] == [
@@ -86,7 +86,7 @@ def test_a_group_without_variance_trains_nothing_and_moves_no_count() -> None:
     assert count(turns) == Totals(tokens=6, turns=3, trajectories=3, prompts=1)
 
 
-def test_an_unknown_reward_trains_nothing_and_leaves_the_others_as_if_it_were_not_there() -> None:
+def test_an_unknown_reward_trains_nothing_and_changes_no_other() -> None:
     turns = training_turns([group((1, [turn()]), (None, [turn()]), (0, [turn()]))], DR_GRPO)
     assert [(t.advantage, t.trajectory) for t in turns] == [(0.5, 0), (-0.5, 2)]
     assert training_turns([group((None, [turn()]), (1, [turn()]))], DR_GRPO) == []
@@ -111,7 +111,7 @@ def test_masking_truncated_turns_leaves_the_rest_of_their_trajectory() -> None:
     assert [(t.step, t.advantage) for t in masked] == [("answer", 0.5), ("answer", -0.5)]
 
 
-def test_the_batch_deviation_is_that_of_all_processes_where_they_are_given() -> None:
+def test_the_batch_deviation_is_that_of_all_processes() -> None:
     groups = [group((1, [turn()]), (0, [turn()]))]
     options = GrpoOptions(normalize="batch_std", advantage_epsilon=0.0)
     assert step_rewards(groups) == {"answer": [1, 0]}
@@ -154,7 +154,7 @@ def test_what_weighs_a_trajectory_decides_which_way_unequal_ones_pull() -> None:
         assert loss == pytest.approx(expected, abs=1e-12)
 
 
-def test_weights_of_two_processes_are_those_of_one_when_the_totals_are_shared() -> None:
+def test_weights_of_two_processes_are_those_of_one() -> None:
     totals = count(FOUR)
     for weighting in ("token", "turn", "trajectory", "prompt", "constant"):
         options = LossOptions(weighting=weighting, constant_length=10)

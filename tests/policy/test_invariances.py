@@ -64,7 +64,7 @@ def test_the_gradient_knows_neither_micro_batches_nor_order(small_model_path: Pa
         assert largest_difference(expected, gradients(policy)) < ROUNDING
 
 
-def test_the_gradient_is_that_of_one_turn_at_a_time_without_any_padding(small_model_path: Path) -> None:
+def test_the_gradient_is_that_of_one_unpadded_turn_at_a_time(small_model_path: Path) -> None:
     policy = small_policy(small_model_path, loss=loss("trajectory"))
     turns = scored(policy)
     policy.backward(turns)

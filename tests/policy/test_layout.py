@@ -44,7 +44,7 @@ def seen_by(layout: Layout, place: int) -> list[int]:
 
 
 @given(turn_lists, packings)
-def test_the_state_before_each_reply_token_has_seen_exactly_what_comes_before_it(turns, packing):
+def test_each_source_state_has_seen_exactly_the_tokens_before_it(turns, packing):
     layout = lay_out(turns, packing, PAD)
     fed = layout.input_ids.flatten().tolist()
     sources = iter(layout.sources.tolist())
@@ -69,14 +69,14 @@ def test_packing_feeds_no_padding_and_sharing_no_more_than_packing(turns):
 
 
 @given(turn_lists, packings, st.integers(1, 200))
-def test_every_turn_is_in_one_batch_and_no_batch_is_above_the_budget_but_a_turn_alone(turns, packing, budget):
+def test_every_turn_is_in_one_batch_within_the_budget(turns, packing, budget):
     batches = micro_batches(turns, packing, budget)
     assert sorted(index for batch in batches for index in batch) == list(range(len(turns)))
     for batch in batches:
         assert len(batch) == 1 or tokens(lay_out([turns[index] for index in batch], packing, PAD)) <= budget
 
 
-def test_a_common_beginning_is_fed_once_and_the_last_token_of_a_turn_not_at_all():
+def test_a_shared_prefix_is_fed_once_and_the_last_token_never():
     turns = [turn((*COMMON, 7), (1, 2, 3)), turn((5,), (6,)), turn((*COMMON, 7), (1, 9))]
     layout = lay_out(turns, "shared", PAD)
     # In order of their ids: 5 alone; then the beginning, 7 and the reply token 1, which the third turn ends with; 2.
@@ -98,7 +98,7 @@ def alone(length: int, first: int) -> TrainingTurn:
     return turn((first,) * length, (1,))
 
 
-def test_padded_micro_batches_hold_like_lengths_within_the_budget_longest_first():
+def test_padded_micro_batches_hold_like_lengths_longest_first():
     def batches(lengths, budget):
         return micro_batches([alone(length, length) for length in lengths], "padded", budget)
 
@@ -114,7 +114,7 @@ def test_packed_micro_batches_fill_each_other_up_largest_first():
     assert micro_batches([alone(length, 1) for length in (2, 9, 5, 2, 5, 1)], "packed", 12) == [[1, 0, 5], [2, 4, 3]]
 
 
-def test_turns_that_share_go_together_and_are_cut_only_where_the_budget_is_full():
+def test_trees_stay_together_until_the_budget_is_full():
     common = COMMON * 4
     turns = [turn((*common, n), (1,)) for n in (3, 5, 7)] + [alone(20, 2)]
     # Each further turn counts as MIN_SHARED tokens at most, so two fit beside the first, or one.

@@ -92,7 +92,7 @@ def test_there_are_never_more_logits_than_a_chunk_in_either_pass(wrapped) -> Non
     assert seen.rows == 4
 
 
-def test_a_frozen_head_has_no_gradient_and_the_states_still_have_theirs() -> None:
+def test_a_frozen_head_has_no_gradient_but_the_states_have() -> None:
     hidden, head = states(), head_of(False)
     (expected,) = torch.autograd.grad(chunked_logprobs(hidden, TARGETS, head, Distribution())[0].sum(), [hidden])
     head.requires_grad_(False)
@@ -101,7 +101,7 @@ def test_a_frozen_head_has_no_gradient_and_the_states_still_have_theirs() -> Non
     assert head.weight.grad is None
 
 
-def test_half_precision_by_autocast_gives_float32_logprobs_and_gradients_as_any_head_does() -> None:
+def test_logprobs_and_gradients_under_autocast_are_float32() -> None:
     torch.manual_seed(0)
     head = nn.Linear(16, 50, bias=False)
     given = torch.randn(11, 16)

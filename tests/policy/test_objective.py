@@ -118,7 +118,7 @@ def test_every_kl_estimator_gives_the_values_worked_out_by_hand(
     assert aggregated(kl, weighting="token") == pytest.approx(token, abs=PRECISION)
 
 
-def test_the_kl_term_is_added_with_its_weight_and_without_the_correction() -> None:
+def test_the_kl_term_has_its_coefficient_and_no_correction() -> None:
     options = LossOptions(kl_coef=0.5, sampler_correction="token_truncate", correction_high=2.0)
     old = LOGPROBS - LOG_RATIO
     result = token_losses(LOGPROBS, LossInputs(ADVANTAGES, MASK, old, REFERENCE, old - math.log(3)), options)
@@ -144,7 +144,7 @@ def test_the_unbiased_kl_has_the_gradient_of_the_kl_itself() -> None:
     assert abs(slopes[1] - slopes[0]) > 0.01
 
 
-def test_k3_is_exact_in_single_precision_and_computed_there_for_half_precision() -> None:
+def test_k3_is_exact_in_float32_also_for_half_precision() -> None:
     # u = .01: u^2 / 2 + u^3 / 6 = 5.0167e-5, where bfloat16 arithmetic would give -2.2e-3.
     exact = kl_estimate(torch.tensor([-1.01]), torch.tensor([-1.0]), "k3")
     assert float(exact) == pytest.approx(5.0167e-5, rel=1e-4)
@@ -156,7 +156,7 @@ def test_k3_is_exact_in_single_precision_and_computed_there_for_half_precision()
     assert float(half) == pytest.approx(3.0597e-5, rel=1e-4)
 
 
-def test_on_policy_the_ratio_is_one_and_the_gradient_is_the_policy_gradient() -> None:
+def test_on_policy_the_ratio_is_one_with_the_policy_gradient() -> None:
     logprobs = torch.where(MASK, LOGPROBS, 0.0).requires_grad_()
     result = token_losses(logprobs, LossInputs(ADVANTAGES, MASK), LossOptions())
     assert rows(result.ratio) == [1.0] * 6
@@ -203,7 +203,7 @@ def test_the_dual_clip_bounds_bad_tokens_whose_ratio_grew() -> None:
     assert high.tolist() == [[True, False, False, False], [True, False, False, False]]
 
 
-def test_nan_and_infinity_off_the_mask_reach_neither_loss_nor_gradient() -> None:
+def test_nan_off_the_mask_reaches_neither_loss_nor_gradient() -> None:
     poison = torch.tensor([[-1.0, NAN], [-1.0, -math.inf]])
     mask = torch.tensor([[True, False], [True, False]])
     for objective in ("ppo", "gspo", "cispo", "sapo", "vespo", "reinforce"):
@@ -304,7 +304,7 @@ def test_the_batch_deviation_divides_every_group_alike() -> None:
     assert second == pytest.approx([1.44886, -0.48295, -0.48295, -0.48295], abs=1e-5)
 
 
-def test_equal_rewards_give_exactly_zero_even_where_their_mean_is_rounded() -> None:
+def test_equal_rewards_give_exactly_zero_despite_rounding() -> None:
     # The mean of three times 0.1 is not 0.1 in binary.
     for normalize in ("std", "none"):
         assert advantages([0.1, 0.1, 0.1], normalize) == [0.0, 0.0, 0.0]

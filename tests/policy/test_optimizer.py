@@ -59,7 +59,7 @@ def copies(tensors):
 
 @settings(max_examples=200, deadline=None)
 @given(st.floats(-(2.0**99), 2.0**99, width=32, allow_subnormal=False))
-def test_a_rounded_number_is_one_of_its_two_bfloat16_neighbours_and_an_exact_one_stays(value):
+def test_rounding_gives_a_neighbour_and_exact_numbers_stay(value):
     values = torch.full((64,), value)
     rounded = stochastic_round(values.clone(), generator()).float()
     bits = torch.tensor(value).view(torch.int32)
@@ -101,7 +101,7 @@ def test_updates_too_small_for_bfloat16_add_up_on_average():
 
 
 @pytest.mark.parametrize("slice_elements", [1, 7, 2**24])
-def test_offloaded_moments_in_slices_of_any_size_train_bit_for_bit_like_torchs_adamw(slice_elements):
+def test_offloaded_moments_train_bit_for_bit_like_torchs_adamw(slice_elements):
     options = OptimizerOptions(learning_rate=1e-2, weight_decay=0.1)
     plain, offloaded = parameters(), parameters()
     expected = trained(make_optimizer(plain, options), plain, 5)
@@ -172,7 +172,7 @@ def test_low_bit_moments_train_nearly_like_float32_ones(uncompiled, kind, nearne
 # Choosing
 
 
-def test_auto_is_eight_bits_on_cuda_and_torchaos_where_weights_are_rounded_at_random():
+def test_auto_is_eight_bits_on_cuda_and_torchaos_for_stochastic():
     auto = OptimizerOptions(kind="auto")
     assert auto.kind_on(cuda=False) == auto.kind_on(cuda=False, stochastic=True) == "adamw"
     assert (auto.kind_on(cuda=True), auto.kind_on(cuda=True, stochastic=True)) == ("adamw_8bit", "adamw_8bit_torchao")
@@ -242,7 +242,7 @@ def test_the_reference_of_bfloat16_weights_is_what_they_were(small_model_path):
     assert [turn.reference_logprobs for turn in after] == [turn.old_logprobs for turn in before]
 
 
-def test_weights_rounded_at_random_need_a_model_that_computes_in_bfloat16(small_model_path):
+def test_stochastic_weights_need_a_model_computing_in_bfloat16(small_model_path):
     with pytest.raises(ConfigError, match=r"model\.dtype: bfloat16"):
         small_policy(small_model_path, "float32", master_weights="bfloat16_stochastic")
 

@@ -71,7 +71,7 @@ def test_the_engines_logprobs_are_the_trainers(small_model_path: Path, lora: Lor
         assert turn.old_logprobs == pytest.approx(reply.tokens.logprobs, abs=1e-5)
 
 
-def test_supervised_training_minimizes_the_mean_negative_log_likelihood(small_model_path: Path) -> None:
+def test_supervised_training_minimizes_the_mean_nll(small_model_path: Path) -> None:
     config = ModelConfig(path=str(small_model_path), dtype="float32", device="cpu")
     policy = Policy(load_model(config, training=True), load_chat(config), config, SftOptions(steps=3))
     turns = [replace(turn, advantage=1.0) for turn in some_turns(sampled=False)]
@@ -103,7 +103,7 @@ def test_an_update_changes_what_is_trained_and_nothing_else(small_model_path: Pa
     assert not policy.model.training
 
 
-def test_updates_make_rewarded_replies_likelier_and_punished_ones_less_likely(small_model_path: Path) -> None:
+def test_updates_make_rewarded_replies_likelier(small_model_path: Path) -> None:
     policy = small_policy(small_model_path, optimizer=OptimizerOptions(learning_rate=1e-3))
     before = policy.score_old(some_turns())
     policy.update(some_turns())
@@ -150,7 +150,7 @@ def test_what_a_run_does_not_have_is_not_measured(small_model_path: Path) -> Non
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("lora", [None, LORA])
-def test_the_reference_is_the_policy_as_it_was_before_the_first_update(
+def test_the_reference_is_the_policy_before_the_first_update(
     small_model_path: Path, dtype: str, lora: LoraOptions | None
 ) -> None:
     policy = small_policy(small_model_path, dtype, lora=lora, loss={"kl_coef": 0.1}, optimizer=steep())
@@ -201,9 +201,7 @@ def test_gradient_checkpointing_leaves_the_gradient_as_it_is(small_model_path: P
     assert largest_difference(results[1], results[3]) < 1e-6
 
 
-def test_running_out_of_memory_halves_the_micro_batch_and_starts_the_step_again(
-    small_model_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_running_out_of_memory_halves_the_micro_batch(small_model_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     free, tight = small_policy(small_model_path), small_policy(small_model_path, micro_batch_tokens=80)
     expected = free.backward(some_turns())
 
@@ -288,9 +286,7 @@ def test_going_on_from_saved_masters_is_bit_identical(
     assert resumed.skipped_steps == 1
 
 
-def test_a_saved_model_has_the_type_it_computes_in_and_loads_like_any_other(
-    small_model_path: Path, tmp_path: Path
-) -> None:
+def test_a_saved_model_has_its_compute_type_and_loads(small_model_path: Path, tmp_path: Path) -> None:
     policy = small_policy(small_model_path, "bfloat16", optimizer=steep())
     policy.update(some_turns())
     policy.save_pretrained(tmp_path)
@@ -316,7 +312,7 @@ def test_a_saved_adapter_loads_through_the_model_path(small_model_path: Path, tm
         torch.testing.assert_close(loaded(ids).logits, policy.model(ids).logits, rtol=0, atol=1e-5)
 
 
-def test_merged_weights_are_the_whole_model_and_leave_the_policy_alone(small_model_path: Path) -> None:
+def test_merging_gives_the_whole_model_and_changes_no_policy(small_model_path: Path) -> None:
     policy = small_policy(small_model_path, lora=LORA, optimizer=steep())
     policy.update(some_turns())
     before = [parameter.detach().clone() for parameter in policy.network.parameters()]
@@ -330,7 +326,7 @@ def test_merged_weights_are_the_whole_model_and_leave_the_policy_alone(small_mod
         torch.testing.assert_close(plain(ids).logits, policy.model(ids).logits, rtol=0, atol=1e-5)
 
 
-def test_new_adapters_come_from_the_seed_and_leave_other_randomness_alone(small_model_path: Path) -> None:
+def test_new_adapters_come_from_the_seed_alone(small_model_path: Path) -> None:
     state = torch.get_rng_state()
     first, same, other = (small_policy(small_model_path, lora=LORA, seed=seed) for seed in (3, 3, 4))
     assert torch.equal(torch.get_rng_state(), state)

@@ -275,7 +275,7 @@ def test_a_window_shorter_than_the_check_is_found_by_what_comes_out(caplog: pyte
     assert "give other results" in caplog.text
 
 
-def test_a_model_that_drops_attention_weights_under_a_name_of_its_own_is_padded(
+def test_attention_dropout_under_any_name_means_padding(
     small_model_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = ModelConfig(path=str(small_model_path), dtype="float32", device="cpu")
@@ -290,7 +290,7 @@ def test_a_model_that_drops_attention_weights_under_a_name_of_its_own_is_padded(
     assert policy.backward(turns())["tokens/trained"] == sum(len(turn.reply_ids) for turn in turns())
 
 
-def test_layers_that_do_not_attend_in_parts_are_noticed_where_rounding_would_hide_it(
+def test_layers_without_tree_attention_are_noticed_in_bfloat16(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     sizes = {"d_model": 32, "ffn_dim": 48, "num_layers": 2, "attention_heads": 4, "vocab_size": 400}
@@ -300,7 +300,7 @@ def test_layers_that_do_not_attend_in_parts_are_noticed_where_rounding_would_hid
     assert "0 of 2 layers compute tree attention" in caplog.text
 
 
-def test_the_last_layer_is_trimmed_although_bfloat16_rounds_fewer_states_otherwise() -> None:
+def test_bfloat16_rounding_does_not_forbid_trimming() -> None:
     model = Qwen2ForCausalLM(Qwen2Config(**SIZES)).eval()
     module = model.model.layers[-1].mlp
     plain = module.forward

@@ -196,6 +196,7 @@ def _stored_model(path: str, options: dict[str, Any]) -> PreTrainedModel:
 
 @contextmanager
 def without_progress_bar() -> Iterator[None]:
+    """Within it transformers draws no progress bar."""
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:

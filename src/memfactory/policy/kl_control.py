@@ -21,6 +21,7 @@ class KlCoefficient:
 
     @property
     def adapts(self) -> bool:
+        """Whether the coefficient has a target."""
         return self.options.kl_target is not None
 
     def adapt(self, kl: float, trajectories: int) -> None:

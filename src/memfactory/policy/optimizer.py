@@ -136,9 +136,11 @@ class Schedule:
         return rate
 
     def state_dict(self) -> dict[str, int]:
+        """The steps taken, and the steps that the schedule is spread over."""
         return {"steps": self.steps, "total_steps": self.total_steps}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Continue after the steps of `state`; a schedule over another number of steps warns."""
         self.steps = state["steps"]
         self._apply()
         before = state.get("total_steps", self.total_steps)

@@ -142,13 +142,16 @@ class Policy:
 
     @property
     def process_index(self) -> int:
+        """This process's rank among those that train together."""
         return self.accelerator.process_index
 
     @property
     def process_count(self) -> int:
+        """The number of processes that train together."""
         return self.accelerator.num_processes
 
     def wait_for_everyone(self) -> None:
+        """Wait until every process has called it."""
         self.accelerator.wait_for_everyone()
 
     def in_any_process(self, holds: bool) -> bool:

@@ -184,13 +184,17 @@ class PolicyWeights:
 
     @property
     def has_adapter(self) -> bool:
+        """Whether an adapter is trained, and not the whole model."""
         return isinstance(self.network, PeftModel)
 
     def whole(self) -> Iterator[tuple[str, Tensor]]:
+        """All weights by name, with the adapter merged in."""
         return merged_weights(self.network, self.dtype)
 
     def base(self) -> Iterator[tuple[str, Tensor]]:
+        """All weights by name, without the adapter."""
         return merged_weights(self.network, self.dtype, adapters=False)
 
     def write_adapter(self, folder: Path) -> None:
+        """Write the adapter alone, as PEFT loads it."""
         save_weights(self.network, folder, self.dtype)

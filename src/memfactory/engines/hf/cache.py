@@ -111,6 +111,7 @@ class SlotCache(Cache):
         self.lengths = self._index = torch.zeros(0, dtype=torch.long, device=device)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Columns before the newest token's, for transformers."""
         return max(self.columns - 1, 0)
 
 

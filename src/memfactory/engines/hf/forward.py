@@ -59,6 +59,7 @@ class Forward:
 
     @property
     def device(self) -> torch.device:
+        """The model's device."""
         return self._model.device
 
     @contextmanager

@@ -108,6 +108,7 @@ class Prefixes:
                 self.tokens -= len(prefix.tokens)
 
     def clear(self) -> None:
+        """Drop every prefix."""
         # Parents and children name each other: their memory would wait for Python to look for such circles.
         for prefix in list(self.all()):
             prefix.layers, prefix.parent = None, None
