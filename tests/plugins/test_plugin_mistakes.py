@@ -366,7 +366,7 @@ def test_a_dialogue_that_asks_on_when_it_is_ended_is_named(folder, capsys, sourc
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        ("raise SystemExit(0)", "failed in giving what it learnt at mine.py:"),
+        ("raise SystemExit(0)", "failed in `state` at mine.py:"),
         ("return [1.0]", "`state` returned [1.0]"),
     ],
 )

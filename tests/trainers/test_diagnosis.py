@@ -11,8 +11,8 @@ from memfactory.trainers.diagnosis import Facts, Settings, diagnose, mismatch
 from memfactory.trainers.watch import Watch
 
 USUAL = Settings(group_size=8, temperature=1.0, limits={"answer": ("agent.modules.memory.answer_tokens", 12)})
-LEARNT = Facts(5, groups=10, valid=4, attempts=80, lowest=0.0, highest=1.0, tokens=99, updates=5, largest_norm=0.3)
-FLAT = Facts(5, groups=10, attempts=80, replies={"answer": 80, "update": 80}, cut={"answer": 8}, updates=5)
+LEARNT = Facts(5, groups=10, valid=4, episodes=80, lowest=0.0, highest=1.0, tokens=99, updates=5, largest_norm=0.3)
+FLAT = Facts(5, groups=10, episodes=80, replies={"answer": 80, "update": 80}, cut={"answer": 8}, updates=5)
 
 
 def facts(base, **changed):
@@ -31,11 +31,11 @@ def facts(base, **changed):
             r"none of the 10 groups had rewards that differ, .* Every reward was 0: take easier data",
         ),
         (facts(FLAT, lowest=1.0, highest=1.0), USUAL, r"Every reward was 1: take harder data"),
-        (facts(FLAT, lowest=0.5, highest=0.5), USUAL, r"Every reward was 0\.5: env\.rewards gives the same"),
+        (facts(FLAT, lowest=0.5, highest=0.5), USUAL, r"Every reward was 0\.5: env\.rewards does not distinguish"),
         (facts(FLAT, lowest=0.0, highest=1.0), USUAL, r"always or never: raise train\.group_size \(now 8\)"),
         (facts(FLAT, lowest=0.0, highest=1.0), Settings(8, 0.2), r"raise train\.temperature \(now 0\.2\), raise"),
         (facts(FLAT, lowest=0.0, highest=0.0), Settings(1, 1.0), r"raise train\.group_size \(8 is usual\)"),
-        (facts(FLAT, lowest=0.0, highest=0.0, overlong=70), USUAL, r"70 of 80 attempts did not fit .*overlong: drop"),
+        (facts(FLAT, lowest=0.0, highest=0.0, overlong=70), USUAL, r"70 of 80 episodes did not fit .*overlong: drop"),
         (facts(FLAT, unknown=80), USUAL, r"No reward is known"),
         (
             facts(FLAT, lowest=0.0, highest=0.0, cut={"answer": 79, "update": 3}),
@@ -61,7 +61,7 @@ def test_every_cause_has_its_sentence_and_its_key(found, settings, told):
 
 def test_facts_of_several_steps_add_up():
     both = facts(FLAT, lowest=0.2, highest=0.4, largest_norm=0.1) + facts(FLAT, lowest=0.0, highest=0.1)
-    assert (both.steps, both.groups, both.attempts, both.lowest, both.highest) == (10, 20, 160, 0.0, 0.4)
+    assert (both.steps, both.groups, both.episodes, both.lowest, both.highest) == (10, 20, 160, 0.0, 0.4)
     assert (both.cut["answer"], both.replies["update"], both.largest_norm) == (16, 160, 0.1)
     assert Facts() + LEARNT == LEARNT
 
@@ -80,7 +80,7 @@ def test_a_run_that_learns_nothing_is_told_why_after_some_steps_and_at_the_end(m
     make("test_constant", "train.steps=7").train()
     told = [r.getMessage() for r in caplog.records if "nothing was learnt" in r.getMessage()]
     assert [text.partition(":")[0] for text in told] == ["after 5 steps", "after 7 steps"]
-    assert "Every reward was 0.5: env.rewards gives the same" in told[0]
+    assert "Every reward was 0.5: env.rewards does not distinguish" in told[0]
     assert "replies of 'answer' were cut by length: raise agent.modules.memory.answer_tokens (now 6)" in told[1]
 
 
@@ -109,5 +109,5 @@ def test_a_run_that_learns_is_told_nothing(make, caplog):  # noqa: F811
 
 def test_the_stop_for_want_of_variance_names_the_cause(make):  # noqa: F811
     trainer = make("test_constant", "train.require_variance=true", "train.max_rollouts_per_step=2")
-    with pytest.raises(MemFactoryError, match=r"gave no group whose rewards differ.*env\.rewards gives the same"):
+    with pytest.raises(MemFactoryError, match=r"gave no group whose rewards differ.*env\.rewards does not distinguish"):
         trainer.train()

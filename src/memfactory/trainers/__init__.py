@@ -1,1 +1,1 @@
-"""Trainers: GRPO and SFT, and what they share. The only place beside the engines that imports torch."""
+"""The training loops: GRPO, supervised fine-tuning and online learning."""

@@ -25,18 +25,17 @@ TaskAt = Callable[[int], Task]
 
 def group_json(group: Group) -> dict[str, Any]:
     """`group`, which has a place, without its task."""
-    assert group.place is not None
     return {"place": group.place, "trajectories": _plain(group.trajectories)}
 
 
 def group_from_json(value: Mapping[str, Any], task_at: TaskAt) -> Group:
-    """What `group_json` wrote, bit for bit."""
+    """The group that `group_json` wrote, bit for bit."""
     place = value["place"]
     return Group(task_at(place), _restored(tuple[Trajectory, ...], value["trajectories"]), place)
 
 
 def save_carried(folder: Path, groups: Iterable[Group]) -> None:
-    """Write the groups to `folder`; no file where there are none."""
+    """Write the groups to `folder`; no file without groups."""
     values = [group_json(group) for group in groups]
     if values:
         write_json(folder / FILE, values)
@@ -77,12 +76,12 @@ def _restored(kind: Any, value: Any) -> Any:
         return _restored(kind, value)
     if origin is tuple:
         kinds = repeat(arguments[0]) if arguments[-1] is Ellipsis else arguments
-        return tuple(_restored(each, given) for each, given in zip(kinds, value, strict=False))
+        return tuple(_restored(each, plain) for each, plain in zip(kinds, value, strict=False))
     if origin is Mapping:
-        return MappingProxyType({name: _restored(arguments[1], given) for name, given in value.items()})
+        return MappingProxyType({name: _restored(arguments[1], plain) for name, plain in value.items()})
     if isinstance(kind, type) and is_dataclass(kind):
         types, make = _types(kind), cast(Callable[..., Any], kind)
-        return make(**{name: _restored(types[name], given) for name, given in value.items()})
+        return make(**{name: _restored(types[name], plain) for name, plain in value.items()})
     return value
 
 

@@ -1,7 +1,6 @@
 """A checkpoint: the trained weights as `from_pretrained` or PEFT loads them, the optimizer, the random generators.
 
-
-Nothing in it is unpickled to more than numbers and tensors. It does not know what a step of training is.
+Reading one unpickles numbers and tensors only.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ def save_checkpoint(
 ) -> Path:
     """Write `folder`/step-N and delete all but the newest `keep` checkpoints.
 
-    Those of later steps go first: the run went back behind them, and they are no part of its course any more.
+    Those of later steps are deleted first: the run was resumed from an earlier step and will write them anew.
     """
     target = folder / f"step-{state.step}"
     with atomic_folder(target) as working:
@@ -57,9 +56,9 @@ def save_checkpoint(
         save_tensors(optimizer, working / "optimizer.pt")
         write_json(working / "random.json", random_states())
         write_json(working / "state.json", asdict(state))
-    found = checkpoints(folder)
-    course = found[: found.index(target) + 1]
-    for old in [*found[len(course) :], *course[:-keep]]:
+    every = checkpoints(folder)
+    course = every[: every.index(target) + 1]
+    for old in [*every[len(course) :], *course[:-keep]]:
         # Without its marker it is no checkpoint, should the rest outlive a kill.
         (old / MARKER).unlink(missing_ok=True)
         shutil.rmtree(old)
@@ -79,22 +78,22 @@ def read_state(checkpoint: Path) -> TrainState:
 def load_state(checkpoint: Path) -> tuple[TrainState, dict[str, object]]:
     """How far the run had come at `checkpoint`, and its optimizer's state; the random generators are set back too.
 
-    That its files are what was written is checked elsewhere, once and before anything is built. Raises MemFactoryError
-    for a folder that is not a complete checkpoint.
+    The digests of its files are checked elsewhere, once and before anything is built. Raises MemFactoryError for a
+    folder that is not a complete checkpoint.
     """
     state = read_state(checkpoint)
     try:
         optimizer = torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
         set_random_states(json.loads((checkpoint / "random.json").read_text(encoding="utf-8")))
     except Exception as error:
-        # torch.load says in errors of many types that a file is not what it should be.
+        # torch.load raises errors of many types for a damaged file.
         reason = str(error).strip().partition("\n")[0]
         raise MemFactoryError(f"{checkpoint} cannot be resumed: {type(error).__name__}: {reason}") from error
     return state, optimizer
 
 
 class _Noting(io.BufferedWriter):
-    """A file for `torch.save`, which tells of a disk that refuses in words that do not say so."""
+    """A file for `torch.save` that remembers an OSError, since torch raises another error in its place."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(io.FileIO(path, "w"))
@@ -114,7 +113,7 @@ def save_tensors(value: object, path: Path) -> None:
         try:
             torch.save(value, file)
         except Exception:
-            # torch tells of a disk that is full by an error of its own, which says neither where nor why.
+            # torch reports a full disk by an error of its own, which names neither the file nor the reason.
             if file.error is not None:
                 raise file.error from None
             raise

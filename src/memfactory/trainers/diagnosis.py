@@ -1,4 +1,4 @@
-"""Why a run learns nothing, and which key to change: rules over what was counted. Pure; it knows no model."""
+"""Why a run learns nothing, and which key to change: rules over counts. Pure; it knows no model."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from dataclasses import dataclass, field
 from memfactory.types import Group
 
 FIRST_STEPS = 5
-"""After so many steps a run that has learnt nothing yet is told why."""
+"""Steps after which a diagnosis is made of a run that has learned nothing."""
 MOSTLY = 0.5
-"""The share from which something is taken for the cause."""
+"""The fraction above which something counts as the cause."""
 MISMATCH = 0.01
-"""The mean difference of log-probabilities from which sampling and training are told to be two distributions."""
+"""The mean difference of log-probabilities above which sampling and training count as two distributions."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What was counted over some steps and all processes.
+    """Counts over some steps and all processes.
 
-    `groups` and `valid` (those whose rewards differ), `attempts` with those that did not fit the context (`overlong`)
+    `groups` and `valid` (those whose rewards differ), `episodes` with those that did not fit the context (`overlong`)
     or have an unknown reward for another reason (`unknown`), and the range of the known rewards. `replies` and `cut`
     count, by module step, the replies of the policy and those cut by length. `tokens` were trained on in `updates`
     optimizer steps, of which `skipped` had a gradient that is not finite; `largest_norm` is that of the others.
@@ -30,7 +30,7 @@ class Facts:
     steps: int = 0
     groups: int = 0
     valid: int = 0
-    attempts: int = 0
+    episodes: int = 0
     overlong: int = 0
     unknown: int = 0
     lowest: float | None = None
@@ -44,7 +44,7 @@ class Facts:
 
     def __add__(self, other: Facts) -> Facts:
         """Both together."""
-        numbers = ("steps", "groups", "valid", "attempts", "overlong", "unknown", "tokens", "updates", "skipped")
+        numbers = ("steps", "groups", "valid", "episodes", "overlong", "unknown", "tokens", "updates", "skipped")
         lows = [value for value in (self.lowest, other.lowest) if value is not None]
         highs = [value for value in (self.highest, other.highest) if value is not None]
         norms = [value for value in (self.largest_norm, other.largest_norm) if value is not None]
@@ -72,9 +72,9 @@ class Settings:
 
 
 def facts_of(groups: Sequence[Group], valid: int) -> Facts:
-    """What these groups say, `valid` of which have rewards that differ."""
+    """The facts of these groups, `valid` of which have rewards that differ."""
     trajectories = [trajectory for group in groups for trajectory in group.trajectories]
-    # What a step's own rewards credit counts as the total does.
+    # Rewards that credit a module step count like the total.
     known = [
         value
         for trajectory in trajectories
@@ -85,7 +85,7 @@ def facts_of(groups: Sequence[Group], valid: int) -> Facts:
     return Facts(
         groups=len(groups),
         valid=valid,
-        attempts=len(trajectories),
+        episodes=len(trajectories),
         overlong=sum(trajectory.overlong for trajectory in trajectories),
         unknown=sum(t.reward.total is None and not t.overlong for t in trajectories),
         lowest=min(known, default=None),
@@ -96,7 +96,7 @@ def facts_of(groups: Sequence[Group], valid: int) -> Facts:
 
 
 def facts_of_updates(updates: Sequence[Mapping[str, float]]) -> Facts:
-    """What one step's updates say; those that had nothing to train on are empty."""
+    """The facts of one step's updates; updates without anything to train on are empty."""
     taken = [update for update in updates if update]
     norms = [update["grad_norm"] for update in taken]
     finite = [norm for norm in norms if math.isfinite(norm)]
@@ -129,13 +129,13 @@ def diagnose(facts: Facts, settings: Settings) -> str | None:
     if facts.largest_norm == 0:
         return (
             f"the gradient of all {facts.updates} optimizer steps was exactly 0, so nothing was learnt. No loss "
-            "reaches what is trained: look at train.lora.target_modules and at train.loss (clip ranges, corrections)."
+            "reaches the trained parameters: check train.lora.target_modules and train.loss (clip ranges, corrections)."
         )
     return None
 
 
 def mismatch(difference: float | None, correction: str) -> str | None:
-    """What to say of the mean difference between the sampler's and the trainer's log-probabilities; None: nothing."""
+    """A warning of the mean difference between the sampler's and the trainer's log-probabilities, or None."""
     if difference is None or difference <= MISMATCH or correction != "none":
         return None
     return (
@@ -147,13 +147,13 @@ def mismatch(difference: float | None, correction: str) -> str | None:
 
 
 def _without_variance(facts: Facts, settings: Settings) -> list[str]:
-    """The likely causes, each with what to change."""
+    """The likely causes, each with the key to change."""
     if settings.group_size == 1:
-        return ["A group of one attempt has nothing to differ from: raise train.group_size (8 is usual)."]
-    if facts.overlong > MOSTLY * facts.attempts:
+        return ["A group of one episode has no variance: raise train.group_size (8 is usual)."]
+    if facts.overlong > MOSTLY * facts.episodes:
         return [
-            f"{facts.overlong} of {facts.attempts} attempts did not fit the context: shorten what the agent shows, "
-            "take a model of longer context, or leave such tasks out (train.overlong: drop)."
+            f"{facts.overlong} of {facts.episodes} episodes did not fit the context: shorten the agent's prompts, "
+            "take a model with a longer context, or leave such tasks out (train.overlong: drop)."
         ]
     if facts.lowest is None:
         return ["No reward is known: look at the judge, or at the rows' gold answers."]
@@ -162,18 +162,19 @@ def _without_variance(facts: Facts, settings: Settings) -> list[str]:
 
 def _cut(facts: Facts, settings: Settings) -> list[str]:
     """The module steps whose replies are mostly cut by length."""
-    told = []
+    causes = []
     for step, cut in facts.cut.items():
         if cut > MOSTLY * facts.replies[step]:
             key, value = settings.limits.get(step, ("its longest reply", 0))
             now = f" (now {value})" if value else ""
-            told.append(f"{cut} of {facts.replies[step]} replies of {step!r} were cut by length: raise {key}{now}.")
-    return told
+            causes.append(f"{cut} of {facts.replies[step]} replies of {step!r} were cut by length: raise {key}{now}.")
+    return causes
 
 
 def _equal(facts: Facts, settings: Settings) -> list[str]:
-    """What equal rewards say of tasks, reward and sampling."""
-    assert facts.lowest is not None and facts.highest is not None
+    """Causes of equal rewards: tasks, reward or sampling."""
+    if facts.lowest is None or facts.highest is None:
+        return []
     if facts.lowest < facts.highest:
         hotter = f"raise train.temperature (now {settings.temperature:g}), " if settings.temperature < 1 else ""
         return [
@@ -187,4 +188,4 @@ def _equal(facts: Facts, settings: Settings) -> list[str]:
         ]
     if facts.lowest >= 1:
         return [f"Every reward was {facts.lowest:g}: take harder data."]
-    return [f"Every reward was {facts.lowest:g}: env.rewards gives the same to whatever is written."]
+    return [f"Every reward was {facts.lowest:g}: env.rewards does not distinguish answers."]

@@ -123,7 +123,7 @@ class GrpoTrainer(Trainer[GrpoOptions]):
         }
         metrics["tokens_per_second"] = metrics["tokens/sampled"] / max(rolled_out - begun, 1e-9)
         metrics |= self.adapted(step, metrics)
-        # An estimator of the user's own may tell attempts apart that have equal rewards.
+        # A plugin's advantage estimator may distinguish trajectories with equal rewards.
         self.watch.step(step, gathered_facts(credited, lambda group: teaches(group, options, batch_rewards)), updates)
         valid = int(metrics["groups/valid"])
         state = replace(self.state, step=step, cursor=cursor, valid_groups=self.state.valid_groups + valid)
@@ -131,7 +131,7 @@ class GrpoTrainer(Trainer[GrpoOptions]):
         return state, metrics
 
     def adapted(self, step: int, metrics: Mapping[str, float]) -> dict[str, float]:
-        """Let the KL coefficient and the reference follow this step; the coefficient of the step, if it adapts."""
+        """Adapt the KL coefficient and update the reference; returns the coefficient of this step if it adapts."""
         used = self.policy.kl.value
         trajectories = int(metrics["groups"]) * self.options.group_size
         self.policy.after_step(step, metrics.get("kl"), trajectories)
@@ -142,7 +142,7 @@ class GrpoTrainer(Trainer[GrpoOptions]):
 
     @property
     def waited(self) -> frozenset[int]:
-        """The places of the groups that were sampled before this step."""
+        """The positions of the groups that were sampled before this step."""
         return frozenset(group.place for group in self.carried if group.place is not None)
 
     def save_more(self, folder: Path) -> None:
@@ -153,7 +153,7 @@ class GrpoTrainer(Trainer[GrpoOptions]):
         self.carried = load_carried(checkpoint, self.tasks.at)
 
     def speed(self, turns: Sequence[TrainingTurn], seconds: float) -> dict[str, float]:
-        """What the training pass of this process achieved: TFLOP/s, its share of the device's peak, memory."""
+        """Speed of this process's training pass: TFLOP/s, model FLOPs utilization, peak memory."""
         achieved = training_flops(self.sizes, turns, self.options) / max(seconds, 1e-9)
         peak = device_peak(self.policy.device)
         utilization = {} if peak is None else {"mfu": achieved / peak}
@@ -162,48 +162,48 @@ class GrpoTrainer(Trainer[GrpoOptions]):
     def collect(self, step: int) -> tuple[list[Group], int]:
         """This process's groups for one optimizer step, and the cursor after them.
 
-        With `require_variance` further tasks are rolled out until enough groups have rewards that differ; those beyond
-        wait for the next step where `carry_groups` is on, else rollouts shrink to what is still wanted.
+        With `require_variance` tasks are rolled out until enough groups have rewards that differ. With `carry_groups`
+        surplus groups wait for the next step; without it a rollout has only as many tasks as groups are missing.
         """
         options = self.options
-        wanted = options.prompts_per_step
+        needed = options.prompts_per_step
         if options.valid_groups is not None:
-            wanted = min(wanted, options.valid_groups - self.state.valid_groups)
+            needed = min(needed, options.valid_groups - self.state.valid_groups)
         groups = [group for group in self.carried if self.is_own(group.place)]
         cursor, counted, rollouts = self.state.cursor, len(self.carried), 0
-        while counted < wanted:
+        while counted < needed:
             if rollouts == options.max_rollouts_per_step and options.require_variance:
                 if counted:
                     break
-                told = diagnose(gathered_facts(groups), self.watch.settings)
+                diagnosis = diagnose(gathered_facts(groups), self.watch.settings)
                 raise MemFactoryError(
                     f"step {step}: {rollouts} rollouts ({cursor - self.state.cursor} tasks x {options.group_size} "
-                    f"attempts) gave no group whose rewards differ, so there is nothing to learn from: {told}"
+                    f"episodes) gave no group whose rewards differ, so there is nothing to learn from: {diagnosis}"
                 )
             size = options.rollout_prompts or options.prompts_per_step
             if not options.carry_groups:
-                size = min(size, wanted - counted)
+                size = min(size, needed - counted)
             new = self.roll_out(cursor, size)
             cursor, rollouts = cursor + size, rollouts + 1
             groups += new
-            self.tell_overlong(new)
-            self.stop_on_unknown(groups, step, wanted)
+            self.report_overlong(new)
+            self.stop_on_unknown(groups, step, needed)
             counted += sum(gather_object([has_variance(g) or not options.require_variance for g in new]))
-        return self.without_surplus(groups, wanted), cursor
+        return self.without_surplus(groups, needed), cursor
 
-    def without_surplus(self, groups: list[Group], wanted: int) -> list[Group]:
-        """The groups of this step. Those with variance beyond the first `wanted` are put aside for the next."""
+    def without_surplus(self, groups: list[Group], needed: int) -> list[Group]:
+        """The groups of this step. Those with variance beyond the first `needed` are put aside for the next."""
         if not self.options.carry_groups:
             return groups
         valid = sorted(gather_object([group.place for group in groups if has_variance(group)]))
-        beyond = set(valid[wanted:])
+        beyond = set(valid[needed:])
         values = gather_object([group_json(group) for group in groups if group.place in beyond])
         values.sort(key=lambda value: value["place"])
         self._surplus = tuple(group_from_json(value, self.tasks.at) for value in values)
         return [group for group in groups if group.place not in beyond]
 
     def roll_out(self, cursor: int, count: int) -> list[Group]:
-        """This process's share of the groups of the next `count` tasks. All processes stop together if they must."""
+        """This process's groups of the next `count` tasks. If one process is interrupted, all of them stop."""
         places = [place for place in range(cursor, cursor + count) if self.is_own(place)]
         conversations = 0
 
@@ -220,7 +220,7 @@ class GrpoTrainer(Trainer[GrpoOptions]):
                 self.runtime.env,
                 [self.tasks.at(place) for place in places],
                 group_size=self.options.group_size,
-                # A task can come again, even within a step, and is then attempted anew.
+                # A task can come again, even within a step; its position makes its next episodes other ones.
                 seeds=[stream_seed(self.runtime.seed, "rollout", place) for place in places],
                 on_turn=on_turn,
             )
@@ -232,7 +232,7 @@ class GrpoTrainer(Trainer[GrpoOptions]):
         return place is not None and place % self.policy.process_count == self.policy.process_index
 
     def minibatches(self, turns: Sequence[TrainingTurn], step: int, epoch: int) -> Iterator[list[TrainingTurn]]:
-        """This process's turns in `minibatches` parts of whole prompts, in a seeded order where there are several.
+        """This process's turns in `minibatches` parts of whole prompts, in a seeded order for more than one part.
 
         The parts are those of the prompts of all processes, so that there are as many with several processes as with
         one. All must call it.
@@ -248,31 +248,31 @@ class GrpoTrainer(Trainer[GrpoOptions]):
 
     def keep_transcripts(self, step: int, groups: Sequence[Group], batch_rewards: Mapping[str, list[float]]) -> None:
         """Write the conversations of the first groups, with their rewards and advantages."""
-        kept = groups[: self.options.transcripts_per_step]
-        if self.run.main and kept:
-            advantages = [step_advantages(group, self.options, batch_rewards) for group in kept]
+        first = groups[: self.options.transcripts_per_step]
+        if self.run.main and first:
+            advantages = [step_advantages(group, self.options, batch_rewards) for group in first]
             tokens = self.options.transcript_tokens
-            write_transcripts(self.run.folder, step, kept, advantages, frame=self.runtime.frame, tokens=tokens)
+            write_transcripts(self.run.folder, step, first, advantages, frame=self.runtime.frame, tokens=tokens)
 
-    def tell_overlong(self, groups: Sequence[Group]) -> None:
-        """Name the tasks whose attempts did not fit the context, each once, whichever process met them."""
+    def report_overlong(self, groups: Sequence[Group]) -> None:
+        """Report the tasks that do not fit the context, each once, from every process."""
         own = {g.task.id: t.failure for g in groups for t in g.trajectories if t.overlong and t.failure is not None}
-        found = {task: reason for each in gather_object([own]) for task, reason in each.items()}
+        reasons = {task: reason for each in gather_object([own]) for task, reason in each.items()}
         if self.run.main:
-            self.overlong.tell(found)
+            self.overlong.report(reasons)
 
-    def stop_on_unknown(self, groups: Sequence[Group], step: int, wanted: int) -> None:
-        """Raise MemFactoryError when too many rewards are unknown: the judge is down, not the policy bad.
+    def stop_on_unknown(self, groups: Sequence[Group], step: int, needed: int) -> None:
+        """Raise MemFactoryError if too many rewards are unknown: the judge is down, the policy is not to blame.
 
-        `groups` are those of the step so far, which will be `wanted` at least. Attempts that do not fit the context
-        would not fit the next time either, so they stop no run.
+        `groups` are those of the step so far, of `needed` at least. Episodes that do not fit the context would not fit
+        the next time either, so they stop no run.
         """
         unknown = summed(gather_object([count_unknown(groups)]))
-        share = self.options.max_unknown_fraction
-        found = excess(unknown, share, max(unknown.attempts, wanted * self.options.group_size))
-        if found is not None:
+        fraction = self.options.max_unknown_fraction
+        message = excess(unknown, fraction, max(unknown.episodes, needed * self.options.group_size))
+        if message is not None:
             raise MemFactoryError(
-                f"step {step}: {found} (a judge or a helper failed, or rows lack gold answers or evidence), more than "
-                f"train.max_unknown_fraction = {share:g} allows. Nothing was trained on them; mend it and go on with "
-                "--resume."
+                f"step {step}: {message} (a judge or another engine failed, or rows lack gold answers or evidence), "
+                f"more than train.max_unknown_fraction = {fraction:g} allows. Nothing was trained on them; fix it and "
+                "continue with --resume."
             )

@@ -18,7 +18,7 @@ from memfactory.types import Group, Reward, Trajectory
 
 
 class Scores(Protocol):
-    """What is needed of the policy."""
+    """The parts of the policy that the penalty uses."""
 
     loss: LossOptions
     kl: KlCoefficient

@@ -1,4 +1,4 @@
-"""The modules of an agent that have parameters of their own, as what a run trains; the language model is left alone."""
+"""The modules of an agent that have parameters of their own, as the parameters in training of a run."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Learners:
 
     @contextmanager
     def learning(self) -> Iterator[None]:
-        """While it lasts the modules explore and note what they learn from."""
+        """Within it the modules explore, and record their choices to learn from."""
         for module in self.modules.values():
             module.learning = True
         try:
@@ -51,7 +51,7 @@ class Learners:
                 module.learning = False
 
     def learn(self, episodes: Sequence[Episode]) -> dict[str, float]:
-        """Every module learns from these attempts; what was measured, as slot/name. An error undoes it."""
+        """Every module learns from these episodes; returns metrics as slot/name. An error restores all states."""
         measured: dict[str, dict[str, float]] = {}
         before = self.states()
         self.updates += 1
@@ -64,10 +64,10 @@ class Learners:
                 module.load_state(before[slot])
             self.updates -= 1
             raise
-        return {f"{slot}/{name}": value for slot, found in measured.items() for name, value in found.items()}
+        return {f"{slot}/{name}": value for slot, metrics in measured.items() for name, value in metrics.items()}
 
     def states(self) -> dict[str, dict[str, numpy.ndarray]]:
-        """All that the modules have learnt, by slot: copies."""
+        """Copies of the states of all modules, by slot."""
         return {
             slot: {name: numpy.array(value) for name, value in _state(module).items()}
             for slot, module in self.modules.items()
@@ -83,7 +83,7 @@ class Learners:
         """The language model is not trained."""
 
     def save_masters(self, folder: Path) -> None:
-        """Write modules/<slot>.safetensors for each module that has learnt."""
+        """Write modules/<slot>.safetensors for each module with a state."""
         (folder / MODULES).mkdir()
         for slot, module in self.modules.items():
             state = {name: numpy.ascontiguousarray(array) for name, array in _state(module).items()}
@@ -97,11 +97,11 @@ class Learners:
         return {"updates": self.updates}
 
     def load(self, folder: Path, optimizer: Mapping[str, Any]) -> None:
-        """Go back to what `save_masters` wrote. Raises MemFactoryError for what these modules cannot take."""
+        """Restore the files of `save_masters`. Raises MemFactoryError for files that do not fit these modules."""
         for slot, module in self.modules.items():
             path = folder / MODULES / f"{slot}.safetensors"
             try:
-                with guarded(type(module), doing="in taking what it learnt", letting=(ValueError,)):
+                with guarded(type(module), doing="in `load_state`", letting=(ValueError,)):
                     module.load_state(load_file(path) if path.is_file() else {})
             except ValueError as error:
                 raise MemFactoryError(f"{path} does not fit the module of slot {slot!r}: {error}") from None
@@ -109,9 +109,9 @@ class Learners:
 
 
 def _state(module: LearningModule) -> Mapping[str, numpy.ndarray]:
-    """What a module has learnt, as it says itself. Raises PluginError where a user's own fails or gives no mapping."""
-    with guarded(type(module), doing="in giving what it learnt"):
-        found: object = module.state()
-    if isinstance(found, Mapping):
-        return found
-    raise broken(type(module), "state", f"returned {found!r:.60}, not a mapping of numpy arrays by name")
+    """The state of a module. Raises PluginError if a plugin's fails or returns no mapping."""
+    with guarded(type(module), doing="in `state`"):
+        state: object = module.state()
+    if isinstance(state, Mapping):
+        return state
+    raise broken(type(module), "state", f"returned {state!r:.60}, not a mapping of numpy arrays by name")

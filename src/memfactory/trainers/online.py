@@ -112,7 +112,7 @@ class OnlineTrainer(Trainer[OnlineOptions, Learners]):
 
     def stop_on_failures(self, episodes: Sequence[Episode], step: int) -> None:
         """Raise MemFactoryError if too many episodes failed: an engine is down."""
-        self.overlong.tell({e.task.id: e.failure for e in episodes if e.failure is not None and e.overlong})
+        self.overlong.report({e.task.id: e.failure for e in episodes if e.failure is not None and e.overlong})
         failures = [episode.failure for episode in episodes if episode.failure is not None and not episode.overlong]
         allowed = self.options.max_failed_fraction
         if len(failures) > allowed * len(episodes):

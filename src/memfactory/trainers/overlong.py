@@ -1,4 +1,4 @@
-"""Tasks whose prompts do not fit the context: they are named once, and left out or refused where that is wanted."""
+"""Tasks that do not fit the context: a warning names each once; `train.overlong` leaves them out or refuses them."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ NAMED = 3
 
 
 class OverlongTasks:
-    """The tasks of a run that were found not to fit, so that each is told once."""
+    """The tasks of a run that do not fit, so that each is reported once."""
 
     def __init__(self) -> None:
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
 
-    def tell(self, found: Mapping[str, str]) -> None:
-        """Warn of those of `found` (task id to reason) that were not told before."""
-        new = {task: reason for task, reason in found.items() if task not in self._told}
-        self._told |= new.keys()
+    def report(self, reasons: Mapping[str, str]) -> None:
+        """Warn of the tasks in `reasons` (by id) that were not reported before."""
+        new = {task: reason for task, reason in reasons.items() if task not in self._reported}
+        self._reported |= new.keys()
         if new:
             log.warning(
-                "attempts at %d %s do not fit the context, so their rewards are unknown and train nothing: %s. "
+                "episodes of %d %s do not fit the context, so their rewards are unknown and train nothing: %s. "
                 "train.overlong: drop leaves out tasks whose first prompt does not fit",
                 len(new),
                 "task" if len(new) == 1 else "tasks",
@@ -61,25 +61,25 @@ def fitting_tasks(tasks: TrainingTasks, runtime: Runtime, overlong: Overlong) ->
 
 
 def first_refusal(agent: Agent, engines: Mapping[str, Engine], task: Task) -> str | None:
-    """Why the first prompt of an attempt at `task` does not fit; None: it does, or its engine cannot tell before."""
+    """Why the first prompt of an episode of `task` does not fit; None: it fits, or its engine has no limit."""
     episode = Episode(task)
     return _refusal(agent.dialogue(episode), engines)
 
 
 def _refusal(dialogue: Dialogue, engines: Mapping[str, Engine]) -> str | None:
     with closing(dialogue):
-        wanted = next(dialogue, None)
-    if isinstance(wanted, Shared):
-        return _refusal(wanted.dialogue(Episode(wanted.task)), engines)
-    if isinstance(wanted, Ask) and isinstance(engine := engines[wanted.engine], BoundedEngine):
+        first = next(dialogue, None)
+    if isinstance(first, Shared):
+        return _refusal(first.dialogue(Episode(first.task)), engines)
+    if isinstance(first, Ask) and isinstance(engine := engines[first.engine], BoundedEngine):
         try:
-            engine.check(wanted.messages)
+            engine.check(first.messages)
         except PromptTooLong as error:
             return str(error)
     return None
 
 
-def _named(found: Mapping[str, str]) -> str:
-    shown = [f"{task!r} ({reason})" for task, reason in list(found.items())[:NAMED]]
-    more = len(found) - len(shown)
+def _named(reasons: Mapping[str, str]) -> str:
+    shown = [f"{task!r} ({reason})" for task, reason in list(reasons.items())[:NAMED]]
+    more = len(reasons) - len(shown)
     return ", ".join(shown) + (f" and {more} more" if more else "")

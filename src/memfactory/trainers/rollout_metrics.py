@@ -1,4 +1,4 @@
-"""What the groups of an optimizer step were like, over all processes; every process must call these."""
+"""Metrics of the groups of an optimizer step, over all processes; every process must call these."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ def gathered_rewards(groups: Sequence[Group]) -> dict[str, list[float]]:
 
 
 def gathered_texts(groups: Sequence[Group]) -> TextsRead:
-    """How much of their texts the attempts were shown, each task once."""
+    """Tokens of the texts that the episodes read and dropped, each task once."""
     own = {group.task.id: trajectory.reading for group in groups for trajectory in group.trajectories}
     return texts_read({task: reading for each in gather_object([own]) for task, reading in each.items()})
 
 
 def gathered_facts(groups: Sequence[Group], teaches: Callable[[Group], bool] = has_variance) -> Facts:
-    """What the groups say about why nothing is learnt, if so; `teaches` says of a group whether it could."""
+    """Facts for a diagnosis of why nothing is learned; `teaches`: whether a group can train anything."""
     own = facts_of(groups, sum(map(teaches, groups)))
     return sum(gather_object([own]), Facts())
 
 
 def gathered_metrics(groups: Sequence[Group]) -> dict[str, float]:
-    """What the rollout was like over all processes. Every group counts, also those that train nothing."""
+    """Metrics of the rollout over all processes. Every group counts, also those that train nothing."""
     rows = gather_object([_describe(group) for group in groups])
     if not rows:
         return {}
@@ -64,7 +64,7 @@ def gathered_metrics(groups: Sequence[Group]) -> dict[str, float]:
     unknown = summed(gather_object([count_unknown(groups)]))
     for name, number in {**unknown.parts, **unknown.credits}.items():
         if name != TOTAL:
-            metrics[f"unknown/{name}"] = number / unknown.attempts
+            metrics[f"unknown/{name}"] = number / unknown.episodes
     if turns:
         metrics["reply_tokens"] = fmean(length for _, length, _ in turns)
         metrics["truncated"] = fmean(cut for _, _, cut in turns)

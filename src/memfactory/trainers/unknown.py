@@ -1,4 +1,4 @@
-"""Rewards that nobody knows, at every level that they credit: the total, a module step, a part. Pure."""
+"""Unknown rewards at every level: the total, a module step, a named part. Pure."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ TOTAL = "total"
 
 @dataclass(frozen=True)
 class Unknown:
-    """How many rewards are unknown, of attempts that fit the context.
+    """Numbers of unknown rewards, of episodes that fit the context.
 
-    `credits` are those that train, by what they credit: `total`, and each trained module step that has rewards of its
-    own. `parts` are the named rewards before weighting.
+    `credits` counts the rewards that train: `total`, and each trained module step with rewards of its own. `parts`
+    counts the named rewards before weighting.
     """
 
-    attempts: int
+    episodes: int
     credits: Mapping[str, int]
     parts: Mapping[str, int]
 
 
 def count_unknown(groups: Sequence[Group]) -> Unknown:
-    """The unknown rewards of `groups`. Attempts that do not fit the context are in no count but that of attempts."""
-    attempts, credits, parts = 0, Counter[str](), Counter[str]()
+    """The unknown rewards of `groups`. Episodes that do not fit the context are in no count but that of episodes."""
+    episodes, credits, parts = 0, Counter[str](), Counter[str]()
     for group in groups:
-        attempts += len(group.trajectories)
+        episodes += len(group.trajectories)
         own = {step for trajectory in group.trajectories for step in trajectory.reward.steps}
         steps = [step for step in trained_steps(group) if step in own]
         for reward in (trajectory.reward for trajectory in group.trajectories if not trajectory.overlong):
@@ -38,7 +38,7 @@ def count_unknown(groups: Sequence[Group]) -> Unknown:
                 credits[step] += reward.of_step(step) is None
             for name, part in reward.parts.items():
                 parts[name] += part is None
-    return Unknown(attempts, {name: n for name, n in credits.items() if n}, {name: n for name, n in parts.items() if n})
+    return Unknown(episodes, {name: n for name, n in credits.items() if n}, {name: n for name, n in parts.items() if n})
 
 
 def summed(counts: Sequence[Unknown]) -> Unknown:
@@ -47,15 +47,15 @@ def summed(counts: Sequence[Unknown]) -> Unknown:
     for one in counts:
         credits.update(one.credits)
         parts.update(one.parts)
-    return Unknown(sum(one.attempts for one in counts), dict(credits), dict(parts))
+    return Unknown(sum(one.episodes for one in counts), dict(credits), dict(parts))
 
 
-def excess(unknown: Unknown, share: float, attempts: int) -> str | None:
-    """What is unknown of more than `share` of `attempts` rewards, in words; None: of nothing."""
-    beyond = {name: n for name, n in unknown.credits.items() if n > share * attempts}
+def excess(unknown: Unknown, fraction: float, episodes: int) -> str | None:
+    """A message if more than this fraction of `episodes` rewards is unknown; None otherwise."""
+    beyond = {name: n for name, n in unknown.credits.items() if n > fraction * episodes}
     if not beyond:
         return None
     if TOTAL in beyond:
-        return f"{beyond[TOTAL]} of {attempts} rewards are unknown"
+        return f"{beyond[TOTAL]} of {episodes} rewards are unknown"
     step = max(beyond, key=lambda name: beyond[name])
-    return f"{beyond[step]} of {attempts} rewards that credit the module step {step!r} are unknown"
+    return f"{beyond[step]} of {episodes} rewards that credit the module step {step!r} are unknown"

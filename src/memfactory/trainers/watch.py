@@ -1,4 +1,4 @@
-"""What is said of a run while it goes on: that it learns nothing, and that sampling and training differ."""
+"""Warnings of a run in progress: that nothing is learned, and that sampling and training differ."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ LIMITS = ("max_tokens", "memory_tokens", "answer_tokens")
 
 
 class Watch:
-    """The facts of a run so far. The first process says each thing once."""
+    """The facts of a run so far. The first process gives each warning once."""
 
     def __init__(self, settings: Settings, run: Run) -> None:
         self.settings = settings
         self.facts = Facts()
         self._run = run
-        self._told_of_mismatch = False
+        self._warned_of_mismatch = False
 
     def step(self, step: int, facts: Facts, updates: Sequence[Mapping[str, float]]) -> None:
-        """Take in the groups and updates of a step."""
+        """Add the groups and updates of a step."""
         self.facts += facts + facts_of_updates(updates)
         if self.facts.steps == FIRST_STEPS:
             self._diagnose()
-        told = mismatch(summarized(updates).get("sampler_difference/mean"), self.settings.sampler_correction)
-        if told is not None and not self._told_of_mismatch:
-            self._told_of_mismatch = True
-            self._warn(f"step {step}: {told}")
+        warning = mismatch(summarized(updates).get("sampler_difference/mean"), self.settings.sampler_correction)
+        if warning is not None and not self._warned_of_mismatch:
+            self._warned_of_mismatch = True
+            self._warn(f"step {step}: {warning}")
 
     def end(self) -> None:
-        """The run has come to its end."""
+        """The run has ended."""
         if self.facts.steps != FIRST_STEPS:
             self._diagnose()
 
     def _diagnose(self) -> None:
-        told = diagnose(self.facts, self.settings)
-        if told is not None:
+        diagnosis = diagnose(self.facts, self.settings)
+        if diagnosis is not None:
             steps = self.facts.steps
-            self._warn(f"after {steps} step{'s' if steps > 1 else ''}: {told}")
+            self._warn(f"after {steps} step{'s' if steps > 1 else ''}: {diagnosis}")
 
     def _warn(self, text: str) -> None:
         if self._run.main:
@@ -53,7 +53,7 @@ class Watch:
 
 
 def settings_of(options: GrpoOptions, agent: Agent) -> Settings:
-    """What a diagnosis can name."""
+    """The settings that a diagnosis can name."""
     return Settings(
         group_size=options.group_size,
         temperature=options.temperature,
