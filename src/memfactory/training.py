@@ -55,10 +55,10 @@ REPLIES = "replies.jsonl"
 
 
 def run_training(resolved: Resolved, *, resume: str | None = None) -> Path:
-    """Train what `resolved` says and return the run folder.
+    """Run the training of a config and return the run folder.
 
-    `resume` is None for a new run, "auto" for the newest checkpoint of the run folder (from the start where there is
-    none), or the path of a run folder or checkpoint. Raises ConfigError where the folder and `resume` do not fit,
+    `resume` is None for a new run, "auto" for the newest checkpoint of the run folder (from the start without
+    one), or the path of a run folder or checkpoint. Raises ConfigError where the folder and `resume` do not fit,
     `Interrupted` when the user stopped the run (its last whole step is saved).
     """
     options = trainer_options(resolved.config)
@@ -174,7 +174,7 @@ class LiveRun:
         self.folder.mkdir(parents=True, exist_ok=True)
         remove_partial(self.folder)
         plugins = self.resolved.plugins
-        # That this user started a run with them is what makes plugins and endpoints trusted.
+        # Plugins and endpoints are trusted because this user starts a run with them.
         named = {plugin.digest: str(plugin.path or plugin.name) for plugin in plugins}
         trust({**named, **endpoint_marks(self.resolved.config)})
         values = {**self.resolved.values, "plugins": keep_copies(plugins, self.folder)}
@@ -191,7 +191,7 @@ class LiveRun:
         self.history = _history(self.folder / "eval.json", step) if resumed else EvalHistory()
 
     def _draw(self) -> None:
-        """Figures are worth no run: what cannot be drawn is told."""
+        """Draw the figures. A run does not fail because of them: errors are logged."""
         try:
             draw_run(self.folder)
         except (DataError, OSError) as error:
@@ -244,7 +244,7 @@ class LiveRun:
                 on_progress = partial(self._progress, name)
                 results[name] = evaluate_tasks(self.runtime, tasks[:limit], settings, on_progress=on_progress)
             except UnknownScores as error:
-                # Before the first step nothing is lost by stopping, and what is set up wrongly is best told then.
+                # Before the first step nothing is lost by stopping, and a wrong setup is best reported then.
                 if step == 0:
                     raise
                 log.warning("step %d: %s is left out of the evaluation: %s. Training goes on", step, name, error)
@@ -254,9 +254,9 @@ class LiveRun:
             self.history.save(self.folder / "eval.json")
             self.log_evaluation(step)
 
-    def _warn_of_cut(self, name: str, found: DatasetResult | None) -> None:
-        """Say once of a held-out set that its texts are longer than what is read."""
-        cut = None if found is None else found.texts.warning(self.runtime.agent.options_by_slot)
+    def _warn_of_cut(self, name: str, result: DatasetResult | None) -> None:
+        """Warn once of a held-out set whose texts are longer than the agent reads."""
+        cut = None if result is None else result.texts.warning(self.runtime.agent.options_by_slot)
         if cut is not None and name not in self.cut:
             self.cut.add(name)
             log.warning("data.eval.%s: %s", name, cut)
@@ -275,7 +275,7 @@ class LiveRun:
 
 
 def _sessions(path: Path) -> list[object]:
-    """What environment.json holds of earlier sessions; a file that holds none is set aside."""
+    """The earlier sessions in environment.json; a damaged file is set aside."""
     if not path.is_file():
         return []
     try:

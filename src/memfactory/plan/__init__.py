@@ -1,1 +1,1 @@
-"""What a run will take, before any weight is loaded: lengths, memory and floating-point operations."""
+"""The cost of a run before any weights are loaded: lengths, memory and floating-point operations."""

@@ -1,7 +1,7 @@
 """How well a training pass uses the machine: floating-point operations counted, not measured.
 
-Counts are of the work that has to be done: recomputed activations and padding are not in them, so the share of the
-peak is model FLOPs utilization (MFU, arXiv 2204.02311).
+Counts are of the work that has to be done: recomputed activations and padding are not in them, so the ratio to
+the peak is model FLOPs utilization (MFU, arXiv 2204.02311).
 """
 
 from __future__ import annotations

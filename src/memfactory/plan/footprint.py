@@ -1,7 +1,7 @@
-"""What training a model takes in memory, by component: arithmetic on its config, no weights loaded.
+"""The memory of training a model, by component: arithmetic on its config, no weights loaded.
 
 Compared on the CPU with the bytes that torch allocates at most (`python -m benchmarks.memory`), the sum is 1 to 1.15
-times those. What a GPU's driver and the gaps between allocations take comes on top.
+times those. A GPU's driver and fragmentation come on top.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Precision:
         return self.compute if self.lora else self.masters
 
     def layer_bytes(self, sizes: Architecture, *, recomputed: bool = False) -> int:
-        """What the backward pass of one decoder layer needs of one token.
+        """Bytes that the backward pass of one decoder layer needs of one token.
 
         Norms keep their input (in float32) and their normed output, linear maps their input (a copy for each where
         autocast or an adapter converts it), rotary attention its three operands and twice its output, the gated unit
@@ -126,7 +126,7 @@ class Precision:
         return (26 if self.masters == 4 else 16) * h + 12 * a + 10 * kv + 8 * m
 
     def working_bytes(self, sizes: Architecture, *, recomputed: bool = False) -> int:
-        """What the backward pass of the gated unit holds of one token beyond what it has freed already.
+        """Bytes that the backward pass of the gated unit holds of one token, without those freed already.
 
         An adapter in float32 converts its input. A `recomputed` product is there once more.
         """
@@ -240,7 +240,7 @@ def logit_bytes(sizes: Architecture, options: TrainerOptions, width: int) -> int
 
 
 def workspace_bytes(sizes: Architecture, options: TrainerOptions, *, cuda: bool) -> int:
-    """What an update needs for a while: two copies of the largest parameter, a few slices, or (fused) nothing."""
+    """Temporary bytes of an update: two copies of the largest parameter, a few slices, or (fused) nothing."""
     largest = sizes.vocabulary * sizes.hidden if options.lora is None else options.lora.rank * sizes.intermediate
     kind = options.optimizer.kind_on(cuda=cuda, stochastic=options.stochastic)
     if kind == "adamw_offload" or (kind == "adamw" and options.stochastic):
@@ -253,12 +253,12 @@ PHASES = {
     "training pass": ("gradients", "stored activations", "weights as computed with", "the head's gradient"),
     "optimizer step": ("gradients", "optimizer's workspace"),
 }
-# Of these only the larger is there: logits are gone when the first layer's backward pass begins.
+# Only the larger of these is present: logits are freed when the first layer's backward pass begins.
 ALTERNATIVES = ("a layer's backward pass", "logits")
 
 
 def phase_components(components: dict[str, int]) -> dict[str, dict[str, int]]:
-    """The components that are there at the peak of each phase. What belongs to no phase is there all the time."""
+    """The components present at the peak of each phase. A component of no phase is present all the time."""
     passing = {name for names in PHASES.values() for name in names}.union(ALTERNATIVES)
     present = {phase: set(components) - passing.difference(names) for phase, names in PHASES.items()}
     present["training pass"].add(max(ALTERNATIVES, key=lambda name: components.get(name, 0)))

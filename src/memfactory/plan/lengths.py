@@ -45,7 +45,7 @@ class Lengths:
     cut: str | None
 
     def rows(self) -> list[tuple[str, str]]:
-        """What a plan shows of the lengths."""
+        """The rows of a plan."""
         rows = [
             ("trained steps of modules", ", ".join(self.trained) or "none"),
             ("turns per trajectory", f"{self.turns:.1f}"),
@@ -83,7 +83,7 @@ def _sample(tasks: Sequence[Task]) -> list[Task]:
 
 
 def _stand_in(tokens: int) -> str:
-    """A short text in place of a reply of so many tokens, in whatever prompt an agent inserts it."""
+    """A short text in place of a reply of this length, in every prompt in which an agent inserts it."""
     return f"[reply of {tokens} tokens]"
 
 

@@ -227,7 +227,7 @@ def _host(moments: int) -> list[str]:
 
 
 def _disk(options: TrainerOptions, checkpoint: int) -> list[str]:
-    """Room for the checkpoints kept and the one being written, of so many bytes each."""
+    """Problems of disk space for checkpoints of `checkpoint` bytes each, with the one being written."""
     needed = checkpoint * (options.keep_checkpoints + 1)
     free = shutil.disk_usage(".").free
     if needed <= free:

@@ -1,4 +1,4 @@
-"""A trainer's own part of a plan, and what it can find out about a run before any weights are loaded."""
+"""A trainer's own part of a plan, and the facts about a run that it is made from, before weights are loaded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Row = tuple[str, str]
 
 @dataclass(frozen=True)
 class Work:
-    """What a run will do: its optimizer steps (0: unknown), rows of the table, tokens of the longest conversation."""
+    """The work of a run: optimizer steps (0: unknown), rows of the table, tokens of the longest conversation."""
 
     steps: int
     rows: tuple[Row, ...] = ()
@@ -34,7 +34,7 @@ class Forecast:
         self.problems: list[str] = []
         self.warnings: list[str] = []
 
-    def attempt(self, compute: Callable[[], T]) -> T | None:
+    def tried(self, compute: Callable[[], T]) -> T | None:
         """The result of `compute`; None, and a problem, if it raises an error that the user can fix."""
         try:
             return compute()
@@ -46,7 +46,7 @@ class Forecast:
     def lengths(self) -> Lengths | None:
         """Lengths of the conversations of the first training tasks, with the longest replies; None, and a problem, if
         they cannot be played."""
-        lengths = self.attempt(lambda: longest_lengths(self.resolved, self.data, self.warnings))
+        lengths = self.tried(lambda: longest_lengths(self.resolved, self.data, self.warnings))
         if lengths is None:
             return None
         if lengths.cut is not None:

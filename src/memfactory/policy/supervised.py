@@ -30,8 +30,8 @@ class Longest:
 
 @dataclass
 class Counts:
-    """What became of the conversations so far: those `dropped` and `cut` for their length, and those whose replies are
-    learnt otherwise than the template writes a whole conversation (`rewritten`, the first one's place)."""
+    """Counts of conversations `dropped` and `cut` for their length, and the source of the first one whose replies are
+    trained otherwise than the template writes a whole conversation (`rewritten`)."""
 
     dropped: int = 0
     cut: int = 0
@@ -40,7 +40,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class Encoder:
-    """Turns rows into turns to learn. `overlong` says what becomes of a conversation that is longer than `longest`."""
+    """Turns rows into training turns. `overlong` decides on conversations that are longer than `longest`."""
 
     chat: ChatFormat
     longest: Longest | None = None
@@ -68,7 +68,7 @@ class Encoder:
         if self.overlong == "error":
             raise DataError(
                 f"{row.source}: the conversation has {max(turn.length for turn in turns)} tokens, but {longest.why}; "
-                "train.overlong: drop leaves such conversations out, cut learns what fits"
+                "train.overlong: drop leaves such conversations out, cut truncates them"
             )
         fitting = [] if self.overlong == "drop" else _cut(turns, longest.tokens)
         if fitting:
@@ -95,7 +95,7 @@ class Encoder:
 
 
 def _cut(turns: Sequence[TrainingTurn], tokens: int) -> list[TrainingTurn]:
-    """What fits of `turns`: the end of a reply is cut off, and a turn without room for any of its reply left out."""
+    """`turns` truncated to `tokens`: the end of a reply is cut off, a turn without room for its reply is left out."""
     rooms = [tokens - len(turn.prompt_ids) for turn in turns]
     return [
         turn if len(turn.reply_ids) <= room else replace(turn, reply_ids=turn.reply_ids[:room], truncated=True)

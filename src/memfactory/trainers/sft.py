@@ -49,7 +49,7 @@ class SftTrainer(Trainer[SftOptions, Policy, Conversations]):
     @classmethod
     def plan(cls, options: SftOptions, forecast: Forecast) -> Work:
         """The number of conversations, the passes over them and the longest one."""
-        conversations = forecast.attempt(lambda: cls.read(options, forecast.data))
+        conversations = forecast.tried(lambda: cls.read(options, forecast.data))
         if conversations is None:
             return Work(options.steps)
         stages = conversations.stages
