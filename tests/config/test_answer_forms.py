@@ -148,9 +148,9 @@ def test_an_answer_is_read_in_the_form_that_the_prompt_asks_for(prompt, reply, a
     episode = Episode(Task("t", "Where?", ("New York",), context="text"))
     playing = module(module.Options(prompt=prompt), WordCodec()).dialogue(episode)
     next(playing)
-    with pytest.raises(StopIteration):
+    with pytest.raises(StopIteration) as end:
         playing.send(Reply(reply, "stop"))
-    assert (episode.answer, episode.checks["answer"]) == (answer, [mark])
+    assert (end.value.value.text, episode.checks["answer"]) == (answer, [mark])
 
 
 def test_memagents_rule_still_wants_the_box_that_its_prompt_asks_for():

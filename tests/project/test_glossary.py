@@ -55,52 +55,11 @@ EXEMPT: frozenset[tuple[str, str]] = frozenset(
         ("src/memfactory/envs/rewards/longmemeval_judge.py", "ANSWERED"),
         ("src/memfactory/envs/rewards/longmemeval_judge.py", "RULES"),
         ("src/memfactory/envs/rewards/mem0.py", "JUDGE_PROMPT"),
+        ("src/memfactory/memory/words.py", "_COMMON"),  # a list of stop words
     }
 )
-HELD = (
-    "CONTRIBUTING.md",
-    "README.md",
-    "SECURITY.md",
-    "benchmarks",
-    "configs",
-    "docs",
-    "scripts",
-    "src/memfactory/__init__.py",
-    "src/memfactory/__main__.py",
-    "src/memfactory/agents",
-    "src/memfactory/build.py",
-    "src/memfactory/components.py",
-    "src/memfactory/config",
-    "src/memfactory/console.py",
-    "src/memfactory/data",
-    "src/memfactory/dialogue.py",
-    "src/memfactory/engines",
-    "src/memfactory/engines/hf",
-    "src/memfactory/environment.py",
-    "src/memfactory/envs",
-    "src/memfactory/episode.py",
-    "src/memfactory/errors.py",
-    "src/memfactory/evaluation",
-    "src/memfactory/figures.py",
-    "src/memfactory/files",
-    "src/memfactory/formats",
-    "src/memfactory/model",
-    "src/memfactory/play.py",
-    "src/memfactory/plugins",
-    "src/memfactory/redaction.py",
-    "src/memfactory/registry.py",
-    "src/memfactory/roles.py",
-    "src/memfactory/rollout.py",
-    "src/memfactory/run_folder.py",
-    "src/memfactory/seeds.py",
-    "src/memfactory/signals.py",
-    "src/memfactory/terminal.py",
-    "src/memfactory/text.py",
-    "src/memfactory/trackers",
-    "src/memfactory/transcripts.py",
-    "src/memfactory/types.py",
-    "src/memfactory/view",
-)
+# Rooms that still have such places, with their number, which may only fall. Every other room has none.
+REMAINING = {"src/memfactory/cli": 39, "src/memfactory/modules": 51}
 PAGES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "docs", "configs", "benchmarks", "scripts")
 
 
@@ -258,10 +217,10 @@ def _pages(path: Path) -> list[Path]:
     return sorted(path.rglob("*.md")) if path.name == "docs" else [path]
 
 
-@pytest.mark.parametrize("room", HELD)
+@pytest.mark.parametrize("room", rooms())
 def test_a_room_keeps_to_the_glossary(room):
     wrong = [place for file in files_of(room) for place in places(file)]
-    assert not wrong, "\n" + "\n".join(map(str, wrong))
+    assert len(wrong) <= REMAINING.get(room, 0), "\n" + "\n".join(map(str, wrong))
 
 
 @pytest.mark.parametrize(
