@@ -162,7 +162,7 @@ def test_memagents_rule_still_wants_the_box_that_its_prompt_asks_for():
     assert [score("Oslo", "boxed"), score("\\boxed{Oslo}", "boxed"), score("Oslo", "plain")] == [0, 1, 1]
 
 
-def test_what_was_recorded_is_scored_by_any_metric_as_when_it_was_played(place):
+def test_recorded_episodes_are_scored_as_when_they_were_played(place):
     def evaluated(output, metrics):
         run_evaluation(
             [config(place, command="eval")],

@@ -38,7 +38,7 @@ def module_of(resolved):
     return resolved.config.agent.modules["memory"].options
 
 
-def test_a_part_is_found_by_name_and_its_options_reach_the_agents_only_module(folder):
+def test_options_of_a_part_reach_the_agents_only_module(folder):
     write(folder / "configs/agents/short.yaml", "name: memory_agent\nchunk_tokens: 77\nmax_chunks: 3\n")
     config = write(
         folder / "configs/run.yaml", BASE.replace("agent: memory_agent", "agent: {name: short, max_chunks: 4}")
@@ -98,7 +98,7 @@ def test_overrides_are_applied_one_by_one_and_whole_parts_first(folder):
     assert resolved.config.trackers[1].mode == "local"
 
 
-def test_a_module_is_put_into_a_slot_by_name_and_options_may_stand_beside_it(folder):
+def test_a_module_fills_a_slot_by_name_with_options_beside_it(folder):
     agent = "{name: memory_agent, chunk_tokens: 3, modules: {memory: {name: recurrent_memory, max_chunks: 2}}}"
     resolved = load_config(write(folder / "run.yaml", BASE.replace("memory_agent", agent, 1)))
     options = module_of(resolved)
@@ -122,7 +122,7 @@ def test_environment_variables_and_references_are_filled_in(folder, monkeypatch)
     assert (resolved.config.model.path, resolved.config.seed, resolved.config.eval.seed) == ("tiny", 7, 7)
 
 
-def test_a_literal_dollar_brace_is_escaped_and_survives_the_round_trip(folder):
+def test_an_escaped_dollar_brace_survives_the_round_trip(folder):
     agent = r"agent: {name: memory_agent, empty_memory: 'cost \${x} and \\\${y}'}"
     resolved = load_config(write(folder / "run.yaml", f"model: tiny\nenv: longcontext\n{agent}\n"))
     assert module_of(resolved).empty_memory == "cost ${x} and \\${y}"
@@ -156,7 +156,7 @@ def test_evaluation_sets_take_their_names_from_their_files(folder):
     assert named.config.data.eval["short"] == listed.config.data.eval["eval_50"]
 
 
-def test_a_file_beside_the_config_is_found_from_elsewhere_and_after_the_config_was_moved(folder):
+def test_a_file_beside_the_config_is_found_from_elsewhere(folder):
     write(folder / "project/rows.jsonl", "{}")
     config = write(folder / "project/run.yaml", BASE + "data: {train: rows.jsonl}\n")
     resolved = load_config(config)
@@ -198,7 +198,7 @@ def make_run(folder: Path) -> Path:
     return run
 
 
-def test_a_run_folder_is_its_config_in_training_and_its_newest_whole_model_elsewhere(folder):
+def test_a_run_folder_is_its_config_in_training_else_its_newest_model(folder):
     run = make_run(folder)
     assert load_config(run).config.model.path == "tiny"
     found = load_config("runs/one", command="eval")

@@ -198,7 +198,7 @@ def test_what_a_command_does_not_use_is_not_asked_for(folder):
     assert load_config("x.yaml", command="infer").config.data.train is not None
 
 
-def test_training_needs_a_trainer_data_and_a_model_whose_tokens_are_known(folder):
+def test_training_needs_a_trainer_data_and_a_local_model(folder):
     text = BASE.replace("memory_agent", "{name: memory_agent, interface: inference}")
     problems = said(folder, text + "engine: {kind: openai, model: a, api_key_env: ''}\n", command="train")
     assert problems == [
@@ -257,7 +257,7 @@ def test_a_place_where_no_run_folder_can_be_is_told(folder):
         assert problems == [f"command line: output={place}: {folder / 'words'} is a file, no folder"]
 
 
-def test_an_extra_that_is_not_installed_is_told_with_the_command_that_installs_it(folder, monkeypatch):
+def test_a_missing_extra_is_named_with_the_command_that_installs_it(folder, monkeypatch):
     monkeypatch.setattr(readiness_file, "has_cuda", lambda: True)
     text = BASE.replace("tiny", "{path: tiny, attention: flash_attention_2}") + "engine: vllm\n"
     problems = said(folder, text, command="infer")

@@ -52,7 +52,7 @@ def test_helpers_keep_their_decoding(folder):
     assert warnings_of(folder, text, *words) == ["engines.reader.top_p: 0.9 has no effect: temperature is 0"]
 
 
-def test_a_written_run_holds_no_decoding_of_the_policy_and_old_ones_load(folder):
+def test_a_written_run_has_no_policy_sampling_and_old_ones_load(folder):
     (folder / "x.yaml").write_text(BASE, encoding="utf-8")
     resolved = load_config("x.yaml")
     assert not {"temperature", "top_p"} & {*resolved.values["engine"]}

@@ -410,7 +410,7 @@ def test_addresses_that_are_fine_pass():
     assert public_address("https://a:b@host:8/v1?x#y") == "https://host:8/v1"
 
 
-def test_connections_are_kept_and_opened_anew_where_the_server_closed_them(serve):
+def test_connections_are_reused_and_reopened_after_the_server_closed(serve):
     def act(server, connection, request):
         body = completion(content="fine").encode()
         connection.sendall(OK + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)

@@ -49,7 +49,7 @@ def texts(outcomes):
 # Cached replies
 
 
-def test_equal_greedy_conversations_are_asked_once_whatever_their_seed():
+def test_equal_greedy_conversations_are_sampled_once_for_any_seed():
     inner = ScriptedEngine(echo)
     engine = CachedEngine(inner)
     for number in range(3):
@@ -112,7 +112,7 @@ class Dying(ScriptedEngine):
         raise EngineError("out of memory")
 
 
-def test_an_engine_that_cannot_go_on_is_an_error_to_all_and_leaves_nothing_pending():
+def test_an_engine_that_fails_as_a_whole_leaves_nothing_pending():
     engine = CachedEngine(Dying(echo))
     assert texts(sample_or_errors(engine, [(said("a"), Sampling(5, GREEDY))])) == ["out of memory"]
     assert engine.pending() == 0
@@ -212,7 +212,7 @@ def test_eight_rollouts_with_equal_reader_prompts_ask_the_reader_once():
     assert [turn.trainable for turn in group.trajectories[7].turns] == [True, False]
 
 
-def test_attempts_that_a_helpers_outage_ended_have_an_unknown_reward_and_are_counted(caplog):
+def test_episodes_ended_by_an_engines_outage_have_an_unknown_reward(caplog):
     def reply(messages, sampling):
         if "b?" in messages[-1].content:
             raise EngineError("the reader is down")

@@ -120,7 +120,7 @@ def test_replies_come_back_to_the_conversations_they_belong_to(endpoint):
     assert not engine.gives_tokens
 
 
-def test_half_a_surrogate_pair_is_replaced_so_that_the_reply_can_be_written(endpoint):
+def test_half_a_surrogate_pair_in_a_reply_is_replaced(endpoint):
     endpoint.answer = lambda request, number: completion("half \ud83d of \ud83d\ude00")
     assert sample(engine_at(endpoint.url), asks(1)) == [Reply("half \ufffd of \U0001f600", "stop")]
 
@@ -290,7 +290,7 @@ def test_replies_are_returned_before_errors(endpoint):
     assert [key for key, _ in engine.step()] == [1, 2, 0]
 
 
-def test_try_sample_tells_of_each_prompt_whether_it_failed_and_leaves_pending_work_alone(endpoint):
+def test_try_sample_gives_each_outcome_and_leaves_pending_work_alone(endpoint):
     endpoint.answer = lambda request, number: (
         error(400, "bad one") if last_said(request) == "1" else completion("re " + last_said(request))
     )
@@ -380,7 +380,7 @@ def test_any_engine_can_be_sampled_with_its_errors():
             sample_or_errors(scripted, asks(3))] == ["yes", "down", "yes"]  # fmt: skip
 
 
-def test_an_engine_that_cannot_tell_which_failed_gives_the_error_for_all_that_had_no_reply():
+def test_an_engine_that_fails_as_a_whole_fails_all_without_a_reply():
     class Plain:
         gives_tokens = False
 

@@ -116,7 +116,7 @@ def test_every_sampling_parameter_is_said(small_model_path: Path):
         talk.parameters(range(10), sampling)
 
 
-def test_a_reply_ends_before_its_stop_string_and_a_greedy_one_is_certain(small_model_path: Path):
+def test_a_reply_ends_before_its_stop_string_and_greedy_is_certain(small_model_path: Path):
     chat = load_chat(ModelConfig(path=str(small_model_path)))
     talk = Conversations(chat, context=99, rows=chat.vocab_size)
     ids = tuple(chat.tokenizer("nine. seven", add_special_tokens=False)["input_ids"])
@@ -144,9 +144,7 @@ def test_weights_pass_through_files_unchanged(tmp_path: Path, monkeypatch):
         pass
 
 
-def test_the_policys_weights_are_given_whole_without_the_adapter_and_as_the_adapter_alone(
-    tmp_path: Path, small_model_path: Path
-):
+def test_the_policys_weights_come_whole_as_base_and_as_adapter_alone(tmp_path: Path, small_model_path: Path):
     policy = small_policy(small_model_path, lora={"rank": 2, "target_modules": ["q_proj"]})
     stored = dict(load_model(ModelConfig(path=str(small_model_path), device="cpu"), training=False).named_parameters())
     before = policy.weights()
@@ -208,7 +206,7 @@ class Alternating(Trainer):
         return self.state.step == 3
 
 
-def test_a_trainer_hands_weights_over_when_they_have_changed_between_sleep_and_rollout(tmp_path: Path):
+def test_a_trainer_syncs_changed_weights_between_sleep_and_rollout(tmp_path: Path):
     one, shared = Holder(), Holder()
     assert isinstance(one, WeightHolder)
     engines = {"policy": shared, "helper": shared, "other": one}
@@ -266,9 +264,7 @@ def test_it_starts_as_it_is_configured_and_leaves_the_rest_to_vllm(monkeypatch, 
     assert "enable_lora" not in events[0][1]
 
 
-def test_it_sleeps_while_the_policy_trains_and_wakes_for_new_weights_or_a_conversation(
-    monkeypatch, small_model_path: Path
-):
+def test_it_sleeps_while_the_policy_trains_and_wakes_for_new_work(monkeypatch, small_model_path: Path):
     engine, events = engine_over_the_double(monkeypatch, small_model_path)
     weights = small_policy(small_model_path).weights()
     names = sorted(name for name, _ in weights.whole())

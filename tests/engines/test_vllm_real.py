@@ -126,7 +126,7 @@ def adapted(seed: int):
     return network
 
 
-def test_an_adapter_alone_gives_the_replies_of_the_merged_model_and_takes_effect_at_every_update():
+def test_an_adapter_alone_gives_the_replies_of_the_merged_model():
     network, chat = adapted(1), load_chat(TINY)
     engine = vllm_engine(TINY, rank=8, max_num_seqs=5, max_num_batched_tokens=1024)
     plain = sample(engine, ASKS)
@@ -156,7 +156,7 @@ def test_an_adapter_alone_gives_the_replies_of_the_merged_model_and_takes_effect
     engine.close()
 
 
-def test_a_stored_adapter_is_part_of_the_model_from_the_start_without_a_prefix_cache_too(tmp_path: Path):
+def test_a_stored_adapter_is_part_of_the_model_from_the_start(tmp_path: Path):
     network, chat = adapted(2), load_chat(TINY)
     PolicyWeights(network, torch.float32, 1).write_adapter(tmp_path)
     # On the CPU a prompt with a seed cannot be prefilled in parts, so there is room for all of them at once.
@@ -180,7 +180,7 @@ def mean_difference(replies, network, vocabulary: int) -> float:
     return fmean(values)
 
 
-def test_in_bfloat16_an_adapter_alone_is_nearer_to_the_trainer_than_a_merged_one():
+def test_in_bfloat16_an_adapter_alone_is_nearer_to_the_trainer():
     config = TINY.model_copy(update={"dtype": "bfloat16"})
     model, chat = load_model(config, training=True, frozen_base=True), load_chat(config)
     network = trainable(model, LoraOptions(rank=8), torch.bfloat16, 1)
@@ -230,7 +230,7 @@ def server_url(monkeypatch) -> Iterator[str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_real_server_gives_the_replies_of_the_weights_that_it_was_handed(server_url: str):
+def test_a_real_server_gives_the_replies_of_the_synced_weights(server_url: str):
     from memfactory.engines.vllm.server import VllmServerEngine
 
     chat = load_chat(TINY)

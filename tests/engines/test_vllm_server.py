@@ -102,7 +102,7 @@ def test_an_address_or_a_key_that_cannot_be_used_is_refused(connect, options, wo
 # Replies
 
 
-def test_ids_and_log_probabilities_come_as_sampled_under_parameters_that_are_all_said(server, connect):
+def test_ids_and_log_probabilities_come_under_explicit_parameters(server, connect):
     engine = connect()
     assert isinstance(engine, WeightHolder) and engine.gives_tokens
     engine.submit("a", *ASK)
@@ -143,7 +143,7 @@ def test_ids_and_log_probabilities_come_as_sampled_under_parameters_that_are_all
     engine.close()
 
 
-def test_a_busy_server_is_asked_again_and_one_that_stays_so_is_an_error(server, connect):
+def test_a_busy_server_is_retried_and_one_that_stays_busy_is_an_error(server, connect):
     engine = connect()
     sample(engine, [ASK])
     server.requests.clear()
@@ -158,7 +158,7 @@ def test_a_busy_server_is_asked_again_and_one_that_stays_so_is_an_error(server, 
         sample(engine, [ASK])
 
 
-def test_a_prompt_that_does_not_fit_and_a_request_that_is_refused_are_of_one_conversation_alone(server, connect):
+def test_a_long_prompt_or_a_refusal_fails_one_conversation_alone(server, connect):
     engine = connect()
     long = ([Message("user", "seven " * 99)], Sampling(3))
     with pytest.raises(PromptTooLong, match="the context is 64 tokens"):
@@ -193,9 +193,7 @@ def test_an_answer_that_does_not_fit_what_was_asked_is_no_reply(server, connect,
 # Weights
 
 
-def test_whole_weights_are_handed_over_and_confirmed_and_the_prefix_cache_is_dropped(
-    server, connect, small_model_path: Path
-):
+def test_whole_weights_are_synced_and_clear_the_prefix_cache(server, connect, small_model_path: Path):
     engine, weights = connect(), small_policy(small_model_path).weights()
     server.requests.clear()
     engine.update_weights(weights)
@@ -216,7 +214,7 @@ def test_whole_weights_are_handed_over_and_confirmed_and_the_prefix_cache_is_dro
         engine.update_weights(weights)
 
 
-def test_without_a_trainer_the_model_itself_is_handed_over_before_the_first_conversation(server, connect):
+def test_without_a_trainer_the_model_is_synced_at_first_use(server, connect):
     engine = connect()
     assert server.held is None
     sample(engine, [ASK, ASK])
@@ -244,7 +242,7 @@ def test_an_adapter_is_handed_over_alone_under_a_name_of_its_own(server, connect
     assert server.adapters == {} and not Path(server.asked("/v1/load_lora_adapter")[-1]["lora_path"]).exists()
 
 
-def test_an_adapter_that_another_run_left_behind_is_not_taken_for_the_model(server, connect):
+def test_an_adapter_left_by_another_run_is_not_taken_for_the_model(server, connect):
     server.adapters["left-behind"] = []
     sample(connect(), [ASK])
     assert server.asked("/v1/completions")[-1]["model"] == "base"
@@ -259,7 +257,7 @@ def test_a_reply_under_another_name_is_none(server, connect):
         sample(engine, [ASK])
 
 
-def test_an_adapter_comes_with_its_base_where_the_server_has_other_weights(server, connect, small_model_path: Path):
+def test_an_adapter_comes_with_its_base_to_a_server_of_other_weights(server, connect, small_model_path: Path):
     server.held = "of another run"
     engine, weights = connect(), small_policy(small_model_path, lora=LORA).weights()
     engine.update_weights(weights)
@@ -296,9 +294,7 @@ def test_replies_of_a_server_with_other_weights_never_pass(server, connect, foun
     assert isinstance(outcome, EngineError)
 
 
-def test_an_update_that_is_not_confirmed_is_an_error_and_nothing_is_asked_under_it(
-    server, connect, small_model_path: Path
-):
+def test_an_update_that_is_not_confirmed_is_an_error(server, connect, small_model_path: Path):
     engine, weights = connect(), small_policy(small_model_path).weights()
     engine.update_weights(weights)
     server.faults["/collective_rpc"] = [{"results": [{"version": "old"}]}] * 2
@@ -315,9 +311,7 @@ def test_an_update_that_is_not_confirmed_is_an_error_and_nothing_is_asked_under_
         engine.update_weights(weights)
 
 
-def test_a_config_names_a_server_and_helpers_that_differ_in_decoding_alone_share_it(
-    server, small_model_path: Path, tmp_path: Path
-):
+def test_engines_that_differ_in_sampling_alone_share_a_server(server, small_model_path: Path, tmp_path: Path):
     file = tmp_path / "x.yaml"
     file.write_text(
         f"model: {small_model_path}\nagent: memory_agent\nenv: longcontext\n"

@@ -54,7 +54,7 @@ def test_a_number_that_is_not_finite_is_written_as_null(tmp_path):
     assert rows(tmp_path) == [{"step": 1, "loss": None, "kl": None, "reward": 0.5}]
 
 
-def test_away_from_a_terminal_a_step_is_one_line_with_reward_parts_and_the_time_left(tmp_path):
+def test_away_from_a_terminal_a_step_is_one_line_with_reward_parts(tmp_path):
     file, now = io.StringIO(), iter([100.0, 100.0, 200.0, 200.0])
     tracker = ConsoleTracker(Console(file=file, width=300), clock=lambda: next(now))
     tracker.start(info(tmp_path, total=4))
@@ -69,7 +69,7 @@ def test_away_from_a_terminal_a_step_is_one_line_with_reward_parts_and_the_time_
     assert lines[2] == "step 2/4  reward 0.500  0:00:40 left"
 
 
-def test_steps_within_a_second_share_a_line_but_the_last_step_always_shows(tmp_path):
+def test_steps_within_a_second_share_a_line_but_the_last_step_shows(tmp_path):
     file = io.StringIO()
     tracker = ConsoleTracker(Console(file=file, width=300), clock=lambda: 5.0)
     tracker.start(info(tmp_path, total=3))
@@ -78,7 +78,7 @@ def test_steps_within_a_second_share_a_line_but_the_last_step_always_shows(tmp_p
     assert [line.split()[1] for line in file.getvalue().splitlines()[1:]] == ["1/3", "3/3"]
 
 
-def test_on_a_terminal_the_display_is_live_and_evaluations_stay_above_it(tmp_path):
+def test_on_a_terminal_evaluations_stay_above_the_live_display(tmp_path):
     file = io.StringIO()
     tracker = ConsoleTracker(Console(file=file, width=100, force_terminal=True))
     tracker.start(info(tmp_path))
@@ -160,7 +160,7 @@ def no_keys(monkeypatch):
 
 
 @pytest.mark.usefixtures("no_keys")
-def test_swanlab_online_without_a_key_logs_offline_into_the_run_folder(tmp_path, monkeypatch, caplog):
+def test_swanlab_online_without_a_key_logs_offline_into_the_run(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("SWANLAB_PROJECT", "what transformers documents")
     hook = sys.excepthook
     tracker = SwanlabTracker(SwanlabConfig(mode="online"))
