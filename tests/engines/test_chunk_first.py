@@ -1,4 +1,4 @@
-"""Prompts that show the section before the memory: the attempts at a task share all of it, token for token."""
+"""Prompts with the chunk before the memory: the episodes of a task share all of it, token for token."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Helper engines: greedy replies asked for once, models of their own, outages that leave rewards unknown."""
+"""Engines beside the policy's: cached greedy replies, models of their own, outages that leave rewards unknown."""
 
 from __future__ import annotations
 
@@ -241,7 +241,7 @@ def weights(engine):
     return engine._forward._model
 
 
-def test_a_helpers_own_model_is_frozen_and_is_not_the_policys(tmp_path, small_model_path):
+def test_an_engines_own_model_is_frozen_and_not_the_policys(tmp_path, small_model_path):
     own = f"{{path: '{small_model_path}', device: cpu}}"
     engines = (
         f"{{reader: {{kind: hf, model: {own}, temperature: 0.5, top_p: 0.25}}, "
@@ -265,7 +265,7 @@ def test_a_helpers_own_model_is_frozen_and_is_not_the_policys(tmp_path, small_mo
     stack.close()
 
 
-def test_the_plan_counts_the_weights_of_helpers_once(tmp_path, small_model_path):
+def test_the_plan_counts_the_weights_of_each_engine_once(tmp_path, small_model_path):
     own = f"{{path: '{small_model_path}', device: cpu}}"
     engines = (
         f"{{reader: {{kind: hf, model: {own}}}, judge: {{kind: hf, model: {own}, temperature: 1}}, "
@@ -280,13 +280,13 @@ def test_the_plan_counts_the_weights_of_helpers_once(tmp_path, small_model_path)
     )
     # Four bytes for the model that two names share, two for the one in half precision.
     assert plan.memory["frozen models"] == 6 * parameters
-    # The policy is `tiny`, 5.4 MB; while they decode, the helper in float32 has a copy of its weights too.
+    # The policy is `tiny`, 5.4 MB; while they decode, the frozen engine in float32 has a copy of its weights too.
     alone = make_plan(load_config(written(tmp_path, "{mirror: {kind: hf}}", more), ["agent.engine=policy"]))
     assert plan.memory["decoding"] - alone.memory["decoding"] == 4 * parameters
     assert peak_bytes(plan.memory) - peak_bytes({**plan.memory, "frozen models": 0}) == 6 * parameters
 
 
-def test_a_local_helper_serves_a_policy_that_speaks_through_an_api(tmp_path, small_model_path):
+def test_a_local_engine_stands_beside_a_policy_at_an_endpoint(tmp_path, small_model_path):
     api = "engine: {kind: openai, model: m, base_url: 'http://h.invalid/v1', api_key_env: '', tokenizer: tiny}"
     engines = f"{{reader: {{kind: hf, model: {{path: '{small_model_path}', device: cpu}}}}}}"
     stack = build_runtime(load_config(written(tmp_path, engines, api)), training=False)
@@ -294,7 +294,7 @@ def test_a_local_helper_serves_a_policy_that_speaks_through_an_api(tmp_path, sma
     stack.close()
 
 
-def test_a_helpers_model_may_be_a_name_and_lie_beside_the_config(tmp_path, small_model_path, monkeypatch):
+def test_an_engines_model_may_be_a_name_beside_the_config(tmp_path, small_model_path, monkeypatch):
     (tmp_path / "weights").symlink_to(small_model_path)
     path = written(tmp_path, "{reader: {kind: hf, model: weights}, judge: {kind: hf, model: tiny}}")
     monkeypatch.chdir("/")
@@ -314,10 +314,10 @@ def test_a_helpers_model_may_be_a_name_and_lie_beside_the_config(tmp_path, small
         ("{reader: {kind: hf, model: {pth: x}}}", "", r"engines.reader.model.pth: .*did you mean 'path'"),
     ],
 )
-def test_mistakes_in_a_helpers_model_are_told_where_they_stand(tmp_path, engines, more, told):
+def test_mistakes_in_an_engines_model_are_reported_at_their_line(tmp_path, engines, more, told):
     with pytest.raises(ConfigError, match=told):
         load_config(written(tmp_path, engines, more), command="infer")
 
 
-def test_a_model_that_only_an_unused_helper_has_need_not_be_there(tmp_path):
+def test_the_model_of_an_unused_engine_need_not_exist(tmp_path):
     load_config(written(tmp_path, "{reader: {kind: hf}, judge: {kind: hf, model: ./none}}"), command="infer")
