@@ -17,8 +17,8 @@ from memfactory.errors import MemFactoryError
 from memfactory.plan.footprint import Architecture, Load, memory_by_component
 from memfactory.policy.batch import TrainingTurn
 from memfactory.policy.kl_control import KlCoefficient
+from memfactory.policy.kl_reward import KlPenalty
 from memfactory.policy.objective import LossInputs, token_losses
-from memfactory.trainers.kl_reward import KlPenalty
 from memfactory.types import Group, Reply, Reward, Task, Tokens, Trajectory, Turn
 from small_policy import small_policy, some_turns
 

@@ -20,6 +20,7 @@ from memfactory.plan.flops import device_metrics, device_peak, training_flops
 from memfactory.plan.footprint import architecture
 from memfactory.plan.work import Forecast, Work
 from memfactory.policy.batch import TrainingTurn, has_variance, step_advantages, teaches, training_turns
+from memfactory.policy.kl_reward import KlPenalty
 from memfactory.policy.measures import summarized
 from memfactory.policy.policy import Policy
 from memfactory.registry import TRAINERS
@@ -35,7 +36,6 @@ from memfactory.trainers.carried import (
 )
 from memfactory.trainers.checkpoint import TrainState
 from memfactory.trainers.diagnosis import diagnose
-from memfactory.trainers.kl_reward import KlPenalty
 from memfactory.trainers.order import TrainingTasks
 from memfactory.trainers.overlong import OverlongTasks, fitting_tasks
 from memfactory.trainers.rollout_metrics import gathered_facts, gathered_metrics, gathered_rewards, gathered_texts
