@@ -1,7 +1,7 @@
 """The `memfactory` command. Nothing heavy is imported before a command runs.
 
-Exit codes: 0 done, 1 failed, 2 a mistake in the command line, the configuration or the data, 130 stopped by Ctrl-C (or
-by another signal, in a training run that saved its last whole step), 129 and 143 stopped by SIGHUP and SIGTERM.
+Exit codes: 0 done; 1 failed; 2 a mistake in the command line, the configuration or the data; 130 stopped by Ctrl-C (or
+by another signal, in a training run that saved its last whole step); 129 and 143 stopped by SIGHUP and SIGTERM.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from memfactory.terminal import guarded_streams
 
 INTERRUPTED = 130
 TEXTS = ("--question",)
-"""Options whose values are texts, where `~` is a sign like any other."""
+"""Options with texts as values: `~` has no meaning in them."""
 REFUSED_BY_THE_MACHINE = (
     errno.ENOSPC,
     errno.EDQUOT,
@@ -47,8 +47,7 @@ REFUSED_BY_THE_MACHINE = (
     errno.ESTALE,
     errno.EMFILE,
 )
-"""Errors of files that say something about the machine or its folders and nothing about our code: a disk that is full,
-a folder in the place of a file."""
+"""File errors of the machine or its folders, not of our code: a full disk, a folder in place of a file."""
 
 app = typer.Typer(
     name="memfactory",
@@ -67,8 +66,8 @@ app.add_typer(datasets, name="data")
 app.command("env")(show_environment)
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(requested: bool) -> None:
+    if requested:
         from importlib import metadata
 
         echo(f"memfactory {metadata.version('memfactory')}")
@@ -112,7 +111,7 @@ def _run(arguments: Sequence[str]) -> int:
     try:
         app(args=words, prog_name="memfactory")
     except SystemExit as stop:
-        # Typer turns Ctrl-C into an exit; one that a command has spoken about itself has another cause.
+        # Typer turns Ctrl-C into an exit; an exit with a message of its own has another cause.
         cause = getattr(stop.__context__, "__cause__", None)
         if isinstance(cause, Terminated):
             return _terminated(cause)
@@ -134,35 +133,35 @@ def _run(arguments: Sequence[str]) -> int:
             return 1
         complain(MemFactoryError(f"{error.filename or 'writing'}: {error.strerror}"))
         return MemFactoryError.exit_code
-    except Exception as error:  # noqa: BLE001 - the last stop: what arrives here is our bug, and is reported as one
+    except Exception as error:  # noqa: BLE001 - the last stop: an error that arrives here is our bug and reported as one
         report_bug(error)
         return 1
     return 0
 
 
 def _at_home(words: Sequence[str]) -> list[str]:
-    """The words with the home folder for `~` where shells leave it: in `--output=~/x` and in `--output '~/x'`.
+    """The words with `~` expanded where shells leave it: in `--output=~/x` and in `--output '~/x'`.
 
-    An override such as `output=~/x` is its config's business, and a question is no path.
+    The config expands an override such as `output=~/x` itself, and a question is no path.
     """
-    found = []
+    expanded = []
     for before, word in zip(["", *words], words, strict=False):
         name, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
         is_path = value.startswith("~") and (name or before) not in TEXTS
-        found.append(f"{name}{equals}{os.path.expanduser(value)}" if is_path else word)
-    return found
+        expanded.append(f"{name}{equals}{os.path.expanduser(value)}" if is_path else word)
+    return expanded
 
 
 def _terminated(stopped: Terminated) -> int:
-    """Say by what the command was stopped; the exit code that shells give for it."""
+    """Print the signal that stopped the command; the exit code that shells give for it."""
     echo(f"Stopped by {signal.Signals(stopped.number).name}.", err=True)
     return 128 + stopped.number
 
 
 def _with_values(words: Sequence[str]) -> list[str]:
     """`--resume` without a value means `--resume=auto`."""
-    found = []
+    completed = []
     for word, following in zip(words, [*words[1:], ""], strict=True):
         alone = not following or following.startswith("-") or is_override(following)
-        found.append("--resume=auto" if word == "--resume" and alone else word)
-    return found
+        completed.append("--resume=auto" if word == "--resume" and alone else word)
+    return completed

@@ -14,7 +14,7 @@ from memfactory.errors import ConfigError
 if TYPE_CHECKING:
     from memfactory.config import Resolved
 
-app = typer.Typer(help="Look at configurations.", no_args_is_help=True)
+app = typer.Typer(help="Show and check configurations.", no_args_is_help=True)
 
 
 @app.command(context_settings={"ignore_unknown_options": True})
@@ -22,10 +22,10 @@ def show(
     context: typer.Context,
     config: Source,
     overrides: Overrides = None,
-    origin: Annotated[bool, typer.Option("--origin", help="Say where each value was written.")] = False,
+    origin: Annotated[bool, typer.Option("--origin", help="Show the file and line of each value.")] = False,
     trust: Trust = False,
 ) -> None:
-    """Print the whole configuration as it would run, defaults included."""
+    """Print the resolved configuration, defaults included."""
     refuse_options(context, overrides or [])
     resolved = load(config, overrides or [], None, trust=trust)
     console = stdout()
@@ -59,7 +59,7 @@ def validate(
     configs: Annotated[
         list[str],
         typer.Argument(
-            metavar="CONFIG", help="Configs, run folders or models; overrides (key=value) count for all of them."
+            metavar="CONFIG", help="Configs, run folders or models. Overrides (key=value) apply to all of them."
         ),
     ],
     command: Annotated[
@@ -67,12 +67,12 @@ def validate(
         typer.Option(
             "--for",
             metavar="COMMAND",
-            help="Also check the files, keys and hardware that it needs: train, eval or infer.",
+            help="Also check the files, keys and hardware for a command: train, eval or infer.",
         ),
     ] = None,
     trust: Trust = False,
 ) -> None:
-    """Check configurations and tell every mistake in them."""
+    """Check configurations and report every mistake."""
     if command not in (None, "train", "eval", "infer"):
         raise typer.BadParameter(f"{command!r} is none of train, eval, infer", param_hint="--for")
     refuse_options(context, configs)
@@ -92,7 +92,7 @@ def validate(
 
 @app.command()
 def schema(
-    output: Annotated[typer.FileTextWrite | None, typer.Option(help="The file to write; default: stdout.")] = None,
+    output: Annotated[typer.FileTextWrite | None, typer.Option(help="The file to write. Default: stdout.")] = None,
 ) -> None:
     """Print the JSON schema of a config, with every component's options, for editors.
 

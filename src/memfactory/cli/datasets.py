@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("memfactory")
 app = typer.Typer(help="Make training and evaluation sets, seeded and reproducible.", no_args_is_help=True)
-Output = Annotated[Path, typer.Option(help="The folder to write into.")]
+Output = Annotated[Path, typer.Option(help="The folder of the files.")]
 Tokenizer = Annotated[
     str,
-    typer.Option(help="What measures lengths: a model folder, a tokenizer.json, a hub id that is cached, or `tiny`."),
+    typer.Option(help="The tokenizer of lengths: a model folder, a tokenizer.json, a cached hub id, or `tiny`."),
 ]
 
 
@@ -36,7 +36,7 @@ def counter(tokenizer: str) -> Callable[[str], int]:
 
 @contextmanager
 def progress() -> Iterator[OnProgress]:
-    """A bar for each file, on terminals only."""
+    """A progress bar per file, on terminals only."""
     from rich.progress import Progress, TaskID
 
     with Progress(console=stderr(), transient=True, disable=not stderr().is_terminal) as bar:
@@ -51,12 +51,12 @@ def progress() -> Iterator[OnProgress]:
 
 
 def tell(report: Report) -> None:
-    """What was made and what was left out."""
+    """Print the files with their sizes, and the rows that were left out."""
     console = stdout()
     for file in report.files:
         tokens = "" if file.mean_tokens is None else f", {file.mean_tokens:,.0f} tokens a row"
-        said = f"{file.path}: {file.rows:,} rows{tokens}, sha256 {file.sha256[:16]}"
-        console.print(said, highlight=False, markup=False, soft_wrap=True)
+        line = f"{file.path}: {file.rows:,} rows{tokens}, sha256 {file.sha256[:16]}"
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     for note in report.notes:
         stderr().print(note, highlight=False, markup=False, soft_wrap=True)
 
@@ -72,22 +72,22 @@ def _span(text: str) -> tuple[int, int]:
 def hotpotqa(
     questions: Annotated[Path, typer.Argument(help="A HotpotQA file (hotpot_train_v1.1.json, or the hub's parquet).")],
     output: Output = Path("data"),
-    documents: Annotated[Path | None, typer.Option(help="More documents to hide among (title, text).")] = None,
+    documents: Annotated[Path | None, typer.Option(help="More documents for the haystack (title, text).")] = None,
     evaluation: Annotated[
         Path | None,
-        typer.Option(help="Another HotpotQA file to ask from; default: hold some questions out."),
+        typer.Option(help="Another HotpotQA file for evaluation questions. Default: some questions are held out."),
     ] = None,
-    train_docs: Annotated[str, typer.Option(help="Documents of a training text: a number or a range.")] = "50-80",
+    train_docs: Annotated[str, typer.Option(help="Documents per training text: a number or a range.")] = "50-80",
     eval_docs: Annotated[
         list[int] | None,
-        typer.Option(help="Documents of an evaluation text; repeat for several sets. Default: 50 and 100."),
+        typer.Option(help="Documents per evaluation text. Repeatable, one set each. Default: 50 and 100."),
     ] = None,
-    eval_questions: Annotated[int, typer.Option(min=1, help="Evaluation questions.")] = 128,
-    train_rows: Annotated[int | None, typer.Option(min=1, help="Training rows; default: one a question.")] = None,
+    eval_questions: Annotated[int, typer.Option(min=1, help="Number of evaluation questions.")] = 128,
+    train_rows: Annotated[int | None, typer.Option(min=1, help="Training rows. Default: one per question.")] = None,
     train_format: Annotated[str, typer.Option(help="json, jsonl or parquet (MemAgent's own form).")] = "json",
-    keep_yes_no: Annotated[bool, typer.Option("--keep-yes-no", help="Keep questions answered by yes or no.")] = False,
-    seed: Annotated[int, typer.Option(help="Seed of what is drawn.")] = 0,
-    tokenizer: Annotated[str | None, typer.Option(help="Also report mean lengths in this tokenizer's tokens.")] = None,
+    keep_yes_no: Annotated[bool, typer.Option("--keep-yes-no", help="Keep yes/no questions.")] = False,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    tokenizer: Annotated[str | None, typer.Option(help="Also report mean lengths in tokens of this tokenizer.")] = None,
 ) -> None:
     """MemAgent's training and evaluation sets from HotpotQA: hotpotqa_train and eval_50, eval_100, ..."""
     start_logging()
@@ -116,11 +116,11 @@ def locomo(
     file: Annotated[Path, typer.Argument(help="LoCoMo's locomo10.json.")],
     output: Output = Path("data"),
     form: Annotated[str, typer.Option(help="Training rows: tuples, window, replay or questions.")] = "tuples",
-    window: Annotated[int, typer.Option(min=0, help="Turns in a tuple's bank, or before a window's last.")] = 50,
-    fact_turns: Annotated[int, typer.Option(min=1, help="The most new turns of a tuple.")] = 4,
-    speakers: Annotated[bool, typer.Option("--speakers", help="A namespace for each speaker in the banks.")] = False,
-    captions: Annotated[bool, typer.Option(help="What shared images show, behind the text.")] = True,
-    adversarial: Annotated[bool, typer.Option("--adversarial", help="Also questions that have no answer.")] = False,
+    window: Annotated[int, typer.Option(min=0, help="Turns in a tuple's bank or a window.")] = 50,
+    fact_turns: Annotated[int, typer.Option(min=1, help="Largest number of new turns in a tuple.")] = 4,
+    speakers: Annotated[bool, typer.Option("--speakers", help="Give each speaker a namespace in the banks.")] = False,
+    captions: Annotated[bool, typer.Option(help="Append captions of shared images to the text.")] = True,
+    adversarial: Annotated[bool, typer.Option("--adversarial", help="Include questions without an answer.")] = False,
 ) -> None:
     """LoCoMo in Memory-R1's split by conversation: locomo_train, locomo_val and locomo_test."""
     start_logging()
@@ -147,9 +147,9 @@ def longmemeval(
     file: Annotated[Path, typer.Argument(help="A LongMemEval file: oracle, s or m.")],
     output: Output = Path("data"),
     types: Annotated[
-        list[str] | None, typer.Option("--type", help="Only this type of question; repeat for several.")
+        list[str] | None, typer.Option("--type", help="Keep only questions of this type. Repeatable.")
     ] = None,
-    evidence: Annotated[str, typer.Option(help="What counts as evidence: turns or sessions.")] = "turns",
+    evidence: Annotated[str, typer.Option(help="Unit of evidence: turns or sessions.")] = "turns",
 ) -> None:
     """LongMemEval as rows of the memory environments: <name of the file>.jsonl."""
     start_logging()
@@ -169,9 +169,9 @@ def longmemeval(
     tell(report)
 
 
-Length = Annotated[int, typer.Option(min=256, help="Longest text in tokens of the tokenizer.")]
-Rows = Annotated[int, typer.Option(min=1, help="Rows.")]
-Seed = Annotated[int, typer.Option(help="Seed of what is drawn.")]
+Length = Annotated[int, typer.Option(min=256, help="Longest text in tokens.")]
+Rows = Annotated[int, typer.Option(min=1, help="Number of rows.")]
+Seed = Annotated[int, typer.Option(help="Random seed.")]
 
 
 @app.command()
@@ -210,9 +210,9 @@ def _ruler(task: str, output: Path, length: int, rows: int, seed: int, tokenizer
 
 @app.command()
 def export(
-    dataset: Annotated[str, typer.Argument(help="A registered dataset, such as facts; a file or hub id works too.")],
+    dataset: Annotated[str, typer.Argument(help="A registered dataset such as facts, a file or a hub id.")],
     output: Annotated[Path, typer.Option(help="The file to write: .json, .jsonl or .parquet.")],
-    options: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Its options.")] = None,
+    options: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Options of the dataset.")] = None,
 ) -> None:
     """Write the rows of a dataset to a file, for example: export facts rows=500 split=heldout --output facts.jsonl"""
     start_logging()
@@ -226,19 +226,19 @@ def export(
     overrides, renamed = with_present_names(parse_overrides(options or []), ("data", "train"))
     for former in renamed:
         log.warning("%s", former.warning)
-    given = _options(overrides)
-    component = dataset_component({"name": dataset, **given}, Path())
-    found = DATASETS.get(component.name)(component.options, Path()).rows()
-    problems = [f"{row.source}: {row.problem}" for row in found if row.problem is not None]
+    values = _options(overrides)
+    component = dataset_component({"name": dataset, **values}, Path())
+    rows = DATASETS.get(component.name)(component.options, Path()).rows()
+    problems = [f"{row.source}: {row.problem}" for row in rows if row.problem is not None]
     if problems:
         raise DataError("\n".join(problems[:5]))
     with progress() as on_progress:
-        written = write_rows(output, (dict(row.values) for row in found), len(found), on_progress=on_progress)
+        written = write_rows(output, (dict(row.values) for row in rows), len(rows), on_progress=on_progress)
     tell(Report((written,)))
 
 
 def _options(overrides: Sequence[Override]) -> dict[str, object]:
-    """A dataset's options by name. Raises ConfigError for what leads into one."""
+    """The options of a dataset by name. Raises ConfigError for a key inside an option."""
     for override in overrides:
         if len(override.path) > 1:
             name = override.path[0]

@@ -1,4 +1,4 @@
-"""`memfactory list`: what exists, one line each."""
+"""`memfactory list`: all components, one line each."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ KINDS = (*REGISTERED, *CHOSEN, "configs")
 
 
 def list_components(
-    kind: Annotated[str | None, typer.Argument(help=f"One of {', '.join(KINDS)}; default: all of them.")] = None,
+    kind: Annotated[str | None, typer.Argument(help=f"One of {', '.join(KINDS)}. Default: all.")] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show every option with its default.")] = False,
-    config: Annotated[str | None, typer.Option(help="Also list what this config's plugins bring.")] = None,
+    config: Annotated[str | None, typer.Option(help="Also list the components of this config's plugins.")] = None,
     trust: Trust = False,
 ) -> None:
-    """List what a config can name: agents, modules, rewards, trainers, datasets, engines, trackers, configs ..."""
+    """List the components for configs: agents, modules, rewards, trainers, datasets, engines, trackers, configs ..."""
     if kind is not None and kind not in KINDS:
         raise ConfigError(unknown("kind of component", kind, KINDS))
     if config is not None:
@@ -71,7 +71,7 @@ def _show_kind(console: Console, kind: str, verbose: bool) -> None:
 
 
 def _show_choices(console: Console, kind: str, verbose: bool) -> None:
-    """What is chosen by `kind`, with the options of each."""
+    """Print the values of `kind`, with the options of each."""
     from rich.table import Table
     from rich.text import Text
 
@@ -93,7 +93,7 @@ def _add_options(table: Table, options: type[BaseModel]) -> None:
     if presets := getattr(options, "presets", None):
         table.add_row(Text("    prompts"), Text(f"presets of prompts: {', '.join(sorted(presets))}", style="dim"))
     for option in options_of(options):
-        default = "must be given" if option.default is None else f"default {option.default}"
+        default = "required" if option.default is None else f"default {option.default}"
         table.add_row(Text(f"    {option.key}"), Text(f"{option.doc} [{option.type}; {default}]", style="dim"))
 
 

@@ -1,4 +1,4 @@
-"""How the command line speaks: errors and warnings on stderr, results on stdout."""
+"""Output of the command line: errors and warnings on stderr, results on stdout."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ if TYPE_CHECKING:
 
 
 FILE_WIDTH = 160
-"""Columns of what goes to a file or a pipe."""
+"""Columns of output to a file or a pipe."""
 
 
 def stdout() -> Console:
-    """Where results go."""
+    """The console of results."""
     from memfactory.console import Console
 
     return Console(width=_width(sys.stdout))
 
 
 def stderr() -> Console:
-    """Where everything else goes."""
+    """The console of everything else."""
     from memfactory.console import Console
 
     return Console(stderr=True, width=_width(sys.stderr))
 
 
 def _width(stream: TextIO | None) -> int | None:
-    """The columns of what is printed to `stream`, which a process may lack; None: as rich finds it."""
+    """The columns of output to `stream`, which a process may lack; None: rich measures the terminal."""
     return None if _is_terminal(stream) or "COLUMNS" in os.environ else FILE_WIDTH
 
 
@@ -50,7 +50,7 @@ def _is_terminal(stream: TextIO | None) -> bool:
 
 
 def is_main_process() -> bool:
-    """Whether this is the process that speaks, of those that torchrun or `accelerate launch` started."""
+    """Whether this process prints, of those that torchrun or `accelerate launch` started."""
     return process_rank() == 0
 
 
@@ -58,7 +58,7 @@ def start_logging() -> None:
     """Show warnings and notices of the package on stderr, one line each."""
     from rich.logging import RichHandler
 
-    # The hub's own words about a machine without network; what cannot be fetched is told by whoever asked for it.
+    # Without network the hub prints messages of its own; our errors name the file that is missing.
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     logger = logging.getLogger("memfactory")
     if not logger.handlers:
@@ -68,14 +68,14 @@ def start_logging() -> None:
             handler = RichHandler(console=stderr(), show_time=False, show_path=False, markup=False)
         handler.setFormatter(_SafeFormatter("%(message)s" if terminal else "%(levelname)s: %(message)s"))
         if not is_main_process():
-            handler.addFilter(_said_by_no_other)
+            handler.addFilter(_is_new)
         logger.addHandler(handler)
         logger.setLevel(logging.INFO if is_main_process() else logging.WARNING)
         logger.propagate = False
 
 
 class _StderrHandler(logging.StreamHandler[TextIO]):
-    """Writes to what is stderr when a message comes, not to what was when the first command began."""
+    """Writes to the present stderr, not to the stderr of the first command."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
@@ -85,8 +85,8 @@ class _StderrHandler(logging.StreamHandler[TextIO]):
         return sys.stderr
 
 
-def _said_by_no_other(record: logging.LogRecord) -> bool:
-    """Whether no other process has said the same."""
+def _is_new(record: logging.LogRecord) -> bool:
+    """Whether no other process has printed the same message."""
     return first_to_say(record.getMessage())
 
 
@@ -103,7 +103,7 @@ def message(text: str) -> str:
 
 
 def echo(text: str, *, err: bool = False, end: str = "\n") -> None:
-    """Print `text`, which need not be ours, to stdout or stderr. Nothing else prints but the consoles above."""
+    """Print `text`, from any source, to stdout or stderr. Apart from this only the consoles above print."""
     stream = sys.stderr if err else sys.stdout
     if stream is not None:
         stream.write(harmless(text) + end)
@@ -111,14 +111,14 @@ def echo(text: str, *, err: bool = False, end: str = "\n") -> None:
 
 
 def complain(error: MemFactoryError) -> None:
-    """Say what the user can mend: a panel on a terminal, plain lines elsewhere.
+    """Print an error for the user: a panel on a terminal, plain lines elsewhere.
 
-    Of several processes each says what it met, after its rank, and what all met is said once.
+    With several processes each line begins with the rank, and an error of all processes is printed once.
     """
     if not first_to_say(str(error)):
         return
-    given = error.problems if isinstance(error, ConfigError) else (str(error),)
-    problems = [message(speaker() + problem) for problem in given]
+    messages = error.problems if isinstance(error, ConfigError) else (str(error),)
+    problems = [message(speaker() + problem) for problem in messages]
     title = "Error" if len(problems) == 1 else f"{len(problems)} problems"
     if not _is_terminal(sys.stderr):
         echo("\n".join(f"error: {problem}" for problem in problems), err=True)
@@ -130,20 +130,20 @@ def complain(error: MemFactoryError) -> None:
 
 
 def report_bug(error: Exception) -> None:
-    """Say that something is wrong with MemFactory (or a plugin), with the traceback; of several processes, once."""
-    told = f"{type(error).__name__}: {error}"
-    if not first_to_say(told):
+    """Report a bug of MemFactory or of a plugin with its traceback; several processes report it once."""
+    summary = f"{type(error).__name__}: {error}"
+    if not first_to_say(summary):
         return
     echo(message("".join(traceback.format_exception(error))), err=True, end="")
     echo(
-        message(f"error: {speaker()}{told}") + "\nThis is a bug in MemFactory or in a plugin, not in your command. "
+        message(f"error: {speaker()}{summary}") + "\nThis is a bug in MemFactory or in a plugin, not in your command. "
         "Please report it with the lines above and the output of `memfactory env`.",
         err=True,
     )
 
 
 def typed(text: str, option: str) -> str:
-    """What was typed behind `option`, read as UTF-8 whatever the locale is. ConfigError where it is none."""
+    """The value of `option` as UTF-8, in any locale. Raises ConfigError for other bytes."""
     try:
         return os.fsencode(text).decode()
     except UnicodeError:
@@ -151,7 +151,7 @@ def typed(text: str, option: str) -> str:
 
 
 def refuse_options(context: typer.Context, words: Sequence[str]) -> None:
-    """Raise ConfigError for words that look like options: overrides are taken as they come, and a typo is neither."""
+    """Raise ConfigError for words that look like options but are none: typer takes them for overrides."""
     known = [name for parameter in context.command.params for name in parameter.opts if name.startswith("--")]
     wrong = [word for word in words if word.startswith("-") and len(word) > 1 and "=" not in word]
     if wrong:
@@ -166,13 +166,11 @@ def refuse_options(context: typer.Context, words: Sequence[str]) -> None:
         raise ConfigError(problems)
 
 
-Trust = Annotated[
-    bool, typer.Option("--trust", help="Run the code that a run folder brings, and remember that you trust it.")
-]
+Trust = Annotated[bool, typer.Option("--trust", help="Run the code in a run folder and remember it as trusted.")]
 
 
 def load(source: str, overrides: list[str], command: str | None, *, trust: bool = False) -> Resolved:
-    """The configuration for a command, its warnings shown."""
+    """The configuration for a command; its warnings are logged."""
     from memfactory.config import load_config
 
     start_logging()

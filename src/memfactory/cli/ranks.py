@@ -1,4 +1,4 @@
-"""What several processes of one run say on one terminal: every error once, with the rank that met it."""
+"""Messages of several processes on one terminal: every error once, with its rank."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from memfactory.environment import process_count, process_rank
 
 
 def speaker() -> str:
-    """What stands before an error, so that it is known which process met it; empty for a process on its own."""
+    """The prefix of an error that names the process; empty for a single process."""
     return f"rank {process_rank()}: " if process_count() > 1 else ""
 
 
 def first_to_say(text: str) -> bool:
-    """Whether no other process of this run on this machine has said `text` yet; from now on one has.
+    """Whether this process is the first of the run on this machine to print `text`; the call claims it.
 
-    Mistakes in a configuration are found by all of them. Where they share no folder each says what it has to say.
+    A mistake in a configuration meets all processes. Without a shared folder each of them prints it.
     """
     folder = _shared_folder()
     if folder is None:
         return True
-    said = folder / f"memfactory-{blake2b(text.encode(errors='replace'), digest_size=16).hexdigest()}"
+    claim = folder / f"memfactory-{blake2b(text.encode(errors='replace'), digest_size=16).hexdigest()}"
     try:
-        said.touch(exist_ok=False)
+        claim.touch(exist_ok=False)
     except FileExistsError:
         return False
     except OSError:
@@ -33,7 +33,7 @@ def first_to_say(text: str) -> bool:
 
 
 def _shared_folder() -> Path | None:
-    """The folder that torchrun makes for this start of all processes."""
+    """The folder that torchrun creates for this start of the processes."""
     error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if process_count() == 1 or not error_file:
         return None

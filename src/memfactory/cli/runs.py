@@ -24,7 +24,9 @@ from memfactory.types import SamplingParams
 
 Source = Annotated[
     str,
-    typer.Argument(help="A YAML config, a shipped config's name, a run folder, a checkpoint, a model or `tiny`."),
+    typer.Argument(
+        metavar="CONFIG", help="A YAML config, a shipped config's name, a run folder, a checkpoint, a model or `tiny`."
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,
