@@ -22,7 +22,8 @@ log = logging.getLogger("memfactory")
 class Scorer(Protocol):
     """The part of an environment that a rollout needs."""
 
-    def score(self, episodes: Sequence[Episode]) -> list[Reward]: ...
+    def score(self, episodes: Sequence[Episode]) -> list[Reward]:
+        """The reward of each episode."""
 
 
 def rollout(

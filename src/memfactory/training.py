@@ -134,14 +134,17 @@ class LiveRun:
 
     @property
     def main(self) -> bool:
+        """Whether this is the first process."""
         return self.process_index == 0
 
     @property
     def alone(self) -> bool:
+        """Whether this is the only process."""
         return self.process_count == 1
 
     @property
     def folder(self) -> Path:
+        """The folder of the run."""
         return self.place.folder
 
     @contextmanager
@@ -266,6 +269,7 @@ class LiveRun:
         write_agent_file(folder, self.resolved.values, self.resolved.base_dir)
 
     def log_evaluation(self, step: int) -> None:
+        """Log the means of the evaluation of `step`."""
         if self.trackers is not None:
             self.trackers.evaluation(step, self.history.means(step))
 

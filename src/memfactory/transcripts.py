@@ -42,10 +42,12 @@ class TranscriptTurn:
     tokens: Mapping[str, Sequence[float]] | None = None
 
     def to_json(self) -> dict[str, object]:
+        """The turn as a JSON object."""
         return {name: value for name, value in asdict(self).items() if value is not None or name.endswith("_tokens")}
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> TranscriptTurn:
+        """The turn that `to_json` wrote."""
         return TranscriptTurn(**{**value, "messages": tuple(Message(**message) for message in value["messages"])})
 
 
@@ -76,6 +78,7 @@ class Transcript:
     failure: str | None = None
 
     def to_json(self) -> dict[str, object]:
+        """The transcript as one JSON object."""
         read = {"tokens_read": self.tokens_read, "tokens_dropped": self.tokens_dropped} if self.is_read else {}
         steps = {"steps": dict(self.step_rewards)} if self.step_rewards else {}
         return {
@@ -100,6 +103,7 @@ class Transcript:
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> Transcript:
+        """The transcript that `to_json` wrote."""
         reward = value["reward"]
         return Transcript(
             **{name: value[name] for name in ("step", "task_id", "question", "advantage", "answer")},

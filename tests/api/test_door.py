@@ -59,6 +59,11 @@ def test_verbs_stay_functions_after_everything_is_imported():
     assert done.stdout == "True\n", done.stderr
 
 
+def test_every_object_of_the_door_has_an_example():
+    objects = {name: getattr(memfactory, name) for name in memfactory.__all__ if name != "__version__"}
+    assert [name for name, one in objects.items() if ">>>" not in (one.__doc__ or "")] == []
+
+
 DOORS = ("memfactory", *sorted(set(memfactory._MODULES.values())))
 
 

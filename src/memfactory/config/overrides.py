@@ -46,6 +46,7 @@ class Override:
 
     @property
     def origin(self) -> Origin:
+        """The origin that error messages name."""
         if is_secret(self.path[-1]):
             return Origin(f"{COMMAND_LINE_PREFIX}{dotted(self.path)}=***", layer=COMMAND_LINE)
         if isinstance(self.value, dict | list):

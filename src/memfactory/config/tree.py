@@ -63,6 +63,7 @@ class Renamed:
 
     @property
     def warning(self) -> str:
+        """The warning that names the present key."""
         return f"{self.origin}: {self.old} is now called {self.new}; the old name will go with the next release"
 
 

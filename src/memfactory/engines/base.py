@@ -27,9 +27,11 @@ class Engine(Protocol):
 
     gives_tokens: bool
 
-    def submit(self, key: Key, messages: Sequence[Message], sampling: Sampling) -> None: ...
+    def submit(self, key: Key, messages: Sequence[Message], sampling: Sampling) -> None:
+        """Submit a request; `step` returns its reply under `key`."""
 
-    def step(self) -> Sequence[tuple[Key, Outcome]]: ...
+    def step(self) -> Sequence[tuple[Key, Outcome]]:
+        """Advance generation and return the (key, reply) pairs that are ready."""
 
     def pending(self) -> int:
         """The number of submitted conversations without a returned outcome."""
@@ -39,7 +41,8 @@ class Engine(Protocol):
         """Forget all pending conversations (the run was interrupted)."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Release the engine's resources."""
 
 
 class Weights(Protocol):
@@ -49,7 +52,8 @@ class Weights(Protocol):
     """
 
     @property
-    def version(self) -> int: ...
+    def version(self) -> int:
+        """The version of the weights, which counts updates."""
 
     @property
     def has_adapter(self) -> bool:
@@ -95,7 +99,8 @@ class BoundedEngine(Protocol):
 class TolerantEngine(Protocol):
     """An engine that can sample while other conversations are pending, such as a judge's."""
 
-    def try_sample(self, prompts: Sequence[tuple[Sequence[Message], Sampling]]) -> list[Outcome]: ...
+    def try_sample(self, prompts: Sequence[tuple[Sequence[Message], Sampling]]) -> list[Outcome]:
+        """The reply to each conversation, or the error of a request that failed."""
 
 
 def sample(engine: Engine, prompts: Sequence[tuple[Sequence[Message], Sampling]]) -> list[Reply]:

@@ -41,6 +41,7 @@ class CachedEngine:
         self._ready: list[tuple[Key, Outcome]] = []
 
     def submit(self, key: Key, messages: Sequence[Message], sampling: Sampling) -> None:
+        """Answer from the cache, or submit to the engine."""
         if sampling.params.temperature > 0:
             self._engine.submit(_Seeded(key), messages, sampling)
             return
@@ -55,6 +56,7 @@ class CachedEngine:
             self._pending[request] = [key]
 
     def step(self) -> list[tuple[Key, Outcome]]:
+        """Return cached replies first, then those of the engine."""
         ready, self._ready = self._ready, []
         for request, outcome in self._engine.step():
             if isinstance(request, _Greedy):
@@ -106,5 +108,6 @@ class CachedEngine:
         self._ready.clear()
 
     def close(self) -> None:
+        """Close the engine."""
         self.cancel()
         self._engine.close()

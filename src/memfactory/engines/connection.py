@@ -23,10 +23,12 @@ class TimedSocket:
         self.raw, self.deadline = raw, deadline
 
     def sendall(self, data: bytes) -> None:
+        """Send before the deadline."""
         self.arm()
         self.raw.sendall(data)
 
     def makefile(self, mode: str) -> io.BufferedReader:
+        """A file whose reads count against the deadline."""
         return io.BufferedReader(_Reader(self))
 
     def arm(self) -> None:
@@ -78,9 +80,11 @@ class Connection:
         return self._http.getresponse()
 
     def fileno(self) -> int:
+        """The descriptor of the socket."""
         return self._timed.raw.fileno()
 
     def close(self) -> None:
+        """Close the socket."""
         self._http.close()
         self._timed.raw.close()
 

@@ -84,6 +84,7 @@ class Endpoint:
         self._local = threading.local()
 
     def get(self, path: str) -> Answer:
+        """Send a GET request and return the answer."""
         return self.request("GET", path, None, self.timeout)
 
     def post(self, path: str, body: object, timeout: float | None = None) -> Answer:
@@ -101,6 +102,7 @@ class Endpoint:
     def request(
         self, method: str, path: str, data: bytes | None, timeout: float, resets: Sequence[float | None] = RESETS
     ) -> Answer:
+        """Send one request and return the answer."""
         deadline = time.monotonic() + timeout
         target = self.address + path
         for _ in range(1 + MOST_REDIRECTS):

@@ -44,9 +44,11 @@ class OpenAIEngine:
         self._pool = RequestPool(config.concurrency, "openai")
 
     def submit(self, key: Key, messages: Sequence[Message], sampling: Sampling) -> None:
+        """Send a conversation as soon as a connection is free."""
         self._pool.submit(key, self._work(messages, sampling))
 
     def step(self) -> list[tuple[Key, Outcome]]:
+        """Wait for at least one reply and return all that are ready."""
         return self._pool.ready()
 
     def try_sample(self, prompts: Sequence[tuple[Sequence[Message], Sampling]]) -> list[Outcome]:
@@ -60,6 +62,7 @@ class OpenAIEngine:
         self._pool.cancel()
 
     def close(self) -> None:
+        """Close every connection."""
         self._pool.close()
         self._endpoint.close()
 

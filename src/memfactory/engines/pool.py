@@ -107,6 +107,7 @@ class RequestPool:
         self._forget()
 
     def submit(self, key: Key, work: Work) -> None:
+        """Queue a request under `key`."""
         self._pending += 1
         self._start(key, work, self._finished, self._cancelled)
 
@@ -147,6 +148,7 @@ class RequestPool:
         self._forget()
 
     def close(self) -> None:
+        """Cancel all requests and end the threads."""
         self.cancel()
         for _ in range(self._threads):
             self._jobs.put(None)

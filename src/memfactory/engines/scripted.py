@@ -36,12 +36,14 @@ class ScriptedEngine:
         self._steps = 0
 
     def submit(self, key: Key, messages: Sequence[Message], sampling: Sampling) -> None:
+        """Record the conversation and schedule its reply."""
         conversation = tuple(messages)
         self.requests.append((conversation, sampling))
         ready = self._steps + 1 + (self._delay(conversation, sampling) if self._delay else 0)
         self._waiting.append((ready, key, conversation, sampling))
 
     def step(self) -> list[tuple[Key, Outcome]]:
+        """Return the replies whose delay is over."""
         self._steps += 1
         ready = [entry for entry in self._waiting if entry[0] <= self._steps]
         self._waiting = [entry for entry in self._waiting if entry[0] > self._steps]
@@ -60,6 +62,7 @@ class ScriptedEngine:
         self._waiting.clear()
 
     def close(self) -> None:
+        """Nothing to release."""
         self.cancel()
 
     def _answer(self, messages: tuple[Message, ...], sampling: Sampling) -> Outcome:

@@ -73,6 +73,13 @@ class Environment(Component[EnvironmentT], ABC):
     class Trivia(Environment):
         def task(self, row: Row) -> Task:
             return Task(row.source, str(row.values["question"]), (str(row.values["answer"]),))
+
+    >>> class Plain(Environment):
+    ...     def task(self, row):
+    ...         return Task("q1", str(row.values["question"]), (str(row.values["answer"]),))
+    >>> env = Plain(EnvironmentOptions(), [])
+    >>> env.task(Row({"question": "Where?", "answer": "Oslo"}, "row 1")).answers
+    ('Oslo',)
     """
 
     Options: ClassVar[type[EnvironmentOptions]] = EnvironmentOptions

@@ -32,6 +32,7 @@ class ItemRow(AliasedModel):
     namespace: AnyText = Field("", validation_alias=AliasChoices("namespace", "user_id"))
 
     def item(self) -> MemoryItem:
+        """The memory item that the row describes."""
         return MemoryItem(
             id=self.id,
             key=self.key,

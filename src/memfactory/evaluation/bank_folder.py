@@ -48,6 +48,7 @@ class BankFolder:
 
     @property
     def exists(self) -> bool:
+        """Whether the folder holds a bank."""
         return (self.folder / MANIFEST).is_file()
 
     def bind_tasks(

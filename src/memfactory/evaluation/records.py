@@ -61,13 +61,16 @@ class RecordFile:
             self._writer.append({"fingerprint": merged})
 
     def get(self, task_id: str, sample: int) -> SampleRecord | None:
+        """The record of a sample; None if there is none."""
         return self._records.get((task_id, sample))
 
     def add(self, new: SampleRecord) -> None:
+        """Append a record; it replaces an earlier one of the same task and sample."""
         self._records[new.task_id, new.sample] = new
         self._writer.append(new.to_json())
 
     def close(self) -> None:
+        """Close the file."""
         self._writer.close()
 
     def __enter__(self) -> RecordFile:

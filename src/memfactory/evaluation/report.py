@@ -38,6 +38,7 @@ class Report:
             log.warning("%s on %s: %s", target.label, dataset, warning)
 
     def fail(self, target: Target, dataset: str, error: MemFactoryError) -> None:
+        """Record why a dataset has no result."""
         self.failures.setdefault(target.label, {})[dataset] = str(error)
 
     def readable(self, target: Target) -> list[str]:

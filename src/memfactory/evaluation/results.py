@@ -31,9 +31,11 @@ class MetricResult:
 
     @property
     def estimate(self) -> Estimate:
+        """The mean with its standard error."""
         return Estimate(self.mean, self.standard_error, self.n)
 
     def to_json(self) -> dict[str, object]:
+        """The result as a JSON object."""
         return {
             **_estimate_json(self.estimate),
             "interval": self.estimate.interval,
@@ -64,6 +66,7 @@ class DatasetResult:
 
     @property
     def headline(self) -> str:
+        """The name of the first metric."""
         return next(iter(self.metrics))
 
     def to_json(self) -> dict[str, object]:
@@ -84,6 +87,7 @@ class DatasetResult:
 
     @staticmethod
     def from_json(value: Mapping[str, Any], by_question: Mapping[str, Mapping[str, float]]) -> DatasetResult:
+        """The result that `to_json` wrote."""
         metrics = {
             metric: MetricResult(
                 mean=result["mean"],
@@ -133,6 +137,7 @@ def differences(first: DatasetResult, second: DatasetResult) -> dict[str, Estima
 
 
 def difference_json(difference: Estimate) -> dict[str, object]:
+    """A paired difference as a JSON object."""
     return {**_estimate_json(difference), "interval": difference.interval}
 
 
@@ -151,6 +156,7 @@ class EvalHistory:
         self.evaluations = dict(sorted({**self.evaluations, step: dict(results)}.items()))
 
     def has(self, step: int) -> bool:
+        """Whether there is an evaluation of `step`."""
         return step in self.evaluations
 
     def means(self, step: int) -> dict[str, float]:

@@ -78,6 +78,7 @@ class SampleRecord:
     answer_form: AnswerForm | None = None
 
     def to_json(self) -> dict[str, object]:
+        """The record as one JSON object."""
         values = {**vars(self), "scores": dict(self.scores), "turns": [asdict(turn) for turn in self.turns]}
         optional = {
             "tokens_read": self.tokens_read,

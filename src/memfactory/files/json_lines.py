@@ -101,6 +101,7 @@ class JsonLinesWriter:
                 raise
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
     def __enter__(self) -> JsonLinesWriter:

@@ -52,6 +52,7 @@ class FusedNorm(nn.Module):
     weight: Tensor
 
     def forward(self, hidden_states: Tensor) -> Tensor:
+        """Normalize with the fused kernel."""
         if not torch.is_grad_enabled() and hidden_states.dtype == self.weight.dtype == torch.float32:
             # For a handful of tokens the call of a function of our own would cost more than the norm.
             return nn.functional.rms_norm(hidden_states, self.weight.shape, self.weight, self.variance_epsilon)
@@ -68,6 +69,7 @@ class FusedGate(nn.Module):
     recomputes = True
 
     def forward(self, hidden_states: Tensor) -> Tensor:
+        """Apply the gated feed-forward layer with the fused kernel."""
         gate, up = self.gate_proj(hidden_states), self.up_proj(hidden_states)
         if not torch.is_grad_enabled():
             output: Tensor = self.down_proj(nn.functional.silu(gate).mul_(up))

@@ -31,6 +31,7 @@ class ResidualMap:
 
     @property
     def dimensions(self) -> int:
+        """The length of a vector."""
         return int(self.left.shape[0])
 
     def __call__(self, vectors: Array) -> Array:

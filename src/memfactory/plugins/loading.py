@@ -48,11 +48,13 @@ class Plugin:
 
     @property
     def described(self) -> str:
+        """The plugin as messages name it."""
         lines = "" if self.source is None else f"{len(self.source.splitlines())} lines, "
         return f"{self.path or self.name} ({lines}SHA-256 {self.digest[:16]})"
 
 
 def is_file_name(name: str) -> bool:
+    """Whether the plugin is named by a file instead of a module."""
     return name.endswith(".py") or "/" in name
 
 

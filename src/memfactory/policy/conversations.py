@@ -41,6 +41,7 @@ class Stage:
 
     @property
     def steps(self) -> int:
+        """The module steps in the stage."""
         return self.last - self.first + 1
 
     def turns(self, encoder: Encoder, row: Row, number: int) -> list[TrainingTurn]:

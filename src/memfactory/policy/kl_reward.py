@@ -23,9 +23,11 @@ class Scores(Protocol):
     loss: LossOptions
     kl: KlCoefficient
 
-    def score_old(self, turns: Sequence[TrainingTurn]) -> list[TrainingTurn]: ...
+    def score_old(self, turns: Sequence[TrainingTurn]) -> list[TrainingTurn]:
+        """Log-probabilities under the policy before the update."""
 
-    def score_reference(self, turns: Sequence[TrainingTurn]) -> list[TrainingTurn]: ...
+    def score_reference(self, turns: Sequence[TrainingTurn]) -> list[TrainingTurn]:
+        """Log-probabilities under the reference."""
 
 
 class KlPenalty:

@@ -36,10 +36,12 @@ class Conversation(Protocol):
     """The ids of a turn: `prompt_ids` (P) and `reply_ids` (R), at least one of each."""
 
     @property
-    def prompt_ids(self) -> tuple[int, ...]: ...
+    def prompt_ids(self) -> tuple[int, ...]:
+        """The ids of the prompt."""
 
     @property
-    def reply_ids(self) -> tuple[int, ...]: ...
+    def reply_ids(self) -> tuple[int, ...]:
+        """The ids of the reply."""
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,8 @@ class Run(Protocol):
     main: bool
 
     @property
-    def folder(self) -> Path: ...
+    def folder(self) -> Path:
+        """The folder of the run."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Send the metrics of a step to the trackers."""
@@ -74,15 +75,19 @@ class Trained(Protocol):
     """The parameters in training: the policy, or modules with parameters of their own. `updates` counts updates."""
 
     @property
-    def process_index(self) -> int: ...
+    def process_index(self) -> int:
+        """The index of this process."""
 
     @property
-    def process_count(self) -> int: ...
+    def process_count(self) -> int:
+        """The number of processes."""
 
     @property
-    def updates(self) -> int: ...
+    def updates(self) -> int:
+        """The number of updates so far."""
 
-    def wait_for_everyone(self) -> None: ...
+    def wait_for_everyone(self) -> None:
+        """Wait until all processes are here."""
 
     def in_any_process(self, holds: bool) -> bool:
         """Whether `holds` is true in at least one process. Every process must call it."""

@@ -80,6 +80,7 @@ class GrpoTrainer(Trainer[GrpoOptions]):
 
     @property
     def policy(self) -> Policy:
+        """The policy in training."""
         return self.trained
 
     def finished(self) -> bool:

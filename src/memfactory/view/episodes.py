@@ -77,4 +77,5 @@ def format_scores(scores: Mapping[str, float | None]) -> str:
 
 
 def format_score(score: float | None) -> str:
+    """A score as the page shows it."""
     return "unknown" if score is None else format(score, ".3f")

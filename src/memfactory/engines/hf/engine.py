@@ -63,6 +63,7 @@ class HfEngine:
         self._sampling: SamplingBatch | None = None
 
     def submit(self, key: Key, messages: Sequence[Message], sampling: Sampling) -> None:
+        """Queue a conversation."""
         prompt = self.chat.prompt_ids(messages)
         limit = self.room(len(prompt), sampling.max_tokens)
         row = Row(key, prompt, sampling, limit, uniforms(sampling.seed))
@@ -81,6 +82,7 @@ class HfEngine:
         return min(requested, context - prompt)
 
     def step(self) -> list[tuple[Key, Reply]]:
+        """Generate one token for every running conversation; return the finished replies."""
         if not self.pending():
             return []
         try:
@@ -114,6 +116,7 @@ class HfEngine:
         self._forward.sleep()
 
     def close(self) -> None:
+        """Release the caches."""
         self.cancel()
 
     def _chosen(self) -> Prompts:

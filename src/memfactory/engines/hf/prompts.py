@@ -44,7 +44,8 @@ class Prompts(Protocol):
         """Take the rows `leaving` out; the result is the former index of each remaining row."""
         ...
 
-    def clear(self) -> None: ...
+    def clear(self) -> None:
+        """Drop every prompt."""
 
 
 class CopiedPrompts:
@@ -87,6 +88,7 @@ class CopiedPrompts:
         return self._forward.cache.leave(leaving)
 
     def clear(self) -> None:
+        """Drop every prompt."""
         self._prefilled.clear()
 
     def _batches(self, groups: list[Group]) -> Iterator[list[Group]]:

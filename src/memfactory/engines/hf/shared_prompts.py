@@ -128,6 +128,7 @@ class SharedPrompts:
         return self._forward.cache.leave(leaving)
 
     def clear(self) -> None:
+        """Drop every prompt."""
         self.prefixes.clear()
         self._needed = 0
         self._places.clear()

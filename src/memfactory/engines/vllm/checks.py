@@ -18,6 +18,7 @@ LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 
 def check_installed() -> None:
+    """Raise ConfigError if vLLM is not installed."""
     if importlib.util.find_spec("vllm") is None:
         raise ConfigError(
             "engine: kind 'vllm' needs the package vllm, which is not installed: pip install 'memfactory[vllm]' "

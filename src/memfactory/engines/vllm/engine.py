@@ -91,6 +91,7 @@ class VllmEngine:
             self._base_differs = True
 
     def submit(self, key: Key, messages: Sequence[Message], sampling: Sampling) -> None:
+        """Add a request to vLLM."""
         import vllm
         from vllm.sampling_params import RequestOutputKind
 
@@ -108,6 +109,7 @@ class VllmEngine:
         self._pending[number] = (key, prompt, sampling)
 
     def step(self) -> list[tuple[Key, Reply]]:
+        """Run one step of vLLM and return the finished replies."""
         if not self._pending:
             return []
         finished = []
@@ -129,6 +131,7 @@ class VllmEngine:
         self._pending.clear()
 
     def close(self) -> None:
+        """Shut vLLM down."""
         self.cancel()
         self._forget_adapter()
         self._engine.engine_core.shutdown()

@@ -33,6 +33,7 @@ class VllmServer:
         self._endpoint = Endpoint(self.url, name=self.name, key=key, timeout=config.timeout, largest=LARGEST, near=True)
 
     def get(self, path: str) -> Any:
+        """Send a GET request and return the parsed body."""
         return _value(self._endpoint.get(path))
 
     def post(self, path: str, body: object, timeout: float | None = None) -> Any:

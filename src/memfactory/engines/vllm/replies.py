@@ -63,6 +63,7 @@ class Conversations:
         logprobs: Sequence[float],
         finish_reason: str | None,
     ) -> Reply:
+        """The reply that vLLM's output describes."""
         # A greedy reply is certain under the distribution that it was drawn from.
         certain = sampling.params.temperature == 0
         stop: Stop = "length" if finish_reason == "length" else "stop"

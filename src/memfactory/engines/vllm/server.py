@@ -48,9 +48,11 @@ class VllmServerEngine:
         self._pool = RequestPool(config.concurrency, "vllm")
 
     def submit(self, key: Key, messages: Sequence[Message], sampling: Sampling) -> None:
+        """Send a conversation as soon as a connection is free."""
         self._pool.submit(key, self._work(messages, sampling))
 
     def step(self) -> list[tuple[Key, Outcome]]:
+        """Wait for at least one reply and return all that are ready."""
         ready = self._pool.ready()
         if any(isinstance(outcome, Reply) for _, outcome in ready):
             self._remote.confirm()
@@ -75,6 +77,7 @@ class VllmServerEngine:
         self._pool.cancel()
 
     def close(self) -> None:
+        """Close every connection."""
         self._pool.close()
         self._remote.close()
 

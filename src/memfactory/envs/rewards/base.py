@@ -28,6 +28,14 @@ class RewardFunction(Component[RewardT], ABC):
     class Brevity(RewardFunction):
         def score(self, episodes: Sequence[Episode]) -> list[float | None]:
             return [1 / (1 + len(episode.answer or "")) for episode in episodes]
+
+    >>> from memfactory.types import Task
+    >>> class Exact(RewardFunction):
+    ...     def score(self, episodes):
+    ...         return [float(episode.answer in episode.task.answers) for episode in episodes]
+    >>> episode = Episode(Task("q1", "Where?", ("Oslo",)), answer="Oslo")
+    >>> Exact(RewardOptions(), {}).score([episode])
+    [1.0]
     """
 
     Options: ClassVar[type[RewardOptions]] = RewardOptions
