@@ -1,4 +1,4 @@
-"""Every command that a shipped config's header names does what it says, on small data and the embedded model."""
+"""Every command in the header of a shipped config runs or starts, on small data and the embedded model."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ def conversation(name: str) -> dict[str, object]:
         for number in (1, 2)
     }
     dates = {f"session_{number}_date_time": f"1:05 pm on {number} May, 2023" for number in (1, 2)}
-    asked = [{"question": "How many bees?", "answer": "4", "evidence": ["D2:2"], "category": 4}] * 2
-    told = {"speaker_a": "Ann", "speaker_b": "Bob", **dates, **turns}
-    return {"sample_id": name, "conversation": told, "qa": asked, "event_summary": {}}
+    questions = [{"question": "How many bees?", "answer": "4", "evidence": ["D2:2"], "category": 4}] * 2
+    dialogue = {"speaker_a": "Ann", "speaker_b": "Bob", **dates, **turns}
+    return {"sample_id": name, "conversation": dialogue, "qa": questions, "event_summary": {}}
 
 
-def asked(number: int) -> dict[str, object]:
+def longmemeval_question(number: int) -> dict[str, object]:
     """A LongMemEval question with one session."""
     return {
         "question_id": f"q{number}", "question_type": "multi-session", "question": "How many bikes?", "answer": 3,
@@ -69,7 +69,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     data.mkdir()
     conversations = [conversation(name) for name in ("conv-26", "conv-30", "conv-41")]
     (data / "locomo10.json").write_text(json.dumps(conversations))
-    (data / "longmemeval_s_cleaned.json").write_text(json.dumps([asked(number) for number in range(4)]))
+    (data / "longmemeval_s_cleaned.json").write_text(json.dumps([longmemeval_question(number) for number in range(4)]))
     rows = [{"context": f"The tower was built in 19{n}0. " * 9, "input": "When?", "answers": [str(n)]} for n in (1, 2)]
     (data / "hotpotqa_train.json").write_text(json.dumps(rows))
     return tmp_path
@@ -107,7 +107,7 @@ def test_every_other_command_of_a_header_is_there(folder: Path, path: Path) -> N
         if words[0] == "make":
             assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
         elif words[1] == "eval":
-            # What it evaluates on is a set of the config or a registered dataset.
+            # The data is a set of the config or a registered dataset.
             name = words[words.index("--data") + 1]
             assert name in load_config(path).values["data"]["eval"] or name in DATASETS.names()
         elif words[1] != "train":

@@ -1,4 +1,4 @@
-"""The page docs/configuration.md, executed: its files load, its overrides apply, its mistakes are told as it says."""
+"""The page docs/configuration.md, executed: its files load, its overrides apply, its mistakes give its messages."""
 
 import re
 from pathlib import Path
@@ -39,12 +39,12 @@ def test_the_agent_that_is_written_out_loads(folder):
     assert config.agent.modules["memory"].options.engine == "endpoint"
 
 
-def test_the_mistakes_are_told_as_the_page_says(folder):
+def test_the_mistakes_of_the_page_give_its_messages(folder):
     path = Path("configs/my_run.yaml")
     path.write_text(path.read_text().replace("steps: 20", "stps: 20").replace("2e-5", "high"))
     with pytest.raises(ConfigError) as caught:
         load_config(path)
     lines = re.findall(r"```text\n(configs/my_run.yaml:\d+.*?)```", PAGE, re.DOTALL)[0].splitlines()
     assert len(caught.value.problems) == len(lines)
-    for told, line in zip(caught.value.problems, lines, strict=True):
-        assert told.startswith(line)
+    for problem, line in zip(caught.value.problems, lines, strict=True):
+        assert problem.startswith(line)

@@ -23,16 +23,16 @@ def test_the_page_on_extending_trains_a_step(tmp_path):
     assert "Ada lives in Oslo." in transcript or "Boris lives in Rome." in transcript
 
 
-def test_the_mistake_on_the_page_is_told_as_the_page_says(tmp_path):
+def test_the_mistake_of_the_page_gives_its_message(tmp_path):
     for name, text in files_of(PAGE).items():
         (tmp_path / name).write_text(text.replace("window: 120", "windw: 120"), encoding="utf-8")
     command = [sys.executable, "-m", "memfactory", "config", "validate", "my_run.yaml"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
-    told = " ".join((done.stdout + done.stderr).replace("│", " ").split())
-    assert "agent.windw: unknown key; did you mean 'window'?" in told
-    assert "my_run.yaml:3" in told
-    assert "Traceback" not in told
+    output = " ".join((done.stdout + done.stderr).replace("│", " ").split())
+    assert "agent.windw: unknown key; did you mean 'window'?" in output
+    assert "my_run.yaml:3" in output
+    assert "Traceback" not in output
 
 
 def test_the_trainer_of_the_page_is_listed_planned_and_trains(tmp_path):

@@ -18,7 +18,7 @@ def test_the_chunks_of_the_picture_are_the_text_in_order(tmp_path: Path) -> None
     assert "".join(parts).replace(" ", "") == text.replace(" ", "")
 
 
-def test_the_picture_is_drawn_with_the_scores_of_the_run(tmp_path: Path) -> None:
+def test_the_picture_has_the_scores_of_the_run(tmp_path: Path) -> None:
     metrics = [{"boxed_em": {"mean": mean, "standard_error": 0.02}} for mean in (0.25, 0.75)]
     history = {"evaluations": [{"datasets": {"held_out": {"metrics": metric}}} for metric in metrics]}
     (tmp_path / "eval.json").write_text(json.dumps(history))

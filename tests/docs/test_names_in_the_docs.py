@@ -11,6 +11,7 @@ import pytest
 
 from config_keys import config_keys
 from memfactory.config.grpo import GrpoOptions
+from memfactory.config.renames import KEYS as FORMER
 from snippets import PAGES, ROOT
 
 KEY = re.compile(r"`((?:train|engine|model|eval|memory|data)\.[a-z_]+(?:\.[a-z_]+)*)(?:[:=][^`]*)?`")
@@ -55,7 +56,16 @@ def test_every_key_that_a_page_names_exists(page: Path) -> None:
     if page.name == "coming_from.md":
         return  # its first columns are checked below; other columns have other trainers' keys
     keys = {key for key in KEY.findall(page.read_text(encoding="utf-8")) if not key.startswith(SETS)}
-    assert sorted(keys - config_keys() - {"eval.json"}) == []
+    former = FORMER if page.name == "configuration.md" else {}
+    assert sorted(keys - config_keys() - {"eval.json"} - {*former}) == []
+
+
+def test_former_names_on_the_page_have_the_present_name_beside_them() -> None:
+    text = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8").partition("| former name |")[2]
+    lines = [line.strip("|").split("|") for line in text.partition("\n\n")[0].splitlines()[2:]]
+    pairs = [pair for former, present in lines for pair in zip(codes(former), codes(present), strict=True)]
+    named = {former: present.rpartition(".")[2] for former, present in pairs if ":" not in former}
+    assert len(named) == 10 and named == {former: FORMER[former] for former in named}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

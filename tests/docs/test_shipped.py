@@ -1,4 +1,4 @@
-"""What is shipped works as it stands: every config, and every command of the README."""
+"""The shipped configs and the commands of the README work as they stand."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The page docs/vllm.md: its configs load, its command has what the engine needs, its versions are those that fit."""
+"""The page docs/vllm.md: its configs load, its command has every needed option, its versions are those checked."""
 
 import re
 from pathlib import Path
@@ -37,5 +37,5 @@ def test_the_servers_command_has_all_that_the_engine_asks_for():
 
 
 def test_the_versions_of_the_page_are_those_that_are_checked():
-    spoken = [".".join(map(str, version)) for version in (OLDEST, NEWEST)]
-    assert f"Versions {spoken[0]} to {spoken[1]} fit" in PAGE
+    texts = [".".join(map(str, version)) for version in (OLDEST, NEWEST)]
+    assert f"Versions {texts[0]} to {texts[1]} fit" in PAGE
