@@ -25,8 +25,8 @@ from memfactory.model.loading import load_architecture
 from memfactory.model.options import ModelConfig
 from memfactory.modules.naive_updater import NaiveUpdater
 from memfactory.registry import MODULES, REWARDS
-from memfactory.roles import Answerer, Retriever
-from memfactory.types import Candidate, MemoryItem, ParsedAnswer
+from memfactory.roles import Answerer, ParsedAnswer, Retriever
+from memfactory.types import Candidate, MemoryItem
 
 WORKLOADS = ("memory_agent", "memory_r1", "rmm")
 Prompts = Literal["faithful", "chunk_first"]

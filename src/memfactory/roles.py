@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 from memfactory.components import ModuleOptions
@@ -21,9 +22,29 @@ from memfactory.episode import Episode
 from memfactory.formats.answers import bare_answer, form_of_prompt
 from memfactory.memory.bank import MemoryBank
 from memfactory.plugins.boundary import broken, short_repr
-from memfactory.types import AnswerForm, Candidate, MemoryItem, ParsedAnswer, Utterance
+from memfactory.types import AnswerForm, Candidate, MemoryItem, Utterance
 
 ValueT = TypeVar("ValueT")
+
+
+@dataclass(frozen=True)
+class ParsedAnswer:
+    """The answer that a reply holds. `text` is the answer alone (None: there is none), `reply` the text it was taken
+    from (None: `text` itself), `form` the form that the prompt asked for (None: unknown).
+
+    `citations` are the ids of the items that the answer cites: empty if none helped, None without a well-formed
+    citation.
+    """
+
+    text: str | None
+    reply: str | None = None
+    form: AnswerForm | None = None
+    citations: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in {"text": self.text, "reply": self.reply}.items():
+            if value is not None and not isinstance(value, str):
+                raise TypeError(f"an answer's {name} must be text or None, not {type(value).__name__} {value!r:.60}")
 
 
 class AnswerModuleOptions(ModuleOptions):

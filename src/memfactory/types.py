@@ -274,26 +274,6 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class ParsedAnswer:
-    """The answer that a reply holds. `text` is the answer alone (None: there is none), `reply` the text it was taken
-    from (None: `text` itself), `form` the form that the prompt asked for (None: unknown).
-
-    `citations` are the ids of the items that the answer cites: empty if none helped, None without a well-formed
-    citation.
-    """
-
-    text: str | None
-    reply: str | None = None
-    form: AnswerForm | None = None
-    citations: tuple[str, ...] | None = None
-
-    def __post_init__(self) -> None:
-        for name, value in {"text": self.text, "reply": self.reply}.items():
-            if value is not None and not isinstance(value, str):
-                raise TypeError(f"an answer's {name} must be text or None, not {type(value).__name__} {value!r:.60}")
-
-
-@dataclass(frozen=True)
 class Trajectory:
     """A finished episode with its reward. `failure`, `overlong` and `reading` are the episode's; `bank` is the history
     of its memory bank.
@@ -354,9 +334,10 @@ class Event:
     @property
     def id(self) -> str:
         """The id of the item that was changed."""
-        item = self.before or self.after
-        assert item is not None
-        return item.id
+        for item in (self.before, self.after):
+            if item is not None:
+                return item.id
+        raise ValueError("a change has an item before or after it")
 
 
 @dataclass(frozen=True)

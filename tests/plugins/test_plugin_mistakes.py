@@ -18,7 +18,7 @@ from memfactory.dialogue import Agent, Ask, Module
 from memfactory.envs.base import Environment
 from memfactory.envs.rewards.base import RewardFunction
 from memfactory.registry import *
-from memfactory.types import ParsedAnswer, Message, Task
+from memfactory.types import Message, Task
 """
 MODULE = 'from memfactory.roles import *\n@MODULES.register("mine")\nclass Mine(Reader):\n    """Mine."""\n'
 MODULE += '    steps = ("skim",)\n    def dialogue(self, episode):\n'

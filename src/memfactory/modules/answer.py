@@ -12,9 +12,9 @@ from memfactory.episode import Episode
 from memfactory.formats.answers import answer_part, keeps_form
 from memfactory.formats.render import bullet_list, render_item
 from memfactory.registry import MODULES
-from memfactory.roles import Answerer, AnswerModuleOptions
+from memfactory.roles import Answerer, AnswerModuleOptions, ParsedAnswer
 from memfactory.text import fill
-from memfactory.types import MemoryItem, Message, ParsedAnswer
+from memfactory.types import MemoryItem, Message
 
 ANSWER_PROMPT = """\
 Answer the question from the memories. First copy those that help, each on a line that begins with "- ". Then write

@@ -12,9 +12,9 @@ from memfactory.dialogue import Ask, Asking
 from memfactory.episode import Episode
 from memfactory.formats.render import bracketed_list, render_conversation, render_item
 from memfactory.registry import MODULES
-from memfactory.roles import Answerer, AnswerModuleOptions
+from memfactory.roles import Answerer, AnswerModuleOptions, ParsedAnswer
 from memfactory.text import after_thinking, fill, listed_numbers
-from memfactory.types import MemoryItem, Message, ParsedAnswer, Utterance
+from memfactory.types import MemoryItem, Message, Utterance
 
 NO_CITE = "NO_CITE"
 CITING_PROMPT = """\

@@ -14,9 +14,9 @@ from memfactory.episode import Episode
 from memfactory.formats.answers import answer_part, keeps_form
 from memfactory.formats.render import render_task
 from memfactory.registry import MODULES
-from memfactory.roles import AnswerModuleOptions, Reader
+from memfactory.roles import AnswerModuleOptions, ParsedAnswer, Reader
 from memfactory.text import fill, keep_ends, token_spans
-from memfactory.types import Codec, Message, ParsedAnswer, Reading
+from memfactory.types import Codec, Message, Reading
 
 FULL_CONTEXT_PROMPT = """\
 Answer the question from the conversation: write **Answer:** and the answer in as few words as possible. Where what is

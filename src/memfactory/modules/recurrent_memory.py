@@ -15,9 +15,9 @@ from memfactory.episode import Episode
 from memfactory.errors import DataError
 from memfactory.formats.render import render_task
 from memfactory.registry import MODULES, Options
-from memfactory.roles import AnswerModuleOptions, Reader
+from memfactory.roles import AnswerModuleOptions, ParsedAnswer, Reader
 from memfactory.text import after_thinking, chunk_cuts, fill, keep_ends, placeholders, token_spans
-from memfactory.types import Codec, Message, ParsedAnswer, Reading
+from memfactory.types import Codec, Message, Reading
 
 Order = Literal["memory_first", "chunk_first"]
 
