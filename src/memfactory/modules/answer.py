@@ -45,7 +45,7 @@ class AnswerOptions(AnswerModuleOptions):
     """Options of `answer`."""
 
     prompt: str = ANSWER_PROMPT
-    """The wording; {memory} and {question} are filled in."""
+    """The prompt; {memory} and {question} are filled in."""
     max_tokens: int = Field(1024, ge=1)
     """The longest reply, in tokens."""
     distill: bool = True
@@ -57,14 +57,14 @@ class AnswerOptions(AnswerModuleOptions):
 
     @model_validator(mode="before")
     @classmethod
-    def _the_prompt_asks_for_what_is_wanted(cls, values: Any) -> Any:
+    def _default_prompt_follows_distill(cls, values: Any) -> Any:
         if isinstance(values, dict) and values.get("distill") is False and "prompt" not in values:
             return {**values, "prompt": DIRECT_PROMPT}
         return values
 
     def without_effect(self) -> Mapping[str, str]:
         own = self.prompt not in (ANSWER_PROMPT, DIRECT_PROMPT)
-        return {"distill": "prompt has a wording of its own"} if own else {}
+        return {"distill": "prompt is not the default one"} if own else {}
 
 
 @MODULES.register("answer")
@@ -83,7 +83,7 @@ class AnswerModule(Answerer[AnswerOptions]):
 
 
 def render_memories(items: Sequence[MemoryItem]) -> str:
-    """The items, one a line; those of a namespace stand together under its name, those of none come first."""
+    """The items, one a line, grouped under the names of their namespaces; items without a namespace come first."""
     names = sorted(dict.fromkeys(item.namespace for item in items), key=bool)
     if not any(names):
         return bullet_list([render_item(item) for item in items])

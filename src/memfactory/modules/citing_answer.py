@@ -34,11 +34,11 @@ class CitingAnswerOptions(AnswerModuleOptions):
     """Options of `citing_answer`."""
 
     prompt: str = CITING_PROMPT
-    """The wording; {memory} and {question} are filled in."""
+    """The prompt; {memory} and {question} are filled in."""
     max_tokens: int = Field(1024, ge=1)
     """The longest reply, in tokens."""
     sources: bool = False
-    """Whether each memory is followed by what was said word for word where it comes from, as in RMM."""
+    """Whether each memory is followed by the utterances that it comes from, word for word, as in RMM."""
 
     @property
     def answer_prompt(self) -> str:
@@ -47,8 +47,8 @@ class CitingAnswerOptions(AnswerModuleOptions):
 
 @dataclass(frozen=True)
 class Cited:
-    """What a reply says. `numbers` are the memories that it cites (None: no or a malformed citation), `form` is how
-    well it kept to the format: 1, the share of usable entries of a citation that had to be mended, or 0."""
+    """The answer and the citation of a reply. `numbers` are the cited memories (None: no or a malformed citation).
+    `form` is 1 for a well-formed citation, the fraction of usable entries for a repaired one, else 0."""
 
     answer: str | None
     numbers: tuple[int, ...] | None
@@ -58,16 +58,16 @@ class Cited:
 def parse_cited(text: str, shown: int) -> Cited:
     """The answer, and the numbers from 0 to `shown` - 1 in the `[...]` at the end of it (`[NO_CITE]`: none).
 
-    Numbers that are not there or come twice are left out. A citation without an answer cites nothing.
+    Unknown and repeated numbers are left out. A citation without an answer cites nothing.
     """
-    said = (after_thinking(text) or "").strip()
-    found = re.search(r"\[([^\[\]]*)\]\.?$", said)
-    answer = (said[: found.start()] if found else said).strip() or None
-    if found is None or answer is None:
+    reply = (after_thinking(text) or "").strip()
+    citation = re.search(r"\[([^\[\]]*)\]\.?$", reply)
+    answer = (reply[: citation.start()] if citation else reply).strip() or None
+    if citation is None or answer is None:
         return Cited(answer, None, 0.0)
-    if found.group(1).strip() == NO_CITE:
+    if citation.group(1).strip() == NO_CITE:
         return Cited(answer, (), 1.0)
-    numbers, entries = listed_numbers(found.group(1), range(shown))
+    numbers, entries = listed_numbers(citation.group(1), range(shown))
     return Cited(answer, numbers, len(numbers) / entries) if numbers else Cited(answer, None, 0.0)
 
 
@@ -91,11 +91,11 @@ class CitingAnswer(Answerer[CitingAnswerOptions]):
 
 
 def with_sources(items: Sequence[MemoryItem], conversation: Sequence[Utterance]) -> list[str]:
-    """Each item in one line, and below it those utterances of `conversation` that it comes from."""
-    said = {turn.id: turn for turn in conversation if turn.id}
-    return ["\n".join([render_item(item), *_quoted(item, said)]) for item in items]
+    """Each item in one line, and below it the utterances of `conversation` that it comes from."""
+    by_id = {turn.id: turn for turn in conversation if turn.id}
+    return ["\n".join([render_item(item), *_sources(item, by_id)]) for item in items]
 
 
-def _quoted(item: MemoryItem, said: dict[str, Utterance]) -> list[str]:
-    turns = [said[source] for source in item.sources if source in said]
+def _sources(item: MemoryItem, by_id: dict[str, Utterance]) -> list[str]:
+    turns = [by_id[source] for source in item.sources if source in by_id]
     return [f"    {line}" for line in render_conversation(turns).splitlines()]

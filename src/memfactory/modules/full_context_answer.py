@@ -36,13 +36,13 @@ class FullContextAnswerOptions(AnswerModuleOptions):
 
     limits: ClassVar[Mapping[str, object]] = MappingProxyType({"context_tokens": None})
     prompt: str = FULL_CONTEXT_PROMPT
-    """The wording; {conversation} and {question} are filled in."""
+    """The prompt; {conversation} and {question} are filled in."""
     max_tokens: int = Field(1024, ge=1)
     """The longest reply, in tokens."""
     context_tokens: int | None = Field(None, ge=1)
-    """The most tokens of the conversation that are shown; null: all of it."""
+    """The most tokens of the conversation in the prompt; null: all."""
     keep: Literal["last", "center", "first"] = "last"
-    """What is kept of a longer one: its end, its beginning, or both without its middle (center)."""
+    """The kept part of a longer conversation: its end, its beginning, or both without its middle (center)."""
 
     @property
     def most_tokens(self) -> int | None:
@@ -64,11 +64,11 @@ class FullContextAnswer(Reader[FullContextAnswerOptions]):
 
     def __init__(self, options: FullContextAnswerOptions, codec: Codec) -> None:
         super().__init__(options, codec)
-        # Many questions are asked about one conversation.
-        self._length = lru_cache(maxsize=16)(self._counted)
+        # Many questions share one conversation.
+        self._length = lru_cache(maxsize=16)(self._count)
 
-    def _counted(self, text: str) -> int:
-        return sum(len(part) for part in token_spans(text, self.codec.offsets))
+    def _count(self, text: str) -> int:
+        return sum(len(spans) for spans in token_spans(text, self.codec.offsets))
 
     def dialogue(self, episode: Episode) -> Asking[ParsedAnswer]:
         text, reading = self.shortened(render_task(episode.task))
@@ -81,7 +81,7 @@ class FullContextAnswer(Reader[FullContextAnswerOptions]):
         return self.answer(part)
 
     def shortened(self, text: str) -> tuple[str, Reading]:
-        """`text`, or the declared part of it where it has more than `context_tokens` tokens; and how much that is."""
+        """`text`, or the part that `keep` names of a text beyond `context_tokens`; and the count of its tokens."""
         limit = self.options.context_tokens
         if limit is None:
             return text, Reading(self._length(text))

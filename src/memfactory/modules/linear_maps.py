@@ -1,7 +1,7 @@
-"""RMM's reranker as pure maths: residual linear maps on embeddings, a draw with Gumbel noise, REINFORCE in closed form
+"""RMM's reranker as pure maths: residual linear maps on embeddings, Gumbel sampling, REINFORCE in closed form
 (arXiv 2503.08026). Arrays are float64.
 
-Shapes: d numbers a vector, K candidates, M of them chosen, B draws.
+Shapes: d numbers a vector, K candidates, M of them chosen, B samples.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ class ResidualMap:
     right: Array | None = None
 
     def __post_init__(self) -> None:
-        given = [self.left.shape] if self.right is None else [self.left.shape, self.right.shape]
+        shapes = [self.left.shape] if self.right is None else [self.left.shape, self.right.shape]
         square = len(self.left.shape) == 2 and (self.right is not None or self.left.shape[0] == self.left.shape[1])
-        if not square or len(set(given)) > 1:
-            raise ValueError(f"a residual map is one array [d, d] or two [d, r], got {given}")
+        if not square or len(set(shapes)) > 1:
+            raise ValueError(f"a residual map is one array [d, d] or two [d, r], got {shapes}")
 
     @property
     def dimensions(self) -> int:
@@ -51,12 +51,12 @@ class ResidualMap:
 
 
 def identity(dimensions: int, rank: int | None, seed: int = 0) -> ResidualMap:
-    """The map that changes nothing yet: W = 0. Of low rank, U is 0 and V is drawn such that V V^T is the identity on
-    average, so that the first steps have the direction and the length that they have at full rank."""
+    """The identity map: W = 0. Of low rank, U is 0 and V is random with E[V V^T] = identity, so that the first steps
+    have the direction and the length of those at full rank."""
     if rank is None:
         return ResidualMap(numpy.zeros((dimensions, dimensions)))
-    drawn = numpy.random.default_rng(seed).standard_normal((dimensions, rank)) / numpy.sqrt(rank)
-    return ResidualMap(numpy.zeros((dimensions, rank)), drawn)
+    right = numpy.random.default_rng(seed).standard_normal((dimensions, rank)) / numpy.sqrt(rank)
+    return ResidualMap(numpy.zeros((dimensions, rank)), right)
 
 
 def scores(query_map: ResidualMap, memory_map: ResidualMap, query: Array, memories: Array) -> Array:
@@ -68,8 +68,8 @@ def scores(query_map: ResidualMap, memory_map: ResidualMap, query: Array, memori
 def choose(scores: Array, noise: Array, keep: int) -> tuple[int, ...]:
     """The places of the `keep` largest s + g, the largest first; of equal ones the first.
 
-    With Gumbel noise g = -log(-log u) it is a draw without replacement from softmax(s), whatever temperature divides
-    s + g afterwards: dividing does not change which are largest.
+    With Gumbel noise g = -log(-log u) it is a sample without replacement from softmax(s). A temperature that divides
+    s + g changes nothing, since the order stays.
     """
     return tuple(int(place) for place in numpy.argsort(-(scores + noise), kind="stable")[:keep])
 
@@ -77,19 +77,19 @@ def choose(scores: Array, noise: Array, keep: int) -> tuple[int, ...]:
 def score_gradient(
     estimator: Estimator, scores: Array, noise: Array, chosen: tuple[int, ...], advantages: Array, temperature: float
 ) -> Array:
-    """The gradient with respect to s [K] that REINFORCE climbs after drawing `chosen` with `advantages` [M].
+    """The gradient with respect to s [K] that REINFORCE climbs after sampling `chosen` with `advantages` [M].
 
     `advantages` are R_i - b of each chosen memory, in the order of `chosen`; A_j is 0 for a memory not chosen.
     paper: sum_i A_i log p_i with p = softmax((s + g) / t), so (A_j - p_j sum A) / t: RMM's equations 2 and 3.
     softmax: the same with p = softmax(s) and t = 1: nearly the direction of E[sum R], with the least variance.
-    plackett_luce: (sum A) log P(the draw), P = prod_k softmax(s over those not drawn before k) at place k: unbiased.
-    All K are chosen: P = 1 whatever s is, and the gradient is 0.
+    plackett_luce: (sum A) log P(sample), P = prod_k softmax(s over those not sampled before k) at place k: unbiased.
+    If all K are chosen, P = 1 for any s, and the gradient is 0.
     """
     if len(chosen) >= len(scores):
         return numpy.zeros_like(scores)
     total = float(advantages.sum())
     if estimator == "plackett_luce":
-        return total * _draw_gradient(scores, chosen)
+        return total * _sample_gradient(scores, chosen)
     own = numpy.zeros_like(scores)
     own[list(chosen)] = advantages
     if estimator == "softmax":
@@ -97,9 +97,9 @@ def score_gradient(
     return (own - softmax((scores + noise) / temperature) * total) / temperature
 
 
-def _draw_gradient(scores: Array, chosen: tuple[int, ...]) -> Array:
-    """The gradient with respect to s of the log-probability of drawing `chosen` in its order: at each place 1 for the
-    drawn one, minus the softmax over those that were left."""
+def _sample_gradient(scores: Array, chosen: tuple[int, ...]) -> Array:
+    """The gradient with respect to s of the log-probability of sampling `chosen` in its order: at each place 1 for the
+    sampled one, minus the softmax over the remaining ones."""
     gradient = numpy.zeros_like(scores)
     left = scores.copy()
     for place in chosen:
@@ -111,8 +111,8 @@ def _draw_gradient(scores: Array, chosen: tuple[int, ...]) -> Array:
 
 def softmax(values: Array) -> Array:
     """exp(v) over its sum, without overflow; -inf gives 0."""
-    shares: Array = numpy.exp(values - values.max())
-    return shares / shares.sum()
+    weights: Array = numpy.exp(values - values.max())
+    return weights / weights.sum()
 
 
 def map_gradients(

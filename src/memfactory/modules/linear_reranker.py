@@ -1,6 +1,6 @@
-"""The module `linear_reranker`: RMM's reranker, two linear maps that learn from which memories an answer cites.
+"""The module `linear_reranker`: RMM's reranker, two linear maps that learn from the memories that an answer cites.
 
-It asks no model (arXiv 2503.08026, section 5). The maths is in `modules/linear_maps.py`.
+It uses no model (arXiv 2503.08026, section 5). The maths is in `modules/linear_maps.py`.
 """
 
 from __future__ import annotations
@@ -38,33 +38,33 @@ from memfactory.types import Codec, MemoryItem, Selection
 
 MAPS = ("query", "memory")
 LARGEST_SCORE = 1e6
-"""Maps whose scores are beyond it have run away: embeddings have length 1, so that scores begin within -1 and 1."""
+"""Larger scores mean diverged maps: embeddings have length 1, so scores begin between -1 and 1."""
 
 
 class LinearRerankerOptions(ModuleOptions):
     """Options of `linear_reranker`."""
 
     candidates: int = Field(20, ge=1)
-    """Items that are found first (K)."""
+    """Items that the search returns (K)."""
     keep: int = Field(5, ge=1)
     """The most items that are chosen (M)."""
     search: Search | None = None
-    """How items are found: dense, bm25 or hybrid; null: as the run's `memory.search` says."""
+    """The search for items: dense, bm25 or hybrid; null: the run's `memory.search`."""
     weights: str | None = None
     """Trained maps (a .safetensors that the trainer `online` wrote); null: maps that change nothing."""
     rank: int | None = Field(None, ge=1)
     """The rank of new maps; null: full."""
     learning_rate: float = Field(1e-3, gt=0)
-    """How far one batch moves the maps along its mean gradient. RMM's 0.001 takes thousands of questions,
-    0.01 hundreds; at 0.1 the scores can grow without bound."""
+    """The step size along the mean gradient of a batch. RMM's 0.001 takes thousands of questions, 0.01 hundreds; at 0.1
+    the scores can diverge."""
     estimator: Estimator = "paper"
     """The policy gradient: RMM's (paper), one with less variance (softmax), or the unbiased one (plackett_luce)."""
     temperature: float = Field(0.5, gt=0)
-    """Divides the scores in the gradient of `estimator: paper`; it does not change what is drawn."""
+    """Divides the scores in the gradient of `estimator: paper`; the sample does not depend on it."""
     baseline: float = 0.5
-    """Taken from the reward of a memory, which is 1 or -1."""
+    """Subtracted from the reward of a memory, which is 1 or -1."""
     signal: Literal["citations", "evidence"] = "citations"
-    """What earns a memory its reward: that the answer cites it, or that it comes from the gold evidence."""
+    """The source of a memory's reward: the citations of the answer, or the gold evidence."""
 
     def without_effect(self) -> Mapping[str, str]:
         learnt = ("rank", "learning_rate", "estimator", "temperature", "baseline", "signal")
@@ -99,7 +99,7 @@ class LinearReranker(Retriever[LinearRerankerOptions], LearningModule[LinearRera
         return tuple(items[place] for place in chosen)
 
     def learn(self, episodes: Sequence[Episode]) -> dict[str, float]:
-        """One step up the mean gradient of the attempts whose chosen memories have known rewards."""
+        """One step up the mean gradient of the episodes whose chosen memories have known rewards."""
         used: list[tuple[Array, ...]] = []
         useful: list[float] = []
         for episode in episodes:
@@ -119,7 +119,7 @@ class LinearReranker(Retriever[LinearRerankerOptions], LearningModule[LinearRera
         return {"useful": fmean(useful), **metrics, **{name: rate * norm for name, norm in norms.items()}}
 
     def rewards(self, episode: Episode) -> Array | None:
-        """1 or -1 for each chosen memory, [M]; None where they are unknown (a malformed citation skips the update)."""
+        """1 or -1 for each chosen memory, [M]; None if they are unknown (a malformed citation skips the update)."""
         if episode.failure is not None or episode.selection is None:
             return None
         if self.options.signal == "evidence":
@@ -131,16 +131,16 @@ class LinearReranker(Retriever[LinearRerankerOptions], LearningModule[LinearRera
         return None if helped is None else numpy.where(helped, 1.0, -1.0)
 
     def state(self) -> dict[str, numpy.ndarray]:
-        found = dict(zip(MAPS, self.maps or (), strict=False))
+        by_name = dict(zip(MAPS, self.maps or (), strict=False))
         return {
             f"{name}.{part}": array
-            for name, one in found.items()
-            for part, array in (("left", one.left), ("right", one.right))
+            for name, linear_map in by_name.items()
+            for part, array in (("left", linear_map.left), ("right", linear_map.right))
             if array is not None
         }
 
     def load_state(self, state: Mapping[str, numpy.ndarray]) -> None:
-        """Take maps as `state` gave them. Raises ValueError for anything else."""
+        """Restore the maps that `state` returned. Raises ValueError for anything else."""
         if not state:
             self.maps = None
             return
@@ -159,7 +159,7 @@ class LinearReranker(Retriever[LinearRerankerOptions], LearningModule[LinearRera
             raise ConfigError(f"linear_reranker: the weights {path} cannot be used: {error}") from None
 
     def _maps(self, dimensions: int) -> tuple[ResidualMap, ResidualMap]:
-        """The maps, new ones at first. Raises ConfigError where they are for other vectors."""
+        """The maps, new ones at first. Raises ConfigError if they are for other vectors."""
         if self.maps is None:
             rank = self.options.rank
             self.maps = identity(dimensions, rank, 0), identity(dimensions, rank, 1)
@@ -179,18 +179,20 @@ class LinearReranker(Retriever[LinearRerankerOptions], LearningModule[LinearRera
         query = bank.embed_query(selection.query).astype(numpy.float64)
         memories = bank.embed(selection.texts).astype(numpy.float64)
         maps, noise = self._maps(len(query)), numpy.array(selection.noise)
-        found = scores(*maps, query, memories)
-        if not numpy.abs(found).max() <= LARGEST_SCORE:
+        memory_scores = scores(*maps, query, memories)
+        if not numpy.abs(memory_scores).max() <= LARGEST_SCORE:
             raise MemFactoryError(
                 f"linear_reranker: scores have grown beyond {LARGEST_SCORE:g}; start anew with a learning_rate below "
                 f"{options.learning_rate:g}"
             )
-        by_score = score_gradient(options.estimator, found, noise, selection.chosen, advantages, options.temperature)
+        by_score = score_gradient(
+            options.estimator, memory_scores, noise, selection.chosen, advantages, options.temperature
+        )
         first, second = map_gradients(*maps, query, memories, by_score)
         return (*first, *second)
 
 
 def _norm(outward: Array, inward: Array) -> float:
-    """The norm of sum_b outer(outward[b], inward[b]), without building it: its square is the sum of the products of
-    the inner products."""
+    """The norm of sum_b outer(outward[b], inward[b]) without the matrix: its square is the sum of the products of the
+    inner products."""
     return float(numpy.sqrt(max(((outward @ outward.T) * (inward @ inward.T)).sum(), 0.0)))

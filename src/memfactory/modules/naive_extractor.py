@@ -1,4 +1,4 @@
-"""The module `naive_extractor`: what is worth remembering in a conversation, as structured entries."""
+"""The module `naive_extractor`: facts worth remembering from a conversation, as structured entries."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ class NaiveExtractorOptions(ModuleOptions):
     """Options of `naive_extractor`."""
 
     prompt: str = EXTRACT_PROMPT
-    """The wording; {conversation} is filled in."""
+    """The prompt; {conversation} is filled in."""
     max_tokens: int = Field(1024, ge=1)
     """The longest reply, in tokens."""
     namespaces: Namespaces = "joint"
-    """Whose memory an entry joins: one for all, or that of the speaker who said it."""
+    """The memory that an entry joins: one for all (joint), or its speaker's."""
 
 
 @MODULES.register("naive_extractor")
 class NaiveExtractor(Extractor[NaiveExtractorOptions]):
-    """Writes down what is worth remembering in a conversation, as structured entries."""
+    """Extracts facts worth remembering from a conversation, as structured entries."""
 
     steps = ("extract",)
 

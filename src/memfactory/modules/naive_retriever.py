@@ -1,4 +1,4 @@
-"""The module `naive_retriever`: the items of the bank that match the question best. It asks no model."""
+"""The module `naive_retriever`: the items of the bank that match the question best. It uses no model."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class NaiveRetrieverOptions(ModuleOptions):
     k: int = Field(30, ge=1)
     """The most items that are retrieved."""
     per_namespace: bool = False
-    """Whether `k` counts for each namespace, such as a speaker's memories (Memory-R1: 30 a speaker), or for all."""
+    """Whether `k` applies to each namespace, such as a speaker's memories (Memory-R1: 30 a speaker), or to all."""
     min_score: float | None = None
-    """Items that match less than this are left out; null: none is."""
+    """Items with a lower score are left out; null: none."""
     search: Search | None = None
-    """How items are found: dense, bm25 or hybrid; null: as the run's `memory.search` says."""
+    """The search for items: dense, bm25 or hybrid; null: the run's `memory.search`."""
 
 
 @MODULES.register("naive_retriever")

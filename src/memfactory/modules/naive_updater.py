@@ -1,4 +1,4 @@
-"""The module `naive_updater`: which new entries join the memory bank, and which old ones they change or replace."""
+"""The module `naive_updater`: decides which candidates join the memory bank and which items they change or replace."""
 
 from __future__ import annotations
 
@@ -61,19 +61,19 @@ class NaiveUpdaterOptions(ModuleOptions):
     format: Literal["operations", "mem0"] = "operations"
     """The reply's shape: operations by temporary id, or the list `memory` of mem0 and Memory-R1."""
     prompt: str | None = None
-    """The wording; {memory} and {candidates} are filled in. null: that of the format."""
+    """The prompt; {memory} and {candidates} are filled in. null: the default of the format."""
     max_tokens: int = Field(1024, ge=1)
     """The longest reply, in tokens."""
     related: int = Field(3, ge=0)
-    """Items of the bank that are looked up for each new entry."""
+    """Items of the bank that are looked up for each candidate."""
     shown: int = Field(16, ge=0)
-    """The most items of the bank that are shown in all."""
+    """The most items of the bank in the prompt."""
     search: Search | None = None
-    """How items are found: dense, bm25 or hybrid; null: as the run's `memory.search` says."""
+    """The search for items: dense, bm25 or hybrid; null: the run's `memory.search`."""
 
     @property
     def wording(self) -> str:
-        """The prompt that counts: the one given, or that of the format."""
+        """The prompt of the options, or the default of the format."""
         return self.prompt or (MEM0_PROMPT if self.format == "mem0" else UPDATE_PROMPT)
 
     def without_effect(self) -> Mapping[str, str]:
@@ -82,7 +82,7 @@ class NaiveUpdaterOptions(ModuleOptions):
 
 @MODULES.register("naive_updater")
 class NaiveUpdater(Updater[NaiveUpdaterOptions]):
-    """Decides for new entries and the items they touch: ADD, DEL, UPDATE or NONE."""
+    """Decides for candidates and the items that they touch: ADD, DEL, UPDATE or NONE."""
 
     steps = ("update",)
 
@@ -109,23 +109,23 @@ class NaiveUpdater(Updater[NaiveUpdaterOptions]):
     ) -> list[MemoryItem]:
         """At most `shown` items that the candidates may touch, in the order of the bank.
 
-        Those that the task names, where it does; else what matches each candidate best, in its own namespace if it has
+        The items that the task names, else the items that match each candidate best, in its own namespace if it has
         one: first the best match of each, then the second best, and so on.
         """
         options = self.options
         if related is None:
             ranked = [[item.id for item in self._matching(bank, candidate)] for candidate in candidates]
             related = [id for rank in zip_longest(*ranked) for id in rank if id is not None]
-        wanted = list(dict.fromkeys(id for id in related if bank.get(id) is not None))[: options.shown]
-        return [item for item in bank.list() if item.id in wanted]
+        ids = list(dict.fromkeys(id for id in related if bank.get(id) is not None))[: options.shown]
+        return [item for item in bank.list() if item.id in ids]
 
     def _matching(self, bank: MemoryBank, candidate: Candidate) -> list[MemoryItem]:
         options = self.options
         if not options.related:
             return []
         namespaces = [candidate.namespace] if candidate.namespace else None
-        found = bank.search(candidate.text, options.related, mode=options.search, namespaces=namespaces)
-        return [one.item for one in found]
+        matches = bank.search(candidate.text, options.related, mode=options.search, namespaces=namespaces)
+        return [match.item for match in matches]
 
 
 def _json(value: object) -> str:

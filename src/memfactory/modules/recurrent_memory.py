@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from types import MappingProxyType
@@ -113,12 +114,12 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 
 
 class Prompts(Options):
-    """The wording. `{question}` or `{prompt}`, `{memory}`, and `{section}` or `{chunk}` are filled in."""
+    """The prompts. `{question}` or `{prompt}`, `{memory}`, and `{section}` or `{chunk}` are filled in."""
 
     system: str | None = None
     """A system message before each prompt; null: none."""
     update: str = UPDATE_PROMPT
-    """Asks for the new memory. The built-in wording follows `order`; one of your own must have that order."""
+    """Asks for the new memory. The default prompt follows `order`; a prompt of your own must have that order."""
     answer: str = ANSWER_PROMPT
     """Asks for the final answer."""
 
@@ -137,9 +138,9 @@ class Prompts(Options):
 
     @property
     def order(self) -> Order:
-        """chunk_first where nothing of the section stands behind any of the memory."""
-        section = max(self.update.rfind(name) for name in ("{section}", "{chunk}"))
-        return "chunk_first" if section < self.update.find("{memory}") else "memory_first"
+        """chunk_first if no part of the chunk stands behind any of the memory."""
+        chunk = max(self.update.rfind(name) for name in ("{section}", "{chunk}"))
+        return "chunk_first" if chunk < self.update.find("{memory}") else "memory_first"
 
 
 class RecurrentMemoryOptions(AnswerModuleOptions):
@@ -149,9 +150,9 @@ class RecurrentMemoryOptions(AnswerModuleOptions):
     presets = PRESETS
 
     chunk_tokens: int = Field(2500, ge=1)
-    """Tokens of one section of the text."""
+    """Tokens of one chunk of the text."""
     max_chunks: int | None = Field(None, ge=1)
-    """The most sections that are read; null: as many as there are."""
+    """The most chunks that are read; null: all."""
     truncate: Literal["center", "error", "none"] = "center"
     """A text beyond max_chunks: drop its middle (center), stop (error), or read it all (none)."""
     memory_tokens: int = Field(1024, ge=1)
@@ -159,13 +160,14 @@ class RecurrentMemoryOptions(AnswerModuleOptions):
     answer_tokens: int = Field(1024, ge=1)
     """The longest answer, in tokens."""
     empty_memory: str = "No previous memory"
-    """What stands for the memory before the first section."""
+    """The memory before the first chunk."""
     drop_thinking: bool = True
-    """Only what follows </think> becomes memory or answer; unfinished thinking leaves the memory as it was."""
+    """Only the text after </think> becomes memory or answer; unfinished thinking leaves the memory as it was."""
     order: Order = "memory_first"
-    """What an update shows first: the memory, as published, or the section, which all attempts at a task then share."""
-    prompts: Annotated[Prompts, BeforeValidator(lambda given: given, json_schema_input_type=Prompts | str)] = Prompts()
-    """The wording of both prompts, or the name of a preset (memagent: the information that MemAgent's own have)."""
+    """The first part of an update prompt: the memory, as published, or the chunk, which all episodes of a task
+    then share as a prefix."""
+    prompts: Annotated[Prompts, BeforeValidator(lambda value: value, json_schema_input_type=Prompts | str)] = Prompts()
+    """Both prompts, or the name of a preset (memagent: the information of MemAgent's own prompts)."""
 
     @property
     def answer_prompt(self) -> str:
@@ -177,20 +179,20 @@ class RecurrentMemoryOptions(AnswerModuleOptions):
 
     @model_validator(mode="before")
     @classmethod
-    def _built_in_wording_follows_the_order(cls, values: Any) -> Any:
+    def _default_prompt_follows_the_order(cls, values: Any) -> Any:
         values = cls.with_preset(values)
         if not isinstance(values, dict) or values.get("order") not in list(UPDATE_PROMPTS):
             return values
         prompts = values.get("prompts", {})
-        given = prompts.model_dump() if isinstance(prompts, Prompts) else prompts
-        if isinstance(given, dict) and given.get("update", UPDATE_PROMPT) in UPDATE_PROMPTS.values():
-            return {**values, "prompts": {**given, "update": UPDATE_PROMPTS[values["order"]]}}
+        own = prompts.model_dump() if isinstance(prompts, Prompts) else prompts
+        if isinstance(own, dict) and own.get("update", UPDATE_PROMPT) in UPDATE_PROMPTS.values():
+            return {**values, "prompts": {**own, "update": UPDATE_PROMPTS[values["order"]]}}
         return values
 
     @field_validator("prompts")
     @classmethod
-    def _wording_has_the_order(cls, prompts: Prompts, given: ValidationInfo) -> Prompts:
-        order = given.data.get("order", prompts.order)
+    def _prompt_has_the_order(cls, prompts: Prompts, info: ValidationInfo) -> Prompts:
+        order = info.data.get("order", prompts.order)
         if prompts.order != order:
             raise ValueError(
                 f"the update prompt is {prompts.order}, but `order` is {order}: change one of them, "
@@ -202,6 +204,16 @@ class RecurrentMemoryOptions(AnswerModuleOptions):
         return {"truncate": "max_chunks is null"} if self.max_chunks is None else {}
 
 
+@dataclass(frozen=True)
+class _Cut:
+    """The part of a text that is read, the places of its cuts into chunks, its tokens, and the tokens of the text."""
+
+    text: str
+    places: tuple[int, ...]
+    read: int
+    tokens: int
+
+
 @MODULES.register("recurrent_memory")
 class RecurrentMemoryModule(Reader[RecurrentMemoryOptions]):
     """Reads a text chunk by chunk into one memory that each reply overwrites, then answers from the memory."""
@@ -211,36 +223,35 @@ class RecurrentMemoryModule(Reader[RecurrentMemoryOptions]):
 
     def __init__(self, options: RecurrentMemoryOptions, codec: Codec) -> None:
         super().__init__(options, codec)
-        # The attempts at a task read the same text one after another.
-        self._remembered_cuts = lru_cache(maxsize=16)(self._cut)
+        # The episodes of a task read the same text one after another.
+        self._cached_cut = lru_cache(maxsize=16)(self._cut)
 
     def chunks(self, context: str, task_id: str) -> Iterator[str]:
-        """The sections of `context`, one at a time, under the declared rule for what is too long.
+        """The chunks of `context`, one at a time; `truncate` is the rule for a text beyond `max_chunks`.
 
-        Beside the text only the places where it is cut are held. Raises DataError for a text beyond `max_chunks` under
+        Only the text and the places of its cuts are in memory. Raises DataError for a text beyond `max_chunks` under
         `truncate: error`.
         """
         options, limit = self.options, self._limit
-        kept, cuts, _, tokens = self._remembered_cuts(context)
-        if limit is not None and tokens > limit and options.truncate == "error":
+        cut = self._cached_cut(context)
+        if limit is not None and cut.tokens > limit and options.truncate == "error":
             raise DataError(
-                f"the context of task {task_id!r} has {tokens} tokens, but max_chunks x chunk_tokens is "
+                f"the context of task {task_id!r} has {cut.tokens} tokens, but max_chunks x chunk_tokens is "
                 f"{options.max_chunks} x {options.chunk_tokens} = {limit}; raise one or set truncate: center"
             )
-        return (kept[start:end] for start, end in pairwise(cuts))
+        return (cut.text[start:end] for start, end in pairwise(cut.places))
 
     def reading(self, context: str) -> Reading:
-        """How many tokens of `context` its sections hold, and how many they leave out."""
-        _, _, kept, tokens = self._remembered_cuts(context)
-        return Reading(kept, tokens - kept)
+        """The tokens of `context` that its chunks hold, and those that they leave out."""
+        cut = self._cached_cut(context)
+        return Reading(cut.read, cut.tokens - cut.read)
 
     @property
     def _limit(self) -> int | None:
-        """The most tokens that `max_chunks` sections hold; None: any number."""
+        """The most tokens that `max_chunks` chunks hold; None: any number."""
         return None if self.options.max_chunks is None else self.options.max_chunks * self.options.chunk_tokens
 
-    def _cut(self, context: str) -> tuple[str, tuple[int, ...], int, int]:
-        """What is kept of `context`, where that is cut, how many tokens of it are kept and how many `context` has."""
+    def _cut(self, context: str) -> _Cut:
         size, limit = self.options.chunk_tokens, self._limit
         cuts, tokens = chunk_cuts(context, token_spans(context, self.codec.offsets), size)
         read = tokens
@@ -248,20 +259,20 @@ class RecurrentMemoryModule(Reader[RecurrentMemoryOptions]):
             context = keep_ends(context, token_spans(context, self.codec.offsets), limit)
             cuts, _ = chunk_cuts(context, token_spans(context, self.codec.offsets), size)
             if len(cuts) > (self.options.max_chunks or 0) + 1:
-                # Cutting out the middle can join two tokens into others, a few more than there were.
+                # Without its middle, two tokens can join into others, a few more than before.
                 cuts = [*cuts[: self.options.max_chunks], cuts[-1]]
             read = limit
-        return context, tuple(cuts), read, tokens
+        return _Cut(context, tuple(cuts), read, tokens)
 
     def dialogue(self, episode: Episode) -> Asking[ParsedAnswer]:
         options, task = self.options, episode.task
         episode.memory = episode.memory or options.empty_memory
         text = render_task(task)
-        sections, reading = self.chunks(text, task.id), self.reading(text)
+        chunks, reading = self.chunks(text, task.id), self.reading(text)
         episode.note_reading(reading.read, reading.dropped)
-        for section in sections:
+        for chunk in chunks:
             values = {"question": task.question, "prompt": task.question, "memory": episode.memory}
-            values |= {"section": section, "chunk": section}
+            values |= {"section": chunk, "chunk": chunk}
             reply = yield self._ask("update", options.prompts.update, values, options.memory_tokens)
             memory = after_thinking(reply.text) if options.drop_thinking else reply.text
             if memory is not None:

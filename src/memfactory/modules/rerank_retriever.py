@@ -1,4 +1,4 @@
-"""The module `rerank_retriever`: the language model chooses among the items that were found for the question."""
+"""The module `rerank_retriever`: the language model chooses among the items that match the question."""
 
 from __future__ import annotations
 
@@ -37,26 +37,26 @@ class RerankRetrieverOptions(ModuleOptions):
     """Options of `rerank_retriever`."""
 
     prompt: str = RERANK_PROMPT
-    """The wording; {question}, {memory} and {limit} are filled in."""
+    """The prompt; {question}, {memory} and {limit} are filled in."""
     max_tokens: int = Field(1024, ge=1)
     """The longest reply, in tokens."""
     candidates: int = Field(20, ge=1)
-    """Items that are found first (K)."""
+    """Items that the search returns (K)."""
     keep: int = Field(5, ge=1)
     """The most items that are chosen (M)."""
     search: Search | None = None
-    """How items are found: dense, bm25 or hybrid; null: as the run's `memory.search` says."""
+    """The search for items: dense, bm25 or hybrid; null: the run's `memory.search`."""
     order: Literal["search", "bank"] = "search"
-    """The order in which the found items are shown: the best first, or as they stand in the bank."""
+    """The order of the items in the prompt: the best first (search), or the order of the bank."""
     fallback: Literal["none", "search"] = "none"
-    """What a reply without a usable number retrieves: nothing, or the `keep` items that match best. With `search` a
-    malformed reply can be worth more than a poor choice."""
+    """The items after a reply without a usable number: none, or the `keep` items that match best (search). With
+    `search` a malformed reply can earn more than a poor choice."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The numbers that a reply chooses, the best first, and how well it kept to the format: 1 for a bare list of
-    distinct numbers that are all there to be chosen, less than 1 for one that had to be mended, 0 for no choice."""
+    """The numbers that a reply chooses, the best first, and its form: 1 for a bare list of distinct numbers that were
+    all shown, less for a repaired list, 0 for no choice."""
 
     numbers: tuple[int, ...]
     form: float
@@ -65,22 +65,22 @@ class Choice:
 def parse_choice(text: str, shown: int, limit: int) -> Choice:
     """The first `[...]` after thinking as numbers from 1 to `shown`, at most `limit` of them.
 
-    What is no such number, comes twice or comes after `limit` others is left out; `form` is then the share of the
-    list's entries that were used, where words around the list count as one entry more.
+    Other entries, repeated numbers and those beyond `limit` are left out. `form` is the fraction of the list's entries
+    that were used; words around the list count as one entry more.
     """
-    said = after_thinking(text)
-    found = re.search(r"\[([^\[\]]*)\]", said) if said is not None else None
-    if said is None or found is None:
+    reply = after_thinking(text)
+    choice = re.search(r"\[([^\[\]]*)\]", reply) if reply is not None else None
+    if reply is None or choice is None:
         return Choice((), 0.0)
-    numbers, entries = listed_numbers(found.group(1), range(1, shown + 1))
+    numbers, entries = listed_numbers(choice.group(1), range(1, shown + 1))
     numbers = numbers[:limit]
-    around = said.strip() != found.group()
+    around = reply.strip() != choice.group()
     return Choice(numbers, len(numbers) / (entries + around) if numbers else 0.0)
 
 
 @MODULES.register("rerank_retriever")
 class RerankRetriever(Retriever[RerankRetrieverOptions]):
-    """Lets the language model choose among the items that were found for the question."""
+    """Lets the language model choose among the items that match the question."""
 
     steps = ("rerank",)
 
@@ -101,6 +101,6 @@ class RerankRetriever(Retriever[RerankRetrieverOptions]):
 
 
 def _in_bank_order(bank: MemoryBank, items: list[MemoryItem]) -> list[MemoryItem]:
-    """`items` in the order in which they stand in `bank`."""
+    """`items` in the order of the bank."""
     places = {item.id: place for place, item in enumerate(bank.list())}
     return sorted(items, key=lambda item: places[item.id])

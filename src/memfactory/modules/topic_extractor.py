@@ -1,4 +1,4 @@
-"""The module `topic_extractor`: RMM's prospective reflection, a session summed up by topic (arXiv 2503.08026)."""
+"""The module `topic_extractor`: RMM's prospective reflection sums a session up by topic (arXiv 2503.08026)."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ class TopicExtractorOptions(ModuleOptions):
     """Options of `topic_extractor`."""
 
     prompt: str = TOPIC_PROMPT
-    """The wording; {conversation} and {speaker} are filled in."""
+    """The prompt; {conversation} and {speaker} are filled in."""
     max_tokens: int = Field(1024, ge=1)
     """The longest reply, in tokens."""
     each_speaker: bool = True
     """Whether the session is summed up once for each speaker, as in RMM, or once for all."""
     namespaces: Namespaces = "joint"
-    """Whose memory a topic joins: one for all, or that of the speaker it is about."""
+    """The memory that a topic joins: one for all (joint), or that of the speaker it is about."""
 
 
 @MODULES.register("topic_extractor")

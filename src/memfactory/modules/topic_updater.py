@@ -1,4 +1,4 @@
-"""The module `topic_updater`: RMM's prospective reflection, a new topic added or merged (arXiv 2503.08026)."""
+"""The module `topic_updater`: RMM's prospective reflection adds a new topic or merges it (arXiv 2503.08026)."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ class TopicUpdaterOptions(ModuleOptions):
     """Options of `topic_updater`."""
 
     prompt: str = MERGE_PROMPT
-    """The wording; {memory} (the similar summaries) and {candidate} (the new one) are filled in, both as JSON."""
+    """The prompt; {memory} (the similar summaries) and {candidate} (the new one) are filled in, both as JSON."""
     max_tokens: int = Field(1024, ge=1)
     """The longest reply, in tokens."""
     similar: int = Field(5, ge=1)
     """Items of the bank that each new summary may be merged with."""
     search: Search | None = None
-    """How items are found: dense, bm25 or hybrid; null: as the run's `memory.search` says."""
+    """The search for items: dense, bm25 or hybrid; null: the run's `memory.search`."""
 
 
 @MODULES.register("topic_updater")
@@ -51,7 +51,7 @@ class TopicUpdater(Updater[TopicUpdaterOptions]):
         for candidate in candidates:
             items = self._similar(bank, candidate)
             if not items:
-                # There is nothing to merge with, so there is nothing to ask.
+                # No item to merge with: no question for the model.
                 bank.apply([Add(candidate)])
                 continue
             memory = json_line({"history_summaries": [item.text for item in items]}).strip()
@@ -67,5 +67,5 @@ class TopicUpdater(Updater[TopicUpdaterOptions]):
         """The items most like the candidate, the best first, in its own namespace if it has one."""
         namespaces = [candidate.namespace] if candidate.namespace else None
         options = self.options
-        found = bank.search(candidate.text, options.similar, mode=options.search, namespaces=namespaces)
-        return [one.item for one in found]
+        matches = bank.search(candidate.text, options.similar, mode=options.search, namespaces=namespaces)
+        return [match.item for match in matches]
