@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -147,6 +149,15 @@ def test_prompts_must_hold_their_placeholders():
     with pytest.raises(ValueError, match=r"the answer prompt lacks \{question\} or \{prompt\}"):
         Prompts(answer="{memory}")
     Prompts(update="{prompt} {memory} {chunk}", answer="{prompt} {memory}")
+
+
+# The examples in the base classes
+
+
+@pytest.mark.parametrize("name", ["dialogue", "roles", "seeds"])
+def test_the_examples_of_the_base_classes_run(name):
+    results = doctest.testmod(importlib.import_module(f"memfactory.{name}"))
+    assert results.failed == 0 and results.attempted > 0
 
 
 # The three interfaces
