@@ -116,7 +116,7 @@ def test_a_damaged_line_of_the_kept_replies_is_asked_for_again(server, caplog):
     lines = path.read_text().splitlines()
     path.write_text("\n".join(['{"asked": "zz", "text": "x", "stop": "stop"}', "{oops", *lines[2:]]) + "\n")
     trained("output=run", resume="run")
-    assert "2 kept replies cannot be read and are asked for again" in caplog.text
+    assert "2 cached replies cannot be read and will be requested again" in caplog.text
     assert sum(count - 1 for count in asked(server).values()) == 2
 
 
@@ -165,7 +165,7 @@ def test_a_disk_that_refuses_costs_the_file_and_not_the_run(tmp_path, caplog):
     store.keep_in(tmp_path / "replies.jsonl")
     store.put(b"1", reply("a"))
     assert store.get(b"1") == reply("a")
-    assert "replies are not kept on disk" in caplog.text
+    assert "replies are not cached on disk" in caplog.text
 
 
 def test_a_reply_with_a_key_in_it_is_kept_in_memory_only(tmp_path):
