@@ -46,7 +46,6 @@ def main() -> None:
 def write_untrained(folder: Path, seed: int) -> None:
     """Write the tokenizer and the model as they are before training."""
     tokenizer = make_tokenizer(VOCABULARY)
-    assert isinstance(tokenizer.eos_token_id, int) and isinstance(tokenizer.pad_token_id, int)
     model = make_model(len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id, twins(tokenizer), seed)
     model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     shutil.rmtree(folder, ignore_errors=True)

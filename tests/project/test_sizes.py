@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -17,11 +18,15 @@ COMMANDS = {
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
+@cache
+def nodes(path: Path) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+
+
 def functions(path: Path) -> Iterator[tuple[Function, int]]:
-    """Every function of a file with the number of its parameters, without those of decorators and self or cls."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    methods = {id(child) for node in ast.walk(tree) if isinstance(node, ast.ClassDef) for child in node.body}
-    for node in ast.walk(tree):
+    """Every function of a file, with the number of its parameters without self and cls."""
+    methods = {id(child) for node in nodes(path) if isinstance(node, ast.ClassDef) for child in node.body}
+    for node in nodes(path):
         if isinstance(node, Function):
             arguments = node.args
             names = [argument.arg for argument in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
@@ -67,7 +72,7 @@ def test_no_assert_only_narrows_a_type():
     narrowing = [
         f"{name_of(path)}:{node.lineno} {ast.unparse(node)}"
         for path in FILES
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in nodes(path)
         if isinstance(node, ast.Assert) and ("isinstance(" in (test := ast.unparse(node.test)) or "is not None" in test)
     ]
     assert narrowing == []

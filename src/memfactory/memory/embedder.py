@@ -92,10 +92,7 @@ class VectorStore:
 
     def _width(self) -> int:
         """The length of a vector; embeds a text if none was embedded before."""
-        if self._dimensions is None:
-            self._embedded(["a"])
-        assert self._dimensions is not None
-        return self._dimensions
+        return self._dimensions or self._embedded(["a"]).shape[1]
 
     def _store(self, text: str, vector: Vectors) -> None:
         if text not in self._cached:

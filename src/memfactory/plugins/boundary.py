@@ -39,12 +39,6 @@ def code_digest(component: type) -> str | None:
         return component.__module__
 
 
-def titled(component: type) -> str:
-    """A component as messages name it: `reward 'brevity' (my_parts.py:58)`."""
-    registered = _registered_as(component)
-    return f"{registered or component.__name__} ({_place(component)})"
-
-
 def _registered_as(component: type) -> str | None:
     for registry in ALL:
         if registry.holds(component):
@@ -80,11 +74,11 @@ def broken(component: type, part: str, message: str) -> PluginError:
 def guarded(
     *components: type, doing: str = "", making: bool = False, letting: tuple[type[BaseException], ...] = ()
 ) -> Iterator[None]:
-    """An error that one of the users' `components` raises becomes a PluginError that names it, file and line. So does
-    an exit: a component ends no process.
+    """An error that one of the users' `components` raises becomes a PluginError that names it, file and line; so
+    does an exit, since a component ends no process.
 
-    `doing` names the operation. An error that passes through none of their files is not theirs, except where
-    one is being made (`making`). Errors that are messages already go on as they are, and so do those in `letting`.
+    `doing` names the operation. An error that passes through none of their files is not theirs, unless a component is
+    being made (`making`). MemFactoryErrors, and the errors in `letting`, pass unchanged.
     """
     try:
         yield
@@ -106,7 +100,7 @@ def guarded(
 
 
 def _blamed(components: Sequence[type], error: BaseException, making: bool) -> tuple[type, str] | None:
-    """The component that raised `error`, and the line of its file; None where none did."""
+    """The component that raised `error`, with file and line; None if no component did."""
     error = _raised(error)
     files = {inspect.getsourcefile(component): component for component in components}
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
@@ -123,7 +117,7 @@ def _raised(error: BaseException) -> BaseException:
 
 
 def made(registry: Registry[Any], name: str, *arguments: object) -> Any:
-    """The component called `name`, made from its arguments. Raises PluginError where a user's own cannot be made."""
+    """The component called `name`, made from its arguments. Raises PluginError if a user's own cannot be made."""
     component = registry.get(name)
     with guarded(component, doing="when it was made", making=True):
         return component(*arguments)

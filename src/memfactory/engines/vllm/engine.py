@@ -1,6 +1,6 @@
 """vLLM in this process, on the policy's own GPU: fast rollouts from a copy of the weights that is updated in memory.
 
-Written for the V1 engine of the versions in `vllm_checks`. Tried on vLLM's CPU build (0.32), where it runs with
+Written for the V1 engine of the versions in `checks.py`. Tried on vLLM's CPU build (0.32), where it runs with
 `sleep: false`; sleeping needs a GPU.
 """
 

@@ -1,6 +1,6 @@
 """The model of a vLLM server: weight sync, and checks that the server still holds the last weights.
 
-The server is started with the worker extension of `vllm_worker`; docs/vllm.md gives the command.
+The server is started with the worker extension of `worker.py`; docs/vllm.md gives the command.
 """
 
 from __future__ import annotations
