@@ -24,11 +24,11 @@ SINGLE_TURN = ("memory_r1", "rmm")
 
 
 class TrlSide:
-    """TRL's own training loop, held between two optimizer steps until the next is asked for.
+    """TRL's own training loop, paused between two optimizer steps until the next is requested.
 
-    `train()` runs in a thread that is woken for one step at a time, so that all of its loop counts and nothing of it
-    runs meanwhile. `replies` are forced to `new_tokens`, as on the other sides. TRL's defaults, but: no reports, no
-    shuffling, and gradient checkpointing off unless `checkpointing` (on the CPU it is faster without).
+    `train()` runs in a thread that is woken for one step at a time, so that the measured time has its whole loop and no
+    more. Replies have `new_tokens` tokens, as on the other sides. TRL's defaults, except: no reports, no shuffling, and
+    gradient checkpointing off unless `checkpointing` (on the CPU it is faster without).
     """
 
     def __init__(self, resolved: Resolved, folder: Path, new_tokens: int, *, checkpointing: bool = False) -> None:

@@ -50,7 +50,7 @@ log = logging.getLogger("memfactory")
 class TaskReader:
     """Reads each dataset of a run once: equal options and an equal environment give the same tasks again.
 
-    An environment's rewards do not matter for that, so that one without them can read before any engine exists.
+    Rewards do not affect reading, so an environment without rewards can read before any engine exists.
     """
 
     def __init__(self) -> None:
@@ -77,7 +77,7 @@ class TaskReader:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The configured training data and everything that is needed to read it, before any weights are loaded."""
+    """The configured training data with everything that reading it needs; no weights are loaded."""
 
     data: DataConfig
     env: Environment
@@ -104,7 +104,7 @@ def training_data(resolved: Resolved, reader: TaskReader | None = None) -> Train
 class Runtime:
     """The live objects that episodes are played with, in training, evaluation and inference.
 
-    `sampling_params` holds those of every engine but the policy's. `model` and `chat` are None if an API
+    `sampling_params` holds the parameters of every engine but the policy's. `model` and `chat` are None if an API
     generates as the policy. `seed` is the run's.
     """
 
@@ -122,7 +122,7 @@ class Runtime:
         return Sampler(self.agent, self.engines, {**self.sampling_params, POLICY: policy})
 
     def with_agent(self, spec: AgentSpec) -> Runtime:
-        """The same with another agent."""
+        """This runtime with another agent."""
         return replace(self, agent=build_agent(spec, self.codec, self.agent.banks))
 
     @property
@@ -205,7 +205,7 @@ def build_env(component: Component, engines: Mapping[str, Engine]) -> Environmen
 
 
 def reading_env(resolved: Resolved) -> Environment:
-    """The environment as far as reading rows needs it: without rewards, and so without engines."""
+    """The environment for reading rows: without rewards, and so without engines."""
     env = resolved.config.env
     return build_env(replace(env, options=env.options.model_copy(update={"rewards": {}})), {})
 
@@ -236,8 +236,8 @@ def build_engines(
 ) -> dict[str, Engine]:
     """The policy's engine under "policy", and the other engines by their names.
 
-    Settings that differ only in sampling parameters share one engine. Greedy replies of an engine of fixed weights are
-    kept in `replies`; the policy's do where `policy_stays`.
+    Settings that differ only in sampling parameters share one engine. `replies` caches the greedy replies of engines
+    with fixed weights, and the policy's if `policy_stays`.
     """
     store = ReplyStore() if replies is None else replies
     policy = _engine(config.engine, config, model, chat)
@@ -309,13 +309,13 @@ def _hf_engine(settings: HfEngineConfig, described: ModelConfig, model: PreTrain
 
 
 def _adapter_rank(config: RunConfig, model: PreTrainedModel | None) -> int | None:
-    """The rank of the adapter in training; None where none is."""
+    """The rank of the adapter in training; None without an adapter."""
     if model is None:
         return None
     from peft import PeftModel
 
     if isinstance(model, PeftModel):
-        # Other kinds have no rank, and peft leaves out the name of this kind's field.
+        # Adapters of other kinds have no rank.
         return max((int(getattr(adapter, "r", 0)) for adapter in model.peft_config.values()), default=0) or None
     options = trainer_options(config)
     trained = None if options is None else options.policy

@@ -98,7 +98,7 @@ def _output(tool: str, *words: str) -> str | None:
 
 
 def memory_bytes() -> int | None:
-    """The machine's memory in bytes, where the system says it."""
+    """The machine's memory in bytes; None if the system does not report it."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError):

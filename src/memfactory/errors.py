@@ -1,4 +1,4 @@
-"""The errors that are a user's to mend: they are shown as a message, without a traceback."""
+"""The errors that a user can fix: they are shown as messages, without a traceback."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Iterable
 
 
 def in_one_line(error: BaseException) -> str:
-    """The words of an error of somebody else's code, as far as a message quotes them; its kind where it has none."""
+    """The text of another library's error in one line, at most 300 characters; its type if it has no text."""
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 class MemFactoryError(Exception):
-    """Something a user can mend. Exit code 1.
+    """An error that the user can fix. Exit code 1.
 
     >>> MemFactoryError.exit_code, issubclass(ConfigError, MemFactoryError)
     (1, True)
@@ -81,7 +81,7 @@ class PromptTooLong(RequestRefused):
 
 
 def nearest(name: str, existing: Iterable[str]) -> str | None:
-    """The existing name most like `given`, or None when none is close."""
+    """The existing name most similar to `name`; None if none is similar."""
     near = difflib.get_close_matches(name, list(existing), n=1, cutoff=0.6)
     return near[0] if near else None
 

@@ -101,9 +101,9 @@ def keep_environment_secrets(environment: Mapping[str, str] = os.environ) -> Non
 
 
 def read_key(variable: str | None, owner: str) -> str | None:
-    """The key in the environment variable `variable`, redacted from now on; None where no variable is named.
+    """The key in the environment variable `variable`, redacted from now on; None if no variable is named.
 
-    Raises ConfigError, which names the variable and never the value, where it is not set or cannot be a key.
+    Raises ConfigError, which names the variable and never the value, if it is not set or cannot be a key.
     """
     if not variable:
         return None
@@ -126,7 +126,7 @@ def read_key(variable: str | None, owner: str) -> str | None:
 
 
 def shown_variable(name: str) -> str:
-    """The name of an environment variable as messages show it: not where it may be the key itself."""
+    """The name of an environment variable as messages show it; hidden if it may be the key itself."""
     usual = _VARIABLE.fullmatch(name) and not looks_secret(name) and (name in os.environ or not is_random(name))
     return name if usual else "(its name is not shown: it may be the key itself)"
 

@@ -103,7 +103,7 @@ class Component(Generic[OptionsT]):
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a component lives. `options` is "module:attribute" where the options must be read without the class."""
+    """Where a component lives. `options` is "module:attribute" if the options must be read without the class."""
 
     name: str
     target: str
@@ -160,7 +160,7 @@ class Registry(Generic[T]):
         return any(held is cls for _, held in self._registered.values())
 
     def wrong(self, name: str) -> str | None:
-        """Why a user's own component called `name` cannot be used at all; None where it can, and for built-in ones."""
+        """Why a user's own component called `name` cannot be used at all; None if it can, and for built-in ones."""
         if name not in self._registered or self._registered[name][1].__module__.startswith(f"{self.package}."):
             return None
         try:

@@ -139,11 +139,11 @@ def trajectory_of(episode: Episode, reward: Reward) -> Trajectory:
 
 
 def scored(env: Any, episodes: Sequence[Episode]) -> list[Reward]:
-    """The rewards that an environment gives to `episodes`. Raises PluginError where a user's own gives another number
-    of them, or something else."""
+    """The rewards that an environment gives to `episodes`. Raises PluginError for another number of rewards, or for
+    values that are no rewards."""
     component = type(env)
     with guarded(component, doing="in scoring"):
-        # A copy, which it may change.
+        # A copy, which `score` may change.
         rewards = env.score(list(episodes))
     if not isinstance(rewards, Sequence) or len(rewards) != len(episodes):
         number = len(rewards) if isinstance(rewards, Sequence) else short_repr(rewards)

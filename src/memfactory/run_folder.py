@@ -26,7 +26,7 @@ RESUMABLE = (
     "engine.top_p",
     "trackers",
     "eval.max_unknown_fraction",
-    # Never read from the run's folder, so it differs where the run is its own config.
+    # Never read from the run's folder, so it differs if the run is its own config.
     "model.trust_remote_code",
     # Compared by themselves: their names depend on where they lie, and a mistake in one may have to be mended.
     "plugins",
@@ -66,7 +66,7 @@ class RunFolder:
     identity: tuple[int, int]
 
     def check(self) -> None:
-        """Raise MemFactoryError where the folder was deleted, moved or replaced since the run opened it."""
+        """Raise MemFactoryError if the folder was deleted, moved or replaced since the run opened it."""
         if _identity(self.folder) != self.identity:
             raise MemFactoryError(
                 f"the run folder {self.folder} was deleted, moved or replaced while the run was writing it. Later "
@@ -79,7 +79,7 @@ def open_run_folder(resolved: Resolved, resume: str | None) -> Iterator[RunFolde
     """The run's folder, locked. `resume` is None for a new run, "auto" for the newest run of this config (or the
     configured output), or the path of a run folder or checkpoint.
 
-    Raises ConfigError where the folder and `resume` do not fit, InUseError where another process writes the folder. A
+    Raises ConfigError if the folder and `resume` do not fit, InUseError if another process writes the folder. A
     folder that was made here and stayed empty is removed again.
     """
     folder, checkpoint = _chosen(resolved, resume)
@@ -175,7 +175,7 @@ def refuse_another_config(folder: Path, values: Mapping[str, object]) -> None:
 
 
 def _tell_of_other_plugins(folder: Path, resolved: Resolved) -> None:
-    """Warn where a run goes on with other code than it was started with."""
+    """Warn if a run is resumed with other code than it was started with."""
     path = folder / "config.yaml"
     if not path.is_file():
         return

@@ -133,7 +133,7 @@ def closing_braces(text: str) -> dict[int, int]:
 
 
 def boxes(text: str, command: str = "boxed") -> list[tuple[int, int | None]]:
-    r"""Where the content of each `\boxed{...}` (or another `command`) begins and ends; no end where it never closes."""
+    r"""The places of the content of each `\boxed{...}` (or another `command`); the end is None if it never closes."""
     if f"\\{command}" not in text:
         return []
     closings = closing_braces(text)

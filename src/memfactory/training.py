@@ -58,7 +58,7 @@ def run_training(resolved: Resolved, *, resume: str | None = None) -> Path:
     """Run the training of a config and return the run folder.
 
     `resume` is None for a new run, "auto" for the newest checkpoint of the run folder (from the start without
-    one), or the path of a run folder or checkpoint. Raises ConfigError where the folder and `resume` do not fit,
+    one), or the path of a run folder or checkpoint. Raises ConfigError if the folder and `resume` do not fit,
     `Interrupted` when the user stopped the run (its last whole step is saved).
     """
     options = trainer_options(resolved.config)

@@ -24,7 +24,7 @@ DECIMALS = 6
 
 @dataclass(frozen=True)
 class TranscriptTurn:
-    """One conversation. Token counts are None where the engine gives no ids.
+    """One conversation. Token counts are None if the engine gives no ids.
 
     `template` is the text of the chat template around the messages (a system prompt of its own, say), with {0}, {1},
     ... in place of their contents: together they are the prompt. It is None for another engine than the policy's.

@@ -1,4 +1,4 @@
-"""RMM's agent: a bank of topics, a reranker that is trained, and an answer that cites (arXiv 2503.08026)."""
+"""RMM's agent: a bank of topics, a trained reranker, and an answer with citations (arXiv 2503.08026)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from memfactory.registry import AGENTS
 
 @AGENTS.register("memory_rmm")
 class MemoryRMM(BankAgent):
-    """Sums conversations up by topic, reranks the items that match the question, and answers with citations."""
+    """Summarizes conversations by topic, reranks the items that match the question, and answers with citations."""
 
     slots: ClassVar[Mapping[str, str]] = {
         "extractor": "topic_extractor",

@@ -61,7 +61,7 @@ class AgentFile:
 
     @property
     def endpoint(self) -> str | None:
-        """The endpoint that it would have embed texts; None where it names none."""
+        """The endpoint that embeds texts; None if the file names none."""
         embedder = self.sections.get("memory", {}).get("embedder")
         if not isinstance(embedder, Mapping) or embedder.get("kind") != "openai":
             return None

@@ -1,4 +1,4 @@
-"""Keys that a config may hold and that change nothing: refused where they mislead, else told in a warning."""
+"""Keys of a config without effect: an error if they mislead, else a warning."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _LOCAL_MODEL_KEYS = ("adapter", "chat_template", "template_options")
 
 
 def refuse_policy_decoding(tree: Tree, problems: Problems, written_by_user: int) -> None:
-    """`engine.temperature` and `top_p` are no settings of the policy's engine.
+    """Refuse `engine.temperature` and `engine.top_p`, which are no settings of the policy's engine.
 
     A run's own config.yaml, in which every key was written out once, may hold them below the layer `written_by_user`.
     """
@@ -59,7 +59,7 @@ def without_effect(config: RunConfig, tree: Tree, *, training: bool, written_by_
 
 
 def _is_packaged(origin: Origin) -> bool:
-    """Whether it was written in a part that comes with MemFactory."""
+    """Whether `origin` is a part that comes with MemFactory."""
     file = Path(origin.source)
     return file.parent.name in PART_FOLDERS.values() and file.parent.parent.resolve() == packaged_configs().resolve()
 
@@ -81,7 +81,7 @@ def _all_without_effect(config: RunConfig, *, training: bool) -> Iterator[tuple[
 
 
 def _sections(config: RunConfig) -> Iterator[tuple[KeyPath, Options]]:
-    """Every options object of the config by its place; those inside others come with them."""
+    """Every options object of the config by its key, without those inside others."""
     yield ("engine",), config.engine
     yield from ((("engines", name), engine) for name, engine in config.engines.items())
     yield from ((path, model) for path, model in models(config).items())

@@ -56,7 +56,7 @@ def _without_unreadable(value: Any, path: KeyPath, problems: Problems) -> Any:
 
 
 def _refused(text: str) -> str | None:
-    """Why an interpolation in `text` is none of those that a config may hold; None where all of them are."""
+    """Why an interpolation in `text` is none of those that a config may hold; None if all are."""
     # The text around a literal ${ must not join into another.
     unescaped = re.sub(r"\\\\|\\\$\{", " ", text)
     if _NESTED_NAME.search(unescaped):
@@ -71,7 +71,7 @@ def _refused(text: str) -> str | None:
 
 
 def _refuse_endless(values: dict[str, Any], problems: Problems) -> None:
-    """Raise ConfigError where the references of `values` lead to more than a config can need, such as a chain in which
+    """Raise ConfigError if the references of `values` lead to more than a config can need, such as a chain in which
     each doubles the one before. To resolve them would take for ever."""
     sizes: dict[KeyPath, tuple[int, int]] = {}
     total = 0

@@ -149,7 +149,7 @@ def load_config(
 
 
 def _check_baselines(resolved: Resolved, problems: Problems) -> None:
-    """Raise ConfigError where an agent of `eval.baselines` cannot stand in the place of the configured one."""
+    """Raise ConfigError if an agent of `eval.baselines` cannot stand in the place of the configured one."""
     for index, baseline in enumerate(resolved.config.eval.baselines):
         try:
             with_agent(resolved, baseline)

@@ -97,7 +97,7 @@ def _pairs(value: object) -> Iterator[tuple[str, object]]:
 
 
 def parse_overrides(texts: Sequence[str]) -> list[Override]:
-    """Every override; ConfigError with all that cannot be read."""
+    """All overrides. Raises ConfigError with every one that cannot be read."""
     parsed: list[Override] = []
     problems: list[str] = []
     for text in texts:
@@ -113,7 +113,8 @@ def parse_overrides(texts: Sequence[str]) -> list[Override]:
 def with_present_names(overrides: Sequence[Override], root: KeyPath = ()) -> tuple[list[Override], tuple[Renamed, ...]]:
     """The overrides with the present name of each key and value, and the former names that they use.
 
-    `root` is where their keys stand in the config. Raises ConfigError where the command line has a key by both names.
+    `root` is where their keys stand in the config. Raises ConfigError if the command line has both names of a
+    key.
     """
     present: list[Override] = []
     by_former: dict[KeyPath, Renamed] = {}
@@ -141,7 +142,7 @@ def apply_overrides(
     """Lay each override over `tree`, in place, as if it stood in a file above all others.
 
     Whole sections (`agent=...`) come first, then names of components, so that keys below them count. `defaults` are
-    lists that a section has where the file says nothing. Raises ConfigError with every override whose key leads
+    lists that a section has by default. Raises ConfigError with every override whose key leads
     through something that is no mapping.
     """
     problems: list[str] = []
@@ -171,7 +172,7 @@ def _apply(tree: Tree, override: Override, folders: list[Path], defaults: Mappin
         here, _ = _place(tree.values, replace(override, path=tuple(map(str, path))), defaults)
     bare = short_key(path) if is_slot(path) or chooses_kind(path) else None
     if isinstance(value, str) and bare is not None:
-        # Written out here, so that the name is known to stand on the command line: options around it may not.
+        # Written out here, so that the name's origin is the command line, also if the options around it are not.
         value = {bare: value}
     origins = {(*path, *inner): origin for inner, origin in origins_of(value, override.origin).items()}
     above = Tree({}, origins)

@@ -88,7 +88,7 @@ def _yaml_files(folder: Path) -> Iterator[Path]:
 
 
 def show_path(path: Path) -> str:
-    """`path` relative to the working directory where it lies below it."""
+    """`path`, relative to the working directory if it lies below it."""
     try:
         return str(path.resolve().relative_to(Path.cwd()))
     except ValueError:
@@ -136,7 +136,7 @@ def expand_sections(tree: Tree, folders: list[Path]) -> None:
 
 @dataclass(frozen=True)
 class _Reference:
-    """A part that is asked for: its name, whether only a file will do, and where that is written."""
+    """A request for a part: its name, whether it must be a file, and the origin of the request."""
 
     name: str
     must_be_file: bool

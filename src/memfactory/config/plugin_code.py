@@ -56,7 +56,7 @@ def load_plugins(
 
 
 def _run_below(tree: Tree, source: Source) -> Path | None:
-    """The run whose config brings the plugins, where a user's own config is based on it."""
+    """The run whose config brings the plugins, if a user's own config is based on it."""
     origin = origin_of(tree.origins, ("plugins",))
     if origin is None or origin.line is None or source.file is None:
         return None

@@ -1,4 +1,4 @@
-"""The problems of a configuration: all of them, each with where it was written, in the order of the lines."""
+"""The problems of a configuration: all of them, each with its origin, in the order of the lines."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MOST = 200
 
 
 class Problems:
-    """Collects problems by path; `origins` says where each path was written.
+    """Collects problems by path; `origins` is the file and line of each path.
 
     A path that has a problem swallows later problems at, below and around it: they would be its consequences.
     """

@@ -78,7 +78,7 @@ def _matches(pattern: tuple[str, ...], path: KeyPath) -> bool:
 
 
 def present_key(path: KeyPath) -> str | None:
-    """The present name of the last key of `path`; None where that is its name already."""
+    """The present name of the last key of `path`; None if the key has its present name."""
     candidates = _KEYS.get((len(path), str(path[-1])), ()) if path else ()
     return next((new for pattern, new in candidates if _matches(pattern, path)), None)
 
@@ -96,7 +96,7 @@ def _present_value(path: KeyPath, value: str) -> str | None:
 def use_present_names(tree: Tree, root: KeyPath = ()) -> Tree:
     """Give every key and value of the layer `tree` its present name, in place; `tree`.
 
-    `root` is where the layer stands in the config. Raises ConfigError where the layer has a key by both names.
+    `root` is where the layer stands in the config. Raises ConfigError if the layer has both names of a key.
     """
     layer = _Layer(tree.origins, root)
     values = layer.value(tree.values, root)
@@ -161,7 +161,7 @@ class _Layer:
 
 
 def both_names(renamed: Renamed, present: Origin) -> str:
-    """The problem of a layer that has a key by its former name and, at `present`, by its present one."""
+    """The problem of a layer with both names of a key; `present` is the origin of the present one."""
     return (
         f"{renamed.origin}: {renamed.old} is the former name of {renamed.new}, which is given too ({present}); leave "
         f"{renamed.former} out"
@@ -169,7 +169,7 @@ def both_names(renamed: Renamed, present: Origin) -> str:
 
 
 def restore_own_names(tree: Tree) -> None:
-    """Give a key its former name back, in place, where the component that reads it (a plugin) has only that one."""
+    """Restore, in place, the former name of a key that a plugin's component reads by this name only."""
     for renamed in tree.renamed:
         if renamed.former is not None and _knows_former_only(tree.values, renamed):
             old, new = (*renamed.path[:-1], renamed.former), renamed.path

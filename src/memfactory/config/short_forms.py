@@ -7,7 +7,7 @@ from typing import Any
 from memfactory.config.tree import KeyPath, Origin, Tree, origin_of
 
 DEFAULT_KINDS: dict[KeyPath, str] = {("engine",): "hf", ("memory", "embedder"): "lexical"}
-"""The kind that counts where one of several kinds has to be chosen and none is written."""
+"""The kind of a component with several kinds for which none is written."""
 
 
 def chooses_kind(path: KeyPath) -> bool:
@@ -21,7 +21,7 @@ def is_slot(path: KeyPath) -> bool:
 
 
 def short_key(path: KeyPath) -> str | None:
-    """The key that a bare text at `path` stands for; None where a text is no short form."""
+    """The key that a bare text at `path` stands for; None if a text is no short form."""
     if path == ("model",) or (len(path) == 3 and path[0] == "engines" and path[2] == "model"):
         return "path"
     if chooses_kind(path):

@@ -28,7 +28,7 @@ def _named(modules: Mapping[str, Any], origins: Mapping[KeyPath, Origin], root: 
 
 
 def swapped_at(named: Iterable[Named], slot: str, default: str) -> int:
-    """The layer in which the slot's present module took the place of another; -1 where none ever did."""
+    """The layer in which the slot's present module took the place of another; -1 if none ever did."""
     present, layer = default, -1
     for one in sorted((one for one in named if one.slot == slot), key=lambda one: one.layer):
         name = one.name or default
@@ -68,7 +68,7 @@ def fits(module: type[ModuleContract], agent: type[AgentContract], slot: str) ->
 
 
 def misfit(name: str, agent: type[AgentContract], slot: str) -> str | None:
-    """Why the module called `name` cannot take the slot, and which can; None where it fits."""
+    """Why the module called `name` cannot take the slot, and which can; None if it fits."""
     module = MODULES.get(name)
     if fits(module, agent, slot):
         return None

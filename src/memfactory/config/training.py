@@ -36,11 +36,11 @@ class LoopOptions(Options):
     )
     """Options that a resumed run may change."""
     steps: int = Field(100, ge=1)
-    """Optimizer steps; with several minibatches or epochs: rollouts, each of which is that many optimizer steps."""
+    """Optimizer steps. With several minibatches or epochs: rollouts, of minibatches x epochs optimizer steps each."""
     save_every: int = Field(50, ge=0)
     """Optimizer steps between checkpoints; 0: only at the end."""
     keep_checkpoints: int = Field(2, ge=1)
-    """Older checkpoints are deleted."""
+    """The number of checkpoints to keep; older ones are deleted."""
     save_seconds: float | None = Field(None, gt=0)
     """Also save a checkpoint when this many seconds have passed since the last."""
     eval_every: int = Field(0, ge=0)
@@ -161,7 +161,7 @@ class TrainerOptions(LoopOptions):
         cut = [name for name, on in (("train.top_p", sampling.top_p < 1), ("train.top_k", sampling.top_k > 0)) if on]
         if cut:
             warnings.append(
-                f"{' and '.join(cut)}: replies are drawn from a cut distribution but scored under the whole one"
+                f"{' and '.join(cut)}: replies are sampled from a truncated distribution but scored under the whole one"
             )
         return [*warnings, *_idle_objective(loss, self.updates_per_step)]
 
@@ -211,7 +211,7 @@ def _uncredited(config: RunConfig, problems: Problems) -> Iterator[str]:
 
 
 def _refuse_own_learners(config: RunConfig, problems: Problems) -> None:
-    """A module that learns by itself is not trained by a trainer of the language model."""
+    """Refuse modules that learn by themselves: a trainer of the language model does not train them."""
     for slot, module in config.agent.modules.items():
         options = module.options
         if not MODULES.get(module.name).learns_itself or not isinstance(options, ModuleOptions):

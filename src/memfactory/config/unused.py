@@ -13,7 +13,7 @@ from memfactory.config.tree import Origin, Tree
 
 
 def with_unused(tree: Tree, folders: list[Path]) -> Tree:
-    """The tree with the agent and the environment of a bare model where its trainer plays no agent and names none.
+    """The tree with the agent and the environment of a bare model if its trainer plays no agent and names none.
 
     The trained model is later asked through them. Evaluation plays an agent at once, so with held-out sets both must be
     written.

@@ -1,4 +1,4 @@
-"""The engine protocol: submit conversations, take whichever replies are ready. No torch."""
+"""The engine protocol: submit conversations, take the replies that are ready. No torch."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Engine(Protocol):
     """Anything that answers conversations.
 
     `submit` never blocks on the reply. `step` advances the work and returns the replies that are ready, each with
-    its key; it may return an empty list while work is under way, and returns an empty list at
-    once when nothing is. A conversation that failed for good, after the engine's own retries, is returned with its
+    its key; the list may be empty while work is under way, and is empty at once without pending
+    work. A conversation that failed for good, after the engine's own retries, is returned with its
     `EngineError` in place of a reply, after the replies; the others go on. An engine that cannot go on at all raises
     one. A RequestRefused, which `submit` may raise too, is about that conversation alone. `gives_tokens` says whether
     replies carry ids and log-probabilities (an API's do not).
@@ -142,5 +142,5 @@ def sample_or_errors(engine: Engine, prompts: Sequence[tuple[Sequence[Message], 
 
 
 def stop_place(text: str, stop: Sequence[str]) -> int | None:
-    """Where in `text` the first of the `stop` strings begins; None when it holds none."""
+    """The place in `text` at which the first of the `stop` strings begins; None without one."""
     return min((place for string in stop if (place := text.find(string)) >= 0), default=None)

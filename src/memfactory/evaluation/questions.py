@@ -69,7 +69,7 @@ def _read(path: Path, option: str = "--document") -> str:
 
 
 class _InputRows(Dataset):
-    """The rows of a file. A row without gold answers gets a placeholder, which no one scores against."""
+    """The rows of a file. A row without gold answers gets a placeholder, which no reward reads."""
 
     def __init__(self, path: Path, env: Environment) -> None:
         super().__init__(DatasetOptions(skip_bad_rows=True), Path())

@@ -1,7 +1,7 @@
 """The memory of training a model, by component: arithmetic on its config, no weights loaded.
 
-Compared on the CPU with the bytes that torch allocates at most (`python -m benchmarks.memory`), the sum is 1 to 1.15
-times those. A GPU's driver and fragmentation come on top.
+On the CPU the sum is 1 to 1.15 times the peak that torch allocates (`python -m benchmarks.memory`). A
+GPU's driver and fragmentation come on top.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MOMENTS = {
 class Architecture:
     """The sizes that memory depends on. Parameters are counts; `kv_bytes` is the key-value cache of one token.
 
-    `fuses`: whether its norms and feed-forward parts are of a kind that can be fused.
+    `fuses`: whether its norms and feed-forward blocks can be fused.
     """
 
     parameters: int
@@ -91,7 +91,7 @@ def adapter_parameters(sizes: Architecture, rank: int) -> int:
 
 @dataclass(frozen=True)
 class Precision:
-    """In which types a run computes and trains: bytes of a number; and whether its layers are `fused`."""
+    """Bytes of a number in computing and in the trained weights; and whether layers are `fused`."""
 
     compute: int
     masters: int
@@ -100,7 +100,7 @@ class Precision:
 
     @property
     def stream(self) -> int:
-        """Of the states between layers: embeddings keep the weights' type, and sums the wider one."""
+        """Bytes of a number in the states between layers: embeddings keep the weights' type, and sums the wider one."""
         return self.compute if self.lora else self.masters
 
     def layer_bytes(self, sizes: Architecture, *, recomputed: bool = False) -> int:
@@ -207,22 +207,22 @@ def packed_bytes(sizes: Architecture, limit: int) -> int:
 
 
 def offloads(options: TrainerOptions, *, cuda: bool) -> bool:
-    """Whether the moments lie in another memory than the model."""
+    """Whether the moments are in host memory, apart from the model."""
     return cuda and options.optimizer.kind == "adamw_offload"
 
 
 def moment_bytes(trained: int, options: TrainerOptions, *, cuda: bool) -> int:
-    """Bytes of the optimizer's moments, wherever they lie."""
+    """Bytes of the optimizer's moments, on the device or in host memory."""
     return round(MOMENTS[options.optimizer.kind_on(cuda=cuda, stochastic=options.stochastic)] * trained)
 
 
 def reference_bytes(
     sizes: Architecture, options: TrainerOptions, width: int, trained: int, continued: bool = False
 ) -> int:
-    """A frozen copy in the compute type, but for embeddings (and tied heads), which autocast leaves as they are.
+    """Bytes of the reference: a frozen copy in the compute type, with embeddings (and tied heads) in the weights' type.
 
-    A moving average keeps all of it in float32. Under adapters there is only a copy of them, where the reference moves
-    or they were there before (`continued`).
+    A moving average is all float32. Under adapters only they are copied, if the reference moves or training continues
+    an adapter (`continued`).
     """
     loss = options.policy_loss
     if options.lora is not None:
@@ -234,7 +234,7 @@ def reference_bytes(
 
 
 def logit_bytes(sizes: Architecture, options: TrainerOptions, width: int) -> int:
-    """Of one token: logits, their exponentials and slopes; a gradient of the entropy keeps two more arrays."""
+    """Bytes of one token's logits, exponentials and gradients; a gradient of the entropy keeps two more arrays."""
     bonus = options.policy_loss.entropy_coef > 0
     return sizes.vocabulary * (12 + (8 if bonus else 0) + (0 if width == 4 else width))
 

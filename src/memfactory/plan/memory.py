@@ -51,7 +51,7 @@ def planned_memory(
     )
     memory = memory_by_component(sizes, options, load)
     if isinstance(engine, VllmEngineConfig) and device.cuda:
-        # Asleep it takes next to nothing.
+        # While asleep vLLM takes almost no memory.
         reserved = round(engine.gpu_memory_utilization * device.capacity)
         memory |= {"vLLM, awake" if engine.sleep else "vLLM": reserved}
     frozen, copies = _frozen_bytes(resolved, problems, device)

@@ -110,8 +110,8 @@ def _blamed(components: Sequence[type], error: BaseException, making: bool) -> t
 
 
 def _raised(error: BaseException) -> BaseException:
-    """The error that was raised first: Python turns a StopIteration that leaves a generator into an error without its
-    lines."""
+    """The error that was raised first: Python replaces a StopIteration that leaves a generator by a RuntimeError
+    without its lines."""
     cause = error.__cause__
     return cause if isinstance(error, RuntimeError) and isinstance(cause, StopIteration) else error
 
@@ -124,8 +124,8 @@ def made(registry: Registry[Any], name: str, *arguments: object) -> Any:
 
 
 def as_scalar(value: Any) -> float | None:
-    """`value` as a float where it is one real, finite number: an int, a Fraction, a Decimal, a number of numpy or torch
-    (of one element), or a truth value. None is unknown and stays None. Raises ValueError for all else."""
+    """`value` as a float if it is one real, finite number: an int, a Fraction, a Decimal, a number of numpy or torch
+    (of one element), or a truth value. None is unknown and stays None. Raises ValueError for anything else."""
     if value is None:
         return None
     if isinstance(value, str | bytes | complex):
@@ -135,7 +135,7 @@ def as_scalar(value: Any) -> float | None:
     except (TypeError, ValueError, OverflowError, RuntimeError):
         raise ValueError(f"{short_repr(value)} is no number") from None
     if not math.isfinite(number):
-        raise ValueError(f"{short_repr(value)} is not finite; return None where a score is unknown")
+        raise ValueError(f"{short_repr(value)} is not finite; return None for an unknown score")
     return number
 
 

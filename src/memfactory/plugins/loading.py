@@ -117,7 +117,7 @@ def load_plugin(plugin: Plugin, base_dir: Path | None = None) -> None:
 
 
 def _refuse_another(plugin: Plugin, loaded: ModuleType) -> None:
-    """Raise ConfigError where `loaded`, which has the plugin's name, comes from another file."""
+    """Raise ConfigError if `loaded`, which has the plugin's name, comes from another file."""
     file = getattr(loaded, "__file__", None)
     if plugin.source is not None and plugin.path is not None and (file is None or not plugin.path.samefile(file)):
         raise ConfigError(

@@ -17,12 +17,13 @@ SUMS = ("loss", "policy_loss", "kl", "clip/low", "clip/high", "ratio/mean", "ent
 MAXIMA = ("ratio/max", "sampler_difference/max")
 WEIGHTED = ("loss", "policy_loss")
 OPTIONAL = frozenset({"kl", "entropy", "sampler_difference/mean", "sampler_difference/max"})
-"""Measures that a step may not have, such as that of a KL term."""
+"""Measures that a step may lack, such as `kl` without a KL term."""
 
 
 @dataclass(frozen=True)
 class Measures:
-    """Of one micro-batch over its trained tokens: `sums` [SUMS and the number of tokens], `maxima` [MAXIMA].
+    """The measures of one micro-batch over its trained tokens: `sums` [SUMS and the number of tokens], `maxima`
+    [MAXIMA].
 
     They stay on the device: reading a number there would wait for all work before it. `absent` are those of OPTIONAL
     that the micro-batch does not have.
@@ -88,7 +89,7 @@ def merged(parts: Sequence[Measures], accelerator: Accelerator, device: torch.de
 def summarized(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """The measures of several updates on one rollout as one: means of means, maxima of maxima, the sum of tokens.
 
-    Updates that had nothing to train on are empty and do not count.
+    Updates without a trained token are empty and do not count.
     """
     taken = [update for update in updates if update]
     summary: dict[str, float] = {}

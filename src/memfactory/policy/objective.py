@@ -26,7 +26,7 @@ LOG_RATIO_LIMIT = 20.0
 
 
 def deviation(rewards: Sequence[float | None]) -> float:
-    """The unbiased standard deviation of the known rewards; 0 for fewer than two, and exactly 0 where all are equal."""
+    """The unbiased standard deviation of the known rewards; 0 for fewer than two, and exactly 0 if all are equal."""
     known = [reward for reward in rewards if reward is not None]
     # Equal rewards are compared and not left to the sum: rounding would give them a deviation of 1e-17, and dividing
     # by it would make noise of size 1 of them.

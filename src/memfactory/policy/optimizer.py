@@ -39,8 +39,8 @@ def make_optimizer(parameters: Iterable[Parameter], options: OptimizerOptions, s
     """AdamW (arXiv 1711.05101) of `options.kind` over the parameters that require a gradient; only matrices decay.
 
     On CUDA torch's fused kernel is used, which needs no temporary copy of the weights. bfloat16 parameters are rounded
-    at random, with draws that depend on `seed` and the updates taken. ConfigError where the kind needs a package or a
-    device that is not here.
+    at random, with draws that depend on `seed` and the updates taken. Raises ConfigError if the kind needs a package or
+    a device that is not here.
     """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     groups: list[dict[str, Any]] = [

@@ -1,4 +1,4 @@
-"""`Trackers`: every configured tracker behind one object, each guarded, so that none of them can stop a run."""
+"""`Trackers`: all configured trackers behind one object. A tracker that fails does not stop a run."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ log = logging.getLogger("memfactory")
 class Trackers:
     """The trackers of one run, on the main process. metrics.jsonl is always among them.
 
-    `step` is the last step that is done: 0 for a new run. A failure of a tracker is a warning, once for each
-    tracker and kind of failure.
+    `step` is the last completed step: 0 for a new run. A tracker that fails logs a warning, once for each kind of
+    failure.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class Trackers:
         self._warned: set[str] = set()
         made = [tracker for tracker in map(make_tracker, configs) if tracker is not None]
         run = RunInfo(folder.name, folder, values, total_steps, step)
-        # The display comes last: output of the others at their start would tear it apart.
+        # The console display starts last: the start messages of the others would break it.
         ordered = sorted([JsonlTracker(), *made], key=lambda tracker: isinstance(tracker, ConsoleTracker))
         self._trackers = [tracker for tracker in ordered if self._guard(tracker, partial(tracker.start, run))]
 
@@ -55,13 +55,13 @@ class Trackers:
             self._guard(tracker, partial(tracker.status, text))
 
     def finish(self, state: State, error: str | None = None) -> None:
-        """Close all of them; the first to open is the last to close."""
+        """Close all trackers, in the reverse order of their start."""
         message = None if error is None else redacted_message(error)
         for tracker in reversed(self._trackers):
             self._guard(tracker, partial(tracker.finish, state, message))
 
     def _guard(self, tracker: Tracker, act: Callable[[], None]) -> bool:
-        """Whether `act` went well."""
+        """Whether `act` succeeded; a failure is logged."""
         try:
             act()
         except (Exception, SystemExit) as error:  # noqa: BLE001 - no failure of a tracker stops a run;

@@ -1,4 +1,4 @@
-"""SwanLab as one more place for metrics: offline unless asked otherwise, and never able to stop a run."""
+"""SwanLab as a tracker: offline unless the config says otherwise."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LONGEST_NAME = 512
 
 
 class SwanlabTracker(Tracker):
-    """A SwanLab run whose files lie in the run folder. Nothing is collected beyond the metrics and the config."""
+    """A SwanLab run with its files in the run folder. It collects metrics and config, nothing else."""
 
     def __init__(self, config: SwanlabConfig) -> None:
         self._config = config
@@ -45,7 +45,7 @@ class SwanlabTracker(Tracker):
         except Exception as error:
             if mode != "online":
                 raise
-            log.warning("SwanLab: online does not work (%s), so the run is logged offline", error)
+            log.warning("SwanLab: no connection (%s), so the run is logged offline", error)
             self._run = self._open(run, "offline")
 
     def _open(self, run: RunInfo, mode: str) -> Any:
@@ -54,7 +54,7 @@ class SwanlabTracker(Tracker):
         self._mode = mode
         folder = run.folder / FOLDER
         folder.mkdir(parents=True, exist_ok=True)
-        with _as_it_was(), _quiet(mode):
+        with _restored_hooks(), _quiet(mode):
             return swanlab.init(
                 mode=mode,
                 log_dir=str(folder),
@@ -99,15 +99,15 @@ def _run_id(path: Path) -> str:
 
 
 def _quiet(mode: str) -> AbstractContextManager[object]:
-    """SwanLab prints to stdout; only online, where it prints the run's address, is that of use."""
+    """SwanLab prints to stdout. Only online does it print something of use: the run's address."""
     return nullcontext() if mode == "online" else redirect_stdout(io.StringIO())
 
 
 @contextmanager
-def _as_it_was() -> Iterator[None]:
-    """Restores the hook for uncaught exceptions, which SwanLab's start changes.
+def _restored_hooks() -> Iterator[None]:
+    """Restore the hook for uncaught exceptions, which SwanLab's start replaces.
 
-    SWANLAB_PROJECT, which transformers documents, is a setting of another shape to SwanLab 0.10 and would fail it.
+    SWANLAB_PROJECT, which transformers documents, has another meaning in SwanLab 0.10, whose start fails with it.
     """
     hook, project = sys.excepthook, os.environ.pop("SWANLAB_PROJECT", None)
     try:

@@ -26,7 +26,7 @@ from memfactory.files.folders import MARKER, atomic_folder
 
 @dataclass(frozen=True)
 class TrainState:
-    """How far a run has come. `cursor` counts the training rows consumed over all epochs.
+    """The progress of a run. `cursor` counts the training rows consumed over all epochs.
 
     `data` names the contents and order of the training rows; empty: unknown.
     """
@@ -59,14 +59,14 @@ def save_checkpoint(
     every = checkpoints(folder)
     course = every[: every.index(target) + 1]
     for old in [*every[len(course) :], *course[:-keep]]:
-        # Without its marker it is no checkpoint, should the rest outlive a kill.
+        # Without its marker the folder is no checkpoint, also if a kill leaves the rest.
         (old / MARKER).unlink(missing_ok=True)
         shutil.rmtree(old)
     return target
 
 
 def read_state(checkpoint: Path) -> TrainState:
-    """How far the run had come at `checkpoint`. Raises MemFactoryError where it does not say."""
+    """The progress of the run at `checkpoint`. Raises MemFactoryError if its state cannot be read."""
     if not (checkpoint / MARKER).is_file():
         raise MemFactoryError(f"{checkpoint} is not a complete checkpoint (it has no file {MARKER})")
     try:
@@ -76,7 +76,7 @@ def read_state(checkpoint: Path) -> TrainState:
 
 
 def load_state(checkpoint: Path) -> tuple[TrainState, dict[str, object]]:
-    """How far the run had come at `checkpoint`, and its optimizer's state; the random generators are set back too.
+    """The progress of the run at `checkpoint`, and its optimizer's state. Restores the random generators, too.
 
     The digests of its files are checked elsewhere, once and before anything is built. Raises MemFactoryError for a
     folder that is not a complete checkpoint.
@@ -92,7 +92,7 @@ def load_state(checkpoint: Path) -> tuple[TrainState, dict[str, object]]:
     return state, optimizer
 
 
-class _Noting(io.BufferedWriter):
+class _ErrorKeepingFile(io.BufferedWriter):
     """A file for `torch.save` that remembers an OSError, since torch raises another error in its place."""
 
     def __init__(self, path: Path) -> None:
@@ -108,12 +108,12 @@ class _Noting(io.BufferedWriter):
 
 
 def save_tensors(value: object, path: Path) -> None:
-    """`value`, of numbers and tensors, as `torch.load(..., weights_only=True)` reads it. Raises OSError."""
-    with _Noting(path) as file:
+    """Write `value`, of numbers and tensors, for `torch.load(..., weights_only=True)`. Raises OSError."""
+    with _ErrorKeepingFile(path) as file:
         try:
             torch.save(value, file)
         except Exception:
-            # torch reports a full disk by an error of its own, which names neither the file nor the reason.
+            # torch's own error for a full disk names neither the file nor the reason.
             if file.error is not None:
                 raise file.error from None
             raise
@@ -134,7 +134,7 @@ def random_states() -> dict[str, object]:
 
 
 def set_random_states(states: Mapping[str, Any]) -> None:
-    """Set every global random generator back."""
+    """Restore the state of every global random generator."""
     version, words, gauss = states["python"]
     random.setstate((version, tuple(words), gauss))
     name, keys, position, has_gauss, cached = states["numpy"]

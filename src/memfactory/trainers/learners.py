@@ -19,7 +19,7 @@ from memfactory.plugins.boundary import broken, guarded
 
 
 class Learners:
-    """The learning modules of `agent` by slot, frozen ones left out. Raises ConfigError where it has none."""
+    """The learning modules of `agent` by slot, without frozen ones. Raises ConfigError if the agent has none."""
 
     process_index = 0
     process_count = 1

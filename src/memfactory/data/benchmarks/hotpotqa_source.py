@@ -68,7 +68,7 @@ class Question:
 
     @property
     def is_answerable(self) -> bool:
-        """Whether all its gold paragraphs are there."""
+        """Whether all its gold paragraphs are among its documents."""
         return bool(self.gold) and self.gold <= {document.title for document in self.documents}
 
 

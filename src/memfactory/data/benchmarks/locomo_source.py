@@ -116,7 +116,7 @@ def read_conversations(name: str, base_dir: Path = Path(), problems: list[str] |
     try:
         path = find_file(name, base_dir)
     except DataError as error:
-        raise DataError(f"{error}\n{WHERE}; save it there, or say where it is by `path`") from None
+        raise DataError(f"{error}\n{WHERE}; save it there, or give its place as `path`") from None
     rows = read_rows(path, name)
     if not rows:
         raise DataError(f"{name} has no conversations. {WHERE}")

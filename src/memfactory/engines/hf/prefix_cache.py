@@ -57,7 +57,7 @@ class Prefixes:
         self._clock = 0
 
     def cost(self, prompt: Sequence[int]) -> int:
-        """By how many tokens `held` would grow with `hold(prompt)`. The tree stays as it is."""
+        """The growth of `held`, in tokens, that `hold(prompt)` would cause. The tree does not change."""
         known, depth, partial = self._find(tuple(prompt))
         # Cached tokens without a holder count as well: once held they can no longer be evicted.
         free = sum(len(prefix.tokens) for prefix in ([] if known is None else known.path()) if not prefix.holders)
@@ -68,7 +68,7 @@ class Prefixes:
         return free + len(prompt) - depth
 
     def hold(self, prompt: Sequence[int]) -> Prefix | None:
-        """The prefix that ends with `prompt`, from now on with one more holder; None for an empty one.
+        """Add a holder to the prefix that ends with `prompt`, and return the prefix; None for an empty prompt.
 
         Tokens that are not in the tree are added without keys and values.
         """
@@ -86,7 +86,7 @@ class Prefixes:
         return known
 
     def release(self, prefix: Prefix | None, below: Prefix | None = None) -> None:
-        """One holder of the path to `prefix` lets go of it, except for the path to `below`, an ancestor."""
+        """Remove a holder from the path to `prefix`, except from the path to `below`, an ancestor."""
         self._clock += 1
         path, still_held = ([] if one is None else one.path() for one in (prefix, below))
         for one in path[len(still_held) :]:
@@ -124,8 +124,8 @@ class Prefixes:
             waiting += prefix.children[::-1]
 
     def _find(self, prompt: tuple[int, ...]) -> tuple[Prefix | None, int, tuple[Prefix, int] | None]:
-        """The longest known beginning: the last whole prefix, the tokens up to its end, and a child that goes on with
-        the number of its tokens that match."""
+        """The longest cached prefix of `prompt`: its last whole segment, the number of tokens up to its end, and the
+        child that matches further, with the number of tokens that match."""
         known: Prefix | None = None
         depth = 0
         while True:

@@ -40,7 +40,7 @@ class VllmEngine:
     `update_weights` syncs that copy and clears the prefix cache; `sleep` frees the GPU's memory until the next
     conversation. Token ids go in and come out, with the log-probabilities of the distribution that was sampled from.
     `rank`: that of the adapter in training; with `adapter: lora` only the adapter is synced.
-    Raises ConfigError where vLLM is not installed, too old or does not start, PromptTooLong for a prompt that does
+    Raises ConfigError if vLLM is not installed, too old or does not start, PromptTooLong for a prompt that does
     not fit.
     """
 

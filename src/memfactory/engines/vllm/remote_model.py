@@ -104,7 +104,7 @@ class RemoteModel:
     def _sync_adapter(self, weights: Weights) -> None:
         self._updates += 1
         name = f"memfactory-{self._run}-{self._updates}"
-        # The server reads an adapter again where it has dropped it, and dies where the files are gone.
+        # The server reads an adapter again after it has dropped it, and dies if the files are gone.
         self._adapter = passing_folder(self.config.weights_folder)
         weights.write_adapter(Path(self._adapter.name))
         try:

@@ -30,7 +30,7 @@ class StoredWeights:
     has_adapter: bool = False
 
     def whole(self) -> Iterator[tuple[str, Tensor]]:
-        """Raises ConfigError where the adapter splits a weight that vLLM holds once."""
+        """Raises ConfigError if the adapter splits a weight that vLLM holds once."""
         model = load_model(self.model.model_copy(update={"device": "cpu"}), training=False)
         tied = load_architecture(self.model).get_text_config().tie_word_embeddings
         if tied and not is_tied(model):
@@ -45,7 +45,7 @@ class StoredWeights:
 
 
 def passing_folder(parent: str | None = None) -> tempfile.TemporaryDirectory[str]:
-    """A folder for weights in `parent`; None: in memory where the system has such a place. Raises EngineError."""
+    """A folder for weights in `parent`; None: in memory if the system allows it. Raises EngineError."""
     place = parent or (str(SHARED_MEMORY) if SHARED_MEMORY.is_dir() else None)
     try:
         return tempfile.TemporaryDirectory(prefix="memfactory-", dir=place)
@@ -54,7 +54,7 @@ def passing_folder(parent: str | None = None) -> tempfile.TemporaryDirectory[str
 
 
 def write_weights(folder: Path, weights: Iterable[tuple[str, Tensor]]) -> None:
-    """Write tensors by name as safetensors files of about 1 GiB. Raises EngineError where the folder has no room."""
+    """Write tensors by name as safetensors files of about 1 GiB. Raises EngineError if the folder has no room."""
     held: dict[str, Tensor] = {}
     files, size = 0, 0
     for name, value in weights:

@@ -34,10 +34,10 @@ def _budget(fraction: float, count: int) -> int:
 
 @OBJECTIVES.register("clip_cov", options="memfactory.config.objectives:ClipCovOptions")
 class ClipCov(Objective):
-    """PPO's clip, and no gradient for a few tokens drawn from those with a high covariance.
+    """PPO's clip, and no gradient for a few tokens sampled from those with a high covariance.
 
-    `share` N tokens (at least one) are drawn from those with `low` < Cov_i < `high` that PPO has not clipped already;
-    their loss is 0. The others have the loss of `ppo`. With few candidates all of them are drawn.
+    `fraction` N tokens (at least one) are sampled from those with `low` < Cov_i < `high` that PPO has not clipped
+    already; their loss is 0. The others have the loss of `ppo`. With few candidates all of them are sampled.
     """
 
     Options = ClipCovOptions
@@ -66,8 +66,8 @@ class ClipCov(Objective):
 class KlCov(Objective):
     """-r A without a clip, and a penalty on the tokens with the highest covariance.
 
-    The `share` N tokens (at least one) with the largest Cov_i have the loss -r A + `penalty` |d|, as the authors' code
-    estimates the KL. A d that is 0 but for rounding is left alone: the sign of |d|'s gradient would be chance.
+    The `fraction` N tokens (at least one) with the largest Cov_i have the loss -r A + `penalty` |d|, as the authors'
+    code estimates the KL. A d that is 0 but for rounding is left alone: the sign of |d|'s gradient would be chance.
     """
 
     Options = KlCovOptions
