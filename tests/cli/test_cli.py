@@ -171,7 +171,7 @@ def test_list_names_every_kind_and_verbose_every_option(folder, capsys):
         assert name in shown
     assert run(["list", "modules", "--verbose"]) == 0
     shown = capsys.readouterr().out
-    assert "chunk_tokens" in shown and "Tokens of one section of the text. [int; default 2500]" in shown
+    assert "chunk_tokens" in shown and "Tokens of one chunk of the text. [int; default 2500]" in shown
 
 
 def test_list_shows_the_components_of_a_configs_plugins(folder, capsys):
