@@ -44,7 +44,7 @@ class NearestAdamW(SlicedAdamW):
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table; `kind` is train.optimizer.kind, or a way of rounding that is no option."""
+    """One line of the table; `kind` is train.optimizer.kind, or a way of rounding that is not an option."""
 
     name: str
     kind: str = "adamw"
@@ -94,7 +94,7 @@ def policy_for(row: Row, learning_rate: float) -> Policy:
 
 
 def unlisted(kind: str, parameters: list[nn.Parameter], options: OptimizerOptions) -> Optimizer:
-    """The optimizers that are compared with, but are no options."""
+    """The optimizers that are compared with, but are not options."""
     settings = {"lr": options.learning_rate, "betas": (options.beta1, options.beta2), "eps": options.epsilon}
     if kind == "nearest":
         return NearestAdamW([{"params": parameters}], **settings)

@@ -68,7 +68,7 @@ def recalls(path: Path, split: str, config: MemoryConfig) -> tuple[list[tuple[in
         if id(turns) not in banks:
             banks[id(turns)] = source.open([item_of(number, turn) for number, turn in enumerate(turns)])
             for mode in MODES:
-                # The first search indexes the bank, which is no cost of a question.
+                # The first search indexes the bank, which is not a cost of a question.
                 banks[id(turns)].search("a", 1, mode=mode)
         gold = set(values["evidence"])
         recall = []

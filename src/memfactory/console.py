@@ -22,7 +22,7 @@ class Console(rich.console.Console):
     """
 
     def __init__(self, *, stderr: bool = False, width: int | None = None, **options: Any) -> None:
-        # `:name:` in a model's text is no emoji, `[bold]` no style.
+        # `:name:` in a model's text is not an emoji, and `[bold]` is not a style.
         super().__init__(stderr=stderr, width=width, emoji=False, markup=False, **options)
 
     def print(self, *objects: Any, **options: Any) -> None:

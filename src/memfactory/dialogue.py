@@ -273,9 +273,7 @@ def close(component: type, dialogue: Generator[Any, Any, Any]) -> None:
     except RuntimeError as error:
         if str(error) != "generator ignored GeneratorExit":
             raise
-        raise broken(
-            component, "dialogue", "yielded once more when it was ended; ask for nothing in `finally`"
-        ) from None
+        raise broken(component, "dialogue", "yielded again after it was closed; do not yield in `finally`") from None
 
 
 def check_texts(component: type, episode: Episode) -> None:
@@ -328,9 +326,9 @@ def _well_formed(module: type, ask: Any) -> Ask:
     elif not isinstance(stop, tuple | list) or not all(isinstance(text, str) for text in stop):
         wrong = f"stop must be a tuple of texts, not {ask.stop!r:.60}"
     if wrong is not None:
-        raise broken(module, "dialogue", f"yielded an Ask that cannot be asked: {wrong}; {example}")
+        raise broken(module, "dialogue", f"yielded an invalid Ask: {wrong}; {example}")
     if is_users(module) and (half := _half_character(messages)) is not None:
-        raise broken(module, "dialogue", f"yielded an Ask that cannot be asked: a message holds {half}")
+        raise broken(module, "dialogue", f"yielded an invalid Ask: a message holds {half}")
     return ask if isinstance(messages, tuple) else replace(ask, messages=tuple(messages))
 
 

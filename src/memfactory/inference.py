@@ -275,7 +275,7 @@ def _refuse_eval_sampling(resolved: Resolved) -> None:
     """Raise ConfigError for sampling options of `eval` among the overrides: they would have no effect here."""
     origins = {name: resolved.origins.get(f"eval.{name}", "") for name in EVAL_SAMPLING}
     problems = [
-        f"{origin}: `eval` says how evaluations sample, and infer is greedy; give --{name.replace('_', '-')}"
+        f"{origin}: it sets the sampling of evaluations, and infer is greedy; give --{name.replace('_', '-')}"
         for name, origin in origins.items()
         if origin.startswith("command line")
     ]

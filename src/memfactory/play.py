@@ -232,7 +232,7 @@ class _Play:
         """Yield the episode of a dialogue that has ended; after shared work, go on with the dialogues that wait."""
         work.ended = True
         if failure is not None:
-            with guarded(*self.components, doing=f"on the task {work.episode.task.id!r}, which could not be played on"):
+            with guarded(*self.components, doing=f"on the task {work.episode.task.id!r}, which cannot continue"):
                 close(self.agent, work.dialogue)
             work.failure = failure
             work.episode.failure, work.episode.overlong = str(failure), isinstance(failure, PromptTooLong)

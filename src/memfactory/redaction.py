@@ -132,7 +132,7 @@ def shown_variable(name: str) -> str:
 
 
 def names_a_variable(text: str) -> bool:
-    """Whether `text` can be the name of an environment variable, and is no key by its looks."""
+    """Whether `text` can be the name of an environment variable, and does not look like a key."""
     if text in os.environ and _VARIABLE.fullmatch(text):
         return True
     return _VARIABLE.fullmatch(text) is not None and not looks_secret(text) and not is_random(text)
@@ -260,5 +260,5 @@ def _encoded(value: str) -> Iterable[str]:
 
 
 def _bounded(form: str) -> str:
-    """A pattern for `form`; one of digits alone is no part of a longer number."""
+    """A pattern for `form`; one of digits alone is not a part of a longer number."""
     return rf"(?<![\w.]){re.escape(form)}(?![\w.])" if form.isdigit() else re.escape(form)

@@ -63,8 +63,8 @@ def warn_of_failures(failures: Sequence[tuple[str, str]], episodes: int, unknown
     if failures:
         task, reason = failures[0]
         log.warning(
-            "%d of %d episodes ended early, since an engine failed or refused a request, so their %s are unknown; the "
-            "first: %s (task %r)",
+            "%d of %d episodes ended early, because an engine failed or refused a request, so their %s are unknown; "
+            "the first: %s (task %r)",
             len(failures),
             episodes,
             unknown,
@@ -140,7 +140,7 @@ def trajectory_of(episode: Episode, reward: Reward) -> Trajectory:
 
 def scored(env: Any, episodes: Sequence[Episode]) -> list[Reward]:
     """The rewards that an environment gives to `episodes`. Raises PluginError for another number of rewards, or for
-    values that are no rewards."""
+    values that are not rewards."""
     component = type(env)
     with guarded(component, doing="in scoring"):
         # A copy, which `score` may change.

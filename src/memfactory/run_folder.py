@@ -95,7 +95,7 @@ def open_run_folder(resolved: Resolved, resume: str | None) -> Iterator[RunFolde
         else:
             if (folder / "config.yaml").is_file():
                 refuse_another_config(folder, resolved.values)
-            checkpoint = _newest(folder, resume) if checkpoint is None else _whole(checkpoint)
+            checkpoint = _newest(folder, resume) if checkpoint is None else _intact(checkpoint)
         _tell_of_other_plugins(folder, resolved)
         yield RunFolder(folder, checkpoint, _identity(folder) or (0, 0))
 
@@ -118,7 +118,7 @@ def _chosen(resolved: Resolved, resume: str | None) -> tuple[Path | None, Path |
     # Several seeds or settings of one config stand side by side; the run that goes on is the newest with these.
     same = [folder for folder in earlier if not _differences(folder, resolved.values)]
     folder = (same or earlier)[-1]
-    log.info("--resume: going on with %s", folder)
+    log.info("--resume: continuing %s", folder)
     return folder, None
 
 
@@ -142,7 +142,7 @@ def _newest(folder: Path, resume: str) -> Path | None:
             "output. " + "; ".join(wrong)
         )
     for reason in wrong:
-        log.warning("--resume: %s; going back to %s", reason, newest)
+        log.warning("--resume: %s; falling back to %s", reason, newest)
     if newest is None and (resume != "auto" or any(path.name != LOCK for path in folder.iterdir())):
         log.warning("--resume: %s holds no checkpoint yet, so the run starts from its beginning", folder)
     elif newest is None:
@@ -150,12 +150,12 @@ def _newest(folder: Path, resume: str) -> Path | None:
     return newest
 
 
-def _whole(checkpoint: Path) -> Path:
-    """`checkpoint`, which must be undamaged. Raises MemFactoryError with those that are."""
+def _intact(checkpoint: Path) -> Path:
+    """`checkpoint`, which must be undamaged. Raises MemFactoryError, which names the intact ones."""
     reason = checkpoint_damage(checkpoint)
     if reason is not None:
         others = [path.name for path in checkpoints(checkpoint.parent) if checkpoint_damage(path) is None]
-        there = f"whole are: {', '.join(others)}" if others else "none beside it is whole"
+        there = f"intact are: {', '.join(others)}" if others else "no other checkpoint is intact"
         raise MemFactoryError(f"--resume {checkpoint} cannot be used: {reason}; {there}")
     return checkpoint
 
@@ -163,7 +163,7 @@ def _whole(checkpoint: Path) -> Path:
 def _refuse_used(folder: Path) -> None:
     if any(path.name != LOCK for path in folder.iterdir()):
         raise ConfigError(
-            f"the run folder {folder} is not empty. Go on with it by --resume, or name another by output=..."
+            f"the run folder {folder} is not empty. Continue it with --resume, or name another folder with output=..."
         )
 
 
@@ -183,7 +183,7 @@ def _tell_of_other_plugins(folder: Path, resolved: Resolved) -> None:
     now = [plugin.copy for plugin in resolved.plugins]
     if now != before:
         log.warning(
-            "%s was started with the plugins %s; it goes on with %s",
+            "%s was started with the plugins %s; it continues with %s",
             folder,
             before or "(none)",
             now or "(none)",

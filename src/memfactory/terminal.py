@@ -67,7 +67,7 @@ class GuardedStream(io.TextIOBase):
     """A standard stream through which no secret and no harmful sequence goes, and whose end ends nothing.
 
     Colours and the movements of progress bars pass; code that prints foreign text applies `harmless` first. A
-    closed pipe (`| head`) is no error: later output is dropped. Everything else is the stream's own.
+    closed pipe (`| head`) is not an error: later output is dropped. Everything else is the stream's own.
     """
 
     def __init__(self, stream: TextIO) -> None:

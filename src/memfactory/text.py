@@ -78,7 +78,7 @@ def _meeting(text: str, left: Spans, right: Spans, low: int, high: int) -> int |
 
 
 def _ends_word(text: str, place: int) -> bool:
-    """Whether a letter or digit stands before `place`, and behind it a space or punctuation that is no apostrophe."""
+    """Whether a letter or digit precedes `place`, and a space or punctuation other than an apostrophe is there."""
     after = text[place]
     return text[place - 1].isalnum() and after not in "'\u2019" and (after.isspace() or category(after)[0] == "P")
 

@@ -51,7 +51,7 @@ from memfactory.types import Task
 
 log = logging.getLogger("memfactory")
 REPLIES = "replies.jsonl"
-"""Where a run keeps the greedy replies of engines whose weights stay, so that it need not ask for them again."""
+"""The file of a run with the greedy replies of frozen engines, which a resumed run reads instead of requesting them."""
 
 
 def run_training(resolved: Resolved, *, resume: str | None = None) -> Path:

@@ -159,7 +159,7 @@ def read_transcripts(path: Path) -> Iterator[Transcript]:
         try:
             yield Transcript.from_json(value)
         except (KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{path} holds a line that is no transcript ({error!r}): {value!r:.80}") from None
+            raise DataError(f"{path} holds a line that is not a transcript ({error!r}): {value!r:.80}") from None
 
 
 def _bank(index: int, own: BankTrace, banks: list[tuple[int, BankTrace]]) -> Mapping[str, object]:

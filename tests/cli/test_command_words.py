@@ -37,7 +37,7 @@ def test_a_path_with_an_equals_sign_is_a_path_where_it_exists(folder, capsys):
     (folder / "runs" / "lr=1e-05").mkdir()
     assert run(["config", "validate", "lr=1e-05.yaml"]) == 0
     assert run(["eval", "runs/lr=1e-05", "--data", "facts"]) == 2
-    assert "this folder is no run" in capsys.readouterr().err
+    assert "this folder is not a run" in capsys.readouterr().err
     assert run(["eval", "runs/lr=2e-05", "--data", "facts"]) == 2
     assert "a path with '=' in it must exist" in capsys.readouterr().err
     assert _with_values(["train", "x.yaml", "--resume", "runs/lr=1e-05"])[2:] == ["--resume", "runs/lr=1e-05"]
@@ -46,7 +46,7 @@ def test_a_path_with_an_equals_sign_is_a_path_where_it_exists(folder, capsys):
 
 def test_a_path_that_is_not_there_is_no_unknown_key(folder, capsys):
     assert run(["eval", "tiny", "runs/lr=2e-05"]) == 2
-    assert "no file or folder has this name, and 'runs/lr' is no key" in capsys.readouterr().err
+    assert "no file or folder has this name, and 'runs/lr' is not a key" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ sede: 3
         ("model.path=[a]", "command line: model.path=['a']: expected text; given ['a']"),
         ("steps", "command line: steps: an override needs '='; write steps=value"),
         ("--resume-from", "command line: --resume-from: an override needs '='; write resume-from=value"),
-        ("a..b=1", "command line: a..b=1: 'a..b' is no key; write section.key=value"),
+        ("a..b=1", "command line: a..b=1: 'a..b' is not a key; write section.key=value"),
         ("seed=", "command line: seed=: the value is empty; write seed=null to unset it"),
         ("eval.metrics=[em", "command line: eval.metrics=[em: '[em' is not valid YAML"),
         ("seed.deeper=1", "command line: seed.deeper=1: seed is 0, not a mapping"),
@@ -143,7 +143,7 @@ def test_a_wrong_override_is_quoted(folder, override, message):
             "x.yaml:4: eval.metrics.0: no reward is called 'boxed'; did you mean",
         ),
         (BASE + "engines: {policy: hf}", "x.yaml:4: engines.policy: the name 'policy' is taken"),
-        (BASE + "engine: {kind: openai, model: a, base_url: b}", "x.yaml:4: engine.base_url: 'b' is no address"),
+        (BASE + "engine: {kind: openai, model: a, base_url: b}", "x.yaml:4: engine.base_url: 'b' is not an address"),
     ],
 )
 def test_a_mistake_in_a_file_is_told_with_its_line(folder, text, message):
@@ -297,7 +297,7 @@ def test_a_source_that_is_nothing_names_the_nearest_config(folder):
     with pytest.raises(ConfigError, match="did you mean 'memagent_qwen3_4b'"):
         load_config("configs/memagent_qwen3_4.yaml")
     (folder / "empty").mkdir()
-    with pytest.raises(ConfigError, match=r"no run \(it has no config.yaml\), no checkpoint and no model"):
+    with pytest.raises(ConfigError, match=r"not a run \(it has no config.yaml\), a checkpoint or a model"):
         load_config("empty")
 
 

@@ -152,17 +152,17 @@ def test_the_key_of_an_embedder_is_checked_too(tmp_path, monkeypatch):
 @pytest.mark.parametrize("address", ["http://127.0.0.1:abc/v1", "localhost:80", "http:///v1", "http://h/v 1"])
 def test_an_address_that_is_none_is_no_valid_config(tmp_path, address):
     (tmp_path / "c.yaml").write_text(BASE + API.format(url=address, key="null"))
-    with pytest.raises(ConfigError, match=r"engine\.base_url: .* is no address"):
+    with pytest.raises(ConfigError, match=r"engine\.base_url: .* is not an address"):
         load_config(tmp_path / "c.yaml")
     text = BASE + f"memory: {{embedder: {{kind: openai, model: e, base_url: '{address}'}}}}\n"
     (tmp_path / "c.yaml").write_text(text)
-    with pytest.raises(ConfigError, match=r"memory\.embedder\.base_url: .* is no address"):
+    with pytest.raises(ConfigError, match=r"memory\.embedder\.base_url: .* is not an address"):
         load_config(tmp_path / "c.yaml")
 
 
 def test_an_address_in_the_environment_is_checked_for_a_command(tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_BASE_URL", f"http://me:{PLANTED}@host:x/v1")
     (tmp_path / "c.yaml").write_text(BASE + "engine: {kind: openai, model: m, tokenizer: tiny, api_key_env: null}\n")
-    with pytest.raises(ConfigError, match=r"OPENAI_BASE_URL: .* is no address") as caught:
+    with pytest.raises(ConfigError, match=r"OPENAI_BASE_URL: .* is not an address") as caught:
         load_config(tmp_path / "c.yaml", command="infer")
     assert PLANTED not in str(caught.value)

@@ -28,7 +28,7 @@ def test_a_name_that_swanlab_refuses_is_told_with_the_rule(key, value, told):
 
 
 def test_the_diagnosis_counts_groups_and_not_their_size():
-    flat = Facts(5, attempts=8, lowest=0.0, highest=0.0)
+    flat = Facts(5, episodes=8, lowest=0.0, highest=0.0)
     for groups, told in (
         (2, "none of the 2 groups had rewards that differ"),
         (1, "the one group did not have rewards"),

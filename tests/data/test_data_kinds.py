@@ -236,7 +236,7 @@ def test_evidence_that_is_nowhere_is_left_out_and_counted(here):
     found = tasks("rows.jsonl")
     assert [task.evidence for task in found.tasks] == [(), ("D1:1",), ("D1:1",)]
     (note,) = found.notes
-    assert note.startswith("2 of 3 tasks name evidence that is no turn of their conversation")
+    assert note.startswith("2 of 3 tasks name evidence that is neither a turn of their conversation")
     reward = REWARDS.get("evidence_recall")(REWARDS.options("evidence_recall")(), {})
     item = MemoryItem("m1", "", "I live in Oslo.", sources=("D1:1",))
     assert reward.score([Episode(task, retrieved=(item,)) for task in found.tasks]) == [None, 1.0, 1.0]

@@ -131,10 +131,10 @@ def test_adversarial_questions_come_only_when_asked_for_and_are_answered_by_decl
         ),
         (["D:1:2"], ["D1:2"], "conv-1/0: evidence 'D:1:2' is read as D1:2"),
         (["D2:02"], ["D2:2"], "conv-1/0: evidence 'D2:02' is read as D2:2"),
-        (["D1:1", "D"], ["D1:1"], "conv-1/0: evidence 'D' is no id of a turn and is left out"),
+        (["D1:1", "D"], ["D1:1"], "conv-1/0: evidence 'D' is not the id of a turn and is left out"),
         (["D1:9"], [], "conv-1/0: evidence 'D1:9' names no turn and is left out"),
         (["D1:1 D1:9"], ["D1:1"], "conv-1/0: evidence 'D1:1 D1:9' is read as D1:1"),
-        ([None, 7], [], "conv-1/0: evidence 7 is no id of a turn and is left out"),
+        ([None, 7], [], "conv-1/0: evidence 7 is not the id of a turn and is left out"),
     ],
 )
 def test_evidence_is_mended_or_left_out_with_a_note(tmp_path, written, evidence, note):
@@ -381,9 +381,9 @@ def test_the_real_file_has_its_published_counts():
     assert (min(sessions), max(sessions)) == (19, 32)
     questions = [question for conversation in conversations for question in conversation.questions]
     assert sum(len(question.answers) == 2 for question in questions) == 2
-    # 4 empty and 2 dangling pieces of evidence, 1 that is no id, 6 that are written otherwise, dates without sessions.
+    # 4 empty and 2 dangling ids of evidence, 1 that is not an id, 6 that are written otherwise, dates without sessions.
     notes = [note for conversation in conversations for note in conversation.notes]
-    kinds = ("no evidence", "names no turn", "is no id", "is read as", "session dates")
+    kinds = ("no evidence", "names no turn", "is not the id", "is read as", "session dates")
     assert [sum(kind in note for note in notes) for kind in kinds] == [4, 2, 1, 6, 1]
     assert sum(not question.evidence for question in questions if question.category != 5) == 4
 

@@ -221,7 +221,7 @@ def test_episodes_ended_by_an_engines_outage_have_an_unknown_reward(caplog):
     first, second = noted([Task("a", "a?", ("x",)), Task("b", "b?", ("x",))], ScriptedEngine(reply), group_size=2)
     assert [trajectory.reward.total for trajectory in first.trajectories] == [1.0, 1.0]
     assert [trajectory.reward.total for trajectory in second.trajectories] == [None, None]
-    assert "2 of 4 episodes ended early, since an engine failed" in caplog.text
+    assert "2 of 4 episodes ended early, because an engine failed" in caplog.text
     assert "the first: the reader is down" in caplog.text
 
 

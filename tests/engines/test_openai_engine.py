@@ -187,9 +187,9 @@ def test_passing_trouble_is_tried_again(endpoint, trouble):
     [
         (error(500, "boom"), "gave no reply in 3 tries: HTTP 500: .*boom"),
         ((0, "", {}), "gave no reply in 3 tries: the connection "),
-        ((200, "maintenance", {}), "gave no reply in 3 tries: the answer is no chat completion: 'maintenance'"),
+        ((200, "maintenance", {}), "gave no reply in 3 tries: the answer is not a chat completion: 'maintenance'"),
         (completion(None), "gave no reply in 3 tries: the answer has no text"),
-        ((200, "[" * 100_000, {}), r"gave no reply in 3 tries: the answer is no chat completion: '\[\[\["),
+        ((200, "[" * 100_000, {}), r"gave no reply in 3 tries: the answer is not a chat completion: '\[\[\["),
     ],
 )
 def test_lasting_trouble_is_an_error_and_never_a_made_up_reply(endpoint, trouble, words):
@@ -365,7 +365,7 @@ def test_a_missing_key_is_named(monkeypatch):
 
 
 def test_an_address_that_is_none_is_refused():
-    with pytest.raises(ConfigError, match="'localhost:8000' is no address"):
+    with pytest.raises(ConfigError, match="'localhost:8000' is not an address"):
         engine_at("localhost:8000")
 
 

@@ -353,5 +353,5 @@ def test_an_adapter_under_merged_is_added_into_the_whole_model(monkeypatch, smal
 
 def test_prefixes_that_are_not_forgotten_are_an_error(monkeypatch, small_model_path: Path):
     engine, _ = engine_over_the_double(monkeypatch, small_model_path, forgets=False)
-    with pytest.raises(EngineError, match="did not forget the prefixes"):
+    with pytest.raises(EngineError, match="did not clear the prefix cache"):
         engine.update_weights(small_policy(small_model_path).weights())

@@ -64,11 +64,11 @@ def test_a_server_that_is_still_starting_is_waited_for(server, connect):
     ("path", "answer", "words"),
     [
         ("/version", {"version": "0.23.0"}, "vllm 0.23.0 is too old"),
-        ("/version", 404, "answers no vLLM server"),
-        ("/v1/models", {"data": []}, "answers no vLLM server"),
-        ("/collective_rpc", 404, "takes no weights .*start it with VLLM_SERVER_DEV_MODE=1, --worker-extension-cls"),
-        ("/collective_rpc", "a page", "takes no weights .*does not say which weights it holds: a page"),
-        ("/collective_rpc", 500, "takes no weights .*start it with VLLM_SERVER_DEV_MODE=1, --worker-extension-cls"),
+        ("/version", 404, "there is no vLLM server"),
+        ("/v1/models", {"data": []}, "there is no vLLM server"),
+        ("/collective_rpc", 404, "accepts no weights .*start it with VLLM_SERVER_DEV_MODE=1, --worker-extension-cls"),
+        ("/collective_rpc", "a page", "accepts no weights .*does not say which weights it holds: a page"),
+        ("/collective_rpc", 500, "accepts no weights .*start it with VLLM_SERVER_DEV_MODE=1, --worker-extension-cls"),
         ("/v1/completions", {"choices": []}, "gives no log-probabilities"),
     ],
 )
@@ -90,7 +90,7 @@ def test_log_probabilities_before_temperature_are_refused(server, connect):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"url": "localhost:8000"}, "is no address; it begins with http:// or https://"),
+        ({"url": "localhost:8000"}, "is not an address; it begins with http:// or https://"),
         ({"api_key_env": "ABSENT_KEY"}, "needs a key in the environment variable ABSENT_KEY"),
     ],
 )
@@ -304,7 +304,7 @@ def test_an_update_that_is_not_confirmed_is_an_error(server, connect, small_mode
     with pytest.raises(EngineError, match=r"the workers of .* hold different weights"):
         engine.update_weights(weights)
     server.faults = {"/reset_prefix_cache": [{"success": False}]}
-    with pytest.raises(EngineError, match="did not forget the prefixes"):
+    with pytest.raises(EngineError, match="did not clear the prefix cache"):
         engine.update_weights(weights)
     server.faults = {"/collective_rpc": [500]}
     with pytest.raises(EngineError, match="failed at /collective_rpc: HTTP 500: no"):

@@ -426,7 +426,9 @@ def test_an_episode_of_an_outage_is_counted_and_played_again(tmp_path, caplog):
     result = evaluate_with_reader(path, two_is_down, max_unknown=0.5)
     exact = result.metrics["exact"]
     assert (exact.mean, exact.n, exact.unknown) == (0.5, 2, 1)
-    assert "1 of 3 episodes ended early, since an engine failed" in caplog.text and "the reader is down" in caplog.text
+    assert (
+        "1 of 3 episodes ended early, because an engine failed" in caplog.text and "the reader is down" in caplog.text
+    )
     failures = {record.task_id: (record.failure, record.scores) for record in read_records(path)}
     assert failures["b"] == ("the reader is down", {"exact": None}) and failures["a"] == (None, {"exact": 1.0})
 

@@ -330,7 +330,7 @@ def test_an_endpoint_needs_its_key_and_an_address(monkeypatch):
     monkeypatch.delenv("SOME_KEY", raising=False)
     with pytest.raises(ConfigError, match="environment variable SOME_KEY, which is not set"):
         build_embedder(OpenAIEmbedderConfig(model="small", api_key_env="SOME_KEY"))
-    with pytest.raises(ConfigError, match="'localhost' is no address"):
+    with pytest.raises(ConfigError, match="'localhost' is not an address"):
         build_embedder(OpenAIEmbedderConfig(model="small", api_key_env=None, base_url="localhost"))
 
 
@@ -374,7 +374,7 @@ def test_a_vector_that_was_damaged_is_computed_anew(tmp_path):
 def test_a_file_that_was_damaged_is_begun_anew_with_a_warning(tmp_path, caplog):
     texts = [f"text {number}" for number in range(500)]
     expected = CachedEmbedder(Counting(), tmp_path).embed(texts).tolist()
-    for damage in (b"this is no database" * 100, None):
+    for damage in (b"this is not a database" * 100, None):
         content = bytearray((tmp_path / FILE).read_bytes())
         if damage is None:
             # Every page but the first.

@@ -160,7 +160,7 @@ def test_an_adapter_that_is_not_there_or_does_not_fit_is_named(small_model_path:
 
 
 def test_devices_that_are_not_there_are_refused():
-    with pytest.raises(ConfigError, match="'gpu' is no device; write auto, cpu, cuda"):
+    with pytest.raises(ConfigError, match="'gpu' is not a device; write auto, cpu, cuda"):
         resolve_device("gpu")
     assert resolve_device("cpu") == CPU
     if not torch.cuda.is_available():

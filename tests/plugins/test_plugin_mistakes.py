@@ -72,9 +72,9 @@ def told(
         ("        return [1.0] * (len(episodes) + 1)\n", "`score` returned 2 scores for 1 episodes"),
         ("        return []\n", "`score` returned 0 scores for 1 episodes"),
         ("        return [float('nan')]\n", "a score that cannot be used: float nan is not finite"),
-        ("        return ['good']\n", "a score that cannot be used: 'good' is no number"),
-        ("        return [{'score': 1}]\n", "is no number"),
-        ("        return [[1.0]]\n", "is no number"),
+        ("        return ['good']\n", "a score that cannot be used: 'good' is not a number"),
+        ("        return [{'score': 1}]\n", "is not a number"),
+        ("        return [[1.0]]\n", "is not a number"),
         ("        return 1.0\n", "`score` returned float 1.0, not a list with one score for each episode"),
         ("        return None\n", "not a list with one score"),
         ("        episodes.clear()\n        return []\n", "`score` returned 0 scores for 1 episodes"),
@@ -324,7 +324,7 @@ def test_what_an_objective_gives_is_checked(folder, body, words):
     [
         ("        return [1.0]\n", "gave 1 advantages for 2 trajectories"),
         ("        return [float('inf'), 1.0]\n", "gave inf as an advantage: float inf is not finite"),
-        ("        return [torch.tensor(1.0), 'x']\n", "gave 'x' as an advantage: 'x' is no number"),
+        ("        return [torch.tensor(1.0), 'x']\n", "gave 'x' as an advantage: 'x' is not a number"),
         ("        return given.nothing\n", "at mine.py:14: AttributeError"),
     ],
 )
@@ -360,7 +360,7 @@ ASKS_ON = """\
 )
 def test_a_dialogue_that_asks_on_when_it_is_ended_is_named(folder, capsys, source, agent, named):
     shown = told(folder, capsys, source + ASKS_ON, agent=agent)
-    assert named in shown and "`dialogue` yielded once more when it was ended" in shown
+    assert named in shown and "`dialogue` yielded again after it was closed" in shown
 
 
 @pytest.mark.parametrize(
@@ -398,7 +398,7 @@ def test_any_real_scalar_is_a_reward():
 
 @pytest.mark.parametrize("value", ["1", b"1", [1.0], (), {}, 1j, object(), float("inf"), numpy.nan, numpy.zeros(2)])
 def test_anything_else_is_no_reward(value):
-    with pytest.raises(ValueError, match=r"is no number|is not finite"):
+    with pytest.raises(ValueError, match=r"is not a number|is not finite"):
         as_scalar(value)
 
 

@@ -79,7 +79,7 @@ def test_a_damaged_newest_checkpoint_leads_to_the_one_before(place, capsys, capl
     assert run(["train", "x.yaml", "--output", "own", "--resume"]) == 0
     shown = capsys.readouterr()
     said = shown.err + caplog.text
-    assert "step-2 cannot be used: its file " in said and "going back to own/checkpoints/step-1" in said
+    assert "step-2 cannot be used: its file " in said and "falling back to own/checkpoints/step-1" in said
     assert "Done" in shown.out
     assert damage(place / "own/checkpoints/step-2") is None and damage(place / "own/final") is None
 
@@ -97,7 +97,7 @@ def test_a_named_checkpoint_that_is_damaged_is_refused(place, capsys):
     flip(place / "own/checkpoints/step-2/optimizer.pt")
     assert run(["train", "x.yaml", "--resume", "own/checkpoints/step-2"]) == 1
     shown = capsys.readouterr().err
-    assert "its file optimizer.pt has changed" in shown and "whole are: step-1" in shown
+    assert "its file optimizer.pt has changed" in shown and "intact are: step-1" in shown
 
 
 def test_copies_and_links_beside_the_checkpoints_disturb_nothing(place):
@@ -137,7 +137,7 @@ def test_a_checkpoint_whose_marker_lacks_what_it_needs_is_damaged(place, capsys,
     write_marker(newest)
     assert run(["train", "x.yaml", "--output", "own", "--resume"]) == 0
     said = capsys.readouterr().err + caplog.text
-    assert "step-2 cannot be used: its file COMPLETE " in said and "going back to own/checkpoints/step-1" in said
+    assert "step-2 cannot be used: its file COMPLETE " in said and "falling back to own/checkpoints/step-1" in said
     assert name.strip("*.") in said and "Traceback" not in said
 
 
@@ -145,7 +145,7 @@ def test_a_checkpoint_whose_marker_lists_nothing_is_refused_by_name(place, capsy
     (place / "own/checkpoints/step-2/COMPLETE").write_text('{"format": 1, "sha256": {}}')
     assert run(["train", "x.yaml", "--resume", "own/checkpoints/step-2"]) == 1
     shown = capsys.readouterr().err
-    assert "its file COMPLETE does not list state.json; whole are: step-1" in shown and "Traceback" not in shown
+    assert "its file COMPLETE does not list state.json; intact are: step-1" in shown and "Traceback" not in shown
     assert run(["infer", "own", "--question", "Who?"]) == 0
 
 

@@ -28,16 +28,16 @@ class TrainResult:
     >>> memfactory.TrainResult.load("no_such_folder")
     Traceback (most recent call last):
     ...
-    memfactory.errors.ConfigError: no_such_folder is no run folder: it has no config.yaml
+    memfactory.errors.ConfigError: no_such_folder is not a run folder: it has no config.yaml
     """
 
     folder: Path
 
     @classmethod
     def load(cls, folder: str | Path) -> TrainResult:
-        """The result of an earlier run. Raises ConfigError if `folder` is no run folder."""
+        """The result of an earlier run. Raises ConfigError if `folder` is not a run folder."""
         if not (Path(folder) / "config.yaml").is_file():
-            raise ConfigError(f"{folder} is no run folder: it has no config.yaml")
+            raise ConfigError(f"{folder} is not a run folder: it has no config.yaml")
         return cls(Path(folder))
 
     @property

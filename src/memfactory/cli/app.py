@@ -142,7 +142,7 @@ def _run(arguments: Sequence[str]) -> int:
 def _at_home(words: Sequence[str]) -> list[str]:
     """The words with `~` expanded where shells leave it: in `--output=~/x` and in `--output '~/x'`.
 
-    The config expands an override such as `output=~/x` itself, and a question is no path.
+    The config expands an override such as `output=~/x` itself, and a question is not a path.
     """
     expanded = []
     for before, word in zip(["", *words], words, strict=False):

@@ -9,7 +9,7 @@ from memfactory.errors import ConfigError
 
 
 def is_override(word: str) -> bool:
-    """Whether `word` is `key=value`: a run may be called `lr=1e-05`, so an existing path is no override."""
+    """Whether `word` is `key=value`: a run may be called `lr=1e-05`, so an existing path is not an override."""
     return "=" in word and (word.startswith("--") or not os.path.lexists(word))
 
 

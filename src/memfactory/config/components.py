@@ -295,5 +295,5 @@ def dataset_component(spec: object, base_dir: Path) -> Component:
     component = Checker(problems, origins, base_dir, {}).dataset(spec, ("data",))
     problems.raise_any()
     if component is None:
-        raise ConfigError(f"data: {shown(spec)} is no dataset")
+        raise ConfigError(f"data: {shown(spec)} is not a dataset")
     return component

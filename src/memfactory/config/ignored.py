@@ -25,7 +25,7 @@ _LOCAL_MODEL_KEYS = ("adapter", "chat_template", "template_options")
 
 
 def refuse_policy_decoding(tree: Tree, problems: Problems, written_by_user: int) -> None:
-    """Refuse `engine.temperature` and `engine.top_p`, which are no settings of the policy's engine.
+    """Refuse `engine.temperature` and `engine.top_p`, which are not settings of the policy's engine.
 
     A run's own config.yaml, in which every key was written out once, may hold them below the layer `written_by_user`.
     """
@@ -127,7 +127,10 @@ def _unused_engines(config: RunConfig) -> Iterator[tuple[KeyPath, str]]:
     }
     for name, engine in config.engines.items():
         if isinstance(engine, OpenAIEngineConfig) and engine.tokenizer is not None:
-            yield ("engines", name, "tokenizer"), " has no effect: texts are measured as the policy's engine says"
+            yield (
+                ("engines", name, "tokenizer"),
+                " has no effect: the policy's engine names the tokenizer of texts",
+            )
         if name not in used and name != "judge":
             yield ("engines", name), " has no effect: no module and no reward names it as its `engine`"
 

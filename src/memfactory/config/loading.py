@@ -207,7 +207,7 @@ def with_agent(resolved: Resolved, agent: str | Mapping[str, object]) -> Resolve
     spec = Checker(problems, tree.origins, resolved.base_dir, parts, tree.named).agent(tree.values["agent"])
     problems.raise_any()
     if spec is None:
-        raise ConfigError(f"{here}: this is no agent")
+        raise ConfigError(f"{here}: this is not an agent")
     modules = {
         slot: _on_same_engine(resolved.config.agent.modules.get(slot), new) for slot, new in spec.modules.items()
     }

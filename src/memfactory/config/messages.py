@@ -57,7 +57,7 @@ def holds(here: object, part: str | int) -> bool:
 
 
 def _path_in(data: Any, details: ErrorDetails) -> KeyPath:
-    """The error's location without the names of union types, which are no keys of the data."""
+    """The error's location without the names of union types, which are not keys of the data."""
     path: list[str | int] = []
     here = data
     for position, part in enumerate(details["loc"]):

@@ -63,7 +63,7 @@ def parse_override(text: str) -> Override:
         raise ConfigError(f"command line: {text}: an override needs '='; {hint}")
     if "/" in name:
         raise ConfigError(
-            f"command line: {text}: no file or folder has this name, and {key!r} is no key; write section.key=value"
+            f"command line: {text}: no file or folder has this name, and {key!r} is not a key; write section.key=value"
         )
     path = tuple(name.split("."))
     if path[0] in ("base", "resolved"):
@@ -71,7 +71,7 @@ def parse_override(text: str) -> Override:
     if len(path) > DEEPEST:
         raise ConfigError(f"command line: {text:.60}...: nested too deeply: a config has at most {DEEPEST} levels")
     if not all(path) or any(part != part.strip() for part in path):
-        raise ConfigError(f"command line: {text}: {key!r} is no key; write section.key=value")
+        raise ConfigError(f"command line: {text}: {key!r} is not a key; write section.key=value")
     if not value.strip():
         raise ConfigError(
             f"command line: {text}: the value is empty; write {name}=null to unset it, {name}='\"\"' for no text"
@@ -143,7 +143,7 @@ def apply_overrides(
 
     Whole sections (`agent=...`) come first, then names of components, so that keys below them count. `defaults` are
     lists that a section has by default. Raises ConfigError with every override whose key leads
-    through something that is no mapping.
+    through something that is not a mapping.
     """
     problems: list[str] = []
     for override in sorted(overrides, key=_turn):

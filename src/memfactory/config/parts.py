@@ -148,7 +148,7 @@ def expand(
 ) -> Tree:
     """A section's value with its part merged in under it; its paths begin at the section itself.
 
-    `name` or `base` names a part, `base` only a part. Anything that is no part is left as it is.
+    `name` or `base` names a part, `base` only a part. Anything that is not a part is left as it is.
     """
     own = Tree(value, moved(origins, (section,), ()))
     if section == "agent":

@@ -17,7 +17,7 @@ from memfactory.plugins.trust import trust, trusted
 from memfactory.registry import AGENTS, ENVS, MODULES
 
 _NOT_FOR_ANSWERS = ("plugins", "train", "data")
-"""Sections of a run that `infer` has no use for."""
+"""Sections of a run that `infer` does not use."""
 
 
 def load_plugins(

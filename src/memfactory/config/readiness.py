@@ -117,9 +117,9 @@ class Readiness:
         folder = self._folder(path)
         if folder is not None:
             if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
-                self.problems.add(place, f"{folder} is no model folder: it has no config.json")
+                self.problems.add(place, f"{folder} is not a model folder: it has no config.json")
         elif not _may_be_hub_id(path):
-            self.problems.add(place, f"there is no folder {path!r}, and it is no hub id such as org/name")
+            self.problems.add(place, f"there is no folder {path!r}, and it is not a hub id such as org/name")
         elif "/" not in path and nearest(path, ("tiny",)):
             self.problems.add(place, f"there is no folder {path!r}; did you mean 'tiny'?")
 

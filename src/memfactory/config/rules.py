@@ -28,7 +28,7 @@ def check_rules(config: RunConfig, problems: Problems) -> None:
     for path, engine in engines.items():
         address = engine.base_url if isinstance(engine, OpenAIEngineConfig) else None
         if address is not None and not address.startswith(("http://", "https://")):
-            problems.add((*path, "base_url"), f"{address!r} is no address; it begins with http:// or https://")
+            problems.add((*path, "base_url"), f"{address!r} is not an address; it begins with http:// or https://")
     if isinstance(config.engine, HfEngineConfig) and config.engine.model is not None:
         problems.add(
             ("engine", "model"), "the policy's model is the section `model:`; only `engines:` have models of their own"

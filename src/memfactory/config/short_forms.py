@@ -21,7 +21,7 @@ def is_slot(path: KeyPath) -> bool:
 
 
 def short_key(path: KeyPath) -> str | None:
-    """The key that a bare text at `path` stands for; None if a text is no short form."""
+    """The key that a bare text at `path` stands for; None if a text is not a short form."""
     if path == ("model",) or (len(path) == 3 and path[0] == "engines" and path[2] == "model"):
         return "path"
     if chooses_kind(path):

@@ -89,7 +89,7 @@ def _folder(folder: Path, trained: bool) -> Source:
     noted = {} if agent is None else dict(agent.model)
     if model is None and (learnt is None or agent is None):
         raise ConfigError(
-            f"{folder}: this folder is no run (it has no {RUN_CONFIG}), no checkpoint and no model (it has neither "
+            f"{folder}: this folder is not a run (it has no {RUN_CONFIG}), a checkpoint or a model (it has neither "
             f"config.json nor adapter_config.json, nor {MODULES}/ beside a {AGENT_FILE})"
         )
     if model is None:

@@ -49,7 +49,7 @@ def read_rows(path: Path, name: str, limit: int | None = None) -> list[Row]:
     """The rows of the file at `path`, at most `limit`; messages call the file `name`.
 
     The content decides on the format: parquet by its first bytes, a JSON array by its bracket, else JSON lines. A line
-    or element that is no object becomes a row with a `problem`. Raises DataError for a file that cannot be read.
+    or element that is not an object becomes a row with a `problem`. Raises DataError for a file that cannot be read.
     """
     try:
         with open(path, "rb") as file:

@@ -17,26 +17,26 @@ def address_problem(address: str) -> str | None:
     """The reason why `address` cannot be used; None if it can."""
     shown = repr(shown_address(address))
     if not address.startswith(("http://", "https://")):
-        return f"{shown} is no address; it begins with http:// or https://"
+        return f"{shown} is not an address; it begins with http:// or https://"
     if re.search(r"[\s\x00-\x20\x7f]", address):
-        return f"{shown} is no address: it holds white space or a control character"
+        return f"{shown} is not an address: it holds white space or a control character"
     try:
         parts = urlsplit(address)
         port = parts.port
     except ValueError as error:
-        return f"{shown} is no address: {redacted_message(str(error))}"
+        return f"{shown} is not an address: {redacted_message(str(error))}"
     if not parts.hostname:
-        return f"{shown} is no address: it names no host"
+        return f"{shown} is not an address: it names no host"
     if port == 0:
-        return f"{shown} is no address: there is no port 0"
+        return f"{shown} is not an address: there is no port 0"
     try:
         parts.hostname.encode("idna")
     except UnicodeError:
-        return f"{shown} is no address: its host is no name that can be looked up"
+        return f"{shown} is not an address: its host is not a name that can be looked up"
     if not parts.path.isascii():
-        return f"{shown} is no address: write its path in percent signs, as {quote(parts.path)!r}"
+        return f"{shown} is not an address: write its path in percent signs, as {quote(parts.path)!r}"
     if parts.query or parts.fragment:
-        return f"{shown} is no address of an endpoint: requests are sent to paths below it, so it ends without ? and #"
+        return f"{shown} is not an endpoint's address: requests are sent to paths below it, so it ends without ? and #"
     return None
 
 

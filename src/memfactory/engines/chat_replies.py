@@ -60,7 +60,7 @@ def _choice(body: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
         if not isinstance(message, dict) or not ("message" in choice or choice.get("finish_reason")):
             raise TypeError
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise TryAgain(f"the answer is no chat completion: {shown_body(body)}") from error
+        raise TryAgain(f"the answer is not a chat completion: {shown_body(body)}") from error
     return choice, message
 
 

@@ -53,7 +53,7 @@ class _NotComplete(TimeoutError):
 
 @dataclass(frozen=True)
 class Answer:
-    """The body of an answer that is no error, and its content type."""
+    """The body of an answer that is not an error, and its content type."""
 
     body: bytes
     kind: str
@@ -239,7 +239,7 @@ class Endpoint:
                 raise self._too_large()
             if unpacker.eof:
                 return text
-        raise TryAgain(f"the answer is no whole {encoding}")
+        raise TryAgain(f"the answer is not complete {encoding}")
 
     def _too_large(self) -> EngineError:
         return Refused(f"{self.name} sends an answer of more than {self.largest / MIB:g} MiB, which is not read", 200)

@@ -139,7 +139,7 @@ class Judge:
             if isinstance(reply, EngineError):
                 tell(str(reply))
             elif not self._store(case, reply):
-                tell(f"no verdict, asked twice: {reply.text[:80]!r}")
+                tell(f"no verdict in two replies; the last: {reply.text[:80]!r}")
         return failed
 
     def _replies(self, prompts: dict[Case, tuple[Message, ...]]) -> list[tuple[Case, Reply | EngineError]]:

@@ -56,9 +56,9 @@ class MemoryBankEnv(Environment[BankT]):
         if not affected:
             return taskset
         note = (
-            f"{len(affected)} of {len(taskset.tasks)} tasks name evidence that is no turn of their conversation and no "
-            f"source of their memory (the first: {affected[0].id}); it is left out, and scores of evidence are unknown "
-            "if none is left"
+            f"{len(affected)} of {len(taskset.tasks)} tasks name evidence that is neither a turn of their conversation "
+            f"nor a source of their memory (the first: {affected[0].id}); it is left out, and scores of evidence are "
+            "unknown if none is left"
         )
         return replace(taskset, notes=(*taskset.notes, note))
 

@@ -48,7 +48,7 @@ CONVERSATIONS = ("conversation", "fact", "f")
 ANSWERS = ("answers", "answer", "a")
 IDS = ("id", "index")
 UNKNOWN_EVIDENCE = "lost_evidence"
-"""The key of a task's `meta` that counts evidence ids which are no turn of its conversation and no source of its
+"""The key of a task's `meta` that counts evidence ids that are neither a turn of its conversation nor a source of its
 memory."""
 META = {
     "kind": ("kind",),

@@ -106,7 +106,7 @@ def _holds_text(value: object) -> bool:
 
 
 def _unquoted(quoted: str) -> str | None:
-    """The text whose Python literal is `quoted`; None if it is no literal."""
+    """The text whose Python literal is `quoted`; None if it is not a literal."""
     try:
         return str(ast.literal_eval(quoted))
     except (ValueError, SyntaxError):

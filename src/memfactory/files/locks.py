@@ -42,7 +42,7 @@ def folder_lock(folder: Path, *, name: str | None = None) -> Iterator[None]:
 
 @contextmanager
 def file_lock(path: Path, *, name: str | None = None) -> Iterator[None]:
-    """As `folder_lock`, for one file; its folder is made. A path that is no regular file (/dev/stdout) has no lock."""
+    """As `folder_lock`, for one file; its folder is made. Only regular files have a lock (/dev/stdout has none)."""
     if path.exists() and not path.is_file():
         yield
         return

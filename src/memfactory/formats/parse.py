@@ -109,8 +109,8 @@ def entries_of(text: str, key: str) -> tuple[list[object], bool] | None:
 def parse_extraction(text: str) -> Extraction:
     """The entries of `{"memory_list": [{"key", "value", "memory_type"?, "tags"?}]}`.
 
-    An entry that is no object, lacks a value or repeats another is left out. A missing key becomes empty; tags that are
-    no list of strings and an unknown memory type are dropped.
+    An entry that is not an object, lacks a value or repeats another is left out. A missing key becomes empty;
+    tags that are not a list of strings and an unknown memory type are dropped.
     """
     entries = entries_of(text, "memory_list")
     if entries is None:

@@ -146,8 +146,8 @@ def _as_candidate(text: str, candidates: Sequence[Candidate]) -> Candidate:
 def parse_merges(text: str, items: Sequence[MemoryItem], candidate: Candidate) -> Decision:
     """The reply of one action a line: `Add()`, or `Merge(index, summary)` where the indices 0, 1, ... are `items`.
 
-    The summary goes from the first comma to the line's last parenthesis. A line that is no action, repeats one, names
-    no item or has no summary is left out and lowers `form`. Without any action the candidate is added.
+    The summary goes from the first comma to the line's last parenthesis. A line is left out and lowers `form` if it is
+    not an action, repeats one, names no item or has no summary. Without any action the candidate is added.
     """
     lines = [line for line in (after_thinking(text) or "").splitlines() if line.strip()]
     by_item: dict[str, Operation] = {}

@@ -43,7 +43,7 @@ class Keep:
 
 @dataclass(frozen=True)
 class Invalid:
-    """Model output that is no operation, and the reason."""
+    """Model output that is not an operation, and the reason."""
 
     output: str
     reason: str

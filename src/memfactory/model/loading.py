@@ -46,7 +46,7 @@ def resolve_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ConfigError(f"model.device: {name!r} is no device; write auto, cpu, cuda or cuda:0") from None
+        raise ConfigError(f"model.device: {name!r} is not a device; write auto, cpu, cuda or cuda:0") from None
     if device.type == "cuda" and (device.index or 0) >= count:
         there = f"{count} CUDA device(s)" if count else "no CUDA device that this build of torch can use"
         raise ConfigError(f"model.device: {name!r} was asked for, but there is {there}; write auto or cpu")
@@ -119,7 +119,7 @@ def load_chat(config: ModelConfig) -> ChatFormat:
         raise _missing("generation_config.json", path, error) from error
     end_ids = [] if ends is None else list(ends) if isinstance(ends, list | tuple) else [ends]
     if not all(isinstance(end, int) for end in end_ids):
-        raise ConfigError(f"model.path: generation_config.json of {path!r} has eos_token_id {ends!r}, which is no id")
+        raise ConfigError(f"model.path: generation_config.json of {path!r} has eos_token_id {ends!r}; it must be an id")
     return ChatFormat(tokenizer, config.template_options, end_ids=end_ids, rows=_embedding_rows(config, path))
 
 

@@ -23,7 +23,7 @@ from memfactory.types import Codec, Message, Sampling, Task
 
 SAMPLED_TASKS = 16
 SAMPLED_CHARACTERS = 8_000_000
-"""Fewer tasks are played where their texts are longer than this together."""
+"""The most characters of text in the sampled tasks together; longer texts mean fewer tasks."""
 _STAND_IN = re.compile(r"\[reply of (\d+) tokens\]")
 
 

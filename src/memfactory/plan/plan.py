@@ -132,7 +132,7 @@ def _plan_of_policy(
             f"{sizes.max_positions:,} positions; lower the agent's chunk or reply lengths"
         )
     options = _with_adapter(config.model, options, problems)
-    # A lack of this machine's memory or disk is no problem of a run that is planned for another.
+    # A lack of this machine's memory or disk does not concern a run that is planned for another.
     lacking = problems if device is None else warnings
     device = device or device_of(config.model)
     dtype = compute_type(config.model, cuda=device.cuda)
@@ -152,7 +152,7 @@ def _parameter_rows(
 ) -> list[tuple[str, str]]:
     kind = options.optimizer.kind_on(cuda=device.cuda, stochastic=options.stochastic)
     place = f", {moments / GIB:.1f} GiB of moments in the host's memory" if offloads(options, cuda=device.cuda) else ""
-    rounding = ", rounded at random" if options.stochastic else ""
+    rounding = ", stochastic rounding" if options.stochastic else ""
     what = "LoRA" if options.lora else f"all trained as {options.masters}{rounding}"
     return [("parameters", f"{sizes.parameters / 1e6:,.1f} M, {what}, {dtype}"), ("optimizer", f"{kind}{place}")]
 

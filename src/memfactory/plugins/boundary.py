@@ -129,11 +129,11 @@ def as_scalar(value: Any) -> float | None:
     if value is None:
         return None
     if isinstance(value, str | bytes | complex):
-        raise ValueError(f"{value!r} is no number")
+        raise ValueError(f"{value!r} is not a number")
     try:
         number = float(value) if isinstance(value, Real) or not hasattr(value, "__len__") else _only_element(value)
     except (TypeError, ValueError, OverflowError, RuntimeError):
-        raise ValueError(f"{short_repr(value)} is no number") from None
+        raise ValueError(f"{short_repr(value)} is not a number") from None
     if not math.isfinite(number):
         raise ValueError(f"{short_repr(value)} is not finite; return None for an unknown score")
     return number
@@ -154,7 +154,7 @@ def short_repr(value: object) -> str:
 
 def checked_scores(component: type, returned: Any, count: int, names: Sequence[str]) -> list[float | None]:
     """The scores that a reward returned for `count` episodes, as floats. Raises PluginError for another number of
-    scores, for values that are no numbers and for numbers that are not finite. `names` are the tasks of the
+    scores, for values that are not numbers and for numbers that are not finite. `names` are the tasks of the
     episodes."""
     if (
         isinstance(returned, str | bytes | dict)

@@ -88,8 +88,8 @@ def read_conversations(model: ModelConfig, data: DataConfig, base_dir: Path, opt
         stages.append(Stage(first, last, rows, rate, dataset.options.skip_bad_rows))
     if encoder.counts.rewritten:
         log.warning(
-            "the chat template renders a whole conversation in another way than a prompt with the reply behind it (the "
-            "first: %s); the replies are learnt in the form behind a prompt",
+            "the chat template renders a whole conversation differently from a prompt followed by its reply (the "
+            "first: %s); replies are learnt as they follow a prompt",
             encoder.counts.rewritten,
         )
     return Conversations(tuple(stages), encoder, longest, data.shuffle)

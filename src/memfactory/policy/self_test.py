@@ -79,16 +79,16 @@ def _obstacle(model: PreTrainedModel, dtype: torch.dtype) -> str | None:
     windowed = getattr(config, "sliding_window", None) is not None if kinds is None else set(kinds) != {FULL}
     # Nor would it notice a window that is longer than its turns.
     if windowed:
-        return "some of the model's layers do not attend to all that came before"
+        return "some of the model's layers do not attend to all earlier tokens"
     try:
         states, gradient = _state_error(model), _gradient_error(model, dtype)
         _try_training(model)
     except _CANNOT as error:
-        return f"{kind} fail at it ({str(error).partition(chr(10))[0] or type(error).__name__})"
+        return f"{kind} fail under tree attention ({str(error).partition(chr(10))[0] or type(error).__name__})"
     worst = max(states, gradient)
     # Not `worst >= bound`: a NaN must count as an obstacle.
     if not worst < _ROUNDING[dtype]:
-        return f"{kind} give other results that way (relative error {worst:.2g})"
+        return f"{kind} give other results under tree attention (relative error {worst:.2g})"
     return None
 
 

@@ -95,8 +95,8 @@ def check_masters(masters: torch.dtype, compute: torch.dtype) -> None:
         )
     if not hasattr(torch.Tensor, "grad_dtype"):
         raise ConfigError(
-            "train.master_weights: bfloat16_stochastic sums gradients in float32, which torch can from 2.10 on; "
-            f"here is {torch.__version__}. Use a newer torch, or master_weights: float32"
+            "train.master_weights: bfloat16_stochastic sums gradients in float32, which needs torch 2.10 or "
+            f"newer (this is {torch.__version__}). Use a newer torch, or master_weights: float32"
         )
 
 

@@ -59,7 +59,7 @@ def save_checkpoint(
     every = checkpoints(folder)
     course = every[: every.index(target) + 1]
     for old in [*every[len(course) :], *course[:-keep]]:
-        # Without its marker the folder is no checkpoint, also if a kill leaves the rest.
+        # Without its marker the folder is not a checkpoint, also if a kill leaves the rest.
         (old / MARKER).unlink(missing_ok=True)
         shutil.rmtree(old)
     return target

@@ -140,9 +140,9 @@ def mismatch(difference: float | None, correction: str) -> str | None:
         return None
     return (
         f"the engine's log-probabilities differ from the trainer's by {difference:.3g} on average "
-        f"(sampler_difference/mean, above {MISMATCH:g}), and nothing corrects for it: replies are drawn from another "
-        "distribution than the one that is trained. train.loss.sampler_correction: token_truncate weighs each token by "
-        "the ratio of the two; model.dtype: float32 makes an hf engine's equal."
+        f"(sampler_difference/mean, above {MISMATCH:g}), and nothing corrects for it: replies are sampled from "
+        "another distribution than the trained one. train.loss.sampler_correction: token_truncate weighs each token by "
+        "the ratio of the two; under model.dtype: float32 an hf engine's log-probabilities equal the trainer's."
     )
 
 
@@ -178,14 +178,14 @@ def _equal(facts: Facts, settings: Settings) -> list[str]:
     if facts.lowest < facts.highest:
         hotter = f"raise train.temperature (now {settings.temperature:g}), " if settings.temperature < 1 else ""
         return [
-            f"Tasks are solved always or never: {hotter}raise train.group_size (now {settings.group_size}), take "
+            f"Every task is always or never solved: {hotter}raise train.group_size (now {settings.group_size}), use "
             "tasks of middling difficulty, or a reward with more than two values."
         ]
     if facts.highest <= 0:
         return [
-            f"Every reward was {facts.highest:g}: take easier data, a reward that is partly given, or fine-tune first "
-            "(train: sft); and look at transcripts/ whether the reward reads the form that is written."
+            f"Every reward was {facts.highest:g}: use easier data or a reward with partial credit, or fine-tune first "
+            "(train: sft). Check in transcripts/ whether replies have the form that the reward reads."
         ]
     if facts.lowest >= 1:
-        return [f"Every reward was {facts.lowest:g}: take harder data."]
+        return [f"Every reward was {facts.lowest:g}: use harder data."]
     return [f"Every reward was {facts.lowest:g}: env.rewards does not distinguish answers."]

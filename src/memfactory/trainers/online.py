@@ -56,7 +56,7 @@ class OnlineTrainer(Trainer[OnlineOptions, Learners]):
         if self.unchanged and self.episodes_seen:
             log.warning(
                 "at step %d: %s learned nothing in this run. No episode gave a module anything to learn from: see "
-                "%s/... in metrics.jsonl, and in transcripts/ whether answers have the form that the module reads",
+                "%s/... in metrics.jsonl, and check in transcripts/ that answers have the form that the module reads",
                 self.state.step,
                 ", ".join(sorted(self.unchanged)),
                 min(self.unchanged),

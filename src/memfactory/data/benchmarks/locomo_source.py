@@ -218,7 +218,7 @@ def _evidence(value: object, reading: _Reading) -> tuple[str, ...]:
             ids = [f"D{int(match[1])}:{int(match[2])}" for match in TURN_ID.finditer(text)]
         existing = [id for id in ids if id in reading.turns]
         if not existing:
-            reason = "names no turn" if ids else "is no id of a turn"
+            reason = "names no turn" if ids else "is not the id of a turn"
             reading.notes.append(f"{reading.name}: evidence {entry!r} {reason} and is left out")
         elif existing != [text]:
             reading.notes.append(f"{reading.name}: evidence {entry!r} is read as {', '.join(existing)}")

@@ -207,6 +207,6 @@ def _sessions(row: LongMemEvalRow) -> list[_Session]:
 
 
 def _day_and_time(date: str) -> tuple[str, ...]:
-    """The parts of a date that sort by time; empty if it is no date."""
+    """The parts of a date that sort by time; empty if it is not a date."""
     match = DATE.match(date)
     return () if match is None else match.groups()

@@ -152,7 +152,7 @@ class VllmEngine:
             self._load(weights.whole())
             self._base_differs = True
         if self._llm.reset_prefix_cache() is False:
-            raise EngineError("vLLM did not forget the prefixes that it cached under the weights before")
+            raise EngineError("vLLM did not clear the prefix cache of the former weights")
 
     def sleep(self) -> None:
         """Give the GPU's memory back until the next conversation or the next weights; nothing may be pending."""
@@ -187,7 +187,7 @@ class VllmEngine:
         try:
             self._engine.add_lora(adapter)
         except ValueError as error:
-            raise EngineError(f"vLLM does not take the adapter: {error}; write engine.adapter: merged") from error
+            raise EngineError(f"vLLM refuses the adapter: {error}; write engine.adapter: merged") from error
         self._adapter = adapter
 
     def _forget_adapter(self) -> None:

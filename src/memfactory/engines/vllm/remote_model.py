@@ -76,10 +76,10 @@ class RemoteModel:
         """
         version = Waiting(0, threading.Event()).retry(self._version, self._retry_policy, self.server.name)
         if version != self._held:
-            started = "those that it was started with"
+            started = "the weights of its start"
             raise EngineError(
                 f"{self.server.name} does not hold the weights of the last sync ({self._held or started}) but "
-                f"{version or started}: it was started anew, or another run uses it. Go on with --resume"
+                f"{version or started}: it was restarted, or another run uses it. Continue with --resume"
             )
 
     def close(self) -> None:
@@ -87,7 +87,7 @@ class RemoteModel:
         try:
             self._forget_adapter()
         except EngineError as error:
-            log.warning("an adapter stays behind: %s", error)
+            log.warning("an adapter could not be removed from the server: %s", error)
 
     def _sync(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Pass a whole model's weights, by the names of the Hugging Face model's parameters."""
@@ -99,7 +99,7 @@ class RemoteModel:
         self.confirm()
         answer = self._call("/reset_prefix_cache", {})
         if isinstance(answer, dict) and answer.get("success") is False:
-            raise EngineError(f"{self.server.name} did not forget the prefixes that it cached under the weights before")
+            raise EngineError(f"{self.server.name} did not clear the prefix cache of the former weights")
 
     def _sync_adapter(self, weights: Weights) -> None:
         self._updates += 1
@@ -111,7 +111,7 @@ class RemoteModel:
             self._call("/v1/load_lora_adapter", {"lora_name": name, "lora_path": self._adapter.name})
         except Refused as error:
             raise EngineError(
-                f"{error}. It takes adapters where it was started with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, "
+                f"{error}. It accepts adapters if it was started with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, "
                 "--enable-lora and a --max-lora-rank that is large enough; or write engine.adapter: merged"
             ) from error
         self.name = name
@@ -156,7 +156,7 @@ class RemoteModel:
             except TryAgain as failure:
                 reason: Exception = failure
             except (Refused, LookupError, TypeError, StopIteration) as error:
-                raise ConfigError(f"engine.url: at {self.server.url} answers no vLLM server: {error}") from error
+                raise ConfigError(f"engine.url: at {self.server.url} there is no vLLM server: {error}") from error
             if time.monotonic() >= deadline:
                 raise ConfigError(
                     f"engine.url: no vLLM server answers at {self.server.url} ({reason}). Start one with {NEEDED}, or "
@@ -171,7 +171,7 @@ class RemoteModel:
         try:
             return self._version()
         except (EngineError, TryAgain) as error:
-            raise ConfigError(f"{self.server.name} takes no weights ({error}); start it with {NEEDED}") from error
+            raise ConfigError(f"{self.server.name} accepts no weights ({error}); start it with {NEEDED}") from error
 
     def _check_logprobs(self) -> None:
         """Refuse a server whose log-probabilities are not those of the distribution that it samples from.

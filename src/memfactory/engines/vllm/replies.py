@@ -18,7 +18,7 @@ NEVER = -100.0
 class Conversations:
     """The ids of prompts and the texts of replies for a model whose context is `context` tokens.
 
-    `rows`: the rows of the model's head; those beyond the tokenizer are no tokens and are never sampled.
+    `rows`: the rows of the model's head; those beyond the tokenizer are not tokens and are never sampled.
     """
 
     def __init__(self, chat: ChatFormat, *, context: int, rows: int) -> None:

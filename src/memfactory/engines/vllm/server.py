@@ -128,7 +128,7 @@ class VllmServerEngine:
             logprobs, name = choice["logprobs"]["token_logprobs"], answer["model"]
             finish_reason = choice["finish_reason"]
         except (LookupError, TypeError) as error:
-            raise TryAgain(f"the answer is no completion with token ids: {str(answer)[:200]}") from error
+            raise TryAgain(f"the answer is not a completion with token ids: {str(answer)[:200]}") from error
         if prompt_ids != prompt or name != fields["model"] or len(logprobs) != len(reply_ids):
             raise EngineError(
                 f"{self._server.name} answered for {name!r} on {len(prompt_ids)} tokens, with {len(logprobs)} "

@@ -71,7 +71,7 @@ def read_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """The tensors that `write_weights` wrote, one by one."""
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 - it is no mapping
+            for name in file.keys():  # noqa: SIM118 - it is not a mapping
                 yield name, file.get_tensor(name)
 
 
