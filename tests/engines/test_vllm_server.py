@@ -287,7 +287,7 @@ def test_replies_of_a_server_with_other_weights_never_pass(server, connect, foun
     engine.submit("a", *ASK)
     # Started anew, or updated by another run, before or after it answered.
     server.held = found
-    with pytest.raises(EngineError, match=f"but {found or 'those that it was started with'}: it was started anew"):
+    with pytest.raises(EngineError, match=f"but {found or 'the weights of its start'}: it was restarted"):
         while engine.pending():
             assert engine.step() == []
     (outcome,) = engine.try_sample([ASK])
