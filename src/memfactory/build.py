@@ -68,8 +68,8 @@ class TaskReader:
         """The tasks of a configured dataset. A warning counts the rows that were left out and quotes the first."""
         tasks = self.read(component, env, base_dir)
         if tasks.skipped:
-            first = "\n  ".join(tasks.skipped[:3])
-            log.warning("%d rows of %s were left out; the first:\n  %s", len(tasks.skipped), tasks.source, first)
+            examples = "\n  ".join(tasks.skipped[:3])
+            log.warning("%d rows of %s were left out; the first:\n  %s", len(tasks.skipped), tasks.source, examples)
         for note in tasks.notes:
             log.warning("%s: %s", tasks.source, note)
         return tasks.tasks
@@ -242,15 +242,15 @@ def build_engines(
     store = ReplyStore() if replies is None else replies
     policy = _engine(config.engine, config, model, chat)
     policy = CachedEngine(policy, store, engine_name(config.engine, config)) if policy_stays else policy
-    made: list[tuple[EngineConfig, Engine]] = [(config.engine, policy)]
+    built: list[tuple[EngineConfig, Engine]] = [(config.engine, policy)]
     engines = {POLICY: policy}
     for name, settings in config.engines.items():
-        engine = next((engine for other, engine in made if same_engine(settings, other)), None)
+        engine = next((engine for built_from, engine in built if same_engine(settings, built_from)), None)
         if engine is None:
             engine = _engine(settings, config, model, chat)
             constant = policy_stays or _is_constant(settings)
             engine = CachedEngine(engine, store, engine_name(settings, config)) if constant else engine
-            made.append((settings, engine))
+            built.append((settings, engine))
         engines[name] = engine
     return engines
 
@@ -262,8 +262,8 @@ def engine_name(settings: EngineConfig, config: RunConfig) -> str:
     """
     if isinstance(settings, OpenAIEngineConfig):
         return f"{settings.model_dump_json()} {named_address(settings.base_url)}"
-    own = settings.model if isinstance(settings, HfEngineConfig) else None
-    model = own or config.model
+    own_model = settings.model if isinstance(settings, HfEngineConfig) else None
+    model = own_model or config.model
     return f"{settings.model_dump_json()} {model.model_dump_json()} {json.dumps(weights_fingerprint(model))}"
 
 

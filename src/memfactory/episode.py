@@ -99,10 +99,10 @@ def _traced(episode: Episode, *, shared: bool) -> Iterator[TracedTurn]:
         yield from _traced(work, shared=True)
     changes = () if episode.bank is None else episode.bank.changes()
     # The episode's bank is a fork of the one that shared work built, so it begins with the changes of that work.
-    done = max((work.changed_times[-1] for work in episode.shared if work.changed_times), default=0)
+    before = max((work.changed_times[-1] for work in episode.shared if work.changed_times), default=0)
     for turn, after in zip(episode.turns, episode.changed_times, strict=True):
-        yield TracedTurn(turn, shared, changes[done:after])
-        done = max(done, after)
+        yield TracedTurn(turn, shared, changes[before:after])
+        before = max(before, after)
 
 
 def bank_trace(episode: Episode) -> BankTrace | None:

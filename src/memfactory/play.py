@@ -83,8 +83,8 @@ class _Work:
     dialogue: Dialogue[Any]
     key: str | None = None
     waiting: list[_Work] = field(default_factory=list)
-    begun: bool = False
-    ended: bool = False
+    has_begun: bool = False
+    has_ended: bool = False
     result: object = None
     failure: EngineError | None = None
 
@@ -161,11 +161,11 @@ class _Play:
                 value = self.score([work.episode])[0] if self.score else Reward(None)
                 continue
             source = self._shared_work(work, _well_formed(self.agent, request))
-            if not source.begun:
+            if not source.has_begun:
                 # It begins before any dialogue waits for it: works without asks end here one by one, not nested.
-                source.begun = True
+                source.has_begun = True
                 yield from self._advance(source, None)
-            if not source.ended:
+            if not source.has_ended:
                 source.waiting.append(work)
                 return
             if source.failure is not None:
@@ -180,8 +180,8 @@ class _Play:
         seed, index = (self.settings.seed, episode.index) if episode.frozen else (episode.seed, 0)
         key = f"{request.key} {seed} {index}"
         if key not in self.shared:
-            own = Episode(request.task, index, stream_seed("shared", key), frozen=episode.frozen)
-            self.shared[key] = _Work(own, request.dialogue(own), key)
+            shared_episode = Episode(request.task, index, stream_seed("shared", key), frozen=episode.frozen)
+            self.shared[key] = _Work(shared_episode, request.dialogue(shared_episode), key)
         return self.shared[key]
 
     def _submit(self, work: _Work, ask: Ask) -> Iterator[Episode]:
@@ -230,7 +230,7 @@ class _Play:
 
     def _end(self, work: _Work, failure: EngineError | None = None) -> Iterator[Episode]:
         """Yield the episode of a dialogue that has ended; after shared work, go on with the dialogues that wait."""
-        work.ended = True
+        work.has_ended = True
         if failure is not None:
             with guarded(*self.components, doing=f"on the task {work.episode.task.id!r}, which cannot continue"):
                 close(self.agent, work.dialogue)
@@ -240,12 +240,12 @@ class _Play:
             self.under_way -= 1
             yield work.episode
             return
-        for other in work.waiting:
+        for waiting in work.waiting:
             if failure is not None:
-                yield from self._end(other, failure)
+                yield from self._end(waiting, failure)
             else:
-                other.episode.share(work.episode)
-                yield from self._advance(other, work.result)
+                waiting.episode.share(work.episode)
+                yield from self._advance(waiting, work.result)
 
 
 def _well_formed(agent: type, request: object) -> Shared[Any]:

@@ -114,10 +114,10 @@ def deciding(options: Mapping[str, Options]) -> str:
     limits = []
     for slot, module in options.items():
         for name, whole in list(module.limits.items())[:1] if isinstance(module, ModuleOptions) else []:
-            now, all_of_it = getattr(module, name), "null" if whole is None else whole
-            if now != whole:
+            limit, unlimited = getattr(module, name), "null" if whole is None else whole
+            if limit != whole:
                 key = f"agent.modules.{slot}.{name}"
-                limits.append(f"{key} is {now}, and {key}={all_of_it} reads all")
+                limits.append(f"{key} is {limit}, and {key}={unlimited} reads all")
     return " and ".join(limits) or "a module of the agent sets the limit"
 
 

@@ -36,10 +36,12 @@ class BankAgentOptions(Options):
 class BankAgent(Agent[BankAgentOptions]):
     """Reads the conversation chunk by chunk into the task's memory, retrieves for the question, and answers.
 
-    The extractor finds candidates in each chunk and the updater applies them to the bank; a row with one session is a
-    single decision, a whole dialogue a replay with one reward at its end. Frozen work is played once for all episodes
-    that need it: the whole bank if extractor and updater are frozen (the questions of one conversation then share one
-    bank), else the candidates of a frozen extractor (a group that trains its updater).
+    The extractor finds candidates in each chunk and the updater applies them to the bank. With one session a row is a
+    single decision; with a whole dialogue the reward comes after the last session.
+
+    Frozen work is played once for all episodes that need it. If extractor and updater are frozen, that is the whole
+    bank, which all questions of a conversation share. If only the extractor is frozen, it is the candidates, which the
+    group that trains the updater shares.
     """
 
     keeps_bank = True
@@ -84,7 +86,7 @@ class BankAgent(Agent[BankAgentOptions]):
         return (yield from self.modules["extractor"].play(episode, episode.task.conversation))
 
     def chunks(self, conversation: Sequence[Utterance]) -> Iterator[tuple[Utterance, ...]]:
-        """The conversation in the chunks that `read` names. Only under `read: all` does one hold several sessions."""
+        """The conversation in the chunks that `read` names. Only `read: all` puts several sessions into one chunk."""
         if self.options.read == "all" and conversation:
             yield tuple(conversation)
             return

@@ -1,4 +1,4 @@
-"""The baseline `naive_rag`: the conversation word for word is the memory; retrieve from it and answer."""
+"""The baseline `naive_rag`: the memory is the conversation word for word; retrieve from it and answer."""
 
 from __future__ import annotations
 

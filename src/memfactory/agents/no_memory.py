@@ -1,4 +1,4 @@
-"""The baseline `no_memory`: the question alone: the score of guessing."""
+"""The baseline `no_memory`: the question alone, which measures guessing."""
 
 from __future__ import annotations
 

@@ -196,10 +196,17 @@ def _utterances(text: Text) -> tuple[Utterance, ...]:
     """The utterances of a conversation, or the paragraphs of a text. Raises DataError for another form."""
     if isinstance(text, str):
         return utterances_of(Task("text", UNKNOWN_QUESTION, (), text))
-    values = [_fields(one) if isinstance(one, Utterance) else one for one in text]
+    values = [_fields(utterance) if isinstance(utterance, Utterance) else utterance for utterance in text]
     row = Row({"question": UNKNOWN_QUESTION, "conversation": values}, "read")
     return MemoryRowReader(needs_answers=False).task(row).conversation
 
 
-def _fields(one: Utterance) -> dict[str, object]:
-    return {"speaker": one.speaker, "text": one.text, "id": one.id, "time": one.time, "session": one.session}
+def _fields(utterance: Utterance) -> dict[str, object]:
+    """The utterance as a row of a conversation writes it."""
+    return {
+        "speaker": utterance.speaker,
+        "text": utterance.text,
+        "id": utterance.id,
+        "time": utterance.time,
+        "session": utterance.session,
+    }

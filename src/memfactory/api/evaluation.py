@@ -108,7 +108,7 @@ def evaluate(
     reported in `result.failures`.
     """
     targets = _targets(sources, overrides, options, trust=trust)
-    folder = Path(options.output or EVALUATIONS / "-".join(one.name for one in targets)[:100])
+    folder = Path(options.output or EVALUATIONS / "-".join(target.name for target in targets)[:100])
     report = run_evaluation(
         targets, options.replacing(), output=folder, overwrite=options.overwrite, progress=options.progress
     )

@@ -136,17 +136,17 @@ class MemoryBank:
         `key` replaces the key, `sources` are appended to the item's sources and `time` becomes `updated_at`. Raises
         LookupError if the bank has no such item.
         """
-        old = self._existing(id)
-        new = replace(
-            old,
+        before = self._existing(id)
+        after = replace(
+            before,
             value=value,
-            key=old.key if key is None else key,
-            sources=tuple(dict.fromkeys((*old.sources, *sources))),
-            updated_at=old.updated_at if time is None else time,
-            version=old.version + 1,
+            key=before.key if key is None else key,
+            sources=tuple(dict.fromkeys((*before.sources, *sources))),
+            updated_at=before.updated_at if time is None else time,
+            version=before.version + 1,
         )
-        self._contents.replace(new)
-        return new
+        self._contents.replace(after)
+        return after
 
     def delete(self, id: str) -> MemoryItem:
         """Remove the item `id` and return it. Its history stays. Raises LookupError if the bank has no such item.
@@ -155,9 +155,9 @@ class MemoryBank:
         >>> bank.delete(bank.add("Anna lives in Oslo.")).value
         'Anna lives in Oslo.'
         """
-        old = self._existing(id)
+        item = self._existing(id)
         self._contents.remove(id)
-        return old
+        return item
 
     def get(self, id: str) -> MemoryItem | None:
         """The item `id`; None if the bank has no such item.

@@ -63,8 +63,8 @@ class AnswerOptions(AnswerModuleOptions):
         return values
 
     def without_effect(self) -> Mapping[str, str]:
-        own = self.prompt not in (ANSWER_PROMPT, DIRECT_PROMPT)
-        return {"distill": "prompt is not the default one"} if own else {}
+        is_custom = self.prompt not in (ANSWER_PROMPT, DIRECT_PROMPT)
+        return {"distill": "prompt is not the default one"} if is_custom else {}
 
 
 @MODULES.register("answer")

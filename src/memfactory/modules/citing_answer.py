@@ -1,4 +1,4 @@
-"""The module `citing_answer`: an answer that names the memories it rests on, as RMM's (arXiv 2503.08026)."""
+"""The module `citing_answer`: an answer that cites the memories that it uses, as RMM's (arXiv 2503.08026)."""
 
 from __future__ import annotations
 

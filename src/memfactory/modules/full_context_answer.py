@@ -81,7 +81,7 @@ class FullContextAnswer(Reader[FullContextAnswerOptions]):
         return self.answer(part)
 
     def shortened(self, text: str) -> tuple[str, Reading]:
-        """`text`, or the part that `keep` names of a text beyond `context_tokens`; and the count of its tokens."""
+        """`text`, cut to the part that `keep` names if it exceeds `context_tokens`; and the tokens read and dropped."""
         limit = self.options.context_tokens
         if limit is None:
             return text, Reading(self._length(text))

@@ -68,7 +68,7 @@ def scores(query_map: ResidualMap, memory_map: ResidualMap, query: Array, memori
 def choose(scores: Array, noise: Array, keep: int) -> tuple[int, ...]:
     """The places of the `keep` largest s + g, the largest first; of equal ones the first.
 
-    With Gumbel noise g = -log(-log u) it is a sample without replacement from softmax(s). A temperature that divides
+    With Gumbel noise g = -log(-log u) this is a sample without replacement from softmax(s). A temperature that divides
     s + g changes nothing, since the order stays.
     """
     return tuple(int(place) for place in numpy.argsort(-(scores + noise), kind="stable")[:keep])
@@ -90,22 +90,22 @@ def score_gradient(
     total = float(advantages.sum())
     if estimator == "plackett_luce":
         return total * _sample_gradient(scores, chosen)
-    own = numpy.zeros_like(scores)
-    own[list(chosen)] = advantages
+    per_score = numpy.zeros_like(scores)
+    per_score[list(chosen)] = advantages
     if estimator == "softmax":
-        return own - softmax(scores) * total
-    return (own - softmax((scores + noise) / temperature) * total) / temperature
+        return per_score - softmax(scores) * total
+    return (per_score - softmax((scores + noise) / temperature) * total) / temperature
 
 
 def _sample_gradient(scores: Array, chosen: tuple[int, ...]) -> Array:
     """The gradient with respect to s of the log-probability of sampling `chosen` in its order: at each place 1 for the
     sampled one, minus the softmax over the remaining ones."""
     gradient = numpy.zeros_like(scores)
-    left = scores.copy()
+    remaining = scores.copy()
     for place in chosen:
-        gradient -= softmax(left)
+        gradient -= softmax(remaining)
         gradient[place] += 1
-        left[place] = -numpy.inf
+        remaining[place] = -numpy.inf
     return gradient
 
 

@@ -47,11 +47,11 @@ class LinearRerankerOptions(ModuleOptions):
     candidates: int = Field(20, ge=1)
     """Items that the search returns (K)."""
     keep: int = Field(5, ge=1)
-    """The most items that are chosen (M)."""
+    """The most items that remain after reranking (M)."""
     search: Search | None = None
     """The search for items: dense, bm25 or hybrid; null: the run's `memory.search`."""
     weights: str | None = None
-    """Trained maps (a .safetensors that the trainer `online` wrote); null: maps that change nothing."""
+    """Trained maps (a .safetensors that the trainer `online` wrote); null: identity maps."""
     rank: int | None = Field(None, ge=1)
     """The rank of new maps; null: full."""
     learning_rate: float = Field(1e-3, gt=0)
@@ -182,14 +182,14 @@ class LinearReranker(Retriever[LinearRerankerOptions], LearningModule[LinearRera
         memory_scores = scores(*maps, query, memories)
         if not numpy.abs(memory_scores).max() <= LARGEST_SCORE:
             raise MemFactoryError(
-                f"linear_reranker: scores have grown beyond {LARGEST_SCORE:g}; start anew with a learning_rate below "
+                f"linear_reranker: scores have grown beyond {LARGEST_SCORE:g}; start again with a learning_rate below "
                 f"{options.learning_rate:g}"
             )
         by_score = score_gradient(
             options.estimator, memory_scores, noise, selection.chosen, advantages, options.temperature
         )
-        first, second = map_gradients(*maps, query, memories, by_score)
-        return (*first, *second)
+        query_vectors, memory_vectors = map_gradients(*maps, query, memories, by_score)
+        return (*query_vectors, *memory_vectors)
 
 
 def _norm(outward: Array, inward: Array) -> float:

@@ -42,8 +42,8 @@ class NaiveRetriever(Retriever[NaiveRetrieverOptions]):
         if not self.options.per_namespace:
             return self._search(bank, question, None)
         names = dict.fromkeys(item.namespace for item in bank.list())
-        each = [one for name in names for one in self._search(bank, question, [name])]
-        return sorted(each, key=lambda one: -one.score)
+        matches = [match for name in names for match in self._search(bank, question, [name])]
+        return sorted(matches, key=lambda match: -match.score)
 
     def _search(self, bank: MemoryBank, question: str, namespaces: Sequence[str] | None) -> list[Match]:
         options = self.options

@@ -82,7 +82,7 @@ class NaiveUpdaterOptions(ModuleOptions):
 
 @MODULES.register("naive_updater")
 class NaiveUpdater(Updater[NaiveUpdaterOptions]):
-    """Decides for candidates and the items that they touch: ADD, DEL, UPDATE or NONE."""
+    """Decides on an operation for each candidate and each item that it may touch: ADD, DEL, UPDATE or NONE."""
 
     steps = ("update",)
 

@@ -138,7 +138,7 @@ class Prompts(Options):
 
     @property
     def order(self) -> Order:
-        """chunk_first if no part of the chunk stands behind any of the memory."""
+        """chunk_first if the whole chunk precedes the memory, else memory_first."""
         chunk = max(self.update.rfind(name) for name in ("{section}", "{chunk}"))
         return "chunk_first" if chunk < self.update.find("{memory}") else "memory_first"
 
@@ -184,9 +184,9 @@ class RecurrentMemoryOptions(AnswerModuleOptions):
         if not isinstance(values, dict) or values.get("order") not in list(UPDATE_PROMPTS):
             return values
         prompts = values.get("prompts", {})
-        own = prompts.model_dump() if isinstance(prompts, Prompts) else prompts
-        if isinstance(own, dict) and own.get("update", UPDATE_PROMPT) in UPDATE_PROMPTS.values():
-            return {**values, "prompts": {**own, "update": UPDATE_PROMPTS[values["order"]]}}
+        texts = prompts.model_dump() if isinstance(prompts, Prompts) else prompts
+        if isinstance(texts, dict) and texts.get("update", UPDATE_PROMPT) in UPDATE_PROMPTS.values():
+            return {**values, "prompts": {**texts, "update": UPDATE_PROMPTS[values["order"]]}}
         return values
 
     @field_validator("prompts")

@@ -43,7 +43,7 @@ class RerankRetrieverOptions(ModuleOptions):
     candidates: int = Field(20, ge=1)
     """Items that the search returns (K)."""
     keep: int = Field(5, ge=1)
-    """The most items that are chosen (M)."""
+    """The most items that the model may choose (M)."""
     search: Search | None = None
     """The search for items: dense, bm25 or hybrid; null: the run's `memory.search`."""
     order: Literal["search", "bank"] = "search"

@@ -1,4 +1,4 @@
-"""The module `topic_extractor`: RMM's prospective reflection sums a session up by topic (arXiv 2503.08026)."""
+"""The module `topic_extractor`: RMM's prospective reflection summarizes a session by topic (arXiv 2503.08026)."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ class TopicExtractorOptions(ModuleOptions):
     max_tokens: int = Field(1024, ge=1)
     """The longest reply, in tokens."""
     each_speaker: bool = True
-    """Whether the session is summed up once for each speaker, as in RMM, or once for all."""
+    """Whether the session is summarized once for each speaker, as in RMM, or once for all."""
     namespaces: Namespaces = "joint"
     """The memory that a topic joins: one for all (joint), or that of the speaker it is about."""
 
 
 @MODULES.register("topic_extractor")
 class TopicExtractor(Extractor[TopicExtractorOptions]):
-    """Sums up a session topic by topic, for each of its speakers."""
+    """Summarizes a session topic by topic, for each of its speakers."""
 
     steps = ("extract",)
 
@@ -62,8 +62,8 @@ class TopicExtractor(Extractor[TopicExtractorOptions]):
             reply = yield Ask("extract", (Message("user", prompt),), options.max_tokens)
             reply_topics = parse_topics(reply.text, len(utterances))
             episode.check("extract", reply_topics.form)
-            own = speaker if options.each_speaker else None
-            candidates += [self._candidate(topic, utterances, own) for topic in reply_topics.topics]
+            owner = speaker if options.each_speaker else None
+            candidates += [self._candidate(topic, utterances, owner) for topic in reply_topics.topics]
         return tuple(candidates)
 
     def _candidate(self, topic: Topic, utterances: Sequence[Utterance], speaker: str | None) -> Candidate:

@@ -61,8 +61,8 @@ def step_rewards(groups: Sequence[Group]) -> dict[str, list[float]]:
     rewards: dict[str, list[float]] = {}
     for group in groups:
         for step in trained_steps(group):
-            known = (trajectory.reward.of_step(step) for trajectory in group.trajectories)
-            rewards.setdefault(step, []).extend(reward for reward in known if reward is not None)
+            all_rewards = (trajectory.reward.of_step(step) for trajectory in group.trajectories)
+            rewards.setdefault(step, []).extend(reward for reward in all_rewards if reward is not None)
     return rewards
 
 
@@ -78,15 +78,15 @@ def step_advantages(
     rewards = {step: tuple(t.reward.of_step(step) for t in group.trajectories) for step in trained_steps(group)}
     whole = step_rewards([group]) if batch_rewards is None else batch_rewards
     return {
-        step: checked_advantages(estimator, StepRewards(step, known, tuple(whole.get(step, ())), group))
-        for step, known in rewards.items()
+        step: checked_advantages(estimator, StepRewards(step, step_values, tuple(whole.get(step, ())), group))
+        for step, step_values in rewards.items()
     }
 
 
 def has_variance(group: Group) -> bool:
     """Whether the group can train anything: some trained step's known rewards differ."""
     rewards = step_rewards([group])
-    return any(min(known) != max(known) for known in rewards.values() if known)
+    return any(min(values) != max(values) for values in rewards.values() if values)
 
 
 def teaches(group: Group, options: GrpoOptions, batch_rewards: Mapping[str, Sequence[float]] | None = None) -> bool:
@@ -166,9 +166,9 @@ def count(turns: Sequence[TrainingTurn]) -> Totals:
 
 def summed_totals(turns: Sequence[TrainingTurn], accelerator: Accelerator) -> Totals:
     """The totals of the turns of all processes, of which `turns` are this one's. Every process must call it."""
-    own = count(turns)
+    local = count(turns)
     # A trajectory and a prompt are whole in one process, so that distinct ones can be summed.
-    counts = torch.tensor([own.tokens, own.turns, own.trajectories, own.prompts], device=accelerator.device)
+    counts = torch.tensor([local.tokens, local.turns, local.trajectories, local.prompts], device=accelerator.device)
     return Totals(*accelerator.reduce(counts, reduction="sum").tolist())
 
 

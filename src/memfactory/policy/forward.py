@@ -179,8 +179,8 @@ def reply_states(model: PreTrainedModel, layout: Layout, *, trimmed: bool = Fals
         hidden = decoder(input_ids=layout.input_ids, use_cache=False).last_hidden_state
     else:
         if trimmed:
-            last = LayerQueries(model.config.num_hidden_layers - 1, layout.last_layer_ranges)
-            forest = replace(forest, trimmed=last)
+            queries = LayerQueries(model.config.num_hidden_layers - 1, layout.last_layer_ranges)
+            forest = replace(forest, trimmed=queries)
         hidden = decoder(
             input_ids=layout.input_ids, position_ids=layout.position_ids, use_cache=False, attention_plan=forest
         ).last_hidden_state

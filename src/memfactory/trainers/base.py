@@ -196,13 +196,13 @@ class Trainer(Component[LoopT], Generic[LoopT, TrainedT, DataT], ABC):
 
     def resume(self, checkpoint: Path) -> None:
         """Restore `checkpoint`: parameters, optimizer, random generators, cursor and step."""
-        own = self.state.data
+        digest = self.state.data
         self.state, optimizer = load_state(checkpoint)
-        if own and self.state.data and own != self.state.data:
+        if digest and self.state.data and digest != self.state.data:
             raise ConfigError(
                 f"the training data has changed since {checkpoint} was saved (the digest of its rows was "
-                f"{self.state.data}, now it is {own}), and the order of rows depends on all of them. Restore the data, "
-                f"or start a new run from these weights: model.path={checkpoint}"
+                f"{self.state.data}, now it is {digest}), and the order of rows depends on all of them. Restore the "
+                f"data, or start a new run from these weights: model.path={checkpoint}"
             )
         self.trained.load(checkpoint, optimizer)
         self._saved_step = self.state.step
@@ -284,14 +284,14 @@ class Trainer(Component[LoopT], Generic[LoopT, TrainedT, DataT], ABC):
 
     def _take_step(self) -> None:
         self.seed(self.state.step + 1)
-        begun = time.monotonic()
+        started = time.monotonic()
         before = self.state.seconds
         with guarded(type(self), doing=f"in step {self.state.step + 1}", letting=(Interrupted,)):
             self.state, metrics = self.step(self.state.step + 1)
         # The step is whole from here on, even if an engine refuses the weights or a tracker the metrics.
         self._whole = self.trained.updates
         self.sync_engines()
-        seconds = time.monotonic() - begun
+        seconds = time.monotonic() - started
         self.state = replace(self.state, seconds=before + seconds)
         self.run.log(self.state.step, {**metrics, "seconds": seconds})
 

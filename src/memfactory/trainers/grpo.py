@@ -89,7 +89,7 @@ class GrpoTrainer(Trainer[GrpoOptions]):
 
     def step(self, step: int) -> tuple[TrainState, dict[str, float]]:
         options, policy = self.options, self.policy
-        begun = time.monotonic()
+        started = time.monotonic()
         sampled, cursor = self.collect(step)
         rolled_out = time.monotonic()
         texts = gathered_texts(sampled)
@@ -117,12 +117,12 @@ class GrpoTrainer(Trainer[GrpoOptions]):
             **gathered_metrics(sampled),
             **({"texts/dropped": texts.dropped_share} if texts.texts else {}),
             **summarized(updates),
-            "seconds/rollout": rolled_out - begun,
+            "seconds/rollout": rolled_out - started,
             "seconds/train": trained - rolled_out,
             **self.speed(turns, trained - rolled_out),
             **({} if penalty is None else penalty.measured()),
         }
-        metrics["tokens_per_second"] = metrics["tokens/sampled"] / max(rolled_out - begun, 1e-9)
+        metrics["tokens_per_second"] = metrics["tokens/sampled"] / max(rolled_out - started, 1e-9)
         metrics |= self.adapted(step, metrics)
         # A plugin's advantage estimator may distinguish trajectories with equal rewards.
         self.watch.step(step, gathered_facts(credited, lambda group: teaches(group, options, batch_rewards)), updates)
@@ -184,12 +184,12 @@ class GrpoTrainer(Trainer[GrpoOptions]):
             size = options.rollout_prompts or options.prompts_per_step
             if not options.carry_groups:
                 size = min(size, needed - counted)
-            new = self.roll_out(cursor, size)
+            new_groups = self.roll_out(cursor, size)
             cursor, rollouts = cursor + size, rollouts + 1
-            groups += new
-            self.report_overlong(new)
+            groups += new_groups
+            self.report_overlong(new_groups)
             self.stop_on_unknown(groups, step, needed)
-            counted += sum(gather_object([has_variance(g) or not options.require_variance for g in new]))
+            counted += sum(gather_object([has_variance(g) or not options.require_variance for g in new_groups]))
         return self.without_surplus(groups, needed), cursor
 
     def without_surplus(self, groups: list[Group], needed: int) -> list[Group]:
@@ -249,16 +249,21 @@ class GrpoTrainer(Trainer[GrpoOptions]):
 
     def keep_transcripts(self, step: int, groups: Sequence[Group], batch_rewards: Mapping[str, list[float]]) -> None:
         """Write the conversations of the first groups, with their rewards and advantages."""
-        first = groups[: self.options.transcripts_per_step]
-        if self.run.main and first:
-            advantages = [step_advantages(group, self.options, batch_rewards) for group in first]
+        recorded = groups[: self.options.transcripts_per_step]
+        if self.run.main and recorded:
+            advantages = [step_advantages(group, self.options, batch_rewards) for group in recorded]
             tokens = self.options.transcript_tokens
-            write_transcripts(self.run.folder, step, first, advantages, frame=self.runtime.frame, tokens=tokens)
+            write_transcripts(self.run.folder, step, recorded, advantages, frame=self.runtime.frame, tokens=tokens)
 
     def report_overlong(self, groups: Sequence[Group]) -> None:
         """Report the tasks that do not fit the context, each once, from every process."""
-        own = {g.task.id: t.failure for g in groups for t in g.trajectories if t.overlong and t.failure is not None}
-        reasons = {task: reason for each in gather_object([own]) for task, reason in each.items()}
+        own_reasons = {
+            group.task.id: trajectory.failure
+            for group in groups
+            for trajectory in group.trajectories
+            if trajectory.overlong and trajectory.failure is not None
+        }
+        reasons = {task: reason for process in gather_object([own_reasons]) for task, reason in process.items()}
         if self.run.main:
             self.overlong.report(reasons)
 
