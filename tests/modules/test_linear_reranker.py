@@ -278,7 +278,7 @@ def test_an_attempt_that_failed_teaches_nothing():
 
 def test_maps_that_run_away_are_told_before_they_are_no_numbers():
     module = reranker(keep=2, learning_rate=1e4)
-    with pytest.raises(MemFactoryError, match=r"scores have grown beyond 1e\+06; start anew with a learning_rate"):
+    with pytest.raises(MemFactoryError, match=r"scores have grown beyond 1e\+06; start again with a learning_rate"):
         for seed in range(10):
             learn_once(module, seed=seed)
     assert all(numpy.isfinite(array).all() for array in module.state().values())
