@@ -49,7 +49,7 @@ def expected(part: str, slot: str, name: str):
     return before.options if before.name == name else MODULES.options(name)()
 
 
-@pytest.mark.parametrize(("part", "slot", "name"), swaps())
+@pytest.mark.parametrize(("part", "slot", "name"), list(swaps()))
 def test_one_line_swaps_a_module_in_every_form(folder, part, slot, name):
     files = (
         f"{{base: {part}, modules: {{{slot}: {name}}}}}",

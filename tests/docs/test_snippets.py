@@ -98,7 +98,7 @@ def with_output() -> Iterator[tuple[Block, str | None]]:
             yield block, None if output is None else output.text
 
 
-@pytest.mark.parametrize(("block", "output"), with_output(), ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(("block", "output"), list(with_output()), ids=lambda value: str(value)[:40])
 def test_a_python_block_prints_its_output(
     block: Block, output: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import warnings
 from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Annotated
@@ -90,12 +91,21 @@ def _collection(text: str) -> list[object] | None:
         items = json.loads(text)
     except (ValueError, RecursionError):
         try:
-            items = ast.literal_eval(text)
+            items = _literal(text)
         except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
             return None
     if isinstance(items, (set, frozenset)):
         return sorted(items, key=repr)
     return list(items) if isinstance(items, (list, tuple)) else None
+
+
+def _literal(text: str) -> object:
+    """The value of the Python literal `text`, as `ast.literal_eval` reads it."""
+    with warnings.catch_warnings():
+        # A text with a backslash, such as LaTeX, is a row's own business and no warning for the user.
+        warnings.simplefilter("ignore", SyntaxWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return ast.literal_eval(text)
 
 
 def _holds_text(value: object) -> bool:
@@ -108,7 +118,7 @@ def _holds_text(value: object) -> bool:
 def _unquoted(quoted: str) -> str | None:
     """The text whose Python literal is `quoted`; None if it is not a literal."""
     try:
-        return str(ast.literal_eval(quoted))
+        return str(_literal(quoted))
     except (ValueError, SyntaxError):
         return None
 
