@@ -18,7 +18,7 @@ from pydantic import Field
 
 from memfactory.components import ModuleOptions, RewardOptions
 from memfactory.config.objectives import EstimatorOptions, ObjectiveOptions
-from memfactory.config.training import GrpoOptions
+from memfactory.config.grpo import GrpoOptions
 from memfactory.data.base import Dataset, DatasetOptions, Row
 from memfactory.dialogue import Agent, Ask
 from memfactory.envs.base import Environment, EnvironmentOptions
