@@ -232,7 +232,7 @@ class Registry(Generic[T]):
         """Every source file of the package and its subpackages with its module's name, but for subpackages that
         another registry scans (rewards stand in a subpackage of the environments)."""
         spec = importlib.util.find_spec(self.package)
-        others = [f"{one.package}." for one in ALL if one.package.startswith(f"{self.package}.")]
+        others = [f"{registry.package}." for registry in ALL if registry.package.startswith(f"{self.package}.")]
         for folder in list(spec.submodule_search_locations or []) if spec else []:
             for path in sorted(Path(folder).rglob("*.py")):
                 module = ".".join((self.package, *path.relative_to(folder).with_suffix("").parts))

@@ -1,4 +1,4 @@
-"""Which folder a run writes: made for this run alone, locked while it goes on, and still there at its end."""
+"""The folder of a run: created for this run alone, locked while the run lasts, and still there at its end."""
 
 from __future__ import annotations
 
@@ -131,9 +131,9 @@ def earlier_runs(parent: Path, name: str) -> list[Path]:
 
 
 def _newest(folder: Path, resume: str) -> Path | None:
-    """The newest whole checkpoint in `folder`; None if it never had any.
+    """The newest intact checkpoint in `folder`; None if it never had any.
 
-    Raises MemFactoryError if checkpoints exist and none of them is whole.
+    Raises MemFactoryError if checkpoints exist and none of them is intact.
     """
     newest, wrong = newest_intact(folder / "checkpoints")
     if wrong and newest is None:
@@ -206,7 +206,7 @@ def _differences(folder: Path, values: Mapping[str, object]) -> list[str]:
 
 
 def _may_differ(key: str, trainer: str) -> bool:
-    """Whether a run of `trainer` may go on with another value of `key`."""
+    """Whether a run of `trainer` may be resumed with another value of `key`."""
     options = options_of_trainer(trainer)
     if options is not None and key.partition(".")[0] == "train":
         return key.partition(".")[2] in options.resumable

@@ -204,7 +204,7 @@ class LiveRun:
     def _signals(self) -> Iterator[None]:
         """The first Ctrl-C, SIGTERM or SIGHUP asks for a clean stop, the second stops at once.
 
-        Not so with several processes, which stop together: their launcher passes on a signal that they already have.
+        With several processes none stops at once, because their launcher passes on a signal that they already have.
         """
 
         def ask(number: int, frame: FrameType | None) -> None:
@@ -235,7 +235,7 @@ class LiveRun:
     def evaluate(self, step: int) -> None:
         """Evaluate every held-out set and keep the result in eval.json; the weights of all processes are equal.
 
-        A set of which too many scores are unknown is left out with a warning, but for step 0, where it ends the run.
+        A set of which too many scores are unknown is left out with a warning; before the first step it ends the run.
         """
         if not self.main or self.history.has(step):
             return

@@ -57,7 +57,11 @@ class AgentFile:
             if self.endpoint is not None:
                 del values["memory"]["embedder"]
         origins: dict[KeyPath, Origin] = {(name,): Origin(self.shown) for name in values}
-        return Tree(escape(values), origins, renamed=tuple(one for one in self.renamed if one.path[:1] in origins))
+        return Tree(
+            escape(values),
+            origins,
+            renamed=tuple(renaming for renaming in self.renamed if renaming.path[:1] in origins),
+        )
 
     @property
     def endpoint(self) -> str | None:

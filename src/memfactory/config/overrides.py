@@ -125,7 +125,7 @@ def with_present_names(overrides: Sequence[Override], root: KeyPath = ()) -> tup
         tree = use_present_names(Tree(values, origins_of(values, override.origin)), root)
         path = cast("tuple[str, ...]", present_path((*root, *override.path))[len(root) :])
         present.append(replace(override, path=path, value=_at(tree.values, path)))
-        former = {one.path: one for one in tree.renamed if one.former is not None}
+        former = {renaming.path: renaming for renaming in tree.renamed if renaming.former is not None}
         by_former |= former
         written = {place[:n] for place, _ in leaves(tree.values, root) for n in range(len(place) + 1)}
         by_present |= dict.fromkeys(written - {*former}, override.origin)

@@ -75,10 +75,10 @@ class Readiness:
             self.problems.add(("data", "train"), "is missing: there is nothing to train on")
         modules = [(MODULES.get(module.name), module.options) for module in config.agent.modules.values()]
         asking = [options for module, options in modules if module.steps]
-        if options.policy is not None and options.plays and modules and all(_frozen(one) for one in asking):
+        if options.policy is not None and options.plays and modules and all(map(_frozen, asking)):
             self.problems.add(("agent",), "no module is trained: every one that asks has `interface: inference`")
         learning = [options for module, options in modules if module.learns_itself]
-        if options.policy is None and all(_frozen(one) for one in learning):
+        if options.policy is None and all(map(_frozen, learning)):
             self.problems.add(
                 ("agent",), "no module learns online; write for example `modules: {retriever: linear_reranker}`"
             )

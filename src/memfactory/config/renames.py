@@ -180,7 +180,7 @@ def restore_own_names(tree: Tree) -> None:
             for path, origin in moved.items():
                 del tree.origins[path]
                 tree.origins[(*old, *path[len(new) :])] = origin
-            tree.renamed = tuple(one for one in tree.renamed if one.path != new)
+            tree.renamed = tuple(renaming for renaming in tree.renamed if renaming.path != new)
 
 
 def _knows_former_only(values: Mapping[str, Any], renamed: Renamed) -> bool:
@@ -206,4 +206,4 @@ def _at(values: Any, path: KeyPath) -> Any:
 
 def warnings_of(tree: Tree) -> list[str]:
     """One warning for each former name, in the order of the layers."""
-    return list(dict.fromkeys(one.warning for one in tree.renamed))
+    return list(dict.fromkeys(renaming.warning for renaming in tree.renamed))

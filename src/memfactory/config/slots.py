@@ -30,10 +30,10 @@ def _named(modules: Mapping[str, Any], origins: Mapping[KeyPath, Origin], root: 
 def swapped_at(named: Iterable[Named], slot: str, default: str) -> int:
     """The layer in which the slot's present module took the place of another; -1 if none ever did."""
     present, layer = default, -1
-    for one in sorted((one for one in named if one.slot == slot), key=lambda one: one.layer):
-        name = one.name or default
+    for module in sorted((module for module in named if module.slot == slot), key=lambda module: module.layer):
+        name = module.name or default
         if name != present:
-            present, layer = name, one.layer
+            present, layer = name, module.layer
     return layer
 
 

@@ -17,7 +17,7 @@ from memfactory.redaction import shown_variable
 
 def endpoint_marks(config: RunConfig) -> dict[str, str]:
     """The description of each endpoint that a run names, by the digest of its address and its key's variable."""
-    return {_mark(one): _described(one) for _, one in endpoints(config) if _goes_out(one)}
+    return {_mark(endpoint): _described(endpoint) for _, endpoint in endpoints(config) if _goes_out(endpoint)}
 
 
 def refuse_strange_endpoints(config: RunConfig, tree: Tree, run: Path, *, trusting: bool) -> None:
@@ -27,32 +27,34 @@ def refuse_strange_endpoints(config: RunConfig, tree: Tree, run: Path, *, trusti
     """
     known = trusted()
     strange = {
-        path: one
-        for path, one in endpoints(config)
-        if _goes_out(one) and _mark(one) not in known and not on_command_line(tree, (*path, address_key(one)))
+        path: endpoint
+        for path, endpoint in endpoints(config)
+        if _goes_out(endpoint)
+        and _mark(endpoint) not in known
+        and not on_command_line(tree, (*path, address_key(endpoint)))
     }
     if strange and not trusting:
-        listed = "".join(f"\n  {dotted(path)}: {_described(one)}" for path, one in strange.items())
-        path, one = next(iter(strange.items()))
+        listed = "".join(f"\n  {dotted(path)}: {_described(endpoint)}" for path, endpoint in strange.items())
+        path, endpoint = next(iter(strange.items()))
         raise ConfigError(
             f"{run}: this run sends texts and keys to endpoints that you have not used before:{listed}\nAdd --trust "
             f"if you trust the author of this folder, or name your own, such as "
-            f"{dotted((*path, address_key(one)))}=ADDRESS"
+            f"{dotted((*path, address_key(endpoint)))}=ADDRESS"
         )
     if strange:
-        trust({_mark(one): _described(one) for one in strange.values()})
+        trust({_mark(endpoint): _described(endpoint) for endpoint in strange.values()})
 
 
-def _goes_out(one: Endpoint) -> bool:
+def _goes_out(endpoint: Endpoint) -> bool:
     """Whether the address is written down and not on this machine; without one the user's environment names it."""
-    address = getattr(one, address_key(one))
+    address = getattr(endpoint, address_key(endpoint))
     return address is not None and not is_on_this_machine(address)
 
 
-def _mark(one: Endpoint) -> str:
-    return sha256(f"{getattr(one, address_key(one))}\n{one.api_key_env or ''}".encode()).hexdigest()
+def _mark(endpoint: Endpoint) -> str:
+    return sha256(f"{getattr(endpoint, address_key(endpoint))}\n{endpoint.api_key_env or ''}".encode()).hexdigest()
 
 
-def _described(one: Endpoint) -> str:
-    key = f", with the key in {shown_variable(one.api_key_env)}" if one.api_key_env else ", without a key"
-    return f"{shown_address(getattr(one, address_key(one)))}{key}"
+def _described(endpoint: Endpoint) -> str:
+    key = f", with the key in {shown_variable(endpoint.api_key_env)}" if endpoint.api_key_env else ", without a key"
+    return f"{shown_address(getattr(endpoint, address_key(endpoint)))}{key}"

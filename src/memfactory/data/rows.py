@@ -133,11 +133,11 @@ def is_deep(value: object) -> bool:
     level = [value]
     for _ in range(MAX_DEPTH + 1):
         below: list[object] = []
-        for one in level:
-            if isinstance(one, dict):
-                below += one.values()
-            elif isinstance(one, (list, tuple)):
-                below += one
+        for element in level:
+            if isinstance(element, dict):
+                below += element.values()
+            elif isinstance(element, (list, tuple)):
+                below += element
         if not below:
             return False
         level = below

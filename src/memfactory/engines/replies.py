@@ -46,7 +46,7 @@ class _Packed:
     @property
     def size(self) -> int:
         """Its approximate number of bytes."""
-        return OVERHEAD + 4 * len(self.text) + sum(8 * len(one) for one in self.ids or ())
+        return OVERHEAD + 4 * len(self.text) + sum(8 * len(values) for values in self.ids or ())
 
     def reply(self) -> Reply:
         if self.ids is None:

@@ -37,7 +37,7 @@ def _last_user_message(value: object) -> object:
     """The question in chat messages: the content of the last user message; other values as they are."""
     if not isinstance(value, (list, tuple)):
         return value
-    messages = [one for one in value if isinstance(one, Mapping) and one.get("role") == "user"]
+    messages = [message for message in value if isinstance(message, Mapping) and message.get("role") == "user"]
     if not messages:
         raise expected("a text, or chat messages with one of role 'user'")
     return messages[-1].get("content")

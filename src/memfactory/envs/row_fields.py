@@ -66,9 +66,9 @@ def listed_texts(value: object) -> list[object] | None:
         return None
     if not items:
         raise DataError(f"is {described(value)}, an empty list")
-    for one in items:
-        if not (isinstance(one, str) and one.strip()) and not is_number(one):
-            raise DataError(f"is {described(value)}, a list that holds {described(one)}")
+    for item in items:
+        if not (isinstance(item, str) and item.strip()) and not is_number(item):
+            raise DataError(f"is {described(value)}, a list that holds {described(item)}")
     return items
 
 

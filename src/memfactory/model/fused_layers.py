@@ -182,4 +182,7 @@ def _same(module: nn.Module, fused: type, weight: Tensor) -> bool:
     finally:
         module.__class__ = original
     bound = 1e-5 if weight.dtype == torch.float32 else 2e-2
-    return all(one.dtype == expected.dtype and torch.allclose(one, expected, rtol=bound, atol=bound) for one in results)
+    return all(
+        result.dtype == expected.dtype and torch.allclose(result, expected, rtol=bound, atol=bound)
+        for result in results
+    )

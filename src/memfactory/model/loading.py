@@ -171,14 +171,14 @@ def _shifting_rotation(config: PretrainedConfig) -> str | None:
     architecture = config.get_text_config()
     parameters = getattr(architecture, "rope_parameters", None) or {}
     # One for the whole model, or one for each kind of layer.
-    for one in (parameters, *parameters.values()):
-        if isinstance(one, dict) and one.get("rope_type") in ("dynamic", "longrope"):
+    for rotary in (parameters, *parameters.values()):
+        if isinstance(rotary, dict) and rotary.get("rope_type") in ("dynamic", "longrope"):
             length = architecture.max_position_embeddings
-            if one["rope_type"] == "longrope":
-                length = one.get("original_max_position_embeddings") or length
+            if rotary["rope_type"] == "longrope":
+                length = rotary.get("original_max_position_embeddings") or length
             return (
-                f"its rotary embedding is {one['rope_type']!r}. Beyond {length:,} tokens the results of a conversation "
-                "depend on the longest one that is computed with it; keep them shorter"
+                f"its rotary embedding is {rotary['rope_type']!r}. Beyond {length:,} tokens the results of a "
+                "conversation depend on the longest one that is computed with it; keep them shorter"
             )
     return None
 

@@ -216,13 +216,16 @@ def device_of(model: ModelConfig) -> Device:
 
 
 def _host(moments: int) -> list[str]:
-    """Room for moments in the host's memory. Pinned memory comes in powers of two: a third more at the sizes usual."""
-    there = memory_bytes() or 0
-    if moments * 4 / 3 <= there:
+    """A problem if the host's memory cannot hold the moments.
+
+    Pinned memory comes in powers of two, which adds about a third at the usual sizes.
+    """
+    available = memory_bytes() or 0
+    if moments * 4 / 3 <= available:
         return []
     return [
         f"the optimizer's moments take about {moments * 4 / 3 / GIB:.1f} GiB of the host's memory, which has "
-        f"{there / GIB:.1f} GiB; use train.optimizer.kind=adamw_8bit"
+        f"{available / GIB:.1f} GiB; use train.optimizer.kind=adamw_8bit"
     ]
 
 

@@ -87,7 +87,7 @@ def guarded(
     except (Exception, SystemExit) as error:
         if isinstance(error, letting):
             raise
-        blamed = _blamed([one for one in components if is_users(one)], error, making)
+        blamed = _blamed([component for component in components if is_users(component)], error, making)
         if blamed is None:
             raise
         component, place = blamed

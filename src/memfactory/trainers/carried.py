@@ -50,9 +50,9 @@ def load_carried(folder: Path, task_at: TaskAt) -> tuple[Group, ...]:
 
 
 def with_sampled_logprobs(turns: Sequence[TrainingTurn], places: frozenset[int]) -> list[TrainingTurn]:
-    """The turns with, as old log-probabilities, those at sampling where their group waited for this step.
+    """The turns; those of groups that waited for this step get the log-probabilities at sampling as their old ones.
 
-    The policy that sampled them is not the one before this step's update, so their ratio is to the one that did.
+    An earlier policy than that before this step's update sampled them, and their ratio is to that earlier policy.
     """
     return [replace(turn, old_logprobs=turn.sampler_logprobs) if turn.prompt in places else turn for turn in turns]
 
@@ -67,7 +67,7 @@ def _plain(value: Any) -> Any:
 
 
 def _restored(kind: Any, value: Any) -> Any:
-    """The value of type `kind` that `_plain` made this of."""
+    """The inverse of `_plain` for a value of type `kind`."""
     if value is None:
         return None
     origin, arguments = get_origin(kind), get_args(kind)

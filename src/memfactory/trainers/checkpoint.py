@@ -48,7 +48,7 @@ def save_checkpoint(
 ) -> Path:
     """Write `folder`/step-N and delete all but the newest `keep` checkpoints.
 
-    Those of later steps are deleted first: the run was resumed from an earlier step and will write them anew.
+    Those of later steps are deleted first: the run was resumed from an earlier step and will write them again.
     """
     target = folder / f"step-{state.step}"
     with atomic_folder(target) as working:

@@ -43,7 +43,7 @@ class Facts:
     largest_norm: float | None = None
 
     def __add__(self, other: Facts) -> Facts:
-        """Both together."""
+        """The sum of both."""
         numbers = ("steps", "groups", "valid", "episodes", "overlong", "unknown", "tokens", "updates", "skipped")
         lows = [value for value in (self.lowest, other.lowest) if value is not None]
         highs = [value for value in (self.highest, other.highest) if value is not None]

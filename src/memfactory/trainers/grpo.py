@@ -229,7 +229,7 @@ class GrpoTrainer(Trainer[GrpoOptions]):
         return [replace(group, place=place) for group, place in zip(groups, places, strict=True)]
 
     def is_own(self, place: int | None) -> bool:
-        """Whether the task at `place` is this process's: they take turns, also where few are rolled out together."""
+        """Whether the task at `place` is this process's. Processes take tasks in turn, also if a rollout has few."""
         return place is not None and place % self.policy.process_count == self.policy.process_index
 
     def minibatches(self, turns: Sequence[TrainingTurn], step: int, epoch: int) -> Iterator[list[TrainingTurn]]:
@@ -271,7 +271,7 @@ class GrpoTrainer(Trainer[GrpoOptions]):
         """Raise MemFactoryError if too many rewards are unknown: the judge is down, the policy is not to blame.
 
         `groups` are those of the step so far, of `needed` at least. Episodes that do not fit the context would not fit
-        the next time either, so they stop no run.
+        the next time either, so they do not stop the run.
         """
         unknown = summed(gather_object([count_unknown(groups)]))
         fraction = self.options.max_unknown_fraction

@@ -44,10 +44,10 @@ def count_unknown(groups: Sequence[Group]) -> Unknown:
 def summed(counts: Sequence[Unknown]) -> Unknown:
     """The counts of several processes as one."""
     credits, parts = Counter[str](), Counter[str]()
-    for one in counts:
-        credits.update(one.credits)
-        parts.update(one.parts)
-    return Unknown(sum(one.episodes for one in counts), dict(credits), dict(parts))
+    for process in counts:
+        credits.update(process.credits)
+        parts.update(process.parts)
+    return Unknown(sum(process.episodes for process in counts), dict(credits), dict(parts))
 
 
 def excess(unknown: Unknown, fraction: float, episodes: int) -> str | None:

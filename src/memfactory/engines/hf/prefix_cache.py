@@ -88,11 +88,11 @@ class Prefixes:
     def release(self, prefix: Prefix | None, below: Prefix | None = None) -> None:
         """Remove a holder from the path to `prefix`, except from the path to `below`, an ancestor."""
         self._clock += 1
-        path, still_held = ([] if one is None else one.path() for one in (prefix, below))
-        for one in path[len(still_held) :]:
-            one.holders -= 1
-            one.used = self._clock
-            self.held -= 0 if one.holders else len(one.tokens)
+        path, still_held = ([] if end is None else end.path() for end in (prefix, below))
+        for released in path[len(still_held) :]:
+            released.holders -= 1
+            released.used = self._clock
+            self.held -= 0 if released.holders else len(released.tokens)
 
     def evict(self, room: int) -> None:
         """Drop prefixes without a holder, least recently used first, until at most `room` tokens are left."""

@@ -138,7 +138,7 @@ class SharedPrompts:
         """The prefixes in order, each batch within the tokens of one pass, or a single longer one."""
         batch: list[Prefix] = []
         for prefix in prefixes:
-            if batch and sum(len(one.tokens) for one in batch) + len(prefix.tokens) > self._prefill_tokens:
+            if batch and sum(len(earlier.tokens) for earlier in batch) + len(prefix.tokens) > self._prefill_tokens:
                 yield batch
                 batch = []
             batch.append(prefix)
@@ -152,22 +152,24 @@ class SharedPrompts:
         places: dict[Prefix, Range] = {}
         below: dict[Prefix, Range] = {}
         for prefix in prefixes:
-            before = prefix.path()[:-1]
+            ancestors = prefix.path()[:-1]
             # Positions go on where the ancestors end, whether these are in this pass or in the cache.
-            depth = sum(len(one.tokens) for one in before)
+            depth = sum(len(ancestor.tokens) for ancestor in ancestors)
             place = (len(tokens), len(tokens) + len(prefix.tokens))
             # Depth first, the descendants of a prefix are one range of the row: from the first to the latest.
-            for one in before:
-                below[one] = (below.get(one, place)[0], place[1])
+            for ancestor in ancestors:
+                below[ancestor] = (below.get(ancestor, place)[0], place[1])
             places[prefix] = place
             tokens += prefix.tokens
             positions += range(depth, depth + len(prefix.tokens))
         # An ancestor in this pass is a branch of the forest; one from an earlier pass is a past of keys and values.
         forest = Forest(
             tuple(places.values()),
-            tuple((queries, places[one]) for one, queries in below.items() if one in places),
+            tuple((queries, places[ancestor]) for ancestor, queries in below.items() if ancestor in places),
             tuple(
-                Past(queries, one.layers, len(one.tokens)) for one, queries in below.items() if one.layers is not None
+                Past(queries, ancestor.layers, len(ancestor.tokens))
+                for ancestor, queries in below.items()
+                if ancestor.layers is not None
             ),
         )
         states = self._forward.keys_and_values(tokens, positions, forest)

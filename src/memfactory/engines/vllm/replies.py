@@ -70,4 +70,6 @@ class Conversations:
         text = self.chat.reply_text(prompt, reply_ids)
         ended = bool(reply_ids) and reply_ids[-1] in self.chat.stop_ids
         end = None if ended else stop_place(text, sampling.stop)
-        return Reply(text[:end], stop, Tokens(prompt, reply_ids, tuple(0.0 if certain else one for one in logprobs)))
+        return Reply(
+            text[:end], stop, Tokens(prompt, reply_ids, tuple(0.0 if certain else logprob for logprob in logprobs))
+        )
