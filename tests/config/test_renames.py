@@ -117,8 +117,10 @@ def test_a_written_run_config_is_read_by_its_former_names(tmp_path):
     text = run.to_yaml().replace("group_size:", "generations:").replace("max_unknown_fraction:", "max_unknown_share:")
     path = written(tmp_path, text, "run/config.yaml")
     written(tmp_path, "", "run/metrics.jsonl")
-    assert load_config(path.parent, command=None).values == run.values
-    assert load_values(path) == run.values
+    again = load_config(path.parent, command=None)
+    assert again.values == run.values and load_values(path) == run.values
+    names = "group_size for generations, max_unknown_fraction for max_unknown_share"
+    assert again.warnings == (f"{path} has former names, which will go with the next release: {names}",)
 
 
 def test_a_reference_to_a_former_name_is_followed(tmp_path):

@@ -205,5 +205,20 @@ def _at(values: Any, path: KeyPath) -> Any:
 
 
 def warnings_of(tree: Tree) -> list[str]:
-    """One warning for each former name, in the order of the layers."""
-    return list(dict.fromkeys(renaming.warning for renaming in tree.renamed))
+    """One warning for each former name, in the order of the layers.
+
+    A run's own config.yaml, in which every key is written out, has one warning for all of its former names.
+    """
+    if tree.values.get("resolved") is not True:
+        return list(dict.fromkeys(renaming.warning for renaming in tree.renamed))
+    by_source: dict[str, list[Renamed]] = defaultdict(list)
+    for renaming in tree.renamed:
+        by_source[renaming.origin.source].append(renaming)
+    return [_warning_of_file(source, names) for source, names in by_source.items()]
+
+
+def _warning_of_file(source: str, names: list[Renamed]) -> str:
+    if len(names) == 1:
+        return names[0].warning
+    pairs = dict.fromkeys(f"{name.new.rpartition('.')[2]} for {name.old.rpartition('.')[2]}" for name in names)
+    return f"{source} has former names, which will go with the next release: {', '.join(pairs)}"
