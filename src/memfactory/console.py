@@ -1,4 +1,4 @@
-"""The console that everything is printed through: rich's, with text that is not ours made harmless and free of keys."""
+"""The console for all output: rich's, with control sequences and secrets taken out of foreign texts."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def process_count() -> int:
 
 
 def process_rank() -> int:
-    """Which of those processes this is. A RANK that was left over from elsewhere, in a process on its own, is none."""
+    """The rank of this process among them; a process on its own ignores a RANK that was left over."""
     rank = os.environ.get("RANK", "0")
     return int(rank) if rank.isdecimal() and process_count() > 1 else 0
 

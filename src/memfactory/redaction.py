@@ -90,7 +90,7 @@ def keep_secret(value: str) -> None:
 
 
 def keep_environment_secrets(environment: Mapping[str, str] = os.environ) -> None:
-    """Have the keys redacted that libraries read by themselves.
+    """Redact the keys that libraries read by themselves.
 
     Of other variables whose names say that they are secrets, those that look random too: `DB_PASSWORD=postgres` is a
     word of ordinary texts.
@@ -237,7 +237,7 @@ def _is_worth_hiding(value: str) -> bool:
 def _encoded(value: str) -> Iterable[str]:
     """The forms of `value` in addresses, JSON, HTML, Python's own notation, base64 and hexadecimal.
 
-    Where a sign is written by its number, in both cases, and also where every sign is.
+    Signs written by their number come in upper and lower case, and also with every sign so written.
     """
     raw = value.encode("utf-8", "surrogatepass")
     quoted = {quote(raw), quote(raw, safe=""), quote_plus(raw)}

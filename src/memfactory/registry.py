@@ -59,13 +59,13 @@ class Options(BaseModel):
         }
 
     def without_effect(self) -> Mapping[str, str]:
-        """Options that change nothing beside the others, each with the reason. Where such an option differs from its
-        default, a warning says so when the config is checked."""
+        """Options that change nothing beside the others, each with the reason. If such an option differs from its
+        default, the config's check warns of it."""
         return {}
 
     @classmethod
     def _with_default_kind(cls, name: str, value: Any) -> Any:
-        """Where one of several kinds can be chosen and none is, the default's kind is meant."""
+        """Fill in the default's kind if none of several kinds is chosen."""
         default = cls.model_fields[name].default if name in cls.model_fields else None
         if not isinstance(value, dict) or "kind" in value or not isinstance(default, Options):
             return value

@@ -23,7 +23,7 @@ class Terminated(KeyboardInterrupt):
 
 @contextmanager
 def handled(handler: Handler, numbers: tuple[signal.Signals, ...]) -> Iterator[None]:
-    """`handler` is called for these signals while it lasts; in the main thread only, which is where they arrive.
+    """Within it `handler` is called for these signals, which only the main thread receives.
 
     A signal that the parent process made this one ignore (`nohup`) stays ignored. After SIGHUP nothing goes to the
     terminal any more, since every word to it would be an error.

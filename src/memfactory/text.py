@@ -84,10 +84,11 @@ def _ends_word(text: str, place: int) -> bool:
 
 
 def chunk_cuts(text: str, spans: Iterable[Spans], size: int) -> tuple[list[int], int]:
-    """Where to cut `text` into consecutive pieces of `size` tokens, 0 and its end included; and how many tokens it has.
+    """The places at which to cut `text` into consecutive chunks of `size` tokens, 0 and its end included; and how many
+    tokens it has.
 
-    `spans` are the character spans of the tokens in order, in parts. A piece never ends inside a character that several
-    tokens share, so a piece can hold a few tokens more.
+    `spans` are the character spans of the tokens in order, in parts. A chunk never ends inside a character that several
+    tokens share, so a chunk can hold a few tokens more.
     """
     if size < 1:
         raise ValueError(f"a chunk must hold at least 1 token, got {size}")
@@ -102,7 +103,7 @@ def chunk_cuts(text: str, spans: Iterable[Spans], size: int) -> tuple[list[int],
 
 
 def keep_ends(text: str, spans: Iterable[Spans], tokens: int) -> str:
-    """The first and the last `tokens` / 2 tokens of `text` (all of it when it is short): centre truncation.
+    """The first and the last `tokens` / 2 tokens of `text` (all of it if it is short): centre truncation.
 
     `spans` are the character spans of the tokens in order, in parts.
     """
@@ -121,7 +122,7 @@ def keep_ends(text: str, spans: Iterable[Spans], tokens: int) -> str:
 
 
 def closing_braces(text: str) -> dict[int, int]:
-    """Where each `{` of `text` is closed; one that never is, is not there."""
+    """The place at which each `{` of `text` is closed; an unclosed one is left out."""
     closings: dict[int, int] = {}
     opened: list[int] = []
     for match in re.finditer(r"[{}]", text):
@@ -160,7 +161,7 @@ def _last_bare(text: str) -> str | None:
 
 
 def without_latex_text(text: str) -> str:
-    r"""`text` with `\text{...}` and its like replaced by their contents, where those hold no other braces.
+    r"""`text` with `\text{...}` and its like replaced by their contents, if those hold no other braces.
 
     One pass: nested as deep as the text is long, they take no longer than it.
     """
@@ -180,7 +181,7 @@ def without_latex_text(text: str) -> str:
 
 
 def after_thinking(text: str, close: str = "</think>", open_tag: str = "<think>") -> str | None:
-    """The text after the last `</think>`; the text itself when it has no think tag; None when thinking never ended."""
+    """The text after the last `</think>`; the text itself if it has no think tag; None if thinking never ended."""
     if close in text:
         return text.rpartition(close)[2].strip()
     return None if open_tag in text else text

@@ -121,7 +121,7 @@ class Transcript:
 
 
 def transcripts_path(folder: Path, step: int) -> Path:
-    """Where the transcripts of optimizer step `step` of the run in `folder` lie."""
+    """The file with the transcripts of optimizer step `step` of the run in `folder`."""
     return folder / "transcripts" / f"step-{step:06d}.jsonl"
 
 

@@ -128,7 +128,7 @@ def test_a_plugins_objective_and_estimator_train(work: Path, capsys: pytest.Capt
     (row,) = [json.loads(line) for line in (work / "out" / "metrics.jsonl").read_text().splitlines()]
     # No reward differs, but the estimator's advantages do: something is trained.
     assert row["tokens/trained"] > 0 and row["grad_norm"] > 0
-    assert "nothing was learnt" not in "".join(capsys.readouterr())
+    assert "nothing was learned" not in "".join(capsys.readouterr())
 
 
 def test_a_plugins_own_options_are_checked(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -78,7 +78,7 @@ def test_a_mismatch_that_nothing_corrects_is_told(difference, correction, told):
 
 def test_a_run_that_learns_nothing_is_told_why_after_some_steps_and_at_the_end(make, caplog):  # noqa: F811
     make("test_constant", "train.steps=7").train()
-    told = [r.getMessage() for r in caplog.records if "nothing was learnt" in r.getMessage()]
+    told = [r.getMessage() for r in caplog.records if "nothing was learned" in r.getMessage()]
     assert [text.partition(":")[0] for text in told] == ["after 5 steps", "after 7 steps"]
     assert "Every reward was 0.5: env.rewards does not distinguish" in told[0]
     assert "replies of 'answer' were cut by length: raise agent.modules.memory.answer_tokens (now 6)" in told[1]
@@ -104,7 +104,7 @@ def test_a_mismatch_is_told_once_and_by_the_first_process_alone(caplog):
 
 def test_a_run_that_learns_is_told_nothing(make, caplog):  # noqa: F811
     make("test_letters", "train.steps=6").train()
-    assert "nothing was learnt" not in caplog.text and "sampler_difference" not in caplog.text
+    assert "nothing was learned" not in caplog.text and "sampler_difference" not in caplog.text
 
 
 def test_the_stop_for_want_of_variance_names_the_cause(make):  # noqa: F811

@@ -103,7 +103,7 @@ def test_recall_on_people_never_seen_rises_from_citations_alone(world, tmp_path,
     recall = {step: results["held"].metrics["evidence_recall"].mean for step, results in history.evaluations.items()}
     # A topic's word tells nothing at first: two of six memories are kept, so a third of the evidence is found, give
     # or take what the n-grams of the words happen to share. Twelve questions.
-    assert recall[0] <= 0.5 and "learnt nothing" not in caplog.text
+    assert recall[0] <= 0.5 and "learned nothing" not in caplog.text
     assert recall[30] == 1.0
     logged = [line for line in metrics(folder) if "retriever/useful" in line]
     assert [line["step"] for line in logged] == list(range(1, 31))

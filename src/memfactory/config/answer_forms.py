@@ -22,7 +22,7 @@ WORDS: Mapping[AnswerForm, str] = MappingProxyType(
 
 
 def forms_by_slot(agent: AgentSpec) -> dict[str, AnswerForm]:
-    """The form in which each module asks for the answer, by its slot; modules that do not say are not there."""
+    """The form in which each module asks for the answer, by its slot; modules that do not say are left out."""
     forms = {
         slot: module.options.requested_form
         for slot, module in agent.modules.items()
@@ -43,7 +43,8 @@ def reward_options(entries: Mapping[str, object], names: Iterable[str] | None = 
 
 
 def unearned(agent: AgentSpec, rewards: Mapping[str, RewardOptions]) -> Iterator[tuple[str, str]]:
-    """Each of `rewards` that reads a form which no module of `agent` asks for, with why; none where no module says."""
+    """Each of `rewards` that reads a form which no module of `agent` asks for, with the reason; none if no module
+    says."""
     forms = forms_by_slot(agent)
     for name, options in rewards.items():
         form = options.reads_form

@@ -16,7 +16,8 @@ FILE_SUFFIXES = (".json", ".jsonl", ".parquet")
 
 
 def locate(text: str, base_dir: Path) -> Path | None:
-    """The file that `text` names, relative to the working directory first and then to the config; None for none."""
+    """The file that `text` names, relative to the working directory first and then to the config; None if there is
+    none."""
     if "\0" in text:
         return None
     places = (Path(text).expanduser() if text.startswith("~/") else Path(text), base_dir / text)

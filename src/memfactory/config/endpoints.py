@@ -32,7 +32,7 @@ def address_key(endpoint: Endpoint) -> str:
 
 
 def check_addresses(config: RunConfig, problems: Problems) -> None:
-    """Note every address that is none."""
+    """Report every address that cannot be used."""
     for path, endpoint in endpoints(config):
         key = address_key(endpoint)
         address = getattr(endpoint, key)
@@ -42,7 +42,7 @@ def check_addresses(config: RunConfig, problems: Problems) -> None:
 
 
 def check_key(path: KeyPath, endpoint: Endpoint, problems: Problems) -> None:
-    """Note a key that is missing or cannot be one, and an address in the environment that is none."""
+    """Report a key that is missing or malformed, and an address in the environment that cannot be used."""
     model = "the server" if isinstance(endpoint, VllmServerConfig) else repr(endpoint.model)
     variable = endpoint.api_key_env
     if variable and not os.environ.get(variable, "").strip():

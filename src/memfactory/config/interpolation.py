@@ -56,7 +56,7 @@ def _without_unreadable(value: Any, path: KeyPath, problems: Problems) -> Any:
 
 
 def _refused(text: str) -> str | None:
-    """Why an interpolation in `text` is none of those that a config may hold; None if all are."""
+    """The reason why an interpolation in `text` is not allowed; None if all are."""
     # The text around a literal ${ must not join into another.
     unescaped = re.sub(r"\\\\|\\\$\{", " ", text)
     if _NESTED_NAME.search(unescaped):
@@ -72,7 +72,7 @@ def _refused(text: str) -> str | None:
 
 def _refuse_endless(values: dict[str, Any], problems: Problems) -> None:
     """Raise ConfigError if the references of `values` lead to more than a config can need, such as a chain in which
-    each doubles the one before. To resolve them would take for ever."""
+    each doubles the one before. Resolving them would never end."""
     sizes: dict[KeyPath, tuple[int, int]] = {}
     total = 0
     for path, text in leaves(values):
@@ -87,7 +87,7 @@ def _refuse_endless(values: dict[str, Any], problems: Problems) -> None:
 def _expansion(
     values: dict[str, Any], path: KeyPath, sizes: dict[KeyPath, tuple[int, int]], inside: tuple[KeyPath, ...]
 ) -> tuple[int, int]:
-    """How many references the value at `path` leads to, and how many characters it comes to."""
+    """The number of references that the value at `path` leads to, and its length in characters."""
     if path in sizes:
         return sizes[path]
     if path in inside or len(inside) > 200:

@@ -1,4 +1,4 @@
-"""Where in a config a key of some name can stand, whichever components fill its sections."""
+"""The places in a config at which a key of some name can stand, with any components."""
 
 from __future__ import annotations
 

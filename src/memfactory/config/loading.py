@@ -48,7 +48,7 @@ class Resolved:
 
     `values` is the whole of it as plain values, defaults written out; it holds no secrets. `source` is the file it
     came from. Relative paths in it are looked for in the working directory first, then in `base_dir`. `run` is the
-    run folder it was read from, if it was. `plugins` are those that were imported, as they were read. `origins` says
+    run folder it was read from, if any. `plugins` are those that were imported, as they were read. `origins` says
     where each dotted key was written; a key that is not in it has its default.
     """
 

@@ -141,7 +141,7 @@ def unknown_key(
 
 
 def places_of(name: str, annotation: object, path: KeyPath = ()) -> Iterator[KeyPath]:
-    """Where a key called `name` exists in nested options."""
+    """The places of a key called `name` in nested options."""
     for model in models_in(annotation):
         for key, info in model.model_fields.items():
             if key == name and path:

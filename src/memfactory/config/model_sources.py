@@ -69,7 +69,8 @@ def _likened(like: Like, has_model: bool) -> Tree:
 
 
 def fill_in_agent(tree: Tree, overrides: Sequence[Override], base_dir: Path) -> AgentFile | None:
-    """Fill in the agent of a config that names none from the memfactory.yaml of the model it names; that file."""
+    """Fill in the agent of a config that names none from the memfactory.yaml of the model it names; returns that
+    file."""
     named = "agent" in tree.values or any(override.path == ("agent",) for override in overrides)
     for place in _model_folders(tree, overrides):
         folder = Path(anchored(place, base_dir)).expanduser()

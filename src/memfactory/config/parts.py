@@ -24,7 +24,7 @@ _REPLACED_WHOLE = {("env", "rewards"), ("data", "train"), ("data", "eval")}
 
 
 def is_file(path: Path) -> bool:
-    """Whether `path` is a file; a text that cannot be a path is none."""
+    """Whether `path` is a file; False for a text that cannot be a path."""
     try:
         return path.is_file()
     except (OSError, ValueError):
@@ -32,7 +32,7 @@ def is_file(path: Path) -> bool:
 
 
 def is_dir(path: Path) -> bool:
-    """Whether `path` is a folder; a text that cannot be a path is none."""
+    """Whether `path` is a folder; False for a text that cannot be a path."""
     try:
         return path.is_dir()
     except (OSError, ValueError):

@@ -23,11 +23,11 @@ _NOT_FOR_ANSWERS = ("plugins", "train", "data")
 def load_plugins(
     tree: Tree, source: Source, problems: Problems, *, command: str | None, trusting: bool
 ) -> tuple[Plugin, ...]:
-    """Import the plugins that `tree` names, and give them as they were read; wrong names are reported to
+    """Import the plugins that `tree` names, and return them as they were read; wrong names are reported to
     `problems`.
 
     Of a run folder, also one whose config is the `base` of a user's own, only those are imported that this user has
-    trusted before, or trusts now (`trusting`), and none by `infer` where the run's agent and environment do without.
+    trusted before, or trusts now (`trusting`), and none by `infer` if the run's agent and environment do without.
     Raises ConfigError that lists the plugins that are not trusted.
     """
     names = tree.values.get("plugins")

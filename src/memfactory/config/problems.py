@@ -49,7 +49,7 @@ class Problems:
         self._sources[target] = source
 
     def add(self, path: KeyPath, message: str) -> None:
-        """Note `message` about `path`."""
+        """Add `message` about `path`."""
         if len(self._messages) == MOST:
             self._more += 1
             return
@@ -80,7 +80,7 @@ class Problems:
         return [*lines, *([f"{self._source}: and {self._more} more problems"] if self._more else [])]
 
     def raise_any(self) -> None:
-        """ConfigError with all problems, when there are any."""
+        """Raise ConfigError with all problems, if there are any."""
         if self._messages:
             raise ConfigError(self.messages())
 

@@ -84,7 +84,7 @@ class Readiness:
             )
 
     def _rewards_can_be_earned(self) -> None:
-        """A reward that counts must not read a form of answers that the agent's prompts never ask for."""
+        """Refuse rewards that read a form of answers which the agent's prompts never ask for."""
         train, entries = trainer_options(self.config), getattr(self.config.env.options, "rewards", {})
         if train is None or not train.plays or self.problems.touch(("agent",), ("env",)):
             return
@@ -151,7 +151,7 @@ class Readiness:
             self.warnings.append(f"{dotted(place)}.dtype: {model.dtype} on a CPU is slow; auto takes float32 there")
 
     def _needs(self, model: ModelConfig, path: KeyPath, what: str, package: str, extra: str, instead: str) -> None:
-        """Note when a CUDA GPU for `model` or the package of an extra is not there."""
+        """Report a missing CUDA GPU for `model`, and a missing package of an extra."""
         if not on_gpu(model):
             self.problems.add(path, f"{what} needs a CUDA GPU, and none is used here; {instead}")
         elif not installed(package):

@@ -58,7 +58,7 @@ def layer_of(origins: Mapping[KeyPath, Origin], path: KeyPath) -> int:
 
 
 def needed_roles(agent: type[AgentContract], slot: str) -> tuple[str, ...]:
-    """The roles that a module must have to fit the slot; none where neither agent nor default module says."""
+    """The roles that a module must have to fit the slot; none if neither agent nor default module says."""
     return (agent.needs[slot],) if slot in agent.needs else MODULES.get(agent.slots[slot]).roles
 
 

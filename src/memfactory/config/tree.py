@@ -84,7 +84,7 @@ def dotted(path: KeyPath) -> str:
 
 
 def origin_of(origins: Mapping[KeyPath, Origin], path: KeyPath) -> Origin | None:
-    """The origin of `path`, or of the nearest thing around it that was written down.
+    """The origin of `path`, or of the nearest value around it that was written.
 
     A mapping that an override's key brought about (`new.key=1` makes `new`) was written where the override was.
     """

@@ -1,4 +1,4 @@
-"""A connection to an HTTP server of which every read and write ends by a deadline, also byte by byte."""
+"""A connection to an HTTP server whose reads and writes end by a deadline, also if bytes come one by one."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ def _basic(parts: SplitResult) -> str | None:
 
 @cache
 def _tls() -> ssl.SSLContext:
-    """The system's certificates, and those that come with Python's packages where it has none."""
+    """The system's certificates, or those that come with Python's packages if it has none."""
     context = ssl.create_default_context()
     if not context.get_ca_certs():
         with suppress(ImportError):

@@ -1,1 +1,1 @@
-"""Memory banks: items with provenance and history, operations on them, and how they are found again."""
+"""Memory banks: items with provenance and history, operations on them, and search."""

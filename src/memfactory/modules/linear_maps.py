@@ -18,7 +18,7 @@ Estimator = Literal["paper", "softmax", "plackett_luce"]
 
 @dataclass(frozen=True)
 class ResidualMap:
-    """x -> x + W x, where W is `left` [d, d], or `left` x `right`^T [d, r] x [r, d] where it is of low rank."""
+    """x -> x + W x, where W is `left` [d, d], or `left` x `right`^T [d, r] x [r, d] if it is of low rank."""
 
     left: Array
     right: Array | None = None

@@ -1,4 +1,4 @@
-"""How well a training pass uses the machine: floating-point operations counted, not measured.
+"""The utilization of a machine by a training pass: floating-point operations are counted, not measured.
 
 Counts are of the work that has to be done: recomputed activations and padding are not in them, so the ratio to
 the peak is model FLOPs utilization (MFU, arXiv 2204.02311).

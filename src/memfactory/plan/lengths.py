@@ -1,4 +1,4 @@
-"""How long a run's conversations get: its agent played over a few tasks with the longest replies, without a model."""
+"""The lengths of a run's conversations: its agent plays a few tasks with the longest replies, without a model."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ class Schedule:
     """Sets the optimizer's learning rate to `learning_rate_fraction` of its peak.
 
     Its state is the steps taken and how many it was spread over. A run that goes on with more steps is spread over all
-    of them anew, with a warning: at the end of the old schedule the rate may be 0, at which nothing more is learnt.
+    of them anew, with a warning: at the end of the old schedule the rate may be 0, at which nothing more is learned.
     """
 
     def __init__(self, optimizer: Optimizer, options: OptimizerOptions, total_steps: int) -> None:

@@ -30,7 +30,7 @@ _ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 
 
 def usable_feeding(model: PreTrainedModel, options: TrainerOptions, dtype: torch.dtype) -> Feeding:
-    """How `model`, which computes in `dtype`, can be fed of the ways that `options` ask for."""
+    """The feeding that `options` ask for, as far as `model`, which computes in `dtype`, supports it."""
     with autocast(model.device, dtype):
         packing = usable_packing(model, options.packing, dtype)
         return Feeding(packing, options.trim_last_layer and can_trim(model, packing, dtype))

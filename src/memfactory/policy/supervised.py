@@ -48,10 +48,10 @@ class Encoder:
     counts: Counts = field(default_factory=Counts)
 
     def turns(self, row: Row, number: int) -> list[TrainingTurn]:
-        """One turn for each of the assistant's messages, after all that came before it; the end token is learnt too.
+        """One turn for each of the assistant's messages, after all that came before it; the end token is learned too.
 
-        Nothing where the conversation is dropped for its length. Raises DataError, which names the row, for one that
-        cannot be learnt.
+        Nothing if the conversation is dropped for its length. Raises DataError, which names the row, for one that
+        cannot be learned.
         """
         messages = conversation(row)
         try:

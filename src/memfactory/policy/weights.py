@@ -38,8 +38,8 @@ def trainable(
 ) -> Network:
     """The model with its trained weights requiring a gradient, which is float32.
 
-    An adapter that the model already has is trained on; else `lora` adds a new one, and without it all weights train,
-    in type `masters`. Adapters are float32.
+    An adapter that the model already has is trained further; else `lora` adds a new one, and without it all weights
+    train, in type `masters`. Adapters are float32.
     """
     if isinstance(model, PeftModel):
         network: Network = model
@@ -60,7 +60,7 @@ def trainable(
 def with_adapters(model: PreTrainedModel, options: LoraOptions, dtype: torch.dtype, seed: int) -> PeftModel:
     """The model with new LoRA adapters in float32 inside its layers; its own weights are frozen in `dtype`.
 
-    Raises ConfigError when the target modules are not in the model.
+    Raises ConfigError if the target modules are not in the model.
     """
     # Parameters only: a buffer such as the rotary frequencies needs its precision.
     for parameter in model.parameters():

@@ -10,7 +10,7 @@ from memfactory.registry import Options
 
 
 class SwanlabConfig(Options):
-    """SwanLab; never able to stop a run."""
+    """SwanLab. It cannot stop a run."""
 
     kind: Literal["swanlab"] = "swanlab"
     mode: Literal["offline", "local", "online", "disabled"] = "offline"

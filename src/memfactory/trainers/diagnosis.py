@@ -110,25 +110,26 @@ def facts_of_updates(updates: Sequence[Mapping[str, float]]) -> Facts:
 
 
 def diagnose(facts: Facts, settings: Settings) -> str | None:
-    """Why nothing was learnt, with the keys to change; None: something was, or there was nothing to learn from yet."""
+    """The reason why nothing was learned, with the keys to change; None if something was, or if there is no data
+    yet."""
     if facts.groups == facts.steps == 0:
         return None
     if facts.groups and facts.valid == 0:
         reasons = _without_variance(facts, settings)
         which = f"none of the {facts.groups} groups had" if facts.groups > 1 else "the one group did not have"
-        return f"{which} rewards that differ, so nothing was learnt. {' '.join(reasons)}"
+        return f"{which} rewards that differ, so nothing was learned. {' '.join(reasons)}"
     if facts.updates and facts.skipped == facts.updates:
         return (
-            f"the gradient of all {facts.updates} optimizer steps was not finite, so nothing was learnt. Lower "
+            f"the gradient of all {facts.updates} optimizer steps was not finite, so nothing was learned. Lower "
             f"train.optimizer.learning_rate (now {settings.learning_rate:g}), or write model.dtype: float32."
         )
     if facts.tokens == 0:
         reasons = _cut(facts, settings) if settings.mask_truncated else []
         masked = "train.loss.mask_truncated leaves out replies that were cut by length. " if reasons else ""
-        return f"no token was trained on, so nothing was learnt. {masked}{' '.join(reasons)}".rstrip()
+        return f"no token was trained on, so nothing was learned. {masked}{' '.join(reasons)}".rstrip()
     if facts.largest_norm == 0:
         return (
-            f"the gradient of all {facts.updates} optimizer steps was exactly 0, so nothing was learnt. No loss "
+            f"the gradient of all {facts.updates} optimizer steps was exactly 0, so nothing was learned. No loss "
             "reaches the trained parameters: check train.lora.target_modules and train.loss (clip ranges, corrections)."
         )
     return None

@@ -2,7 +2,7 @@
 
     build(Sources(questions), output, HotpotQaSettings(seed=0)) -> Report
 
-A row hides a question's own paragraphs among others, at places drawn for each row (MemAgent's files have them at the
+A row hides a question's own paragraphs among others, at random places in each row (MemAgent's files have them at the
 same places in every row). All lengths share the evaluation questions, and a longer text contains the documents of the
 shorter. No training text holds an evaluation question's own paragraphs. Equal arguments give equal bytes.
 """
@@ -107,7 +107,7 @@ def build(
 
 
 def split(sources: Sources, settings: HotpotQaSettings) -> Split:
-    """Draw the evaluation questions and keep them, their paragraphs and near copies out of training."""
+    """Sample the evaluation questions and keep them, their paragraphs and near copies out of training."""
     questions = read_questions(sources.questions)
     others = None if sources.evaluation is None else read_questions(sources.evaluation)
     documents = [] if sources.documents is None else read_documents(sources.documents)
@@ -167,7 +167,7 @@ def training_rows(parts: Split, total: int, docs: tuple[int, int], seed: int) ->
 
 
 def _surrounded(own: Sequence[Document], pool: Sequence[Document], count: int, stream: Random) -> list[Document]:
-    """`own`, then documents of other titles drawn from `pool` until there are `count`."""
+    """`own`, then documents of other titles sampled from `pool` until there are `count`."""
     if count > len(pool):
         raise DataError(
             f"a text of {count} documents is requested, but there are only {len(pool)}; add documents to the pool"

@@ -18,7 +18,8 @@ LARGEST = 512 * MIB
 class VllmServer:
     """The server at `config.url`.
 
-    Raises ConfigError for an address that is none and for a key whose environment variable is not set or holds none.
+    Raises ConfigError for an address that cannot be used, and for a key whose environment variable is unset or
+    malformed.
     """
 
     def __init__(self, config: VllmServerConfig) -> None:
