@@ -69,7 +69,7 @@ def test_changed_training_data_is_refused_on_resume(work: Path, name: str, capsy
     written(work / "chats.jsonl", [chat(1), chat(2), chat(3)])
     assert run(["train", f"{name}.yaml", "--resume", "train.steps=3"]) == 2
     told = capsys.readouterr().err
-    assert "the training data is not what it was" in told and "model.path=" in told
+    assert "the training data has changed since" in told and "model.path=" in told
 
 
 def test_a_row_within_a_mixture_counts() -> None:
