@@ -117,7 +117,7 @@ _NAMES = {
 _MODULES = {name: f"memfactory.{module}" for module, names in _NAMES.items() for name in names.split()}
 
 
-def __getattr__(name: str) -> object:
+def _attribute(name: str) -> object:
     if name == "__version__":
         from importlib.metadata import version
 
@@ -128,6 +128,10 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module 'memfactory' has no attribute {name!r}")
     globals()[name] = value
     return value
+
+
+if not TYPE_CHECKING:  # Type checkers report a misspelt name only if the package has no __getattr__.
+    __getattr__ = _attribute
 
 
 def __dir__() -> list[str]:

@@ -32,17 +32,17 @@ EVAL_SAMPLING = ("temperature", "top_p", "top_k")
 class InferRequest:
     """A question about `documents` or a `conversation`, or a file of rows with their own questions and texts.
 
-    >>> InferRequest("Where does Anna live?", documents=(Path("anna.txt"),)).rows is None
+    >>> InferRequest("Where does Anna live?", documents=["anna.txt"]).rows is None
     True
 
-    Paths are files; "-" reads standard input. A conversation is a JSON file with a list of utterances, or a row that
-    holds one. Raises ConfigError for a combination that has no meaning.
+    Paths are texts or `Path`s; "-" is standard input. A conversation is a JSON file with a list of utterances, or a row
+    that holds one. Raises ConfigError for a combination that has no meaning.
     """
 
     question: str | None = None
-    documents: tuple[Path, ...] = ()
-    conversation: Path | None = None
-    rows: Path | None = None
+    documents: str | Path | Sequence[str | Path] = ()
+    conversation: str | Path | None = None
+    rows: str | Path | None = None
 
     def __post_init__(self) -> None:
         question, texts = self.question, bool(self.documents) or self.conversation is not None
@@ -65,10 +65,11 @@ class InferRequest:
     def tasks(self, resolved: Resolved) -> tuple[tuple[Task, ...], tuple[str, ...]]:
         """The tasks to play, and a message for every row that cannot be used. Raises DataError for unreadable files."""
         if self.rows is not None:
-            return row_questions(resolved, self.rows)
+            return row_questions(resolved, Path(self.rows))
         if self.conversation is not None:
-            return (conversation_question(resolved, self.question or "", self.conversation),), ()
-        return document_question(self.question or "", self.documents), ()
+            return (conversation_question(resolved, self.question or "", Path(self.conversation)),), ()
+        documents = [self.documents] if isinstance(self.documents, str | Path) else self.documents
+        return document_question(self.question or "", [Path(path) for path in documents]), ()
 
 
 @dataclass(frozen=True)
@@ -141,8 +142,8 @@ class InferOptions:
     True
     """
 
-    output: Path | None = None
-    bank: Path | None = None
+    output: str | Path | None = None
+    bank: str | Path | None = None
     sampling: SamplingParams = GREEDY
     watcher: InferWatcher = field(default_factory=InferWatcher)
 
@@ -178,7 +179,7 @@ def run_inference(resolved: Resolved, request: InferRequest, options: InferOptio
     that cannot be read.
     """
     name = f"--output {options.output}"
-    with nullcontext() if options.output is None else file_lock(options.output, name=name):
+    with nullcontext() if options.output is None else file_lock(Path(options.output), name=name):
         return _run(resolved, request, options)
 
 
@@ -188,7 +189,7 @@ def _run(resolved: Resolved, request: InferRequest, options: InferOptions) -> In
     tasks, problems = request.tasks(resolved)
     for problem in problems:
         options.watcher.left_out(problem)
-    opened = nullcontext() if options.bank is None else BankFolder.open(options.bank, resolved.config.agent)
+    opened = nullcontext() if options.bank is None else BankFolder.open(Path(options.bank), resolved.config.agent)
     with opened as bank:
         fingerprint: Mapping[str, str | None] = sampling_fingerprint(
             resolved, options.sampling, resolved.config.eval.seed
@@ -196,7 +197,7 @@ def _run(resolved: Resolved, request: InferRequest, options: InferOptions) -> In
         if bank is not None:
             tasks, fingerprint = bank.bind_tasks(tasks, fingerprint, of_rows=request.rows is not None)
         configuration = digest(fingerprint)
-        missing = tasks if options.output is None else _unanswered(tasks, options.output, configuration)
+        missing = tasks if options.output is None else _unanswered(tasks, Path(options.output), configuration)
         episodes = _played(resolved, missing, options, bank) if missing else iter(())
         answers, failures, readings = _collected(episodes, options, configuration)
     return InferResult(
@@ -215,7 +216,7 @@ def _collected(
     answers: list[Answer] = []
     failures: dict[str, str] = {}
     readings: dict[str, Reading | None] = {}
-    with nullcontext() if options.output is None else JsonLinesWriter(options.output) as file:
+    with nullcontext() if options.output is None else JsonLinesWriter(Path(options.output)) as file:
         for episode in episodes:
             if episode.failure is not None:
                 failures[episode.task.id] = episode.failure

@@ -36,6 +36,12 @@ def test_an_unknown_name_is_an_attribute_error():
         memfactory.trian
 
 
+def test_type_checkers_report_an_unknown_name():
+    # A `__getattr__` in their sight would make every name valid.
+    tree = ast.parse((ROOT / "__init__.py").read_text(encoding="utf-8"))
+    assert "__getattr__" not in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
 def test_importing_the_package_imports_nothing_heavy():
     code = (
         "import sys, time\n"
@@ -65,6 +71,15 @@ def test_every_object_of_the_door_has_an_example():
 
 
 DOORS = ("memfactory", *sorted(set(memfactory._MODULES.values())))
+
+
+def test_one_name_needs_no_list():
+    options = memfactory.EvalOptions(data="facts", metrics="em", baselines="no_memory")
+    listed = memfactory.EvalOptions(data=["facts"], metrics=["em"], baselines=["no_memory"])
+    assert options.replacing() == listed.replacing()
+    assert listed.replacing().data == ("facts",)
+    baseline = {"name": "no_memory"}
+    assert memfactory.EvalOptions(baselines=baseline).replacing().baselines == (baseline,)
 
 
 @pytest.mark.parametrize("module", DOORS)

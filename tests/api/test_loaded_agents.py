@@ -1,5 +1,7 @@
 """`load_agent`: every shipped agent reads, remembers and answers on the embedded model."""
 
+from pathlib import Path
+
 import pytest
 
 import memfactory
@@ -79,6 +81,11 @@ def test_a_memory_of_the_other_kind_is_refused():
 def test_an_utterance_without_a_speaker_is_named():
     with load("naive_rag") as agent, pytest.raises(DataError, match=r"conversation\[0\]' has no speaker"):
         agent.read([{"text": "I live in Oslo."}])
+
+
+def test_reading_a_path_names_the_mistake():
+    with load("memory_agent") as agent, pytest.raises(DataError, match="a text or a list of utterances, not Pos"):
+        agent.read(Path("book.txt"))
 
 
 def test_a_config_may_be_a_mapping_and_its_mistakes_name_their_keys():

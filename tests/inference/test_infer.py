@@ -185,6 +185,15 @@ def test_a_missing_document_is_told(place):
         infer(place, question="What?", documents=[place / "none.txt"])
 
 
+def test_paths_may_be_texts(place):
+    config = load_config(place / "reader.yaml")
+    (answer,) = run_inference(config, InferRequest("What is the code of Carol?", documents="text.txt")).answers
+    assert str(answer) == "three"
+    options = InferOptions(output="answers.jsonl")
+    assert run_inference(config, InferRequest(rows="rows.jsonl"), options).complete
+    assert run_inference(config, InferRequest(rows="rows.jsonl"), options).answered_before == len(rows())
+
+
 def test_an_endpoint_needs_no_torch(place):
     script = (
         "import sys; from pathlib import Path; from memfactory.config import *; "

@@ -74,7 +74,8 @@ def test_a_deleted_item_is_gone_but_its_history_stays():
 def test_namespaces_are_exact():
     bank = BankSource().open([ANN, BOB, MemoryItem("y", "", "somebody")])
     assert bank.list(["Bob"]) == [BOB]
-    assert bank.list(["Bo"]) == []
+    assert bank.list("Bob") == [BOB] and bank.list("Bo") == []
+    assert [match.item for match in bank.search("Bob", namespaces="Bob")] == [BOB]
     assert [item.id for item in bank.list([""])] == ["y"]
     assert [item.id for item in bank.list(["Bob", "Ann"])] == ["m2", "x"]
     assert bank.list([]) == []

@@ -12,7 +12,7 @@ from memfactory.data.base import Row
 from memfactory.dialogue import Agent, Dialogue
 from memfactory.envs.memory_rows import MemoryRowReader
 from memfactory.episode import Episode
-from memfactory.errors import ConfigError, EngineError
+from memfactory.errors import ConfigError, DataError, EngineError
 from memfactory.formats.render import utterances_of
 from memfactory.inference import GREEDY, Answer
 from memfactory.memory.bank import MemoryBank
@@ -88,8 +88,11 @@ class LoadedAgent:
         An agent with a memory bank reads at once. A recurrent agent writes its memory for a question: with `question`
         it reads at once too, without one it keeps the text (see `unread`) and reads it for each question of `ask`,
         exactly as evaluations do. Agents without a memory keep the text in either case. Raises EngineError if an engine
-        fails; the memory is then as before.
+        fails (the memory is then as before) and DataError for another form of text; a file is
+        `Path(name).read_text()`.
         """
+        if not isinstance(text, str | Sequence):
+            raise DataError(f"`read` takes a text or a list of utterances, not {type(text).__name__}")
         texts = (*self._unread, text)
         if question is None and self._bank is None:
             self._unread = texts

@@ -26,17 +26,18 @@ class EvalOptions:
     `baselines` are further agents for each model, such as "full_context". `like` is the run or config whose settings
     count for models by themselves. `output` is the folder of results (default: runs/eval/<names>); samples in it are
     not played again unless `overwrite` discards them. `progress` is the console for progress bars (None: no progress).
+    A single name needs no list.
 
-    >>> EvalOptions(data=("facts",), samples=4).overwrite
+    >>> EvalOptions(data="facts", metrics=["em", "f1"], samples=4).overwrite
     False
     """
 
-    data: tuple[str, ...] = ()
+    data: str | Sequence[str] = ()
     samples: int | None = None
-    metrics: tuple[str, ...] = ()
+    metrics: str | Sequence[str] = ()
     limit: int | None = None
     judge: bool = False
-    baselines: tuple[str | dict[str, object], ...] = ()
+    baselines: str | dict[str, object] | Sequence[str | dict[str, object]] = ()
     like: str | None = None
     output: str | Path | None = None
     overwrite: bool = False
@@ -44,7 +45,9 @@ class EvalOptions:
 
     def replacing(self) -> EvalOverrides:
         """The options that replace the configs' `eval` sections."""
-        return EvalOverrides(self.data, self.samples, self.metrics, self.limit, self.judge, self.baselines)
+        baselines = (self.baselines,) if isinstance(self.baselines, str | dict) else tuple(self.baselines)
+        data, metrics = _several(self.data), _several(self.metrics)
+        return EvalOverrides(data, self.samples, metrics, self.limit, self.judge, baselines)
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,10 @@ def evaluate(
         targets, options.replacing(), output=folder, overwrite=options.overwrite, progress=options.progress
     )
     return EvaluationResult(folder, report)
+
+
+def _several(names: str | Sequence[str]) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def _targets(

@@ -22,13 +22,14 @@ def infer(
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     document = Path(folder) / "text.txt"
     ...     _ = document.write_text("Irene lives in Oslo. Klaus paints in olive.")
-    ...     request = memfactory.InferRequest("Where does Irene live?", documents=(document,))
+    ...     request = memfactory.InferRequest("Where does Irene live?", documents=document)
     ...     result = memfactory.infer("quickstart", request)
     >>> print(result.answers[0])
     Oslo
 
     `source` is a run folder, a checkpoint, a model folder, a config or `tiny`, and `overrides` are those of the command
-    line. `request` is a question about nothing else, or an InferRequest. `trust` allows the code of plugins that a run
+    line. `request` is a question by itself, or an InferRequest with a question and
+    documents or a conversation, or with a file of rows. `trust` allows the code of plugins that a run
     folder brings. For several questions about one text, `load_agent` reads the text once.
 
     Raises ConfigError if source, overrides or options do not fit, DataError for a file that cannot be read. An engine

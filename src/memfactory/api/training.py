@@ -97,7 +97,8 @@ def train(
     allows the code of plugins that a run folder brings.
 
     Progress goes to the run's trackers (default: the console; `trackers=[]`: none). Raises ConfigError or DataError
-    before anything is loaded, and `trainers.base.Interrupted` after Ctrl-C once the last whole step is saved.
+    before anything is loaded, and `memfactory.trainers.base.Interrupted` after Ctrl-C, once the last whole step is
+    saved.
     """
     config, resume = _from_checkpoint(config, resume)
     place = [] if output is None else [{"output": str(output)}]

@@ -97,6 +97,9 @@ class MemoryBank:
     def __len__(self) -> int:
         return len(self._contents)
 
+    def __repr__(self) -> str:
+        return f"<MemoryBank of {len(self)} item{'' if len(self) == 1 else 's'}>"
+
     def add(self, entry: str | Candidate, *, namespace: str = "", time: str | None = None) -> str:
         """Add an item and return its id: the next of "m1", "m2", ... that this bank never used.
 
@@ -228,7 +231,7 @@ class MemoryBank:
         k: int = 5,
         *,
         mode: Search | None = None,
-        namespaces: Sequence[str] | None = None,
+        namespaces: str | Sequence[str] | None = None,
         min_score: float | None = None,
     ) -> list[Match]:
         """The `k` items that match `query` best, by score, then by order of insertion.
@@ -239,8 +242,8 @@ class MemoryBank:
         ['Anna plays the cello.']
 
         `mode` is "dense" (cosine of the vectors), "bm25" (items that share a word with the query) or "hybrid" (fused
-        ranks of both); None takes the mode of the options. `namespaces` restricts the search, `min_score` drops weaker
-        matches.
+        ranks of both); None takes the mode of the options. `namespaces` (one or several) restricts the search,
+        `min_score` drops weaker matches.
         """
         if k < 0:
             raise ValueError(f"k must not be negative, got {k}")
@@ -251,7 +254,7 @@ class MemoryBank:
             k,
             mode=mode or self._source.config.search,
             embed_query=self.embed_query,
-            namespaces=namespaces,
+            namespaces=[namespaces] if isinstance(namespaces, str) else namespaces,
         )
         return [Match(item, score) for item, score in ranking if min_score is None or score >= min_score]
 
@@ -300,17 +303,17 @@ class MemoryBank:
                 return Outcome("noop", item_id(operation))
 
     # Last, because within the class it hides the builtin of its name.
-    def list(self, namespaces: Sequence[str] | None = None) -> list[MemoryItem]:
-        """The items in order of insertion; with `namespaces` only those of these namespaces.
+    def list(self, namespaces: str | Sequence[str] | None = None) -> list[MemoryItem]:
+        """The items in order of insertion; with `namespaces` only those of this or these.
 
         >>> bank = MemoryBank()
         >>> _ = bank.add("Anna sings.", namespace="anna"), bank.add("Ben cooks.", namespace="ben")
-        >>> [item.value for item in bank.list(["ben"])]
+        >>> [item.value for item in bank.list("ben")]
         ['Ben cooks.']
         """
         if namespaces is None:
             return [*self._contents]
-        names = set(namespaces)
+        names = {namespaces} if isinstance(namespaces, str) else {*namespaces}
         return [item for item in self._contents if item.namespace in names]
 
 
