@@ -64,7 +64,7 @@ def test_away_from_a_terminal_a_step_is_one_line_with_reward_parts(tmp_path):
     lines = file.getvalue().splitlines()
     # 3 steps are left at 30 seconds each, then 2 at the mean of 30 and 10; clipped below and above add up.
     assert lines[1] == (
-        "step 1/4  reward 0.250 (boxed_em 0.250, format 1.000)  no variance 50.0%  clipped 3.0%  0:01:30 left"
+        "step 1/4  reward 0.250 (boxed_em 0.250, format 1.000)  zero variance 50.0%  clipped 3.0%  0:01:30 left"
     )
     assert lines[2] == "step 2/4  reward 0.500  0:00:40 left"
 

@@ -90,3 +90,12 @@ def test_a_schedule_spread_over_more_steps_is_told(caplog: pytest.LogCaptureFixt
     schedules[1].load_state_dict(schedules[0].state_dict())
     assert "spread over 20 optimizer steps now, not over 10" in caplog.text
     assert "after step 10 the learning rate is 0.5 instead of 0" in caplog.text
+
+
+def test_an_equal_learning_rate_is_not_compared(caplog: pytest.LogCaptureFixture) -> None:
+    options = OptimizerOptions(learning_rate=1.0, schedule="linear", warmup_steps=4)
+    before, now = (Schedule(torch.optim.SGD([torch.zeros(1)]), options, total) for total in (10, 20))
+    before.step()
+    now.load_state_dict(before.state_dict())
+    # Step 2 of 4 warm-up steps has half of the peak, however long the schedule is.
+    assert caplog.messages[0].endswith("after step 1 the learning rate is 0.5")

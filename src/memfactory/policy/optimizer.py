@@ -146,10 +146,11 @@ class Schedule:
         before = state.get("total_steps", self.total_steps)
         if self.options.schedule != "constant" and before != self.total_steps:
             old = self.options.learning_rate * learning_rate_fraction(self.steps, self.options, before)
+            change = "" if self.learning_rate == old else f" instead of {old:.3g}"
             log.warning(
                 "the %s schedule is spread over %d optimizer steps now, not over %d as before: after step %d the "
-                "learning rate is %.3g instead of %.3g",
-                *(self.options.schedule, self.total_steps, before, self.steps, self.learning_rate, old),
+                "learning rate is %.3g%s",
+                *(self.options.schedule, self.total_steps, before, self.steps, self.learning_rate, change),
             )
 
     def _apply(self) -> None:

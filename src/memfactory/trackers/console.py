@@ -20,7 +20,7 @@ RECENT = 10
 """Steps that the time left is judged from."""
 
 
-def _share(value: float) -> str:
+def _percent(value: float) -> str:
     return f"{value:.1%}"
 
 
@@ -31,16 +31,16 @@ def _number(value: float) -> str:
 # Metric, label, how it is written; metrics that a trainer does not give are left out.
 SHOWN: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("loss", "loss", _number),
-    ("groups/zero_variance", "no variance", _share),
-    ("groups/unknown", "unknown", _share),
+    ("groups/zero_variance", "zero variance", _percent),
+    ("groups/unknown", "unknown", _percent),
     ("kl", "KL", _number),
-    ("clip", "clipped", _share),
+    ("clip", "clipped", _percent),
     ("entropy", "entropy", _number),
     ("reply_tokens", "reply tokens", lambda value: f"{value:.0f}"),
-    ("truncated", "truncated", _share),
-    ("retriever/useful", "useful memories", _share),
-    ("learning_rate", "rate", _number),
-    ("grad_norm", "gradient", _number),
+    ("truncated", "truncated", _percent),
+    ("retriever/useful", "useful memories", _percent),
+    ("learning_rate", "learning rate", _number),
+    ("grad_norm", "gradient norm", _number),
     ("tokens_per_second", "tokens/s", lambda value: f"{value:,.0f}"),
 )
 
