@@ -312,23 +312,23 @@ def _well_formed(module: type, ask: Any) -> Ask:
     example = 'write `reply = yield Ask("step", (Message("user", prompt),), max_tokens)`'
     if not isinstance(ask, Ask):
         raise broken(module, "dialogue", f"yielded {type(ask).__name__}, not an Ask; {example}")
-    messages, stop, wrong = ask.messages, cast("object", ask.stop), None
+    messages, stop, mistake = ask.messages, cast("object", ask.stop), None
     if not isinstance(messages, tuple | list) or not messages:
-        wrong = f"messages must be a tuple of Message, not {messages!r:.60}"
-    elif strange := [message for message in messages if not isinstance(message, Message)]:
-        wrong = f"messages hold {type(strange[0]).__name__}, not Message"
+        mistake = f"messages must be a tuple of Message, not {messages!r:.60}"
+    elif foreign := [message for message in messages if not isinstance(message, Message)]:
+        mistake = f"messages hold {type(foreign[0]).__name__}, not Message"
     elif any(not isinstance(message.content, str) for message in messages):
-        wrong = "the content of a message must be text"
+        mistake = "the content of a message must be text"
     elif isinstance(ask.max_tokens, bool) or not isinstance(ask.max_tokens, int) or ask.max_tokens < 1:
-        wrong = f"max_tokens must be a whole number above 0, not {ask.max_tokens!r:.60}"
+        mistake = f"max_tokens must be a whole number above 0, not {ask.max_tokens!r:.60}"
     elif not isinstance(ask.step, str) or not ask.step:
-        wrong = f"step must be a name, not {ask.step!r:.60}"
+        mistake = f"step must be a name, not {ask.step!r:.60}"
     elif not isinstance(stop, tuple | list) or not all(isinstance(text, str) for text in stop):
-        wrong = f"stop must be a tuple of texts, not {ask.stop!r:.60}"
-    if wrong is not None:
-        raise broken(module, "dialogue", f"yielded an invalid Ask: {wrong}; {example}")
-    if is_users(module) and (half := _half_character(messages)) is not None:
-        raise broken(module, "dialogue", f"yielded an invalid Ask: a message holds {half}")
+        mistake = f"stop must be a tuple of texts, not {ask.stop!r:.60}"
+    if mistake is not None:
+        raise broken(module, "dialogue", f"yielded an invalid Ask: {mistake}; {example}")
+    if is_users(module) and (surrogate := _half_character(messages)) is not None:
+        raise broken(module, "dialogue", f"yielded an invalid Ask: a message holds {surrogate}")
     return ask if isinstance(messages, tuple) else replace(ask, messages=tuple(messages))
 
 

@@ -261,6 +261,6 @@ def _replies(engines: Mapping[str, Engine], names: set[str]) -> Iterator[tuple[A
     stepped: list[Engine] = []
     for name in sorted(names):
         engine = engines[name]
-        if not any(engine is other for other in stepped):
+        if not any(engine is earlier for earlier in stepped):
             stepped.append(engine)
             yield from engine.step()

@@ -123,7 +123,7 @@ def deciding(options: Mapping[str, Options]) -> str:
 
 def trajectory_of(episode: Episode, reward: Reward) -> Trajectory:
     """A finished episode with its reward; rewards computed at a module's end credit that module's steps."""
-    by_step = {step: one.total for step, one in episode.step_rewards.items()}
+    by_step = {step: reward.total for step, reward in episode.step_rewards.items()}
     if by_step:
         reward = replace(reward, steps=MappingProxyType({**by_step, **reward.steps}))
     return Trajectory(

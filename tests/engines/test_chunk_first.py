@@ -19,7 +19,7 @@ from memfactory.model.codec import FileCodec
 from memfactory.model.loading import load_chat
 from memfactory.model.options import ModelConfig
 from memfactory.modules.recurrent_memory import (
-    SECTION_FIRST_PROMPT,
+    CHUNK_FIRST_PROMPT,
     UPDATE_PROMPT,
     RecurrentMemoryModule,
     RecurrentMemoryOptions,
@@ -98,11 +98,11 @@ def test_both_orders_show_the_same_and_ask_for_the_same_replies():
     ("given", "wording"),
     [
         ({}, UPDATE_PROMPT),
-        ({"order": "chunk_first"}, SECTION_FIRST_PROMPT),
-        ({"order": "chunk_first", "prompts": {"system": "Be brief."}}, SECTION_FIRST_PROMPT),
+        ({"order": "chunk_first"}, CHUNK_FIRST_PROMPT),
+        ({"order": "chunk_first", "prompts": {"system": "Be brief."}}, CHUNK_FIRST_PROMPT),
         # A written config names order and wording; another order on the command line takes its own wording along.
-        ({"order": "chunk_first", "prompts": {"update": UPDATE_PROMPT}}, SECTION_FIRST_PROMPT),
-        ({"order": "memory_first", "prompts": {"update": SECTION_FIRST_PROMPT}}, UPDATE_PROMPT),
+        ({"order": "chunk_first", "prompts": {"update": UPDATE_PROMPT}}, CHUNK_FIRST_PROMPT),
+        ({"order": "memory_first", "prompts": {"update": CHUNK_FIRST_PROMPT}}, UPDATE_PROMPT),
         ({"order": "chunk_first", "prompts": {"update": "{chunk}{prompt}{memory}"}}, "{chunk}{prompt}{memory}"),
         ({"prompts": {"update": "{prompt}{memory}{chunk}{memory}"}}, "{prompt}{memory}{chunk}{memory}"),
     ],
@@ -145,7 +145,7 @@ def test_a_wording_of_another_order_is_refused_where_it_stands(tmp_path, agent, 
 def test_a_written_config_can_be_run_in_the_other_order(tmp_path):
     (tmp_path / "run.yaml").write_text(CONFIG.format(agent="memory_agent_chunk_first"))
     written = load_config(tmp_path / "run.yaml")
-    assert written.config.agent.modules["memory"].options.prompts.update == SECTION_FIRST_PROMPT
+    assert written.config.agent.modules["memory"].options.prompts.update == CHUNK_FIRST_PROMPT
     (tmp_path / "again.yaml").write_text(yaml.safe_dump(written.values))
     assert load_config(tmp_path / "again.yaml").config == written.config
     turned = load_config(tmp_path / "again.yaml", ["agent.modules.memory.order=memory_first"]).config

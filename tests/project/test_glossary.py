@@ -60,7 +60,7 @@ EXEMPT: frozenset[tuple[str, str]] = frozenset(
         ("src/memfactory/modules/naive_extractor.py", "EXTRACT_PROMPT"),
         ("src/memfactory/modules/recurrent_memory.py", "MEMAGENT_ANSWER_PROMPT"),
         ("src/memfactory/modules/recurrent_memory.py", "MEMAGENT_UPDATE_PROMPT"),
-        ("src/memfactory/modules/recurrent_memory.py", "SECTION_FIRST_PROMPT"),
+        ("src/memfactory/modules/recurrent_memory.py", "CHUNK_FIRST_PROMPT"),
         ("src/memfactory/modules/recurrent_memory.py", "UPDATE_PROMPT"),
         ("src/memfactory/modules/topic_extractor.py", "TOPIC_PROMPT"),
     }

@@ -100,22 +100,25 @@ class LinearReranker(Retriever[LinearRerankerOptions], LearningModule[LinearRera
 
     def learn(self, episodes: Sequence[Episode]) -> dict[str, float]:
         """One step up the mean gradient of the episodes whose chosen memories have known rewards."""
-        used: list[tuple[Array, ...]] = []
+        gradients: list[tuple[Array, ...]] = []
         useful: list[float] = []
         for episode in episodes:
             rewards = self.rewards(episode)
             if rewards is None or episode.selection is None or episode.bank is None:
                 continue
-            used.append(self._gradients(episode.bank, episode.selection, rewards - self.options.baseline))
+            gradients.append(self._gradients(episode.bank, episode.selection, rewards - self.options.baseline))
             useful += (rewards > 0).tolist()
-        metrics = {"skipped": 1 - len(used) / max(len(episodes), 1)}
-        if not used:
+        metrics = {"skipped": 1 - len(gradients) / max(len(episodes), 1)}
+        if not gradients:
             return metrics
-        rate = self.options.learning_rate / len(used)
-        columns = [numpy.stack(column) for column in zip(*used, strict=True)]
+        rate = self.options.learning_rate / len(gradients)
+        columns = [numpy.stack(column) for column in zip(*gradients, strict=True)]
         before = self._maps(columns[0].shape[1])
         self.maps = before[0].moved(columns[0], columns[1], rate), before[1].moved(columns[2], columns[3], rate)
-        norms = {f"update_{name}": _norm(a, b) for name, a, b in zip(MAPS, columns[::2], columns[1::2], strict=True)}
+        norms = {
+            f"update_{name}": _norm(outward, inward)
+            for name, outward, inward in zip(MAPS, columns[::2], columns[1::2], strict=True)
+        }
         return {"useful": fmean(useful), **metrics, **{name: rate * norm for name, norm in norms.items()}}
 
     def rewards(self, episode: Episode) -> Array | None:

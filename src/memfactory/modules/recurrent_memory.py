@@ -39,7 +39,7 @@ Read the section and rewrite the memory: keep what helps with the problem, add w
 
 Updated memory:"""
 
-SECTION_FIRST_PROMPT = """\
+CHUNK_FIRST_PROMPT = """\
 First read the section, then rewrite the memory that follows it: keep what helps with the problem, add what the section
 brings, correct what it changes.
 
@@ -58,7 +58,7 @@ brings, correct what it changes.
 Updated memory:"""
 
 UPDATE_PROMPTS: Mapping[Order, str] = MappingProxyType(
-    {"memory_first": UPDATE_PROMPT, "chunk_first": SECTION_FIRST_PROMPT}
+    {"memory_first": UPDATE_PROMPT, "chunk_first": CHUNK_FIRST_PROMPT}
 )
 
 ANSWER_PROMPT = """\

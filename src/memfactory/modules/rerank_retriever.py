@@ -74,8 +74,8 @@ def parse_choice(text: str, shown: int, limit: int) -> Choice:
         return Choice((), 0.0)
     numbers, entries = listed_numbers(choice.group(1), range(1, shown + 1))
     numbers = numbers[:limit]
-    around = reply.strip() != choice.group()
-    return Choice(numbers, len(numbers) / (entries + around) if numbers else 0.0)
+    has_other_words = reply.strip() != choice.group()
+    return Choice(numbers, len(numbers) / (entries + has_other_words) if numbers else 0.0)
 
 
 @MODULES.register("rerank_retriever")
@@ -89,15 +89,15 @@ class RerankRetriever(Retriever[RerankRetrieverOptions]):
         ranked = [match.item for match in bank.search(question, options.candidates, mode=options.search)]
         if not ranked:
             return ()
-        listed = ranked if options.order == "search" else _in_bank_order(bank, ranked)
-        memory = numbered_list([item.text for item in listed])
+        shown = ranked if options.order == "search" else _in_bank_order(bank, ranked)
+        memory = numbered_list([item.text for item in shown])
         prompt = fill(options.prompt, {"question": question, "memory": memory, "limit": str(options.keep)})
         reply = yield Ask("rerank", (Message("user", prompt),), options.max_tokens)
-        choice = parse_choice(reply.text, len(listed), options.keep)
+        choice = parse_choice(reply.text, len(shown), options.keep)
         episode.check("rerank", choice.form)
         if not choice.numbers and options.fallback == "search":
             return tuple(ranked[: options.keep])
-        return tuple(listed[number - 1] for number in choice.numbers)
+        return tuple(shown[number - 1] for number in choice.numbers)
 
 
 def _in_bank_order(bank: MemoryBank, items: list[MemoryItem]) -> list[MemoryItem]:

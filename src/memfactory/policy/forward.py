@@ -127,7 +127,7 @@ def collate(turns: Sequence[TrainingTurn], weights: Sequence[float], layout: Lay
     replies = torch.tensor([token for turn in turns for token in turn.reply_ids])
     # All is filled on the CPU and moved once: on a GPU each of these small steps would be a launch of its own.
     reply_ids = torch.zeros(mask.shape, dtype=torch.long).masked_scatter(mask, replies)
-    old, reference, sampler = (
+    old_logprobs, reference_logprobs, sampler_logprobs = (
         _per_token([getattr(turn, name) for turn in turns], mask)
         for name in ("old_logprobs", "reference_logprobs", "sampler_logprobs")
     )
@@ -139,9 +139,9 @@ def collate(turns: Sequence[TrainingTurn], weights: Sequence[float], layout: Lay
         inputs=LossInputs(
             advantages=torch.tensor([turn.advantage for turn in turns], dtype=torch.float32).to(device),
             mask=mask.to(device),
-            old_logprobs=None if old is None else old.to(device),
-            reference_logprobs=None if reference is None else reference.to(device),
-            sampler_logprobs=None if sampler is None else sampler.to(device),
+            old_logprobs=None if old_logprobs is None else old_logprobs.to(device),
+            reference_logprobs=None if reference_logprobs is None else reference_logprobs.to(device),
+            sampler_logprobs=None if sampler_logprobs is None else sampler_logprobs.to(device),
             marked=None if marked is None else marked.to(device),
         ),
     )

@@ -317,8 +317,8 @@ class Trainer(Component[LoopT], Generic[LoopT, TrainedT, DataT], ABC):
     def _save_is_due(self) -> bool:
         every, seconds = self.options.save_every, self.options.save_seconds
         # Each process has its own clock.
-        late = seconds is not None and self.trained.in_any_process(time.monotonic() - self._saved_at >= seconds)
-        return late or (every > 0 and self.state.step % every == 0)
+        is_overdue = seconds is not None and self.trained.in_any_process(time.monotonic() - self._saved_at >= seconds)
+        return is_overdue or (every > 0 and self.state.step % every == 0)
 
     def save(self) -> None:
         """Write checkpoints/step-N, unless this step was saved before (or could not be)."""

@@ -84,8 +84,8 @@ class GrpoTrainer(Trainer[GrpoOptions]):
         return self.trained
 
     def finished(self) -> bool:
-        enough = self.options.valid_groups
-        return self.state.step >= self.options.steps or (enough is not None and self.state.valid_groups >= enough)
+        limit = self.options.valid_groups
+        return self.state.step >= self.options.steps or (limit is not None and self.state.valid_groups >= limit)
 
     def step(self, step: int) -> tuple[TrainState, dict[str, float]]:
         options, policy = self.options, self.policy
