@@ -88,6 +88,11 @@ def test_reading_a_path_names_the_mistake():
         agent.read(Path("book.txt"))
 
 
+def test_a_list_of_overrides_is_refused():
+    with pytest.raises(ConfigError, match="an override is a text such as 'train.steps=3' or a mapping, not list"):
+        memfactory.load_agent("quickstart", ["seed=1"])
+
+
 def test_a_config_may_be_a_mapping_and_its_mistakes_name_their_keys():
     with pytest.raises(ConfigError, match=r"^config: trian: unknown key; did you mean 'train'\?"):
         memfactory.load_agent({"base": "quickstart", "trian": 1})

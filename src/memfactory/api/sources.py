@@ -55,6 +55,10 @@ def override_texts(overrides: Sequence[Overrides]) -> list[str]:
     for override in overrides:
         if isinstance(override, str):
             texts.append(override)
+        elif not isinstance(override, Mapping):
+            raise ConfigError(
+                f"an override is a text such as 'train.steps=3' or a mapping, not {type(override).__name__}"
+            )
         else:
             texts += [f"{key}={json.dumps(value, default=str)}" for key, value in override.items()]
     return texts
