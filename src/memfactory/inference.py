@@ -77,8 +77,8 @@ class Answer:
     """An answer, the memory it rests on and the turns that led to it.
 
     `text` is None if the reply has no answer in the requested form; `str(answer)` is the text. `memory` is the text
-    memory, or the items of the bank one a line. `record` is the row that `infer` writes to a file: the answer with its
-    turns, token counts, memory items and citations.
+    memory, or the items of the bank, one per line. `record` is the row that `infer` writes to a file: the answer with
+    its turns, token counts, memory items and citations.
 
     >>> print(Answer("q1", "Where does Anna live?", "Oslo", "- Anna lives in Oslo."))
     Oslo

@@ -37,8 +37,8 @@ def rollout(
 ) -> list[Group]:
     """Play `group_size` episodes of each task and score them; the groups come in the order of the tasks.
 
-    `seeds`, one a task, name the random streams. The seed, the episode's index and the turn's number fix every sampled
-    token, so equal weights and equal seeds give equal groups in any run. A warning counts the episodes
+    `seeds`, one per task, name the random streams. The seed, the episode's index and the turn's number fix every
+    sampled token, so equal weights and equal seeds give equal groups in any run. A warning counts the episodes
     that ended by the failure of another engine or by a refused request; the caller reports those that did not fit the
     context.
     """

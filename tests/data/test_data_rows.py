@@ -106,7 +106,7 @@ def test_one_line_is_one_row_and_a_number_that_cannot_be_read_is_told(tmp_path):
     [
         (b'[{"a": 1},\n {"a": }]', "rows.json:2:8: not JSON: Expecting value"),
         (b'[{"a": 1}', "rows.json:1:10: not JSON: Expecting ',' delimiter"),
-        (b'{\n  "rows": [1]\n}', "rows.json holds one JSON value over several lines; expected an array of rows"),
+        (b'{\n  "rows": [1]\n}', "rows.json holds one JSON value over several lines; expected an array, or one row"),
         (b"[\xff]", "rows.json is not text in UTF-8: 'utf-8' codec can't decode byte 0xff in position 1"),
         (b"PAR1 but no parquet PAR1", "rows.json is not readable parquet"),
         (b"[" * 200_000, "rows.json: nested too deeply: more than 64 levels"),

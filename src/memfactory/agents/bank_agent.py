@@ -100,7 +100,7 @@ class BankAgent(Agent[BankAgentOptions]):
 
 
 def _shown(bank: MemoryBank) -> str:
-    """The bank as text for a reader: its first SHOWN_ITEMS items, one a line, and the number of the others."""
+    """The bank as text for a reader: its first SHOWN_ITEMS items, one per line, and the number of the others."""
     items = bank.list()
     others = [f"({len(items) - SHOWN_ITEMS} more)"] if len(items) > SHOWN_ITEMS else []
     return bullet_list([*map(render_item, items[:SHOWN_ITEMS]), *others])

@@ -54,7 +54,7 @@ def tell(report: Report) -> None:
     """Print the files with their sizes, and the rows that were left out."""
     console = stdout()
     for file in report.files:
-        tokens = "" if file.mean_tokens is None else f", {file.mean_tokens:,.0f} tokens a row"
+        tokens = "" if file.mean_tokens is None else f", {file.mean_tokens:,.0f} tokens per row"
         line = f"{file.path}: {file.rows:,} rows{tokens}, sha256 {file.sha256[:16]}"
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     for note in report.notes:

@@ -72,7 +72,7 @@ class GrpoOptions(TrainerOptions):
     transcripts_per_step: int = Field(2, ge=0)
     """Groups of each step whose conversations are written to transcripts/."""
     transcript_tokens: bool = False
-    """Also write token ids and log-probabilities, about 20 bytes a token."""
+    """Also write token ids and log-probabilities, about 20 bytes per token."""
     max_unknown_fraction: float = Field(0.2, ge=0, le=1)
     """The run stops if a larger fraction of a step's rewards is unknown, such as by a judge that fails. Episodes that
     do not fit the context do not count."""

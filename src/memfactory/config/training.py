@@ -108,7 +108,7 @@ class TrainerOptions(LoopOptions):
     """Apply the dropout of the model's own config. Off by default: the trained log-probabilities are then those of the
     sampler. `lora.dropout` is separate."""
     packing: Packing = "shared"
-    """Batch layout: one padded row a conversation (padded), conversations concatenated in one row (packed), or packed
+    """Batch layout: one padded row per conversation (padded), conversations concatenated in one row (packed), or packed
     with shared prefixes computed once (shared). The gradient is the same; every model supports padded."""
     trim_last_layer: bool = True
     """Compute the last layer only at positions that predict a reply token; the gradient is the same."""

@@ -172,7 +172,7 @@ def _lines(path: Path, name: str, encoding: str) -> Iterator[Row]:
             except _JsonError as error:
                 if number == 1 and _is_one_value(path, encoding):
                     raise DataError(
-                        f"{name} holds one JSON value over several lines; expected an array of rows, or one row a line"
+                        f"{name} holds one JSON value over several lines; expected an array, or one row per line"
                     ) from None
                 column = "" if error.column is None else f" (column {error.column})"
                 yield Row({}, f"{name} line {number}", f"{error}{column}")

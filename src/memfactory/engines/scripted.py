@@ -16,7 +16,7 @@ class ScriptedEngine:
     """Answers each conversation with `reply(messages, sampling)`; a plain string is a reply that stopped by itself.
 
     With `tokens` a string reply also gets made-up ids: the UTF-8 bytes of prompt and reply (one id a byte), the end
-    token 256, and a log-probability of -1 a token. `delay(messages, sampling)` says after how many further calls of
+    token 256, and a log-probability of -1 per token. `delay(messages, sampling)` says after how many further calls of
     `step` the reply is ready (default: at the next). An EngineError that `reply` raises takes the reply's place;
     anything else is raised from `step`. `requests` lists all conversations in the order of submission.
     """

@@ -1,4 +1,4 @@
-"""One record a sample in an append-only file, under the fingerprint of everything the samples depend on."""
+"""One record per sample in an append-only file, under the fingerprint of everything the samples depend on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""JSON-lines files that survive a kill: one object a line, of which only the last can be cut short."""
+"""JSON-lines files that survive a kill: one object per line, of which only the last can be cut short."""
 
 from __future__ import annotations
 

@@ -19,22 +19,22 @@ def render_item(item: MemoryItem) -> str:
 
 
 def numbered_list(lines: Sequence[str], first: int = 1) -> str:
-    """`1. a`, `2. b`, ... one a line; NOTHING for no lines."""
+    """`1. a`, `2. b`, ... one per line; NOTHING for no lines."""
     return "\n".join(f"{number}. {line}" for number, line in enumerate(lines, first)) or NOTHING
 
 
 def bullet_list(lines: Sequence[str]) -> str:
-    """`- a`, `- b`, ... one a line; NOTHING for no lines."""
+    """`- a`, `- b`, ... one per line; NOTHING for no lines."""
     return "\n".join(f"- {line}" for line in lines) or NOTHING
 
 
 def bracketed_list(lines: Sequence[str], first: int = 0) -> str:
-    """`[0] a`, `[1] b`, ... one a line; NOTHING for no lines."""
+    """`[0] a`, `[1] b`, ... one per line; NOTHING for no lines."""
     return "\n".join(f"[{number}] {line}" for number, line in enumerate(lines, first)) or NOTHING
 
 
 def render_conversation(utterances: Sequence[Utterance]) -> str:
-    """`speaker: [time] text`, one a line; an utterance without a time has no brackets."""
+    """`speaker: [time] text`, one per line; an utterance without a time has no brackets."""
     return "\n".join(
         f"{turn.speaker}: [{turn.time}] {turn.text}" if turn.time else f"{turn.speaker}: {turn.text}"
         for turn in utterances

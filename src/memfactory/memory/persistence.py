@@ -2,7 +2,7 @@
 new one.
 
     manifest.json           format, counts, and the name and SHA-256 of each file
-    items-<sha>.jsonl       the items, one a line, in order of insertion
+    items-<sha>.jsonl       the items, one per line, in order of insertion
     events-<sha>.jsonl      every change: the item after it, or null for a deletion; replayed, they give the items
     vectors-<sha>.npy       float32 [n, d], the items' unit vectors: a cache, computed again if it does not fit
 

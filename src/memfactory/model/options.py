@@ -24,7 +24,7 @@ class ModelConfig(Options):
     device: str = "auto"
     """auto: CUDA if available, else the CPU."""
     cpu_threads: int | None = Field(None, ge=1)
-    """CPU threads; null: torch's own choice, one a core. One or two are fastest for small models."""
+    """CPU threads; null: torch's own choice, one per core. One or two are fastest for small models."""
     fused_layers: bool = True
     """Fused RMSNorm and SwiGLU where supported (same results, less memory)."""
     random_weights: bool = False

@@ -111,7 +111,7 @@ class Forest:
 
 @dataclass(frozen=True)
 class SharedKeys:
-    """Prefixes that rows of a decoding step attend to beside their own slots, at most one a row, each stored once.
+    """Prefixes that rows of a decoding step attend to beside their own slots, at most one per row, each stored once.
 
     `prefixes`: for each the number of its rows, and its keys and values. `rows` [n] are the rows of the first prefix,
     then those of the second and so on, no row twice; None: all rows in order.

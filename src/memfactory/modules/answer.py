@@ -83,7 +83,7 @@ class AnswerModule(Answerer[AnswerOptions]):
 
 
 def render_memories(items: Sequence[MemoryItem]) -> str:
-    """The items, one a line, grouped under the names of their namespaces; items without a namespace come first."""
+    """The items, one per line, grouped under the names of their namespaces; items without a namespace come first."""
     names = sorted(dict.fromkeys(item.namespace for item in items), key=bool)
     if not any(names):
         return bullet_list([render_item(item) for item in items])

@@ -22,7 +22,7 @@ class NaiveRetrieverOptions(ModuleOptions):
     k: int = Field(30, ge=1)
     """The most items that are retrieved."""
     per_namespace: bool = False
-    """Whether `k` applies to each namespace, such as a speaker's memories (Memory-R1: 30 a speaker), or to all."""
+    """Whether `k` applies to each namespace, such as a speaker's memories (Memory-R1: 30 per speaker), or to all."""
     min_score: float | None = None
     """Items with a lower score are left out; null: none."""
     search: Search | None = None

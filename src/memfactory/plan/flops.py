@@ -22,8 +22,8 @@ PEAKS = (("H200", 989e12), ("H100", 989e12), ("H800", 989e12), ("A100", 312e12),
 def training_flops(sizes: Architecture, turns: Sequence[TrainingTurn], options: GrpoOptions) -> float:
     """Floating-point operations of one training pass over `turns`, with every log-probability scored beforehand.
 
-    A forward pass costs 2 operations a weight and token, and 4 a layer, attention width and attended position; logits
-    are scored at reply tokens only. The backward pass costs twice the forward, or once if the weights are frozen
+    A forward pass costs 2 operations per weight and token, and 4 per layer, attention width and attended position;
+    logits are scored at reply tokens only. The backward pass costs twice the forward, or once if the weights are frozen
     under adapters.
     """
     tokens = sum(turn.length for turn in turns)

@@ -1,8 +1,8 @@
 """The maths of policy optimization: advantages, per-token losses, KL estimators and sampler corrections.
 
-Tensors are Float[turns, tokens] (`advantages` Float[turns], `mask` Bool[turns, tokens]), one row a turn, padded on the
-right, aligned to the reply tokens. `mask` is True at trained tokens; values elsewhere are ignored, even NaN, and every
-result there is exactly 0. Throughout, d is the log-ratio log pi - log pi_old of a token, r = exp(d), and A the
+Tensors are Float[turns, tokens] (`advantages` Float[turns], `mask` Bool[turns, tokens]), one row per turn, padded on
+the right, aligned to the reply tokens. `mask` is True at trained tokens; values elsewhere are ignored, even NaN, and
+every result there is exactly 0. Throughout, d is the log-ratio log pi - log pi_old of a token, r = exp(d), and A the
 advantage of its turn. Every log-ratio is clamped to +-20 before it is exponentiated (e^20 is about 5e8, so float32
 stays finite); beyond that the ratio passes no gradient on. Half precision is raised to float32 first. The weights of
 tokens are not known here (see `batch.token_weights`).

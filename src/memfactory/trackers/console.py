@@ -1,4 +1,4 @@
-"""The progress display: live on a terminal, one plain line a step elsewhere."""
+"""The progress display: live on a terminal, one plain line per step elsewhere."""
 
 from __future__ import annotations
 

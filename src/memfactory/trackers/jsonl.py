@@ -1,4 +1,4 @@
-"""metrics.jsonl: one JSON object a step, the source of truth about a run."""
+"""metrics.jsonl: one JSON object per step, the source of truth about a run."""
 
 from __future__ import annotations
 

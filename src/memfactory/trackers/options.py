@@ -22,13 +22,13 @@ class SwanlabConfig(Options):
 
 
 class JsonlConfig(Options):
-    """metrics.jsonl in the run folder: one object a step. Always written, listed or not."""
+    """metrics.jsonl in the run folder: one object per step. Always written, listed or not."""
 
     kind: Literal["jsonl"] = "jsonl"
 
 
 class ConsoleConfig(Options):
-    """The progress display: live on a terminal, one line a step elsewhere."""
+    """The progress display: live on a terminal, one line per step elsewhere."""
 
     kind: Literal["console"] = "console"
 

@@ -40,7 +40,7 @@ class HotpotQaSettings:
     """The sets to make. Raises ConfigError for impossible numbers.
 
     A training row has between `train_docs[0]` and `train_docs[1]` documents; there is an evaluation set for each number
-    of documents in `eval_docs`. `train_rows`: None for one row a question; more rows than questions repeat them among
+    of documents in `eval_docs`. `train_rows`: None for one row per question; more rows than questions repeat them among
     other documents. Questions answered by yes or no are left out unless `keep_yes_no`.
     """
 

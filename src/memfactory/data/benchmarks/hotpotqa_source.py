@@ -94,7 +94,7 @@ def read_questions(path: Path) -> list[Question]:
 
 
 def read_documents(path: Path) -> list[Document]:
-    """A pool of paragraphs, one a row: `title` and `text` (a text, or its sentences)."""
+    """A pool of paragraphs, one per row: `title` and `text` (a text, or its sentences)."""
     rows = (_values(_DocumentRow, row) for row in _rows(path))
     return [Document(row.title, row.text) for row in rows]
 

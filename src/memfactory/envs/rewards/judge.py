@@ -23,7 +23,7 @@ class JudgeOptions(ExtractOptions):
     engine: str = "judge"
     """The judging engine, one of `engines:`."""
     prompt: str = PROMPT
-    """The judge's prompt, with {question}, {answers} (the gold answers, one a line) and {answer}."""
+    """The judge's prompt, with {question}, {answers} (the gold answers, one per line) and {answer}."""
     max_tokens: int = Field(1024, ge=1)
     """The longest reply of the judge in tokens, thinking included."""
     temperature: float = Field(0.0, ge=0)

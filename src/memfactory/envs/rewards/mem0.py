@@ -82,7 +82,7 @@ class Mem0JudgeOptions(JudgeOptions):
     """Options of `mem0_judge`."""
 
     prompt: str = JUDGE_PROMPT
-    """The judge's prompt, with {question}, {answers} (the gold answers, one a line) and {answer}."""
+    """The judge's prompt, with {question}, {answers} (the gold answers, one per line) and {answer}."""
 
 
 @REWARDS.register("mem0_judge")

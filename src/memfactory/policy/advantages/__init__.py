@@ -1,1 +1,1 @@
-"""Advantage estimators, one a file; `base.py` defines an estimator."""
+"""Advantage estimators, one per file; `base.py` defines an estimator."""

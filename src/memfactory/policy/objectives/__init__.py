@@ -1,1 +1,1 @@
-"""Per-token objectives of policy optimization, one a file; `base.py` defines an objective."""
+"""Per-token objectives of policy optimization, one per file; `base.py` defines an objective."""

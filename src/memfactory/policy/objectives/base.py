@@ -24,7 +24,7 @@ from memfactory.registry import OBJECTIVES
 
 @dataclass(frozen=True)
 class Terms:
-    """The inputs of an objective, [rows, tokens] each, one row a turn.
+    """The inputs of an objective, [rows, tokens] each, one row per turn.
 
     `logprobs` are log pi, `log_ratio` d = log pi - log pi_old, clamped to +-20; both 0 off the mask, and only they
     carry a gradient. `advantages` is [rows, 1]. `correction` is the sampler's importance weight, [rows, tokens] or

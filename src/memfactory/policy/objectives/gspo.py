@@ -9,7 +9,7 @@ from memfactory.registry import OBJECTIVES
 
 @OBJECTIVES.register("gspo", options="memfactory.config.objectives:GspoOptions")
 class Gspo(Objective):
-    """PPO's clip on one ratio a turn, the geometric mean of its tokens' ratios.
+    """PPO's clip on one ratio per turn, the geometric mean of its tokens' ratios.
 
     r = exp(mean of d over the turn's tokens), as the paper's with turn weights (arXiv 2507.18071, which clips at 3e-4
     and 4e-4). A turn without trained tokens has ratio 1.
