@@ -27,6 +27,7 @@ class HfEngineConfig(Sampled):
     """The policy's own weights, or a frozen model's, through transformers, with continuous refilling."""
 
     kind: Literal["hf"] = "hf"
+    """The kind of the engine."""
     model: ModelConfig | None = None
     """A frozen model of the engine's own; null: the policy's weights."""
     max_batch: int = Field(64, ge=1)
@@ -50,6 +51,7 @@ class VllmEngineConfig(Sampled):
     """vLLM in this process, on the same GPU (extra `vllm`)."""
 
     kind: Literal["vllm"] = "vllm"
+    """The kind of the engine."""
     gpu_memory_utilization: float = Field(0.4, gt=0, lt=1)
     """Fraction of the GPU's memory for vLLM."""
     max_model_len: int | None = Field(None, ge=1)
@@ -73,6 +75,7 @@ class VllmServerConfig(Sampled):
     """A vLLM server on a GPU of its own, started beside the run; see docs/vllm.md for its command."""
 
     kind: Literal["vllm_server"] = "vllm_server"
+    """The kind of the engine."""
     url: str = "http://127.0.0.1:8000"
     """The server's address, on this machine."""
     adapter: Literal["lora", "merged"] = "lora"
@@ -100,6 +103,7 @@ class OpenAIEngineConfig(Sampled):
     """Any OpenAI-compatible chat endpoint. The key is named by environment variable and never written."""
 
     kind: Literal["openai"] = "openai"
+    """The kind of the engine."""
     model: str
     """The model's name at the endpoint."""
     base_url: str | None = None

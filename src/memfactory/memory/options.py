@@ -15,6 +15,7 @@ class LexicalEmbedderConfig(Options):
     """Hashed words and character n-grams: deterministic, no model, no network."""
 
     kind: Literal["lexical"] = "lexical"
+    """The kind of the embedder."""
     dimensions: int = Field(1024, ge=8)
     """Length of a vector."""
     ngrams: tuple[int, ...] = (3, 4)
@@ -29,6 +30,7 @@ class HfEmbedderConfig(Options):
     """Any Hugging Face encoder."""
 
     kind: Literal["hf"] = "hf"
+    """The kind of the embedder."""
     path: str
     """A hub id or a local folder."""
     pooling: Literal["mean", "cls", "last"] = "mean"
@@ -49,6 +51,7 @@ class OpenAIEmbedderConfig(Options):
     """Any OpenAI-compatible embeddings endpoint. The key is named by environment variable and never written."""
 
     kind: Literal["openai"] = "openai"
+    """The kind of the embedder."""
     model: str
     """The model's name at the endpoint."""
     base_url: str | None = None
