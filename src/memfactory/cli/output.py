@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from memfactory.config import Resolved
     from memfactory.console import Console
 
+    _StreamHandler = logging.StreamHandler[TextIO]
+else:
+    # At run time the class takes no parameter before Python 3.11.
+    _StreamHandler = logging.StreamHandler
+
 
 FILE_WIDTH = 160
 """Columns of output to a file or a pipe."""
@@ -74,7 +79,7 @@ def start_logging() -> None:
         logger.propagate = False
 
 
-class _StderrHandler(logging.StreamHandler[TextIO]):
+class _StderrHandler(_StreamHandler):
     """Writes to the present stderr, not to the stderr of the first command."""
 
     def __init__(self) -> None:
