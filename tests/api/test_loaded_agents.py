@@ -6,6 +6,7 @@ import pytest
 
 import memfactory
 from memfactory import ConfigError, DataError, MemoryBank
+from memfactory.errors import PluginError
 
 FIRST = [{"role": "Irene", "content": "I live in Oslo.", "time": "May 7"}]
 SECOND = [{"role": "Klaus", "content": "I paint in olive.", "time": "May 9"}]
@@ -96,3 +97,34 @@ def test_a_list_of_overrides_is_refused():
 def test_a_config_may_be_a_mapping_and_its_mistakes_name_their_keys():
     with pytest.raises(ConfigError, match=r"^config: trian: unknown key; did you mean 'train'\?"):
         memfactory.load_agent({"base": "quickstart", "trian": 1})
+
+
+FORGETFUL = '''
+from memfactory import Agent
+from memfactory.registry import AGENTS
+
+
+@AGENTS.register("forgetful")
+class Forgetful(Agent):
+    """Reads nothing."""
+
+    slots = {"memory": "recurrent_memory"}
+
+    def dialogue(self, episode):
+        yield from self.modules["memory"].play(episode)
+
+    def read(self, episode):
+        raise KeyError("the notes")
+'''
+
+
+@pytest.mark.usefixtures("own_components")
+def test_a_mistake_in_an_agents_own_reading_names_the_agent(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("forgetful.py").write_text(FORGETFUL)
+    config = {"base": "quickstart", "agent": "forgetful", "plugins": ["forgetful.py"]}
+    with (
+        memfactory.load_agent(config) as agent,
+        pytest.raises(PluginError, match=r"agent 'forgetful' failed in reading at .*forgetful\.py:16: KeyError"),
+    ):
+        agent.read("A text.", "Which text?")

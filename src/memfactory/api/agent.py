@@ -17,6 +17,7 @@ from memfactory.formats.render import utterances_of
 from memfactory.inference import GREEDY, Answer
 from memfactory.memory.bank import MemoryBank
 from memfactory.play import PlaySettings, play
+from memfactory.plugins.boundary import guarded
 from memfactory.seeds import stream_seed
 from memfactory.types import SamplingParams, Task, Utterance
 
@@ -99,11 +100,12 @@ class LoadedAgent:
             return
         episode = self._episode(question or UNKNOWN_QUESTION, texts)
         agent = self._runtime.agent
-        dialogue = agent.read(episode)
-        if dialogue is None:
-            self._unread = texts
-            return
-        self._play(_Reading(agent, dialogue), episode)
+        with guarded(type(agent), doing="in reading"):
+            dialogue = agent.read(episode)
+            if dialogue is None:
+                self._unread = texts
+                return
+            self._play(_Reading(agent, dialogue), episode)
         self._text, self._bank, self._unread = episode.memory, episode.bank, ()
 
     def ask(self, question: str) -> Answer:
