@@ -27,7 +27,7 @@ def test_every_role_of_a_slot_has_a_module_to_swap():
     assert {slot for _, slot, _ in swaps()} == {slot for name in AGENTS.names() for slot in AGENTS.get(name).slots}
 
 
-@pytest.mark.parametrize(("agent", "slot", "name"), swaps())
+@pytest.mark.parametrize(("agent", "slot", "name"), list(swaps()))
 def test_a_swapped_module_trains_a_step_in_its_slot(agent, slot, name, tmp_path):
     module = MODULES.get(name)
     rows = TEXTS if "reader" in module.roles else ITEMS if slot == "retriever" else CONVERSATIONS
