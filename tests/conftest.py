@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -94,7 +95,12 @@ def own_components() -> Iterator[None]:
     from memfactory.registry import ALL
 
     before = [dict(registry._registered) for registry in ALL]
+    modules = set(sys.modules)
     yield
+    # A plugin that is loaded again in a later test registers its components again.
+    for name in set(sys.modules) - modules:
+        if name.startswith("memfactory_plugin_"):
+            del sys.modules[name]
     for registry, held in zip(ALL, before, strict=True):
         builtin = {name: one for name, one in registry._registered.items() if registry.is_builtin(name)}
         registry._registered = {**builtin, **held}

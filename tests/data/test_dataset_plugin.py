@@ -59,7 +59,7 @@ Where does Boris live?;Boris, in Rome.;Rome
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch) -> Path:
+def folder(tmp_path, monkeypatch, own_components) -> Path:
     """A user's folder with a dataset, its rows and a config that names them."""
     monkeypatch.chdir(tmp_path)
     for name, text in {"my_dataset.py": DATASET, "questions.csv": ROWS, "my_run.yaml": CONFIG}.items():

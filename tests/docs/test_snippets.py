@@ -67,6 +67,7 @@ def test_blocks_that_no_test_runs_are_counted() -> None:
     assert len(left_out) == NOT_RUN, [str(block) for block in left_out]
 
 
+@pytest.mark.usefixtures("own_components")
 @pytest.mark.parametrize("block", named("yaml"), ids=str)
 def test_a_yaml_block_is_a_valid_config(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -27,8 +28,13 @@ def section(prompt, name):
 
 def closest(prompt, lines):
     """The line that shares the most words with the question."""
-    words = set(WORD.findall(section(prompt, "question").lower()))
-    return max(lines, key=lambda line: len(words & set(WORD.findall(line.lower()))), default="")
+    question = words(section(prompt, "question"))
+    return max(lines, key=lambda line: len(question & words(line)), default="")
+
+
+@cache
+def words(text):
+    return frozenset(WORD.findall(text.lower()))
 
 
 def remember(request):
@@ -46,14 +52,14 @@ def remember(request):
     return f"{line}\n**Answer:** {' '.join(line.split()[-4:])}"
 
 
-def evaluated(tmp_path, *words):
+def evaluated(tmp_path):
     server = ChatServer(remember)
     endpoint = f"{{kind: openai, model: scripted, base_url: '{server.url}', api_key_env: null, concurrency: 8}}"
     command = [
         *(sys.executable, "-m", "memfactory", "eval", str(ROOT / "configs/memory_r1.yaml"), "--data", "locomo"),
         *("model=tiny", f"engine={endpoint}", f"engines.reader={endpoint}"),
         f"data.eval.locomo={{name: locomo, path: '{LOCOMO}'}}",
-        *("--output", str(tmp_path / "out"), *words),
+        *("--output", str(tmp_path / "out")),
     ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=500, check=False)
     server.close()
