@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import lru_cache
 from itertools import groupby
 from typing import Any, ClassVar
 
 from pydantic import Field
 
-from memfactory.dialogue import Agent, Dialogue
+from memfactory.dialogue import Agent, Dialogue, Module
 from memfactory.episode import Episode
 from memfactory.formats.render import render_conversation, utterances_of
-from memfactory.memory.bank import MemoryBank
+from memfactory.memory.bank import BankSource, MemoryBank
 from memfactory.registry import AGENTS, Options
 from memfactory.types import MemoryItem, Utterance
 
@@ -31,6 +32,16 @@ class NaiveRag(Agent[NaiveRagOptions]):
     keeps_bank = True
     slots: ClassVar[Mapping[str, str]] = {"retriever": "naive_retriever", "answerer": "answer"}
 
+    def __init__(
+        self, options: NaiveRagOptions, modules: Mapping[str, Module[Any]], banks: BankSource | None = None
+    ) -> None:
+        super().__init__(options, modules, banks)
+        # A dataset asks many questions about one conversation.
+        self._length = lru_cache(maxsize=16)(self._count)
+
+    def _count(self, text: str) -> int:
+        return len(self.modules["answerer"].codec.offsets(text))
+
     def dialogue(self, episode: Episode) -> Dialogue[Any]:
         bank = yield from self.read(episode)
         items = yield from self.modules["retriever"].play(episode, bank)
@@ -42,7 +53,7 @@ class NaiveRag(Agent[NaiveRagOptions]):
         task = episode.task
         conversation = utterances_of(task)
         if conversation:
-            episode.note_reading(len(self.modules["answerer"].codec.offsets(render_conversation(conversation))))
+            episode.note_reading(self._length(render_conversation(conversation)))
         items = as_items(conversation, self.options.turns_per_item, taken={item.id for item in task.memory})
         bank = episode.bank = self.banks.open((*task.memory, *items))
         return bank
