@@ -56,9 +56,9 @@ def shown(result: Mapping[str, Any]) -> str:
 
 
 def shown_difference(difference: Mapping[str, Any], sign: int = 1) -> str:
-    """The difference and its interval; `sign` -1 turns it round."""
-    mean, error = sign * difference["mean"], difference["standard_error"]
-    return f"{mean:+.3f} | {mean - 1.96 * error:+.3f} to {mean + 1.96 * error:+.3f}"
+    """The difference and its interval, as the evaluation gives them; `sign` -1 turns both round."""
+    low, high = sorted(sign * bound for bound in difference["interval"])
+    return f"{sign * difference['mean']:+.3f} | {low:+.3f} to {high:+.3f}"
 
 
 if __name__ == "__main__":
