@@ -68,6 +68,10 @@ class DatasetOptions(Options):
     skip_bad_rows: bool = False
     """Skip and report rows that cannot be used, instead of stopping."""
 
+    def at_most(self, rows: int) -> int:
+        """`rows`, or `limit` if that is fewer."""
+        return min(rows, self.limit or rows)
+
     def inner(self) -> Sequence[tuple[tuple[str | int, ...], object]]:
         """The datasets inside these options: for each its path in them and its value."""
         return ()

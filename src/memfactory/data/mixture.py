@@ -57,7 +57,7 @@ class MixtureDataset(Dataset[MixtureOptions]):
         return "mixture of " + ", ".join(str(part.data["name"]) for part in self.options.parts)
 
     def rows(self) -> Sequence[Row]:
-        return GeneratedRows(self._row, min(self.options.rows, self.options.limit or self.options.rows), self.parts)
+        return GeneratedRows(self._row, self.options.at_most(self.options.rows), self.parts)
 
     def _row(self, index: int) -> Row:
         random = Random(f"mixture {self.options.seed} {index}")

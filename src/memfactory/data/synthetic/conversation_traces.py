@@ -14,11 +14,11 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from memfactory.data.base import Dataset, DatasetOptions, GeneratedRows, Row
+from memfactory.data.base import DatasetOptions
 from memfactory.data.synthetic.conversation_world import TOPICS, State, draw_chat, draw_state
 from memfactory.data.synthetic.conversations import ConversationOptions, Remark, Story, draw_story
 from memfactory.data.synthetic.fact_traces import DRILL_PROMPT
-from memfactory.data.synthetic.fact_world import Split
+from memfactory.data.synthetic.generated import GeneratedDataset, TracesOptions, WorldOptions
 from memfactory.errors import ConfigError
 from memfactory.formats.render import bracketed_list, bullet_list, numbered_list, render_conversation
 from memfactory.registry import DATASETS, MODULES
@@ -40,15 +40,9 @@ UNKNOWN = "unknown"
 NO_CITE = "NO_CITE"
 
 
-class ConversationTracesOptions(DatasetOptions):
+class ConversationTracesOptions(TracesOptions, WorldOptions, DatasetOptions):
     """Options of `conversation_traces`."""
 
-    seed: int = 0
-    """Seed of the rows."""
-    split: Split = "train"
-    """train or heldout: a quarter of all possible facts occurs only in held-out rows."""
-    rows: int = Field(100_000, ge=1)
-    """The number of rows."""
     steps: dict[Step, float] = Field(default_factory=lambda: dict.fromkeys(READERS, 1.0))
     """Relative number of rows for each step: extract, update, rerank, answer, cite, and two exercises without a module:
     drill (memories to be repeated in another order) and quiz (questions about memories)."""
@@ -87,7 +81,7 @@ class ConversationTracesOptions(DatasetOptions):
 
 
 @DATASETS.register("conversation_traces")
-class ConversationTracesDataset(Dataset[ConversationTracesOptions]):
+class ConversationTracesDataset(GeneratedDataset[ConversationTracesOptions]):
     """Generated conversations that demonstrate the modules of memory banks, for supervised fine-tuning."""
 
     def __init__(self, options: ConversationTracesOptions, base_dir: Path) -> None:
@@ -99,10 +93,7 @@ class ConversationTracesDataset(Dataset[ConversationTracesOptions]):
     def source(self) -> str:
         return f"conversation_traces ({self.options.split})"
 
-    def rows(self) -> Sequence[Row]:
-        return GeneratedRows(self._row, min(self.options.rows, self.options.limit or self.options.rows))
-
-    def _row(self, index: int) -> Row:
+    def values(self, index: int) -> dict[str, object]:
         options = self.options
         random = Random(f"conversation trace {options.seed} {options.split} {index}")
         (step,) = random.choices(list(options.steps), list(options.steps.values()))
@@ -111,7 +102,7 @@ class ConversationTracesDataset(Dataset[ConversationTracesOptions]):
             {"role": "user", "content": fill(self.prompts[step], values)},
             {"role": "assistant", "content": reply},
         ]
-        return Row({"messages": messages, "step": step}, f"{self.source} row {index}")
+        return {"messages": messages, "step": step}
 
 
 Example = tuple[dict[str, str], str]

@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from memfactory.data.base import Dataset, DatasetOptions, GeneratedRows, Row
 from memfactory.data.synthetic.conversation_world import TOPICS, State, draw_chat, draw_state, draw_states
-from memfactory.data.synthetic.fact_world import NAMES, Split
-from memfactory.registry import DATASETS, Options
+from memfactory.data.synthetic.fact_world import NAMES
+from memfactory.data.synthetic.generated import GeneratedDataset, GeneratedOptions, WorldOptions
+from memfactory.registry import DATASETS
 
 SPEAKERS = 2
 SIZES: dict[str, dict[str, object]] = {
@@ -26,13 +26,9 @@ SIZES: dict[str, dict[str, object]] = {
 Category = Literal["new", "changed", "kept"]
 
 
-class ConversationOptions(Options):
+class ConversationOptions(WorldOptions):
     """Options of the conversations."""
 
-    seed: int = 0
-    """Seed of the rows."""
-    split: Split = "train"
-    """train or heldout: a quarter of all possible facts occurs only in held-out rows."""
     form: Literal["tuple", "replay", "rerank"] = "tuple"
     """tuple: a small bank and one session; replay: an empty bank and several sessions; rerank: a large bank and no
     conversation. The form sets the defaults of the sizes below."""
@@ -75,11 +71,8 @@ class ConversationOptions(Options):
         return self
 
 
-class ConversationsOptions(DatasetOptions, ConversationOptions):
+class ConversationsOptions(GeneratedOptions, ConversationOptions):
     """Options of `conversations`."""
-
-    rows: int = Field(1000, ge=1)
-    """The number of rows."""
 
 
 @dataclass(frozen=True)
@@ -174,20 +167,17 @@ def _session(
 
 
 @DATASETS.register("conversations")
-class ConversationsDataset(Dataset[ConversationsOptions]):
+class ConversationsDataset(GeneratedDataset[ConversationsOptions]):
     """Generated conversations in which people state and change facts about themselves, with questions about them."""
 
     @property
     def source(self) -> str:
         return f"conversations ({self.options.form}, {self.options.split})"
 
-    def rows(self) -> Sequence[Row]:
-        return GeneratedRows(self._row, min(self.options.rows, self.options.limit or self.options.rows))
-
-    def _row(self, index: int) -> Row:
+    def values(self, index: int) -> dict[str, object]:
         options = self.options
         story = draw_story(options, Random(f"conversation {options.form} {options.seed} {options.split} {index}"))
-        values = {
+        return {
             "memory": [
                 {"id": f"m{number}", "key": one.state.person, "value": one.state.sentence, "sources": [one.source]}
                 for number, one in enumerate(story.bank, 1)
@@ -203,4 +193,3 @@ class ConversationsDataset(Dataset[ConversationsOptions]):
             "category": story.category,
             "index": index,
         }
-        return Row(values, f"{self.source} row {index}")

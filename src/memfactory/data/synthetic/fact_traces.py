@@ -13,9 +13,9 @@ from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from memfactory.data.base import Dataset, DatasetOptions, GeneratedRows, Row
 from memfactory.data.synthetic.fact_world import MENTOR, NAMES, RELATIONS, Fact, draw_fact
 from memfactory.data.synthetic.facts import Document, DocumentOptions, draw_document
+from memfactory.data.synthetic.generated import GeneratedDataset, TracesOptions
 from memfactory.errors import ConfigError
 from memfactory.registry import DATASETS, MODULES
 from memfactory.text import fill
@@ -26,11 +26,9 @@ UNKNOWN = "unknown"
 DRILL_PROMPT = "Repeat the facts in another order.\n\n<section>\n{section}\n</section>"
 
 
-class FactTracesOptions(DatasetOptions, DocumentOptions):
+class FactTracesOptions(TracesOptions, DocumentOptions):
     """Options of `fact_traces`."""
 
-    rows: int = Field(100_000, ge=1)
-    """The number of rows."""
     distraction: float = Field(0.0, ge=0, le=1)
     """Probability that an update notes a random other fact of the chunk instead of a new relevant one."""
     forgetting: float = Field(0.0, ge=0, le=1)
@@ -50,7 +48,7 @@ class FactTracesOptions(DatasetOptions, DocumentOptions):
 
 
 @DATASETS.register("fact_traces")
-class FactTracesDataset(Dataset[FactTracesOptions]):
+class FactTracesDataset(GeneratedDataset[FactTracesOptions]):
     """Generated conversations that demonstrate reading the texts of `facts`, for supervised fine-tuning."""
 
     def __init__(self, options: FactTracesOptions, base_dir: Path) -> None:
@@ -64,17 +62,13 @@ class FactTracesDataset(Dataset[FactTracesOptions]):
     def source(self) -> str:
         return f"fact_traces ({self.options.split})"
 
-    def rows(self) -> Sequence[Row]:
-        return GeneratedRows(self._row, min(self.options.rows, self.options.limit or self.options.rows))
-
-    def _row(self, index: int) -> Row:
+    def values(self, index: int) -> dict[str, object]:
         random = Random(f"trace {self.options.seed} {self.options.split} {index}")
         if random.random() < self.options.drills:
             user, assistant = drill(random, self.options)
         else:
             user, assistant = self._exchange(random, index)
-        messages = [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
-        return Row({"messages": messages}, f"{self.source} row {index}")
+        return {"messages": [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]}
 
     def _exchange(self, random: Random, index: int) -> tuple[str, str]:
         """One conversation of an episode: the update at a random chunk, or the answer after the last."""

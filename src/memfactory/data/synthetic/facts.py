@@ -12,21 +12,17 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from memfactory.data.base import Dataset, DatasetOptions, GeneratedRows, Row
 from memfactory.data.synthetic.fact_world import MENTOR, NAMES, RELATIONS, Fact, Split, draw_fact, draw_filler, units
-from memfactory.registry import DATASETS, Options
+from memfactory.data.synthetic.generated import GeneratedDataset, GeneratedOptions, WorldOptions
+from memfactory.registry import DATASETS
 
 LONGEST_STATEMENT = 8
 ROOM_FOR_FILLER = 8
 
 
-class DocumentOptions(Options):
+class DocumentOptions(WorldOptions):
     """Options of the texts."""
 
-    seed: int = 0
-    """Seed of the rows."""
-    split: Split = "train"
-    """train or heldout: a quarter of all possible facts occurs only in held-out rows."""
     chunks: int = Field(3, ge=1)
     """Chunks of a text."""
     facts_per_chunk: int = Field(4, ge=1)
@@ -60,11 +56,8 @@ class DocumentOptions(Options):
         return self
 
 
-class FactsOptions(DatasetOptions, DocumentOptions):
+class FactsOptions(GeneratedOptions, DocumentOptions):
     """Options of `facts`."""
-
-    rows: int = Field(1000, ge=1)
-    """The number of rows."""
 
 
 @dataclass(frozen=True)
@@ -193,23 +186,19 @@ def _chunk(random: Random, statements: Sequence[Statement], size: int) -> str:
 
 
 @DATASETS.register("facts")
-class FactsDataset(Dataset[FactsOptions]):
+class FactsDataset(GeneratedDataset[FactsOptions]):
     """Generated questions about people whose facts are hidden among filler in a text."""
 
     @property
     def source(self) -> str:
         return f"facts ({self.options.split})"
 
-    def rows(self) -> Sequence[Row]:
-        return GeneratedRows(self._row, min(self.options.rows, self.options.limit or self.options.rows))
-
-    def _row(self, index: int) -> Row:
+    def values(self, index: int) -> dict[str, object]:
         document = draw_document(self.options, index)
-        values = {
+        return {
             "context": " ".join(document.chunks),
             "input": document.question,
             "answers": [document.answer],
             "num_docs": len(document.chunks),
             "index": index,
         }
-        return Row(values, f"{self.source} row {index}")
