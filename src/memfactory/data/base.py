@@ -15,6 +15,7 @@ from typing import ClassVar, overload
 from pydantic import Field
 from typing_extensions import TypeVar
 
+from memfactory.errors import DataError
 from memfactory.plugins.boundary import broken, guarded
 from memfactory.registry import Component, Options
 
@@ -32,6 +33,11 @@ class Row:
     values: Mapping[str, object]
     source: str
     problem: str | None = None
+
+    def check(self) -> None:
+        """Raise DataError if the row could not be read."""
+        if self.problem is not None:
+            raise DataError(f"{self.source}: {self.problem}")
 
 
 class GeneratedRows(Sequence[Row]):

@@ -75,8 +75,7 @@ class _Alpaca(RowModel):
 
 def conversation(row: Row) -> tuple[Message, ...]:
     """The messages of `row`. Raises DataError that names the row, the field, its value and the expected form."""
-    if row.problem is not None:
-        raise DataError(f"{row.source}: {row.problem}")
+    row.check()
     field = next((field for field in FORMS if row.values.get(field) is not None), None)
     if field is None:
         fields = ", ".join(map(str, row.values)) or "none"

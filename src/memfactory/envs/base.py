@@ -115,8 +115,7 @@ class Environment(Component[EnvironmentT], ABC):
         problems: list[str] = []
         for row in rows:
             try:
-                if row.problem is not None:
-                    raise DataError(f"{row.source}: {row.problem}")
+                row.check()
                 with guarded(type(self), doing=f"in making a task of {row.source}"):
                     task = read(row)
                 if not isinstance(task, Task):

@@ -109,8 +109,7 @@ def _rows(path: Path) -> list[Row]:
 
 
 def _values(model: type[ModelT], row: Row) -> ModelT:
-    if row.problem is not None:
-        raise DataError(f"{row.source}: {row.problem}")
+    row.check()
     return read(model, row.values, row.source)
 
 

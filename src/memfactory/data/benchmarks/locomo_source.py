@@ -141,8 +141,7 @@ def _or_none(read: Callable[[], T], problems: list[str] | None) -> T | None:
 
 
 def _conversation(row: Row, problems: list[str] | None) -> Conversation:
-    if row.problem is not None:
-        raise DataError(f"{row.source}: {row.problem}")
+    row.check()
     id = row.values.get("sample_id")
     where = f"{row.source} ({id})" if isinstance(id, str) and id else row.source
     try:

@@ -143,8 +143,7 @@ def _read(name: str, base_dir: Path) -> list[Row]:
 
 
 def _usable(row: Row) -> Values:
-    if row.problem is not None:
-        raise DataError(f"{row.source}: {row.problem}")
+    row.check()
     return dict(row.values)
 
 
