@@ -17,7 +17,7 @@ from pydantic import BeforeValidator, Field
 
 from memfactory.data.base import Row
 from memfactory.data.fields import AnyText, RowModel, Text, TextOrNumber, expected, is_number, read, read_list
-from memfactory.data.rows import find_file, read_rows
+from memfactory.data.rows import read_published
 from memfactory.errors import DataError
 
 ADVERSARIAL = 5
@@ -113,13 +113,8 @@ def read_conversations(name: str, base_dir: Path = Path(), problems: list[str] |
     Raises DataError that says where to get the file, or which conversation and field do not fit. With `problems`, a
     conversation or question that does not fit is left out, and its error message is added to the list.
     """
-    try:
-        path = find_file(name, base_dir)
-    except DataError as error:
-        raise DataError(f"{error}\n{WHERE}; save it there, or give its place as `path`") from None
-    rows = read_rows(path, name)
-    if not rows:
-        raise DataError(f"{name} has no conversations. {WHERE}")
+    hint = "; save it there, or give its place as `path`"
+    rows = read_published(name, base_dir, unit="conversations", where=WHERE, hint=hint)
     read_or_none = [_or_none(partial(_conversation, row, problems), problems) for row in rows]
     conversations = [conversation for conversation in read_or_none if conversation is not None]
     ids = [conversation.id for conversation in conversations]

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from memfactory.data.base import Dataset, DatasetOptions, GeneratedRows, Row
 from memfactory.data.fields import AnyText, RowModel, Text, TextOrNumber, broken_rule, expected, read
-from memfactory.data.rows import find_file, read_rows
+from memfactory.data.rows import read_published
 from memfactory.data.writing import OnProgress, Report, write_rows
 from memfactory.errors import ConfigError, DataError
 from memfactory.registry import DATASETS, Options
@@ -132,14 +132,7 @@ def build_longmemeval(
 
 
 def _read(name: str, base_dir: Path) -> list[Row]:
-    try:
-        path = find_file(name, base_dir)
-    except DataError as error:
-        raise DataError(f"{error}\n{WHERE}") from None
-    rows = read_rows(path, name)
-    if not rows:
-        raise DataError(f"{name} has no questions. {WHERE}")
-    return rows
+    return read_published(name, base_dir, unit="questions", where=WHERE)
 
 
 def _usable(row: Row) -> Values:
