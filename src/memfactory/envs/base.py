@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from typing_extensions import TypeVar
 
 from memfactory.data.base import Dataset, Row
-from memfactory.envs.rewards.base import RewardFunction
+from memfactory.envs.rewards.base import RewardFunction, scores_by_name
 from memfactory.episode import Episode
 from memfactory.errors import DataError
 from memfactory.plugins.boundary import broken, guarded
@@ -141,16 +141,14 @@ class Environment(Component[EnvironmentT], ABC):
 
         An episode that failed is not scored: all parts of its reward are unknown.
         """
-        played = [episode for episode in episodes if episode.failure is None]
-        columns = {reward.name: reward.scores(played) for reward in self.rewards} if played else {}
         weights = {reward.name: float(reward.options.weight) for reward in self.rewards}
         steps = self.options.steps
-        known = iter(
-            combine({name: column[index] for name, column in columns.items()}, weights, steps)
-            for index in range(len(played))
-        )
         unknown = Reward(None, MappingProxyType(dict.fromkeys(weights)), MappingProxyType(dict.fromkeys(steps)))
-        return [next(known) if episode.failure is None else unknown for episode in episodes]
+        scores = scores_by_name({reward.name: reward for reward in self.rewards}, episodes)
+        return [
+            combine(parts, weights, steps) if episode.failure is None else unknown
+            for episode, parts in zip(episodes, scores, strict=True)
+        ]
 
 
 def combine(

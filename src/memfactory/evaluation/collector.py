@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from memfactory.data.digest import data_hash
-from memfactory.envs.rewards.base import RewardFunction
+from memfactory.envs.rewards.base import RewardFunction, scores_by_name
 from memfactory.episode import Episode
 from memfactory.errors import MemFactoryError
 from memfactory.evaluation.categories import by_category
@@ -48,7 +48,7 @@ class SampleCollector:
                 unscored.append((sample, task))
         for start in range(0, len(unscored), JUDGE_BATCH):
             batch = unscored[start : start + JUDGE_BATCH]
-            scores_of_batch = self._score([sample.episode(task) for sample, task in batch])
+            scores_of_batch = scores_by_name(self.metrics, [sample.episode(task) for sample, task in batch])
             for (sample, _), scores in zip(batch, scores_of_batch, strict=True):
                 known = {name: score for name, score in sample.scores.items() if score is not None}
                 merged = {**scores, **known}
@@ -59,7 +59,7 @@ class SampleCollector:
     def add(self, episodes: Sequence[Episode]) -> None:
         """Score and record finished episodes."""
         dataset = "" if self._records is None else self._records.dataset
-        for episode, scores in zip(episodes, self._score(episodes), strict=True):
+        for episode, scores in zip(episodes, scores_by_name(self.metrics, episodes), strict=True):
             self._add(record(dataset, episode, scores))
 
     def result(self, tasks: Sequence[Task], samples: int, max_unknown: float) -> DatasetResult:
@@ -100,12 +100,3 @@ class SampleCollector:
         self._samples[sample.task_id, sample.sample] = sample
         if self._records is not None:
             self._records.add(sample)
-
-    def _score(self, episodes: Sequence[Episode]) -> list[dict[str, float | None]]:
-        """Each episode's score by each metric; a failed episode's scores are all unknown."""
-        played = [episode for episode in episodes if episode.failure is None]
-        columns = {name: iter(metric.scores(played)) if played else iter(()) for name, metric in self.metrics.items()}
-        return [
-            {name: next(column) if episode.failure is None else None for name, column in columns.items()}
-            for episode in episodes
-        ]

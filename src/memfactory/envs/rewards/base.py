@@ -62,3 +62,13 @@ class RewardFunction(Component[RewardT], ABC):
     @abstractmethod
     def score(self, episodes: Sequence[Episode]) -> list[float | None]:
         """One score an episode, by convention in [0, 1]. None is unknown (a judge failed), which is not 0."""
+
+
+def scores_by_name(rewards: Mapping[str, RewardFunction], episodes: Sequence[Episode]) -> list[dict[str, float | None]]:
+    """Each episode's score by each reward. An episode that failed is not scored: all its scores are unknown."""
+    played = [episode for episode in episodes if episode.failure is None]
+    columns = {name: iter(reward.scores(played) if played else ()) for name, reward in rewards.items()}
+    return [
+        {name: next(column) if episode.failure is None else None for name, column in columns.items()}
+        for episode in episodes
+    ]
