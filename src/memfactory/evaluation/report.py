@@ -12,9 +12,9 @@ from memfactory.console import Console
 from memfactory.environment import describe_environment
 from memfactory.envs.base import TaskSet
 from memfactory.errors import MemFactoryError
-from memfactory.evaluation.results import DatasetResult, difference_json, differences
+from memfactory.evaluation.results import DatasetResult, differences_by_dataset, differences_json
 from memfactory.evaluation.setting_differences import difference_notes, differing_settings
-from memfactory.evaluation.tables import Grid, category_tables, comparable, detail_table, difference_table, main_table
+from memfactory.evaluation.tables import Grid, category_tables, detail_table, difference_table, main_table
 from memfactory.evaluation.targets import Target
 from memfactory.files.atomic import write_json, write_text
 
@@ -113,15 +113,5 @@ def _differences_json(results: Mapping[str, Mapping[str, DatasetResult]]) -> dic
     (first, base), *others = results.items()
     return {
         "first": first,
-        "models": {
-            label: {
-                name: {
-                    metric: difference_json(difference)
-                    for metric, difference in differences(base[name], result).items()
-                }
-                for name, result in by_dataset.items()
-                if name in base and comparable(base[name], result)
-            }
-            for label, by_dataset in others
-        },
+        "models": {label: differences_json(differences_by_dataset(base, by_dataset)) for label, by_dataset in others},
     }

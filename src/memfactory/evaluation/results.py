@@ -136,9 +136,31 @@ def differences(first: DatasetResult, second: DatasetResult) -> dict[str, Estima
     return {metric: difference for metric, difference in paired.items() if difference is not None}
 
 
-def difference_json(difference: Estimate) -> dict[str, object]:
-    """A paired difference as a JSON object."""
-    return {**_estimate_json(difference), "interval": difference.interval}
+def comparable(first: DatasetResult, second: DatasetResult) -> bool:
+    """Whether both results are of the same tasks."""
+    return first.data_hash == second.data_hash
+
+
+def differences_by_dataset(
+    first: Mapping[str, DatasetResult], second: Mapping[str, DatasetResult]
+) -> dict[str, dict[str, Estimate]]:
+    """The differences by dataset and metric, for the datasets of both whose tasks are the same."""
+    return {
+        name: differences(first[name], result)
+        for name, result in second.items()
+        if name in first and comparable(first[name], result)
+    }
+
+
+def differences_json(by_dataset: Mapping[str, Mapping[str, Estimate]]) -> dict[str, dict[str, dict[str, object]]]:
+    """Paired differences by dataset and metric as a JSON object."""
+    return {
+        name: {
+            metric: {**_estimate_json(difference), "interval": difference.interval}
+            for metric, difference in by_metric.items()
+        }
+        for name, by_metric in by_dataset.items()
+    }
 
 
 def _estimate_json(estimate: Estimate) -> dict[str, object]:
@@ -175,11 +197,7 @@ class EvalHistory:
         if len(self.evaluations) < 2:
             return {}
         first, *_, last = self.evaluations.values()
-        return {
-            name: differences(result, last[name])
-            for name, result in first.items()
-            if name in last and result.data_hash == last[name].data_hash
-        }
+        return differences_by_dataset(first, last)
 
     def save(self, path: Path) -> None:
         """Write eval.json atomically. `by_question` comes last, on one line."""
@@ -188,10 +206,7 @@ class EvalHistory:
                 {"step": step, "datasets": {name: result.to_json() for name, result in results.items()}}
                 for step, results in self.evaluations.items()
             ],
-            "difference": {
-                name: {metric: difference_json(difference) for metric, difference in metrics.items()}
-                for name, metrics in self.differences().items()
-            },
+            "difference": differences_json(self.differences()),
         }
         questions = [
             {name: result.by_question for name, result in results.items()} for results in self.evaluations.values()

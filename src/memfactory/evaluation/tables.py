@@ -11,7 +11,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from memfactory.evaluation.results import DatasetResult, MetricResult, differences
+from memfactory.evaluation.results import DatasetResult, MetricResult, comparable, differences
 from memfactory.evaluation.statistics import Estimate
 from memfactory.rollout import TextsRead
 
@@ -183,11 +183,6 @@ def _category_table(title: str, rows: Mapping[str, Mapping[str, Estimate]]) -> G
         for model, estimates in rows.items()
     )
     return Grid(title, ("model", *(f"{category} (n={size})" for category, size in sizes.items())), lines)
-
-
-def comparable(first: DatasetResult, second: DatasetResult) -> bool:
-    """Whether both results are of the same tasks."""
-    return first.data_hash == second.data_hash
 
 
 def _metric(result: DatasetResult | None, name: str | None) -> MetricResult | None:
