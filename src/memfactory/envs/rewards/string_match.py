@@ -16,20 +16,17 @@ class StringMatchOptions(AnswerOptions):
     """The text to score; RULER scores the whole reply."""
 
 
-@REWARDS.register("string_match_all")
-class StringMatchAll(AnswerReward[StringMatchOptions]):
-    """RULER's string match: fraction of the gold answers that occur in the reply (not rounded)."""
-
-    def worth(self, answer: str, golds: Sequence[str]) -> float:
-        return fmean(self.against(answer, gold) for gold in golds)
+@REWARDS.register("string_match_part")
+class StringMatchPart(AnswerReward[StringMatchOptions]):
+    """RULER's string match for question answering: 1 if any gold answer occurs in the reply."""
 
     def against(self, answer: str, gold: str) -> float:
         return float(bool(gold) and gold.lower() in answer.lower())
 
 
-@REWARDS.register("string_match_part")
-class StringMatchPart(StringMatchAll):
-    """RULER's string match for question answering: 1 if any gold answer occurs in the reply."""
+@REWARDS.register("string_match_all")
+class StringMatchAll(StringMatchPart):
+    """RULER's string match: fraction of the gold answers that occur in the reply (not rounded)."""
 
     def worth(self, answer: str, golds: Sequence[str]) -> float:
-        return max(self.against(answer, gold) for gold in golds)
+        return fmean(self.against(answer, gold) for gold in golds)
