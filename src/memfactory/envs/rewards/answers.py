@@ -26,7 +26,7 @@ from typing import Literal
 from typing_extensions import TypeVar
 
 from memfactory.components import RewardOptions
-from memfactory.envs.rewards.base import RewardFunction
+from memfactory.envs.rewards.base import EpisodeReward
 from memfactory.episode import Episode
 from memfactory.formats.answers import after_the_answer_is, boxed_answer
 from memfactory.text import composed
@@ -55,13 +55,10 @@ class AnswerOptions(ExtractOptions):
 AnswerT = TypeVar("AnswerT", bound=AnswerOptions, default=AnswerOptions, covariant=True)
 
 
-class AnswerReward(RewardFunction[AnswerT]):
+class AnswerReward(EpisodeReward[AnswerT]):
     """A reward by rule: the score of the answer against its best gold answer."""
 
-    def score(self, episodes: Sequence[Episode]) -> list[float | None]:
-        return [self._score(episode) for episode in episodes]
-
-    def _score(self, episode: Episode) -> float | None:
+    def score_of(self, episode: Episode) -> float | None:
         golds = episode.task.answers
         if not golds:
             return None

@@ -64,6 +64,17 @@ class RewardFunction(Component[RewardT], ABC):
         """One score an episode, by convention in [0, 1]. None is unknown (a judge failed), which is not 0."""
 
 
+class EpisodeReward(RewardFunction[RewardT]):
+    """A reward that scores each episode by itself."""
+
+    def score(self, episodes: Sequence[Episode]) -> list[float | None]:
+        return [self.score_of(episode) for episode in episodes]
+
+    @abstractmethod
+    def score_of(self, episode: Episode) -> float | None:
+        """The score of one episode; None: unknown."""
+
+
 def scores_by_name(rewards: Mapping[str, RewardFunction], episodes: Sequence[Episode]) -> list[dict[str, float | None]]:
     """Each episode's score by each reward. An episode that failed is not scored: all its scores are unknown."""
     played = [episode for episode in episodes if episode.failure is None]

@@ -2,13 +2,11 @@ r"""The reward `boxed_em`: boxed exact match by the rule that MemAgent trains on
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from pydantic import Field
 
 from memfactory.components import RewardOptions
 from memfactory.envs.rewards.answers import answer_text
-from memfactory.envs.rewards.base import RewardFunction
+from memfactory.envs.rewards.base import EpisodeReward
 from memfactory.episode import Episode
 from memfactory.registry import REWARDS
 from memfactory.text import closing_braces, composed
@@ -26,17 +24,14 @@ class BoxedExactMatchOptions(RewardOptions):
 
 
 @REWARDS.register("boxed_em")
-class BoxedExactMatch(RewardFunction[BoxedExactMatchOptions]):
+class BoxedExactMatch(EpisodeReward[BoxedExactMatchOptions]):
     r"""Exact match of the last \boxed{...} (case and spaces ignored), the reward of MemAgent.
 
     If the agent's prompt asks for the answer in another form, the answer that the agent took from its reply is compared
     instead, so that agents of every form are comparable.
     """
 
-    def score(self, episodes: Sequence[Episode]) -> list[float | None]:
-        return [self._score(episode) for episode in episodes]
-
-    def _score(self, episode: Episode) -> float | None:
+    def score_of(self, episode: Episode) -> float | None:
         if not episode.task.answers:
             return None
         if episode.answer_form in (None, "boxed"):

@@ -6,11 +6,10 @@ everything.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 from memfactory.components import RewardOptions
-from memfactory.envs.rewards.base import RewardFunction
+from memfactory.envs.rewards.base import EpisodeReward
 from memfactory.episode import Episode
 from memfactory.registry import REWARDS
 
@@ -23,17 +22,14 @@ class CitationsOptions(RewardOptions):
 
 
 @REWARDS.register("citations")
-class Citations(RewardFunction[CitationsOptions]):
+class Citations(EpisodeReward[CitationsOptions]):
     """Fraction of the retrieved items that the answer cites; 0 without retrieved items.
 
     With `kind: evidence` a cited item counts if gold evidence is among its sources; a task without gold evidence is
     unknown. Reads `episode.retrieved` and `episode.citations`, with `kind: evidence` also `task.evidence`.
     """
 
-    def score(self, episodes: Sequence[Episode]) -> list[float | None]:
-        return [self._score(episode) for episode in episodes]
-
-    def _score(self, episode: Episode) -> float | None:
+    def score_of(self, episode: Episode) -> float | None:
         gold = set(episode.task.evidence)
         by_evidence = self.options.kind == "evidence"
         if by_evidence and not gold:

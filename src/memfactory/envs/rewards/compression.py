@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from pydantic import Field
 
 from memfactory.components import RewardOptions
-from memfactory.envs.rewards.base import RewardFunction
+from memfactory.envs.rewards.base import EpisodeReward
 from memfactory.episode import Episode
 from memfactory.formats.render import utterances_of
 from memfactory.registry import REWARDS
@@ -21,7 +19,7 @@ class CompressionOptions(RewardOptions):
 
 
 @REWARDS.register("compression")
-class Compression(RewardFunction[CompressionOptions]):
+class Compression(EpisodeReward[CompressionOptions]):
     """Penalty on a bank of more than `fraction` of the words read: minus the excess, as a fraction of the words read.
 
     With B words in the bank and T words read: -max(0, B - fraction T) / T (arXiv 2605.21768); 0 if nothing was read.
@@ -29,10 +27,7 @@ class Compression(RewardFunction[CompressionOptions]):
     text) and of the initial bank. Reads `episode.bank` (key and value of its items) and the task.
     """
 
-    def score(self, episodes: Sequence[Episode]) -> list[float | None]:
-        return [self._score(episode) for episode in episodes]
-
-    def _score(self, episode: Episode) -> float:
+    def score_of(self, episode: Episode) -> float:
         task = episode.task
         conversation = sum(len(turn.text.split()) for turn in utterances_of(task))
         read = conversation + sum(len(item.text.split()) for item in task.memory)

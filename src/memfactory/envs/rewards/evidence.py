@@ -8,24 +8,21 @@ the answer. A task without gold evidence has an unknown score.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from pydantic import Field
 
 from memfactory.components import RewardOptions
-from memfactory.envs.rewards.base import RewardFunction, RewardT
+from memfactory.envs.rewards.base import EpisodeReward, RewardT
 from memfactory.episode import Episode
 from memfactory.registry import REWARDS
 from memfactory.types import MemoryItem
 
 
-class EvidenceReward(RewardFunction[RewardT]):
+class EvidenceReward(EpisodeReward[RewardT]):
     """A score by the fraction of a task's gold evidence among the sources of some items."""
 
-    def score(self, episodes: Sequence[Episode]) -> list[float | None]:
-        return [self._score(episode) for episode in episodes]
-
-    def _score(self, episode: Episode) -> float | None:
+    def score_of(self, episode: Episode) -> float | None:
         gold = set(episode.task.evidence)
         if not gold:
             return None

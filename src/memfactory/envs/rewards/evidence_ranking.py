@@ -16,7 +16,7 @@ from typing import Literal
 from pydantic import Field
 
 from memfactory.components import RewardOptions
-from memfactory.envs.rewards.base import RewardFunction
+from memfactory.envs.rewards.base import EpisodeReward
 from memfactory.episode import Episode
 from memfactory.registry import REWARDS
 from memfactory.types import MemoryItem
@@ -31,13 +31,10 @@ class EvidenceRankingOptions(RewardOptions):
     """The unit of evidence: turns or their sessions."""
 
 
-class EvidenceRanking(RewardFunction[EvidenceRankingOptions]):
+class EvidenceRanking(EpisodeReward[EvidenceRankingOptions]):
     """A score by the first rank of each gold evidence id."""
 
-    def score(self, episodes: Sequence[Episode]) -> list[float | None]:
-        return [self._score(episode) for episode in episodes]
-
-    def _score(self, episode: Episode) -> float | None:
+    def score_of(self, episode: Episode) -> float | None:
         by_session = self.options.by == "session"
         gold = {_session(id) if by_session else id for id in episode.task.evidence}
         if not gold:

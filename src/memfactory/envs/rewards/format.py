@@ -2,11 +2,9 @@ r"""The reward `format`: the reply has exactly one usable `\boxed{}` answer. Gol
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from memfactory.components import RewardOptions
 from memfactory.envs.rewards.answers import answer_text
-from memfactory.envs.rewards.base import RewardFunction
+from memfactory.envs.rewards.base import EpisodeReward
 from memfactory.episode import Episode
 from memfactory.registry import REWARDS
 from memfactory.text import boxes
@@ -22,11 +20,11 @@ class BoxedFormatOptions(RewardOptions):
 
 
 @REWARDS.register("format")
-class BoxedFormat(RewardFunction[BoxedFormatOptions]):
+class BoxedFormat(EpisodeReward[BoxedFormatOptions]):
     r"""1 if the reply has exactly one \boxed{...}, closed and not blank."""
 
-    def score(self, episodes: Sequence[Episode]) -> list[float | None]:
-        return [float(is_one_box(answer_text(episode))) for episode in episodes]
+    def score_of(self, episode: Episode) -> float:
+        return float(is_one_box(answer_text(episode)))
 
 
 def is_one_box(reply: str) -> bool:

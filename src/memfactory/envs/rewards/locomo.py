@@ -41,7 +41,7 @@ class LocomoF1(AnswerReward[LocomoMetricOptions]):
     gold answer does not matter. Categories 2 and 4, and tasks without a category, use plain F1.
     """
 
-    def _score(self, episode: Episode) -> float | None:
+    def score_of(self, episode: Episode) -> float | None:
         golds = episode.task.answers
         category = category_of(episode.task.meta.get("category"))
         answer = answer_of(episode, self.options.extract)

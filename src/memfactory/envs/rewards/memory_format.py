@@ -7,13 +7,12 @@ and an episode without any such call scores 0, not unknown.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from statistics import fmean
 
 from pydantic import Field
 
 from memfactory.components import RewardOptions
-from memfactory.envs.rewards.base import RewardFunction
+from memfactory.envs.rewards.base import EpisodeReward
 from memfactory.episode import Episode
 from memfactory.registry import REWARDS
 
@@ -28,16 +27,13 @@ class MemoryFormatOptions(RewardOptions):
 
 
 @REWARDS.register("memory_format")
-class MemoryFormat(RewardFunction[MemoryFormatOptions]):
+class MemoryFormat(EpisodeReward[MemoryFormatOptions]):
     """Mean format score of the memory modules' replies, over the module steps; 0 without replies.
 
     Reads `episode.checks`.
     """
 
-    def score(self, episodes: Sequence[Episode]) -> list[float | None]:
-        return [self._score(episode) for episode in episodes]
-
-    def _score(self, episode: Episode) -> float:
+    def score_of(self, episode: Episode) -> float:
         by_step = [marks for step in self.options.steps if (marks := episode.checks.get(step))]
         if not by_step:
             return 0.0

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from statistics import fmean
 
 from pydantic import Field, model_validator
 
 from memfactory.components import RewardOptions
-from memfactory.envs.rewards.base import RewardFunction
+from memfactory.envs.rewards.base import EpisodeReward
 from memfactory.episode import Episode
 from memfactory.registry import REWARDS
 from memfactory.types import Turn
@@ -32,17 +31,14 @@ class OverlongOptions(RewardOptions):
 
 
 @REWARDS.register("overlong")
-class Overlong(RewardFunction[OverlongOptions]):
+class Overlong(EpisodeReward[OverlongOptions]):
     """DAPO's soft overlong penalty in [-1, 0]: mean over replies of their excess into the last `buffer` tokens.
 
     For a reply of n tokens: 0 for n <= L - C, (L - C - n) / C up to L, and -1 above (DAPO, arXiv 2503.14476, equation
     13). Reads the token counts of replies; unknown if an API gives none. 0 without a reply.
     """
 
-    def score(self, episodes: Sequence[Episode]) -> list[float | None]:
-        return [self._score(episode) for episode in episodes]
-
-    def _score(self, episode: Episode) -> float | None:
+    def score_of(self, episode: Episode) -> float | None:
         counted = [turn for turn in episode.turns if self._counts(turn, frozen=episode.frozen)]
         lengths = [turn.lengths[1] for turn in counted if turn.lengths is not None]
         if len(lengths) < len(counted):
