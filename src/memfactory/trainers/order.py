@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from random import Random
 
 from memfactory.seeds import stream_seed
 from memfactory.types import Task
 
 
-def epoch_order(count: int, epoch: int, *, seed: int, shuffle: bool) -> list[int]:
+# A step asks for its rows one by one, and at the end of an epoch for those of two.
+@lru_cache(maxsize=2)
+def epoch_order(count: int, epoch: int, *, seed: int, shuffle: bool) -> tuple[int, ...]:
     """The indices of `count` rows in the order of this epoch."""
     order = list(range(count))
     if shuffle:
         Random(stream_seed(seed, "order", epoch)).shuffle(order)
-    return order
+    return tuple(order)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ One optimizer step trains on the assistant's tokens of a batch of conversations.
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import lru_cache, partial
 from pathlib import Path
 
 from memfactory.build import Runtime, TrainingData
@@ -36,8 +35,6 @@ class SftTrainer(Trainer[SftOptions, Policy, Conversations]):
         super().__init__(options, runtime, policy, conversations, run)
         self.stages = conversations.stages
         self.state = TrainState(data="-".join(rows_hash(stage.rows) for stage in self.stages))
-        order = partial(epoch_order, seed=runtime.seed, shuffle=conversations.shuffle)
-        self.order = lru_cache(maxsize=2)(order)
         self.watch = Watch(Settings(learning_rate=options.optimizer.learning_rate), run)
         self._begin(self.stages[0])
 
@@ -105,4 +102,5 @@ class SftTrainer(Trainer[SftOptions, Policy, Conversations]):
     def _row(self, stage: Stage, position: int) -> Row:
         """The row at `position`, which counts the rows of all epochs of the stage."""
         epoch, index = divmod(position, len(stage.rows))
-        return stage.rows[self.order(len(stage.rows), epoch)[index]]
+        order = epoch_order(len(stage.rows), epoch, seed=self.runtime.seed, shuffle=self.tasks.shuffle)
+        return stage.rows[order[index]]
