@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache
 from itertools import pairwise
 from operator import itemgetter
 from unicodedata import category, normalize
@@ -53,6 +54,11 @@ def token_spans(text: str, offsets: Offsets, window: int = 32768, margin: int = 
         yield spans[_first_from(spans, joint) : _first_from(spans, meeting)]
         begin, end, joint, spans = overlap, next_end, meeting, following
     yield spans[_first_from(spans, joint) :]
+
+
+def token_counter(offsets: Offsets) -> Callable[[str], int]:
+    """Counts the tokens of a text, and remembers the last few texts: many questions share one conversation."""
+    return lru_cache(maxsize=16)(lambda text: sum(len(spans) for spans in token_spans(text, offsets)))
 
 
 def _window(text: str, offsets: Offsets, begin: int, end: int) -> Spans:

@@ -20,7 +20,7 @@ from memfactory.model.codec import FileCodec
 from memfactory.modules.recurrent_memory import RecurrentMemoryModule, RecurrentMemoryOptions
 from memfactory.play import PlaySettings, Sampler, play
 from memfactory.registry import Options
-from memfactory.text import Offsets, chunk_cuts, token_spans
+from memfactory.text import Offsets, chunk_cuts, token_counter, token_spans
 from memfactory.types import Message, Reply, Sampling, Task, Turn, Utterance
 
 # Splits as in Llama 3 (runs of three digits) and Qwen (single digits).
@@ -145,6 +145,18 @@ def test_ordinary_text_is_tokenised_in_windows_of_bounded_length(offsets):
     assert max(lengths) <= 2000
     # Each window of 1,000 characters brings 800 new ones, and few are too short to meet their successor.
     assert sum(lengths) < 1.5 * len(text)
+
+
+def test_the_tokens_of_a_text_are_counted_once():
+    texts: list[str] = []
+
+    def words(text: str) -> list[tuple[int, int]]:
+        texts.append(text)
+        return [(2 * index, 2 * index + 1) for index in range(len(text.split()))]
+
+    count = token_counter(words)
+    assert [count("a b c"), count("a"), count("a b c")] == [3, 1, 3]
+    assert texts == ["a b c", "a"]
 
 
 # What an engine sees

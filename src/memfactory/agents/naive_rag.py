@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from functools import lru_cache
 from itertools import groupby
 from typing import Any, ClassVar
 
@@ -15,6 +14,7 @@ from memfactory.episode import Episode
 from memfactory.formats.render import render_conversation, utterances_of
 from memfactory.memory.bank import BankSource, MemoryBank
 from memfactory.registry import AGENTS, Options
+from memfactory.text import token_counter
 from memfactory.types import MemoryItem, Utterance
 
 
@@ -36,11 +36,7 @@ class NaiveRag(Agent[NaiveRagOptions]):
         self, options: NaiveRagOptions, modules: Mapping[str, Module[Any]], banks: BankSource | None = None
     ) -> None:
         super().__init__(options, modules, banks)
-        # A dataset asks many questions about one conversation.
-        self._length = lru_cache(maxsize=16)(self._count)
-
-    def _count(self, text: str) -> int:
-        return len(self.modules["answerer"].codec.offsets(text))
+        self._tokens = token_counter(modules["answerer"].codec.offsets)
 
     def dialogue(self, episode: Episode) -> Dialogue[Any]:
         bank = yield from self.read(episode)
@@ -53,7 +49,7 @@ class NaiveRag(Agent[NaiveRagOptions]):
         task = episode.task
         conversation = utterances_of(task)
         if conversation:
-            episode.note_reading(self._length(render_conversation(conversation)))
+            episode.note_reading(self._tokens(render_conversation(conversation)))
         items = as_items(conversation, self.options.turns_per_item, taken={item.id for item in task.memory})
         bank = episode.bank = self.banks.open((*task.memory, *items))
         return bank

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
 from types import MappingProxyType
 from typing import ClassVar, Literal
 
@@ -15,7 +14,7 @@ from memfactory.formats.answers import answer_part, keeps_form
 from memfactory.formats.render import render_task
 from memfactory.registry import MODULES
 from memfactory.roles import AnswerModuleOptions, ParsedAnswer, Reader
-from memfactory.text import fill, keep_ends, token_spans
+from memfactory.text import fill, keep_ends, token_counter
 from memfactory.types import Codec, Message, Reading
 
 FULL_CONTEXT_PROMPT = """\
@@ -64,11 +63,7 @@ class FullContextAnswer(Reader[FullContextAnswerOptions]):
 
     def __init__(self, options: FullContextAnswerOptions, codec: Codec) -> None:
         super().__init__(options, codec)
-        # Many questions share one conversation.
-        self._length = lru_cache(maxsize=16)(self._count)
-
-    def _count(self, text: str) -> int:
-        return sum(len(spans) for spans in token_spans(text, self.codec.offsets))
+        self._tokens = token_counter(codec.offsets)
 
     def dialogue(self, episode: Episode) -> Asking[ParsedAnswer]:
         text, reading = self.shortened(render_task(episode.task))
@@ -84,7 +79,7 @@ class FullContextAnswer(Reader[FullContextAnswerOptions]):
         """`text`, cut to the part that `keep` names if it exceeds `context_tokens`; and the tokens read and dropped."""
         limit = self.options.context_tokens
         if limit is None:
-            return text, Reading(self._length(text))
+            return text, Reading(self._tokens(text))
         offsets = self.codec.offsets(text)
         if len(offsets) <= limit:
             return text, Reading(len(offsets))
