@@ -11,7 +11,7 @@ from pydantic import Field
 from memfactory.components import ModuleOptions
 from memfactory.dialogue import Ask, Asking
 from memfactory.episode import Episode
-from memfactory.files.json_lines import json_line
+from memfactory.files.atomic import json_text
 from memfactory.formats.render import numbered_list
 from memfactory.formats.updates import parse_mem0, parse_operations
 from memfactory.memory.bank import MemoryBank
@@ -93,7 +93,7 @@ class NaiveUpdater(Updater[NaiveUpdaterOptions]):
         items = self.items(bank, candidates, episode.task.related)
         if options.format == "mem0":
             texts = [{"id": str(number), "text": item.text} for number, item in enumerate(items)]
-            values = {"memory": _json(texts), "candidates": _json([candidate.text for candidate in candidates])}
+            values = {"memory": json_text(texts), "candidates": json_text([candidate.text for candidate in candidates])}
         else:
             values = {"memory": numbered_list([item.text for item in items])}
             values["candidates"] = numbered_list([candidate.text for candidate in candidates], len(items) + 1)
@@ -126,7 +126,3 @@ class NaiveUpdater(Updater[NaiveUpdaterOptions]):
         namespaces = [candidate.namespace] if candidate.namespace else None
         matches = bank.search(candidate.text, options.related, mode=options.search, namespaces=namespaces)
         return [match.item for match in matches]
-
-
-def _json(value: object) -> str:
-    return json_line(value).strip()

@@ -9,7 +9,7 @@ from pydantic import Field
 from memfactory.components import ModuleOptions
 from memfactory.dialogue import Ask, Asking
 from memfactory.episode import Episode
-from memfactory.files.json_lines import json_line
+from memfactory.files.atomic import json_text
 from memfactory.formats.updates import parse_merges
 from memfactory.memory.bank import MemoryBank
 from memfactory.memory.operations import Add
@@ -54,8 +54,8 @@ class TopicUpdater(Updater[TopicUpdaterOptions]):
                 # No item to merge with: no question for the model.
                 bank.apply([Add(candidate)])
                 continue
-            memory = json_line({"history_summaries": [item.text for item in items]}).strip()
-            values = {"memory": memory, "candidate": json_line({"new_summary": candidate.text}).strip()}
+            memory = json_text({"history_summaries": [item.text for item in items]})
+            values = {"memory": memory, "candidate": json_text({"new_summary": candidate.text})}
             prompt = fill(self.options.prompt, values)
             reply = yield Ask("update", (Message("user", prompt),), self.options.max_tokens)
             decision = parse_merges(reply.text, items, candidate)
