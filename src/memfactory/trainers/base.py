@@ -184,7 +184,7 @@ class Trainer(Component[LoopT], Generic[LoopT, TrainedT, DataT], ABC):
 
     def finished(self) -> bool:
         """Whether training has ended at `self.state`."""
-        return self.state.step >= self.options.steps
+        return self.state.step >= self.steps
 
     def conclude(self) -> None:
         """Warn of anything that the finished run shows, such as that nothing was learned."""

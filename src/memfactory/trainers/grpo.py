@@ -85,7 +85,7 @@ class GrpoTrainer(Trainer[GrpoOptions]):
 
     def finished(self) -> bool:
         limit = self.options.valid_groups
-        return self.state.step >= self.options.steps or (limit is not None and self.state.valid_groups >= limit)
+        return super().finished() or (limit is not None and self.state.valid_groups >= limit)
 
     def step(self, step: int) -> tuple[TrainState, dict[str, float]]:
         options, policy = self.options, self.policy

@@ -65,9 +65,6 @@ class SftTrainer(Trainer[SftOptions, Policy, Conversations]):
     def conclude(self) -> None:
         self.watch.end()
 
-    def finished(self) -> bool:
-        return self.state.step >= self.steps
-
     def resume(self, checkpoint: Path) -> None:
         state = read_state(checkpoint)
         self._begin(self._stage(max(state.step, 1)))
