@@ -232,7 +232,7 @@ class RecurrentMemoryModule(Reader[RecurrentMemoryOptions]):
         Only the text and the places of its cuts are in memory. Raises DataError for a text beyond `max_chunks` under
         `truncate: error`.
         """
-        options, limit = self.options, self._limit
+        options, limit = self.options, self.options.most_tokens
         cut = self._cached_cut(context)
         if limit is not None and cut.tokens > limit and options.truncate == "error":
             raise DataError(
@@ -246,13 +246,8 @@ class RecurrentMemoryModule(Reader[RecurrentMemoryOptions]):
         cut = self._cached_cut(context)
         return Reading(cut.read, cut.tokens - cut.read)
 
-    @property
-    def _limit(self) -> int | None:
-        """The most tokens that `max_chunks` chunks hold; None: any number."""
-        return None if self.options.max_chunks is None else self.options.max_chunks * self.options.chunk_tokens
-
     def _cut(self, context: str) -> _Cut:
-        size, limit = self.options.chunk_tokens, self._limit
+        size, limit = self.options.chunk_tokens, self.options.most_tokens
         cuts, tokens = chunk_cuts(context, token_spans(context, self.codec.offsets), size)
         read = tokens
         if limit is not None and tokens > limit and self.options.truncate == "center":
