@@ -103,9 +103,10 @@ class Module(Component[ModuleT], ABC, Generic[ModuleT, ResultT]):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        for role in set(cls.roles) & {*ROLE_CLASSES}:
-            if not any(base.__name__ == ROLE_CLASSES[role] for base in cls.__mro__):
-                name = ROLE_CLASSES[role]
+        bases = {(base.__module__, base.__name__) for base in cls.__mro__}
+        for role in cls.roles:
+            name = ROLE_CLASSES.get(role)
+            if name is not None and ("memfactory.roles", name) not in bases:
                 raise TypeError(f"a module with the role {role!r} derives from {name} of memfactory.roles")
 
     @abstractmethod

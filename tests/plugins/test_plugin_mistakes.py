@@ -171,8 +171,9 @@ def test_what_a_module_returns_is_checked(folder, capsys, slot, role, inputs, re
     assert "module 'mine' (mine.py:" in shown and words in shown
 
 
-def test_a_module_of_a_shipped_role_derives_from_its_class(folder, capsys):
-    shown = told(folder, capsys, '@MODULES.register("mine")\nclass Mine(Module):\n    roles = ("reader",)\n')
+@pytest.mark.parametrize("name", ["Mine", "Reader"])
+def test_a_module_of_a_shipped_role_derives_from_its_class(folder, capsys, name):
+    shown = told(folder, capsys, f'@MODULES.register("mine")\nclass {name}(Module):\n    roles = ("reader",)\n')
     assert (
         "TypeError at" in shown and "a module with the role 'reader' derives from Reader of memfactory.roles" in shown
     )
