@@ -112,11 +112,10 @@ def save_tensors(value: object, path: Path) -> None:
     with _ErrorKeepingFile(path) as file:
         try:
             torch.save(value, file)
-        except Exception:
+        finally:
             # torch's own error for a full disk names neither the file nor the reason.
             if file.error is not None:
                 raise file.error from None
-            raise
 
 
 def random_states() -> dict[str, object]:

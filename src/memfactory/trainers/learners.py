@@ -60,6 +60,7 @@ class Learners:
                 with guarded(type(module), doing="in learning"):
                     measured[slot] = module.learn(episodes)
         except Exception:
+            # Any error: a module that has learned before another failed would be saved with half a step.
             for slot, module in self.modules.items():
                 module.load_state(before[slot])
             self.updates -= 1
