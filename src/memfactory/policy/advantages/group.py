@@ -13,5 +13,5 @@ class GroupAdvantage(AdvantageEstimator):
 
     def advantages(self, step: StepRewards) -> list[float | None]:
         training = self.training
-        spread = deviation(step.batch)
+        spread = deviation(step.batch) if training.normalize == "batch_std" else None
         return advantages(step.rewards, training.normalize, training.advantage_epsilon, spread)
