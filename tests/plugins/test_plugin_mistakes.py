@@ -211,6 +211,15 @@ def test_what_a_dataset_reads_is_checked(folder, capsys, body, words):
     assert "dataset 'my_rows'" in shown and words in shown
 
 
+@pytest.mark.parametrize("data", ["my_rows", "{name: mixture, parts: [{data: {name: my_rows}}]}"])
+def test_a_dataset_that_cannot_be_made_is_named(folder, capsys, data):
+    source = DATASET + "        return []\n\n    def __init__(self, options, base_dir):\n        1 / 0\n"
+    words = "dataset 'my_rows' failed when it was made at mine.py:14: ZeroDivisionError"
+    assert words in told(folder, capsys, source, data=data)
+    assert run(["train", "x.yaml", "train=sft", f"data.train={data}", "--output", "sft"]) == 1
+    assert words in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("source", "words"),
     [

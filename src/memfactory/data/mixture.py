@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from memfactory.data.base import Dataset, DatasetOptions, GeneratedRows, Row
 from memfactory.errors import ConfigError, DataError
+from memfactory.plugins.boundary import made
 from memfactory.registry import DATASETS, Options
 
 
@@ -74,7 +75,7 @@ def _rows(spec: dict[str, object], base_dir: Path) -> Sequence[Row]:
         options = DATASETS.options(name).model_validate(values)
     except ValidationError as error:
         raise ConfigError(f"mixture: the options of {name} are wrong: {error}") from None
-    part: Dataset = DATASETS.get(name)(options, base_dir)
+    part: Dataset = made(DATASETS, name, options, base_dir)
     rows = part.checked_rows()
     if not rows:
         raise DataError(f"mixture: {part.source} has no rows, so nothing can be sampled from it")

@@ -18,6 +18,7 @@ from memfactory.data.base import Dataset, GeneratedRows, Row
 from memfactory.errors import ConfigError, DataError
 from memfactory.model.loading import load_architecture, load_chat
 from memfactory.model.options import ModelConfig
+from memfactory.plugins.boundary import made
 from memfactory.policy.batch import TrainingTurn
 from memfactory.policy.supervised import Encoder, Longest
 from memfactory.registry import DATASETS
@@ -79,7 +80,7 @@ def read_conversations(model: ModelConfig, data: DataConfig, base_dir: Path, opt
     stages: list[Stage] = []
     longest = 0
     for stage, component in _configured(options, data.train, base_dir):
-        dataset = DATASETS.get(component.name)(component.options, base_dir)
+        dataset: Dataset = made(DATASETS, component.name, component.options, base_dir)
         rows, tokens = _checked(dataset, encoder)
         longest = max(longest, tokens)
         first = stages[-1].last + 1 if stages else 1
