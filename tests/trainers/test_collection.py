@@ -97,7 +97,7 @@ def test_any_number_of_processes_takes_the_same_optimizer_steps(make, tmp_path):
     def train(rank, of):
         trainer = make(*words, folder=f"run-{of}")
         trainer.train()
-        torch.save((trainer.policy.changes, weights_of(trainer)), tmp_path / f"{rank}-of-{of}.pt")
+        torch.save((trainer.trained.changes, weights_of(trainer)), tmp_path / f"{rank}-of-{of}.pt")
         return 0
 
     train(0, 1)
@@ -115,7 +115,7 @@ def test_any_number_of_processes_takes_the_same_optimizer_steps(make, tmp_path):
 def test_tasks_that_are_rolled_out_one_by_one_go_to_all_processes_in_turn(make):
     trainer = make()
     for index, expected in ((0, [0, 2, 4]), (1, [1, 3, 5])):
-        trainer.policy.accelerator = type("Two", (), {"process_index": index, "num_processes": 2})
+        trainer.trained.accelerator = type("Two", (), {"process_index": index, "num_processes": 2})
         assert [place for place in range(6) if trainer.is_own(place)] == expected
 
 
@@ -154,7 +154,7 @@ def test_unknown_rewards_of_a_step_stop_the_run_before_anything_is_trained(make)
     before = weights_of(trainer)
     with pytest.raises(MemFactoryError, match="24 of 24 rewards that credit the module step 'update' are unknown"):
         trainer.train()
-    assert all(torch.equal(old, new) for old, new in zip(before, trainer.policy.trained, strict=True))
+    assert all(torch.equal(old, new) for old, new in zip(before, trainer.trained.trained, strict=True))
 
 
 def test_unknown_rewards_are_counted_by_what_they_credit(make):

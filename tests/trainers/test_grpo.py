@@ -100,7 +100,7 @@ def make(tmp_path, small_model_path):
 
 
 def weights_of(trainer):
-    return [parameter.detach().clone() for parameter in trainer.policy.trained]
+    return [parameter.detach().clone() for parameter in trainer.trained.trained]
 
 
 def test_an_epoch_has_every_task_once_and_each_epoch_its_own_order(make):
@@ -148,7 +148,7 @@ def test_groups_without_variance_are_logged_and_train_nothing(make):
     trainer.train()
     (row,) = trainer.run.logged
     assert (row["reward"], row["groups/zero_variance"], row["groups/valid"]) == (0.5, 1.0, 0)
-    assert all(torch.equal(old, new) for old, new in zip(before, trainer.policy.trained, strict=True))
+    assert all(torch.equal(old, new) for old, new in zip(before, trainer.trained.trained, strict=True))
 
 
 def test_a_step_in_which_only_an_api_spoke_is_logged_without_lengths():
@@ -165,7 +165,7 @@ def test_a_judge_that_is_down_stops_the_run_before_anything_is_trained(make):
     with pytest.raises(MemFactoryError, match=r"4 of 8 rewards are unknown.*max_unknown_fraction = 0\.2"):
         trainer.train()
     assert trainer.run.logged == []
-    assert all(torch.equal(old, new) for old, new in zip(before, trainer.policy.trained, strict=True))
+    assert all(torch.equal(old, new) for old, new in zip(before, trainer.trained.trained, strict=True))
 
 
 def test_a_run_that_an_error_stops_keeps_its_whole_steps(make, monkeypatch):

@@ -57,7 +57,7 @@ def test_a_step_is_whole_also_where_its_metrics_cannot_be_logged(make, monkeypat
 
 def test_a_step_that_failed_between_its_updates_is_not_taken_for_a_whole_one(make, monkeypatch):  # noqa: F811
     trainer = make("test_letters", "train.save_every=0", "train.minibatches=2")
-    update, calls = trainer.policy.update, []
+    update, calls = trainer.trained.update, []
 
     def fails_at_the_fourth(turns):
         calls.append(turns)
@@ -65,7 +65,7 @@ def test_a_step_that_failed_between_its_updates_is_not_taken_for_a_whole_one(mak
             raise ValueError("broken")
         return update(turns)
 
-    monkeypatch.setattr(trainer.policy, "update", fails_at_the_fourth)
+    monkeypatch.setattr(trainer.trained, "update", fails_at_the_fourth)
     with pytest.raises(ValueError, match="broken"):
         trainer.train()
     assert not (trainer.run.folder / "checkpoints").exists()

@@ -63,7 +63,7 @@ def train(tmp_path: Path, small_model_path: Path) -> Callable[[int, int, str], i
         trainer = grpo_trainer(resolved, run)
         trainer.train()
         torch.save(
-            (trainer.policy.changes, trainer.policy.kl.value, weights_of(trainer)), tmp_path / f"{rank}-of-{of}.pt"
+            (trainer.trained.changes, trainer.trained.kl.value, weights_of(trainer)), tmp_path / f"{rank}-of-{of}.pt"
         )
         return 0
 

@@ -165,7 +165,7 @@ def test_one_task_that_does_not_fit_trains_nothing_and_ends_no_run(make, caplog)
     trainer.train()
     # Every epoch meets the long row once: of three steps one trains nothing.
     assert [row["groups/unknown"] for row in trainer.run.logged].count(1.0) == 2
-    assert any(not old.equal(new) for old, new in zip(before, trainer.policy.trained, strict=True))
+    assert any(not old.equal(new) for old, new in zip(before, trainer.trained.trained, strict=True))
     told = [record.getMessage() for record in caplog.records if "do not fit the context" in record.getMessage()]
     long = next(task.id for task in trainer.tasks if task.context == LONG)
     assert len(told) == 1 and f"{long!r} (a prompt of " in told[0] and "the context is 2048 tokens" in told[0]

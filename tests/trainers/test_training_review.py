@@ -175,7 +175,7 @@ def test_an_engine_with_its_own_weights_gets_the_policys_after_every_step(make, 
     # What it begins with is the policy's too: random weights are not the same twice.
     assert [event == "sleep" for event in engine.events] == [False, True, False, True, False]
     first, last = engine.events[0], engine.events[-1]
-    for name, parameter in trainer.policy.model.named_parameters():
+    for name, parameter in trainer.trained.model.named_parameters():
         assert torch.equal(last[name], parameter)
     assert any(not torch.equal(first[name], last[name]) for name in last)
 
@@ -203,8 +203,8 @@ def test_a_run_stopped_before_its_first_step_saves_nothing(make, work):
 def test_a_stop_right_after_a_save_leaves_that_checkpoint_alone(make, work):
     trainer = make(StoppingRun(work / "run", done=2), "train.save_every=1", "train.eval_every=0")
     written = []
-    save = trainer.policy.save_masters
-    trainer.policy.save_masters = lambda folder: (written.append(folder.name), save(folder))
+    save = trainer.trained.save_masters
+    trainer.trained.save_masters = lambda folder: (written.append(folder.name), save(folder))
     with pytest.raises(Interrupted):
         trainer.train()
     assert written == [".step-1.partial", ".step-2.partial"]
@@ -214,7 +214,7 @@ def test_a_stop_right_after_a_save_leaves_that_checkpoint_alone(make, work):
 def test_an_error_between_the_updates_of_a_step_saves_no_half_step(make, work, update, saved):
     trainer = make(StoppingRun(work / "run"), "train.minibatches=2")
     taken = []
-    train = trainer.policy.update
+    train = trainer.trained.update
 
     def failing(turns):
         taken.append(len(turns))
@@ -222,7 +222,7 @@ def test_an_error_between_the_updates_of_a_step_saves_no_half_step(make, work, u
             raise MemFactoryError("one conversation alone does not fit into memory")
         return train(turns)
 
-    trainer.policy.update = failing
+    trainer.trained.update = failing
     # Two updates a step: the third is the second step's first, before which all steps are whole.
     with pytest.raises(MemFactoryError, match="alone"):
         trainer.train()

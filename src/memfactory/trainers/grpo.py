@@ -78,17 +78,12 @@ class GrpoTrainer(Trainer[GrpoOptions]):
             rows.append(("ends after", f"{options.valid_groups} groups whose rewards differ"))
         return forecast.played(options.steps, *rows)
 
-    @property
-    def policy(self) -> Policy:
-        """The policy in training."""
-        return self.trained
-
     def finished(self) -> bool:
         limit = self.options.valid_groups
         return super().finished() or (limit is not None and self.state.valid_groups >= limit)
 
     def step(self, step: int) -> tuple[TrainState, dict[str, float]]:
-        options, policy = self.options, self.policy
+        options, policy = self.options, self.trained
         started = time.monotonic()
         sampled, cursor = self.collect(step)
         rolled_out = time.monotonic()
@@ -133,10 +128,10 @@ class GrpoTrainer(Trainer[GrpoOptions]):
 
     def adapted(self, step: int, metrics: Mapping[str, float]) -> dict[str, float]:
         """Adapt the KL coefficient and update the reference; returns the coefficient of this step if it adapts."""
-        used = self.policy.kl.value
+        used = self.trained.kl.value
         trajectories = int(metrics["groups"]) * self.options.group_size
-        self.policy.after_step(step, metrics.get("kl"), trajectories)
-        return {"kl_coef": used} if self.policy.kl.adapts else {}
+        self.trained.after_step(step, metrics.get("kl"), trajectories)
+        return {"kl_coef": used} if self.trained.kl.adapts else {}
 
     def conclude(self) -> None:
         self.watch.end()
@@ -156,9 +151,9 @@ class GrpoTrainer(Trainer[GrpoOptions]):
     def speed(self, turns: Sequence[TrainingTurn], seconds: float) -> dict[str, float]:
         """Speed of this process's training pass: TFLOP/s, model FLOPs utilization, peak memory."""
         achieved = training_flops(self.sizes, turns, self.options) / max(seconds, 1e-9)
-        peak = device_peak(self.policy.device)
+        peak = device_peak(self.trained.device)
         utilization = {} if peak is None else {"mfu": achieved / peak}
-        return {"tflops": achieved / 1e12, **utilization, **device_metrics(self.policy.device)}
+        return {"tflops": achieved / 1e12, **utilization, **device_metrics(self.trained.device)}
 
     def collect(self, step: int) -> tuple[list[Group], int]:
         """This process's groups for one optimizer step, and the cursor after them.
@@ -230,7 +225,7 @@ class GrpoTrainer(Trainer[GrpoOptions]):
 
     def is_own(self, place: int | None) -> bool:
         """Whether the task at `place` is this process's. Processes take tasks in turn, also if a rollout has few."""
-        return place is not None and place % self.policy.process_count == self.policy.process_index
+        return place is not None and place % self.trained.process_count == self.trained.process_index
 
     def minibatches(self, turns: Sequence[TrainingTurn], step: int, epoch: int) -> Iterator[list[TrainingTurn]]:
         """This process's turns in `minibatches` parts of whole prompts, in a seeded order for more than one part.
