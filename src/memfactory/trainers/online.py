@@ -26,6 +26,7 @@ from memfactory.trainers.checkpoint import TrainState
 from memfactory.trainers.learners import Learners
 from memfactory.trainers.order import TrainingTasks
 from memfactory.trainers.overlong import OverlongTasks, fitting_tasks
+from memfactory.trainers.rollout_metrics import mean_rewards
 from memfactory.transcripts import write_transcripts
 from memfactory.types import Group, Reward, Turn
 
@@ -131,11 +132,7 @@ def equal(first: Mapping[str, numpy.ndarray], second: Mapping[str, numpy.ndarray
 def measured(episodes: Sequence[Episode], rewards: Sequence[Reward]) -> dict[str, float]:
     """Metrics of the episodes of one step: mean known rewards, turns, reply lengths."""
     known = [reward.total for reward in rewards if reward.total is not None]
-    metrics = {"reward": fmean(known)} if known else {}
-    for part in sorted({part for reward in rewards for part in reward.parts}):
-        values = [value for reward in rewards if (value := reward.parts.get(part)) is not None]
-        if values:
-            metrics[f"reward/{part}"] = fmean(values)
+    metrics = mean_rewards(known, [reward.parts for reward in rewards])
     replies = [turn.reply for episode in episodes for turn in episode.turns]
     lengths = [len(reply.tokens.reply_ids) for reply in replies if reply.tokens is not None]
     metrics |= {"failed": fmean(episode.failure is not None for episode in episodes)}

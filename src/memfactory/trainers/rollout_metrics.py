@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -44,13 +44,7 @@ def gathered_metrics(groups: Sequence[Group]) -> dict[str, float]:
     trajectories = [t for row in rows for t in row["trajectories"]]
     known = [t["reward"] for t in trajectories if t["reward"] is not None]
     turns = [turn for t in trajectories for turn in t["turns"]]
-    metrics: dict[str, float] = {}
-    if known:
-        metrics["reward"] = fmean(known)
-    for part in sorted({part for t in trajectories for part in t["parts"]}):
-        values = [t["parts"][part] for t in trajectories if t["parts"].get(part) is not None]
-        if values:
-            metrics[f"reward/{part}"] = fmean(values)
+    metrics = mean_rewards(known, [t["parts"] for t in trajectories])
     valid = sum(row["variance"] for row in rows)
     metrics |= {
         "groups": len(rows),
@@ -68,6 +62,16 @@ def gathered_metrics(groups: Sequence[Group]) -> dict[str, float]:
     if turns:
         metrics["reply_tokens"] = fmean(length for _, length, _ in turns)
         metrics["truncated"] = fmean(cut for _, _, cut in turns)
+    return metrics
+
+
+def mean_rewards(known: Sequence[float], parts: Sequence[Mapping[str, float | None]]) -> dict[str, float]:
+    """The means of the known rewards and of their known parts, as `reward` and `reward/PART`."""
+    metrics = {"reward": fmean(known)} if known else {}
+    for part in sorted({part for each in parts for part in each}):
+        values = [value for each in parts if (value := each.get(part)) is not None]
+        if values:
+            metrics[f"reward/{part}"] = fmean(values)
     return metrics
 
 
