@@ -16,8 +16,12 @@ import sys
 import tempfile
 import textwrap
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from memfactory.model.chat import ChatFormat
+from memfactory.text import chunk_cuts, token_spans
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -87,9 +91,9 @@ def chunks(run: Path, text: str, tokens: int = 64) -> tuple[str, ...]:
     """`text` in chunks of `tokens`, as the quickstart's agent reads it."""
     from transformers import AutoTokenizer
 
-    encoded = AutoTokenizer.from_pretrained(run / "final")(text, return_offsets_mapping=True, add_special_tokens=False)
-    starts = [start for start, _ in encoded["offset_mapping"][::tokens]]
-    return tuple(text[a:b].strip() for a, b in zip(starts, [*starts[1:], len(text)], strict=True))
+    chat = ChatFormat(AutoTokenizer.from_pretrained(run / "final"))
+    cuts, _ = chunk_cuts(text, token_spans(text, chat.offsets), tokens)
+    return tuple(text[a:b].strip() for a, b in pairwise(cuts))
 
 
 def scores(run: Path) -> str:
