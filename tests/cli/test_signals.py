@@ -7,10 +7,12 @@ import signal
 import subprocess
 import sys
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Event, Thread
+from http.server import BaseHTTPRequestHandler
+from threading import Event
 
 import pytest
+
+from local_server import LocalServer
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 SLOW = """
@@ -94,12 +96,10 @@ def endpoint():
         def log_message(self, *_):
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Silent)
-    Thread(target=server.serve_forever, daemon=True).start()
-    yield server.server_address[1], asked
+    server = LocalServer(Silent)
+    yield server.port, asked
     over.set()
-    server.shutdown()
-    server.server_close()
+    server.close()
 
 
 @pytest.mark.parametrize("number", CODES)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 import json
 import re
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import quote
 
 import pytest
 
 from chat_server import write_tokenizer
+from local_server import LocalServer
 from memfactory.cli.app import run, show_exception
 from memfactory.errors import ConfigError
 
@@ -69,7 +69,7 @@ MODES = {
 }
 
 
-class EchoServer:
+class EchoServer(LocalServer):
     """Responds to each request by `mode`."""
 
     def __init__(self):
@@ -95,18 +95,7 @@ class EchoServer:
             def log_message(self, *words):
                 pass
 
-        class Server(ThreadingHTTPServer):
-            request_queue_size = 64
-            daemon_threads = True
-
-        self._server = Server(("127.0.0.1", 0), Handler)
-        self.port = self._server.server_address[1]
-        self.url = f"http://127.0.0.1:{self.port}/v1"
-        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-
-    def close(self):
-        self._server.shutdown()
-        self._server.server_close()
+        super().__init__(Handler)
 
 
 @pytest.fixture(scope="module")

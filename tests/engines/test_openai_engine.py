@@ -9,11 +9,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
 
+from local_server import LocalServer
 from memfactory.engines.base import sample, sample_or_errors
 from memfactory.engines.openai import OpenAIEngine
 from memfactory.engines.options import OpenAIEngineConfig
@@ -33,7 +34,7 @@ def error(status: int, words: str, **headers: str) -> Answer:
     return status, json.dumps({"error": {"message": words}}), {k.replace("_", "-"): v for k, v in headers.items()}
 
 
-class Endpoint:
+class Endpoint(LocalServer):
     """A chat endpoint on this machine; `answer(request, number)` says what the n-th request gets."""
 
     def __init__(self) -> None:
@@ -81,18 +82,14 @@ class Endpoint:
             def log_message(self, *args: object) -> None:
                 pass
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/v1"
-        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        super().__init__(Handler)
 
 
 @pytest.fixture
 def endpoint() -> Iterator[Endpoint]:
     served = Endpoint()
     yield served
-    served.server.shutdown()
-    served.server.server_close()
+    served.close()
 
 
 def engine_at(url: str, **options: object) -> OpenAIEngine:

@@ -1,6 +1,5 @@
 """What turns texts into vectors: hashed words, encoders, endpoints; and the cache that keeps their vectors."""
 
-import json
 import logging
 import multiprocessing
 import os
@@ -8,13 +7,12 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy
 import pytest
 
+from local_server import JsonServer
 from memfactory.errors import ConfigError, EngineError
 from memfactory.memory.bank import BankSource
 from memfactory.memory.embedder import VectorStore
@@ -218,39 +216,18 @@ def test_a_bank_finds_with_an_encoder(encoder):
 # Endpoints
 
 
-class EmbeddingServer:
+class EmbeddingServer(JsonServer):
     """Answers each request with what `reply(request)` gives: rows, an HTTP status, or raw bytes."""
 
     def __init__(self, reply):
+        super().__init__(headers=[("retry-after-ms", "1")])
         self.reply = reply
         self.requests = []
-        server = self
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self):
-                request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                server.requests.append(request)
-                said = server.reply(request)
-                status = said if isinstance(said, int) else 200
-                body = said if isinstance(said, bytes) else json.dumps({"data": said}).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(body)))
-                self.send_header("retry-after-ms", "1")
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *words):
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
-        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-
-    def close(self):
-        self._server.shutdown()
-        self._server.server_close()
+    def answer(self, path, body):
+        self.requests.append(body)
+        said = self.reply(body)
+        return said if isinstance(said, int | bytes) else {"data": said}
 
 
 def rows_of(request):

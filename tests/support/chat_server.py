@@ -2,8 +2,8 @@
 
 import json
 import re
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from local_server import JsonServer
 
 NAMES = ("Alice", "Bob", "Carol", "Dora")
 CODES = ("seven", "nine", "three", "five")
@@ -29,39 +29,20 @@ def reading(request):
     return found.group(1) if found and name != "Dora" else memory
 
 
-class ChatServer:
+class ChatServer(JsonServer):
     """Answers chat completions with `reply(request)`; a number is sent as that HTTP status. `requests` keeps them."""
 
     def __init__(self, reply=reading):
+        super().__init__()
         self.reply = reply
         self.requests = []
-        server = self
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self):
-                request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                server.requests.append(request)
-                said = server.reply(request)
-                status = said if isinstance(said, int) else 200
-                message = {"choices": [{"message": {"role": "assistant", "content": said}, "finish_reason": "stop"}]}
-                body = json.dumps(message if status == 200 else {"error": {"message": "no"}}).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *words):
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
-        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-
-    def close(self):
-        self._server.shutdown()
-        self._server.server_close()
+    def answer(self, path, body):
+        self.requests.append(body)
+        said = self.reply(body)
+        if isinstance(said, int):
+            return said
+        return {"choices": [{"message": {"role": "assistant", "content": said}, "finish_reason": "stop"}]}
 
 
 def write_tokenizer(path):

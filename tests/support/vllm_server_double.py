@@ -1,14 +1,13 @@
 """A scripted vLLM server on this machine: the routes that the engine uses, with weights that are only counted."""
 
-import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from safetensors import safe_open
 
+from local_server import JsonServer
 
-class VllmServerDouble:
+
+class VllmServerDouble(JsonServer):
     """Answers completions with the ids 5 and 6.
 
     `requests` keeps (path, body) of all that was asked. `faults` maps a path to what it answers instead, in order:
@@ -17,39 +16,15 @@ class VllmServerDouble:
     """
 
     def __init__(self, *, context=64, version="0.32.0", raw_logprobs=False):
+        super().__init__(root="")
         self.requests, self.faults = [], {}
         self.context, self.version, self.raw_logprobs = context, version, raw_logprobs
         self.held, self.loaded, self.adapters = None, [], {}
-        server = self
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self):
-                self.answer(None)
-
-            def do_POST(self):
-                self.answer(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-
-            def answer(self, body):
-                server.requests.append((self.path, body))
-                waiting = server.faults.get(self.path)
-                said = waiting.pop(0) if waiting else server.said(self.path, body)
-                status = said if isinstance(said, int) else 200
-                said = {"error": {"message": "no"}} if status != 200 else said
-                kind = "text/plain" if isinstance(said, str) else "application/json"
-                sent = said.encode() if isinstance(said, str) else json.dumps(said).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", kind)
-                self.send_header("Content-Length", str(len(sent)))
-                self.end_headers()
-                self.wfile.write(sent)
-
-            def log_message(self, *words):
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    def answer(self, path, body):
+        self.requests.append((path, body))
+        waiting = self.faults.get(path)
+        return waiting.pop(0) if waiting else self.said(path, body)
 
     def said(self, path, body):
         if path == "/version":
@@ -90,7 +65,3 @@ class VllmServerDouble:
     def asked(self, path):
         """The bodies of the requests to `path`."""
         return [body for asked, body in self.requests if asked == path]
-
-    def close(self):
-        self._server.shutdown()
-        self._server.server_close()
