@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from chat_server import ChatServer
+
 # Whoever runs the tests in the background has them ignore these; the runs in them, and their children, must not.
 for number in (signal.SIGINT, signal.SIGHUP):
     if signal.getsignal(number) is signal.SIG_IGN:
@@ -84,6 +86,14 @@ def small_model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.manual_seed(0)
         Qwen3ForCausalLM(config).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def chat_server() -> Iterator[ChatServer]:
+    """A chat endpoint that reads with recurrent memory until a test gives it another `reply`."""
+    server = ChatServer()
+    yield server
+    server.close()
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from chat_server import ChatServer, config_text, reading, write_tokenizer
+from chat_server import config_text, write_tokenizer
 from memfactory.cli.app import run
 from memfactory.engines.scripted import ScriptedEngine
 from memfactory.episode import Episode
@@ -37,9 +37,8 @@ def fresh_logging():
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
-    server = ChatServer(reading)
-    (tmp_path / "reader.yaml").write_text(config_text(server.url, write_tokenizer(tmp_path / "words.json")))
+def place(tmp_path, chat_server, monkeypatch):
+    (tmp_path / "reader.yaml").write_text(config_text(chat_server.url, write_tokenizer(tmp_path / "words.json")))
     (tmp_path / "long.txt").write_text(LONG)
     short = " ".join(SENTENCES[:2])
     rows = [(LONG, "What is the code of Carol?", "three"), (short, "What is the code of Dora?", "five")]
@@ -49,8 +48,7 @@ def place(tmp_path, monkeypatch):
         "".join(json.dumps({"id": f"r{n}", **row}) + "\n" for n, row in enumerate(listed))
     )
     monkeypatch.chdir(tmp_path)
-    yield tmp_path
-    server.close()
+    return tmp_path
 
 
 ASK = ("infer", "reader.yaml", "--question", "What is the code of Carol?", "--document", "long.txt")

@@ -18,18 +18,11 @@ from memfactory.model.options import ModelConfig
 
 
 @pytest.fixture
-def server():
-    server = ChatServer()
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def place(tmp_path, server, monkeypatch):
+def place(tmp_path, chat_server, monkeypatch):
     """A folder with a config and two datasets, one with more rows than the other."""
     (tmp_path / "codes.json").write_text(json.dumps(rows()))
     (tmp_path / "few.json").write_text(json.dumps(rows()[:2]))
-    (tmp_path / "reader.yaml").write_text(config_text(server.url, write_tokenizer(tmp_path / "words.json")))
+    (tmp_path / "reader.yaml").write_text(config_text(chat_server.url, write_tokenizer(tmp_path / "words.json")))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -68,13 +61,13 @@ def test_the_environment_chooses_the_default_metrics(place):
     assert next(iter(metrics)) == "sub_em" and metrics["sub_em"]["mean"] == 0.75
 
 
-def test_a_second_run_plays_nothing_and_has_the_same_results(place, server):
+def test_a_second_run_plays_nothing_and_has_the_same_results(place, chat_server):
     target = load_config(place / "reader.yaml")
     evaluate([target], ["codes.json"], output=place / "out")
     first = json.loads((place / "out/results.json").read_text())["models"]
-    requests = len(server.requests)
+    requests = len(chat_server.requests)
     evaluate([target], ["codes.json"], output=place / "out")
-    assert len(server.requests) == requests
+    assert len(chat_server.requests) == requests
     assert json.loads((place / "out/results.json").read_text())["models"] == first
 
 
@@ -113,28 +106,28 @@ def test_a_failed_dataset_is_reported_and_the_others_go_on(place, capsys):
     assert set(value["failures"]) == {"broken"} and set(value["datasets"]) == {"few"}
 
 
-def test_an_outage_fails_the_dataset_and_a_later_run_resumes_it(place, server):
+def test_an_outage_fails_the_dataset_and_a_later_run_resumes_it(place, chat_server):
     def failing(request):
         return reading(request) if "Alice" in request["messages"][-1]["content"].partition("?")[0] else 500
 
-    server.reply = failing
+    chat_server.reply = failing
     target = load_config(place / "reader.yaml")
     code, _ = evaluate([target], ["few.json"], output=place / "out", metrics=("boxed_em",), samples=1)
     assert code == 1
-    server.reply = reading
+    chat_server.reply = reading
     code, printed = evaluate([target], ["few.json"], output=place / "out", metrics=("boxed_em",), samples=1)
     assert code == 0 and "1.0000" in printed
 
 
-def test_samples_of_another_evaluation_are_refused_at_the_start(place, server):
+def test_samples_of_another_evaluation_are_refused_at_the_start(place, chat_server):
     evaluate([load_config(place / "reader.yaml")], ["few.json"], output=place / "out")
-    requests = len(server.requests)
+    requests = len(chat_server.requests)
     hotter = load_config(place / "reader.yaml", ["eval.temperature=0.9"])
     with pytest.raises(ConfigError, match=r"temperature 0.5.*temperature 0.9.*--output.*--overwrite"):
         evaluate([hotter], ["few.json"], output=place / "out")
-    assert len(server.requests) == requests
+    assert len(chat_server.requests) == requests
     code, _ = evaluate([hotter], ["few.json"], output=place / "out", overwrite=True)
-    assert code == 0 and len(server.requests) == 2 * requests
+    assert code == 0 and len(chat_server.requests) == 2 * requests
 
 
 def test_all_mistakes_are_reported_at_once(place):
@@ -151,9 +144,9 @@ def test_no_dataset_at_all_is_a_mistake(place):
         evaluate([load_config(place / "reader.yaml")], [], output=place / "out")
 
 
-def test_the_configs_own_sets_are_evaluated_by_default(place, server):
+def test_the_configs_own_sets_are_evaluated_by_default(place, chat_server):
     more = "data: {eval: {small: few.json}}"
-    (place / "own.yaml").write_text(config_text(server.url, place / "words.json", more=more))
+    (place / "own.yaml").write_text(config_text(chat_server.url, place / "words.json", more=more))
     code, _ = evaluate([load_config(place / "own.yaml")], [], output=place / "out")
     assert code == 0
     assert (place / "out/samples/own/small.jsonl").is_file()
@@ -165,10 +158,10 @@ def test_two_targets_of_one_name_get_rows_of_their_own(place):
     assert list(json.loads((place / "out/results.json").read_text())["models"]) == ["reader", "reader-2"]
 
 
-def test_bad_rows_are_left_out_and_counted(place, server, capsys):
+def test_bad_rows_are_left_out_and_counted(place, chat_server, capsys):
     (place / "mixed.json").write_text(json.dumps([*rows()[:2], {"input": "Who?"}]))
     more = "data: {eval: {mixed: {path: mixed.json, skip_bad_rows: true}}}"
-    (place / "mixed.yaml").write_text(config_text(server.url, place / "words.json", more=more))
+    (place / "mixed.yaml").write_text(config_text(chat_server.url, place / "words.json", more=more))
     code, _ = evaluate([load_config(place / "mixed.yaml")], ["mixed"], output=place / "out")
     assert code == 0
     assert "mixed: 1 bad rows left out; the first: mixed.json row 3 has no" in capsys.readouterr().err
@@ -192,19 +185,19 @@ def test_impossible_options_are_reported(place, options, message):
         evaluate([load_config(place / "reader.yaml")], data, **options)
 
 
-def judged(place, server, judge):
+def judged(place, chat_server, judge):
     """A config with the reader as policy and `judge` as the judge's endpoint."""
     more = f'engines: {{judge: {{kind: openai, model: judge, base_url: "{judge.url}", api_key_env: "", retries: 0}}}}'
-    (place / "judged.yaml").write_text(config_text(server.url, place / "words.json", more=more))
+    (place / "judged.yaml").write_text(config_text(chat_server.url, place / "words.json", more=more))
     return load_config(place / "judged.yaml")
 
 
-def test_a_judge_scores_on_request_and_again_after_an_outage(place, server, capsys):
+def test_a_judge_scores_on_request_and_again_after_an_outage(place, chat_server, capsys):
     judge = ChatServer(lambda request: 500)
-    target = judged(place, server, judge)
+    target = judged(place, chat_server, judge)
     code, _ = evaluate([target], ["codes.json"], output=place / "out", metrics=("boxed_em",))
     assert code == 0 and judge.requests == []
-    requests = len(server.requests)
+    requests = len(chat_server.requests)
 
     code, _ = evaluate([target], ["codes.json"], output=place / "out", metrics=("boxed_em",), judge=True)
     assert code == 1
@@ -212,16 +205,16 @@ def test_a_judge_scores_on_request_and_again_after_an_outage(place, server, caps
     judge.reply = lambda request: "Verdict: yes" if "three" in request["messages"][0]["content"] else "Verdict: no"
     code, printed = evaluate([target], ["codes.json"], output=place / "out", metrics=("boxed_em",), judge=True)
     judge.close()
-    assert code == 0 and len(server.requests) == requests
+    assert code == 0 and len(chat_server.requests) == requests
     # The judge finds one of four questions answered.
     assert "judge" in printed
     metrics = json.loads((place / "out/results.json").read_text())["models"]["judged"]["datasets"]["codes"]["metrics"]
     assert metrics["judge"]["mean"] == 0.25 and metrics["boxed_em"]["mean"] == 0.75
 
 
-def test_an_unused_judge_needs_no_key(place, server):
+def test_an_unused_judge_needs_no_key(place, chat_server):
     more = "engines: {judge: {kind: openai, model: judge, base_url: 'http://h.invalid/v1', api_key_env: NO_SUCH_KEY}}"
-    text = config_text(server.url, place / "words.json", more=more)
+    text = config_text(chat_server.url, place / "words.json", more=more)
     (place / "rewarded.yaml").write_text(text.replace("boxed_em: 1.0", "boxed_em: 1.0, judge: 0.5"))
     code, _ = evaluate([load_config(place / "rewarded.yaml")], ["codes.json"], output=place / "out")
     assert code == 0
@@ -243,10 +236,10 @@ def test_a_changed_weight_makes_another_model(tmp_path):
     assert weights_fingerprint(ModelConfig(path="some/hub-model")) == {}
 
 
-def test_a_judge_without_an_engine_is_reported_at_the_start(place, server):
+def test_a_judge_without_an_engine_is_reported_at_the_start(place, chat_server):
     with pytest.raises(ConfigError, match=r"the judge asks the engine 'judge'.* Add it under `engines:`"):
         evaluate([load_config(place / "reader.yaml")], ["codes.json"], output=place / "out", judge=True)
-    assert server.requests == []
+    assert chat_server.requests == []
 
 
 def test_a_local_model_is_evaluated_with_its_token_counts(place, small_model_path, monkeypatch):
@@ -305,20 +298,20 @@ eval: {{samples: 1, temperature: 0.5{more}}}
 
 
 @pytest.fixture
-def banks(place, server):
+def banks(place, chat_server):
     """A folder with a config of an agent that looks things up, and its questions."""
-    server.reply = recalling
+    chat_server.reply = recalling
     (place / "talk.json").write_text(json.dumps(remembered()))
 
     def config(more="", name="rag"):
         path = place / f"{name}.yaml"
-        path.write_text(BANK_CONFIG.format(url=server.url, tokenizer=place / "words.json", more=more))
+        path.write_text(BANK_CONFIG.format(url=chat_server.url, tokenizer=place / "words.json", more=more))
         return load_config(path)
 
     return config
 
 
-def test_baselines_are_rows_beside_the_configured_agent(place, banks, server):
+def test_baselines_are_rows_beside_the_configured_agent(place, banks, chat_server):
     target = banks(", baselines: [full_context, no_memory]")
     code, _ = evaluate([target], ["talk.json"], output=place / "out", metrics=("em",))
     assert code == 0
@@ -334,10 +327,10 @@ def test_baselines_are_rows_beside_the_configured_agent(place, banks, server):
         "rag-full_context",
         "rag-no_memory",
     }
-    requests = len(server.requests)
+    requests = len(chat_server.requests)
     assert requests == 12
     evaluate([target], ["talk.json"], output=place / "out", metrics=("em",))
-    assert len(server.requests) == requests
+    assert len(chat_server.requests) == requests
 
 
 def test_baselines_of_the_command_line_replace_the_configs(place, banks):
@@ -346,7 +339,7 @@ def test_baselines_of_the_command_line_replace_the_configs(place, banks):
     assert list(json.loads((place / "out/results.json").read_text())["models"]) == ["rag", "rag no_memory"]
 
 
-def test_a_baseline_may_have_options(place, banks, server):
+def test_a_baseline_may_have_options(place, banks, chat_server):
     short = "{name: full_context, context_tokens: 8, keep: first}"
     target = banks(f", baselines: [full_context, {short}]")
     evaluate([target], ["talk.json"], output=place / "out", metrics=("em",))
@@ -409,32 +402,32 @@ def test_tables_and_results_show_several_categories(place, banks):
     }
 
 
-def test_a_bank_agents_records_are_scored_later(place, banks, server):
+def test_a_bank_agents_records_are_scored_later(place, banks, chat_server):
     target = banks()
     evaluate([target], ["talk.json"], output=place / "out", metrics=("em",))
     (bob,) = [record for record in read_records(place / "out/samples/rag/talk.jsonl") if record.task_id == "Bob"]
     assert bob.retrieved[0].sources == ("D1:1",) and len(bob.retrieved) == 2
     assert bob.bank.items == 4 and bob.bank.evidence == ("D1:1",)
-    requests = len(server.requests)
+    requests = len(chat_server.requests)
     evaluate([target], ["talk.json"], output=place / "out", metrics=("em", "evidence_recall", "m_fail"))
-    assert len(server.requests) == requests
+    assert len(chat_server.requests) == requests
     metrics = json.loads((place / "out/results.json").read_text())["models"]["rag"]["datasets"]["talk"]["metrics"]
     assert metrics["evidence_recall"]["mean"] == 1.0 and metrics["m_fail"]["mean"] == 0.0
 
 
-def test_a_frozen_module_asks_its_own_engine(place, banks, server):
+def test_a_frozen_module_asks_its_own_engine(place, banks, chat_server):
     reader = ChatServer(lambda request: "**Answer:** three")
     engines = f'{{reader: {{kind: openai, model: r, base_url: "{reader.url}", api_key_env: "", retries: 0}}}}'
     answerer = "{name: answer, interface: inference, engine: reader}"
     target = load_config(banks().source, [f"engines={engines}", f"agent.modules.answerer={answerer}"])
     evaluate([target], ["talk.json"], output=place / "out", metrics=("em",), baselines=("full_context",))
     reader.close()
-    assert server.requests == [] and len(reader.requests) == 8
+    assert chat_server.requests == [] and len(reader.requests) == 8
     modules = json.loads((place / "out/results.json").read_text())["models"]["rag full_context"]["config"]["agent"]
     assert modules["modules"]["answerer"]["engine"] == "reader"
 
 
-def test_episodes_of_another_engines_outage_are_played_again(place, banks, server, capsys):
+def test_episodes_of_another_engines_outage_are_played_again(place, banks, chat_server, capsys):
     reader = ChatServer(lambda request: 500 if "Bob?" in request["messages"][0]["content"] else recalling(request))
     engines = f'{{reader: {{kind: openai, model: r, base_url: "{reader.url}", api_key_env: "", retries: 0}}}}'
     answerer = "{name: answer, interface: inference, engine: reader}"
@@ -447,12 +440,12 @@ def test_episodes_of_another_engines_outage_are_played_again(place, banks, serve
     assert code == 0 and "0.7500" in printed and len(reader.requests) == before + 1
 
 
-def test_samples_of_another_endpoint_in_a_variable_are_refused(place, server, monkeypatch):
+def test_samples_of_another_endpoint_in_a_variable_are_refused(place, chat_server, monkeypatch):
     text = (place / "reader.yaml").read_text()
-    (place / "reader.yaml").write_text(text.replace(f'base_url: "{server.url}"', "base_url: null"))
+    (place / "reader.yaml").write_text(text.replace(f'base_url: "{chat_server.url}"', "base_url: null"))
     assert "base_url: null" in (place / "reader.yaml").read_text()
-    monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+    monkeypatch.setenv("OPENAI_BASE_URL", chat_server.url)
     evaluate([load_config(place / "reader.yaml")], ["few.json"], output=place / "out")
-    monkeypatch.setenv("OPENAI_BASE_URL", server.url.replace("/v1", "/v2"))
+    monkeypatch.setenv("OPENAI_BASE_URL", chat_server.url.replace("/v1", "/v2"))
     with pytest.raises(ConfigError, match=r"holds samples of another evaluation \(model was"):
         evaluate([load_config(place / "reader.yaml")], ["few.json"], output=place / "out")

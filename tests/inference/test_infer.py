@@ -21,15 +21,8 @@ from memfactory.types import MemoryItem, SamplingParams
 
 
 @pytest.fixture
-def server():
-    server = ChatServer()
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def place(tmp_path, server, monkeypatch):
-    (tmp_path / "reader.yaml").write_text(config_text(server.url, write_tokenizer(tmp_path / "words.json")))
+def place(tmp_path, chat_server, monkeypatch):
+    (tmp_path / "reader.yaml").write_text(config_text(chat_server.url, write_tokenizer(tmp_path / "words.json")))
     (tmp_path / "text.txt").write_text(rows()[0]["context"])
     asked = [{"id": row["input"].split()[-1], "input": row["input"], "context": row["context"]} for row in rows()]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
@@ -58,12 +51,12 @@ def test_a_question_about_a_document_prints_the_answer_alone(place):
     assert (code, said) == (0, "three\n")
 
 
-def test_several_documents_are_numbered(place, server):
+def test_several_documents_are_numbered(place, chat_server):
     (place / "more.txt").write_text("The code of Eve is ten.")
     documents = [place / "text.txt", place / "more.txt"]
     _, said = infer(place, question="What is the code of Eve?", documents=documents)
     assert said == "ten\n"
-    prompts = "".join(request["messages"][-1]["content"] for request in server.requests)
+    prompts = "".join(request["messages"][-1]["content"] for request in chat_server.requests)
     assert "Document 1:\nThe code of Alice" in prompts and "Document 2:\nThe code of" in prompts
 
 
@@ -92,14 +85,14 @@ def test_rows_without_an_output_are_json_lines_on_stdout(place):
     }
 
 
-def test_answered_rows_are_not_played_again(place, server):
+def test_answered_rows_are_not_played_again(place, chat_server):
     infer(place, input=place / "rows.jsonl", output=place / "answers.jsonl")
     whole = (place / "answers.jsonl").read_bytes()
     lines = whole.splitlines(keepends=True)
     (place / "answers.jsonl").write_bytes(lines[0] + lines[1] + lines[2][:40])
-    asked = len(server.requests)
+    asked = len(chat_server.requests)
     infer(place, input=place / "rows.jsonl", output=place / "answers.jsonl")
-    assert len(server.requests) - asked == 2 * 3
+    assert len(chat_server.requests) - asked == 2 * 3
     assert sorted((place / "answers.jsonl").read_bytes().splitlines()) == sorted(whole.splitlines())
 
 
@@ -210,11 +203,11 @@ def test_an_endpoint_needs_no_torch(place):
 
 
 @pytest.fixture
-def manager(place, server):
-    server.reply = managing
+def manager(place, chat_server):
+    chat_server.reply = managing
     config = (
         "agent: memory_r1\nenv: {name: memory_bank, rewards: {em: 1.0}}\n"
-        f'engine: {{kind: openai, model: m, base_url: "{server.url}", api_key_env: "", retries: 0, '
+        f'engine: {{kind: openai, model: m, base_url: "{chat_server.url}", api_key_env: "", retries: 0, '
         f'tokenizer: "{place / "words.json"}"}}\n'
     )
     (place / "reader.yaml").write_text(config)
@@ -223,11 +216,11 @@ def manager(place, server):
 
 
 @pytest.mark.parametrize("value", [TALK, {"conversation": TALK, "question": "Who?", "q": "Why?", "answers": ["x"]}])
-def test_a_question_about_a_conversation_is_answered_from_what_was_remembered(manager, server, value):
+def test_a_question_about_a_conversation_is_answered_from_what_was_remembered(manager, chat_server, value):
     (manager / "talk.json").write_text(json.dumps(value))
     code, said = infer(manager, question="What is the code of Bob?", conversation=manager / "talk.json")
     assert (code, said) == (0, "ten\n")
-    assert "What is the code of Bob?" in server.requests[-1]["messages"][-1]["content"]
+    assert "What is the code of Bob?" in chat_server.requests[-1]["messages"][-1]["content"]
 
 
 def test_the_items_of_a_bank_are_shown_as_they_come_and_go_and_only_once(manager, capsys):
@@ -236,7 +229,7 @@ def test_the_items_of_a_bank_are_shown_as_they_come_and_go_and_only_once(manager
     assert lines == ["+ m1: Bob's code is nine", "- m1: Bob's code is nine", "+ m2: Bob's code is ten"]
 
 
-def test_rows_with_a_conversation_give_answers_with_what_was_retrieved_and_cited(manager, server):
+def test_rows_with_a_conversation_give_answers_with_what_was_retrieved_and_cited(manager, chat_server):
     rows = [
         {"id": "now", "conversation": TALK, "question": "What is the code of Bob?"},
         {"id": "then", "fact": TALK[:1], "q": "What is the code of Bob?", "a": None},
@@ -251,7 +244,7 @@ def test_rows_with_a_conversation_give_answers_with_what_was_retrieved_and_cited
     assert found["now"]["citations"] is None and "Bob's code is ten" in found["now"]["memory"]
 
 
-def test_a_row_whose_helper_fails_is_told_left_out_and_asked_again(manager, server, capsys):
+def test_a_row_whose_helper_fails_is_told_left_out_and_asked_again(manager, chat_server, capsys):
     helper = ChatServer(lambda request: 500 if "nine" in request["messages"][-1]["content"] else managing(request))
     engines = f'engines={{reader: {{kind: openai, model: r, base_url: "{helper.url}", api_key_env: "", retries: 0}}}}'
     reader = "agent.modules.answerer={name: answer, interface: inference, engine: reader}"
@@ -268,11 +261,11 @@ def test_a_row_whose_helper_fails_is_told_left_out_and_asked_again(manager, serv
     assert code == 0 and [row["id"] for row in answers(manager / "answers.jsonl")] == ["now", "then"]
 
 
-def test_a_document_is_read_into_a_memory_bank_paragraph_by_paragraph(manager, server, capsys):
+def test_a_document_is_read_into_a_memory_bank_paragraph_by_paragraph(manager, chat_server, capsys):
     (manager / "bob.txt").write_text("The code of Bob is nine.\n\nThe code of Bob is ten now.")
     code, said = infer(manager, question="What is the code of Bob?", documents=[manager / "bob.txt"])
     assert (code, said) == (0, "ten\n") and "not read" not in capsys.readouterr().err
-    assert "Text: The code of Bob is nine.\nText: The code" in server.requests[0]["messages"][-1]["content"]
+    assert "Text: The code of Bob is nine.\nText: The code" in chat_server.requests[0]["messages"][-1]["content"]
 
 
 @pytest.mark.parametrize(

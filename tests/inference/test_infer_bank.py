@@ -6,26 +6,19 @@ import sys
 
 import pytest
 
-from chat_server import TALK, ChatServer, config_text, managing, rows, write_tokenizer
+from chat_server import TALK, config_text, managing, rows, write_tokenizer
 from memfactory.cli import main
 from memfactory.memory.bank import BankSource
 
 
 @pytest.fixture
-def server():
-    server = ChatServer()
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def run(tmp_path, server, monkeypatch, capsys):
+def run(tmp_path, chat_server, monkeypatch, capsys):
     """A command line in a folder with two configs; its exit code, stdout and stderr."""
     tokenizer = write_tokenizer(tmp_path / "words.json")
-    (tmp_path / "reader.yaml").write_text(config_text(server.url, tokenizer))
+    (tmp_path / "reader.yaml").write_text(config_text(chat_server.url, tokenizer))
     (tmp_path / "manager.yaml").write_text(
         "agent: memory_r1\nenv: {name: memory_bank, rewards: {em: 1.0}}\n"
-        f'engine: {{kind: openai, model: m, base_url: "{server.url}", api_key_env: "", retries: 0, '
+        f'engine: {{kind: openai, model: m, base_url: "{chat_server.url}", api_key_env: "", retries: 0, '
         f'tokenizer: "{tokenizer}"}}\n'
     )
     (tmp_path / "text.txt").write_text(rows()[0]["context"])
@@ -47,13 +40,13 @@ READ = ("infer", "reader.yaml", "--question", "What is the code of Carol?", "--d
 ASK = ("infer", "manager.yaml", "--question", "What is the code of Bob?", "--bank", "bank")
 
 
-def test_infer_is_greedy_unless_a_temperature_is_given(run, server):
+def test_infer_is_greedy_unless_a_temperature_is_given(run, chat_server):
     # The config says eval.temperature: 0.5, which is how evaluations sample.
     run(*READ)
-    assert {request["temperature"] for request in server.requests} == {0.0}
-    server.requests.clear()
+    assert {request["temperature"] for request in chat_server.requests} == {0.0}
+    chat_server.requests.clear()
     run(*READ, "--temperature", "0.7", "--top-p", "0.9")
-    assert {(request["temperature"], request["top_p"]) for request in server.requests} == {(0.7, 0.9)}
+    assert {(request["temperature"], request["top_p"]) for request in chat_server.requests} == {(0.7, 0.9)}
 
 
 @pytest.mark.parametrize(
@@ -79,18 +72,18 @@ def test_an_answer_is_printed_bare_and_as_json_with_all_it_rests_on(run):
     assert found["turns"][2]["text"] == "It is \\boxed{three}." and found["tokens"] is None
 
 
-def test_a_bank_is_kept_and_the_next_command_goes_on_from_it(run, server):
-    server.reply = managing
+def test_a_bank_is_kept_and_the_next_command_goes_on_from_it(run, chat_server):
+    chat_server.reply = managing
     assert run(*ASK, "--conversation", "first.json")[:2] == (0, "nine\n")
-    server.requests.clear()
+    chat_server.requests.clear()
     assert run(*ASK)[:2] == (0, "nine\n")
-    assert len(server.requests) == 1  # Nothing is read: the question alone is asked.
+    assert len(chat_server.requests) == 1  # Nothing is read: the question alone is asked.
     assert run(*ASK, "--conversation", "second.json")[:2] == (0, "ten\n")
     assert run(*ASK)[:2] == (0, "ten\n")
 
 
-def test_a_kept_bank_holds_items_provenance_and_history(run, server, tmp_path):
-    server.reply = managing
+def test_a_kept_bank_holds_items_provenance_and_history(run, chat_server, tmp_path):
+    chat_server.reply = managing
     run(*ASK, "--conversation", "first.json")
     run(*ASK, "--conversation", "second.json")
     bank = BankSource().load(tmp_path / "bank")
@@ -100,8 +93,8 @@ def test_a_kept_bank_holds_items_provenance_and_history(run, server, tmp_path):
     assert item.id == "m2" and [event.after is None for event in bank.history("m1")] == [False, True]
 
 
-def test_a_row_of_an_agent_with_a_bank_holds_items_operations_and_all_turns(run, server):
-    server.reply = managing
+def test_a_row_of_an_agent_with_a_bank_holds_items_operations_and_all_turns(run, chat_server):
+    chat_server.reply = managing
     (row,) = map(json.loads, run(*ASK, "--conversation", "first.json", "--json")[1].splitlines())
     assert [turn["step"] for turn in row["turns"]] == ["extract", "update", "answer"]
     assert [turn.get("shared", False) for turn in row["turns"]] == [True, True, False]
@@ -115,8 +108,8 @@ def test_a_row_of_an_agent_with_a_bank_holds_items_operations_and_all_turns(run,
     ]
 
 
-def test_rows_ask_of_one_bank_and_leave_it_as_it_is(run, server, tmp_path):
-    server.reply = managing
+def test_rows_ask_of_one_bank_and_leave_it_as_it_is(run, chat_server, tmp_path):
+    chat_server.reply = managing
     run(*ASK, "--conversation", "first.json")
     before = {path.name: path.read_bytes() for path in (tmp_path / "bank").iterdir()}
     questions = [{"id": str(number), "question": "What is the code of Bob?"} for number in range(3)]
@@ -126,8 +119,8 @@ def test_rows_ask_of_one_bank_and_leave_it_as_it_is(run, server, tmp_path):
     assert {path.name: path.read_bytes() for path in (tmp_path / "bank").iterdir()} == before
 
 
-def test_an_output_takes_the_same_question_again_when_the_bank_has_changed(run, server, tmp_path):
-    server.reply = managing
+def test_an_output_takes_the_same_question_again_when_the_bank_has_changed(run, chat_server, tmp_path):
+    chat_server.reply = managing
     for talk in ("first.json", "second.json"):
         assert run(*ASK, "--conversation", talk, "--output", "answers.jsonl")[0] == 0
     assert run(*ASK, "--output", "answers.jsonl")[0] == 0
@@ -135,25 +128,27 @@ def test_an_output_takes_the_same_question_again_when_the_bank_has_changed(run, 
     assert answers == ["nine", "ten", "ten"]
 
 
-def test_naive_rag_keeps_what_was_said_and_adds_to_it(run, server, tmp_path):
-    server.reply = lambda request: "**Answer:** " + re.findall(r"code of Bob is (\w+)", str(request["messages"]))[-1]
+def test_naive_rag_keeps_what_was_said_and_adds_to_it(run, chat_server, tmp_path):
+    chat_server.reply = lambda request: (
+        "**Answer:** " + re.findall(r"code of Bob is (\w+)", str(request["messages"]))[-1]
+    )
     for talk in ("first.json", "second.json"):
         assert run(*ASK, "agent=naive_rag", "--conversation", talk)[0] == 0
     assert [item.id for item in BankSource().load(tmp_path / "bank").list()] == ["said1", "said2"]
 
 
-def test_a_failed_answer_leaves_the_bank_as_it_was(run, server, tmp_path):
-    server.reply = managing
+def test_a_failed_answer_leaves_the_bank_as_it_was(run, chat_server, tmp_path):
+    chat_server.reply = managing
     run(*ASK, "--conversation", "first.json")
     before = {path.name: path.read_bytes() for path in (tmp_path / "bank").iterdir()}
-    server.reply = lambda request: 500 if "**Answer:**" in str(request) else managing(request)
+    chat_server.reply = lambda request: 500 if "**Answer:**" in str(request) else managing(request)
     code, _, errors = run(*ASK, "--conversation", "second.json")
     assert code != 0 and errors
     assert {path.name: path.read_bytes() for path in (tmp_path / "bank").iterdir()} == before
 
 
-def test_a_bank_that_cannot_be_gone_on_from_is_told(run, server, tmp_path):
-    server.reply = managing
+def test_a_bank_that_cannot_be_gone_on_from_is_told(run, chat_server, tmp_path):
+    chat_server.reply = managing
     assert "the agent 'memory_agent' has no memory bank; these have one: memory_r1" in run(*READ, "--bank", "b")[2]
     assert "bank is empty, and nothing is read" in run(*ASK)[2]
     (tmp_path / "notes").mkdir()

@@ -9,7 +9,7 @@ import pytest
 from pages import PageReader, shown_text
 from test_view import HOSTILE, write_run
 
-from chat_server import TALK, ChatServer, config_text, managing, rows, write_tokenizer
+from chat_server import TALK, config_text, managing, rows, write_tokenizer
 from memfactory.config import load_config
 from memfactory.errors import ConfigError, DataError
 from memfactory.evaluation import EvalOverrides, run_evaluation
@@ -54,19 +54,17 @@ def test_a_runs_page_shows_items_provenance_and_what_each_turn_did(tmp_path):
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
-    server = ChatServer()
-    (tmp_path / "reader.yaml").write_text(config_text(server.url, write_tokenizer(tmp_path / "words.json")))
+def place(tmp_path, chat_server, monkeypatch):
+    (tmp_path / "reader.yaml").write_text(config_text(chat_server.url, write_tokenizer(tmp_path / "words.json")))
     (tmp_path / "manager.yaml").write_text(
         "agent: memory_r1\nenv: {name: memory_bank, rewards: {em: 1.0}}\n"
-        f'engine: {{kind: openai, model: m, base_url: "{server.url}", api_key_env: "", retries: 0, '
+        f'engine: {{kind: openai, model: m, base_url: "{chat_server.url}", api_key_env: "", retries: 0, '
         f'tokenizer: "{tmp_path / "words.json"}"}}\n'
     )
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows()))
     (tmp_path / "talk.json").write_text(json.dumps(TALK))
     monkeypatch.chdir(tmp_path)
-    yield tmp_path, server
-    server.close()
+    return tmp_path, chat_server
 
 
 def test_the_page_of_an_evaluation_shows_results_and_samples(place):
