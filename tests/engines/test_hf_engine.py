@@ -20,22 +20,12 @@ from memfactory.engines.hf.sampling import SamplingBatch, sample_tokens, uniform
 from memfactory.engines.options import HfEngineConfig
 from memfactory.errors import ConfigError, EngineError
 from memfactory.model.chat import ChatFormat
-from memfactory.model.loading import load_chat, load_model
+from memfactory.model.loading import load_model
 from memfactory.model.options import ModelConfig
 from memfactory.types import Message, Reply, Sampling, SamplingParams
 
 Prompt = tuple[tuple[Message, ...], Sampling]
 WORDS = "The code of Alice is seven. The city of Carol is Rome. Größe 東京 🙂 naïve " * 8
-
-
-@pytest.fixture(scope="module")
-def chat(small_model_path: Path) -> ChatFormat:
-    return load_chat(ModelConfig(path=str(small_model_path)))
-
-
-@pytest.fixture(scope="module")
-def model(small_model_path: Path):
-    return load_model(ModelConfig(path=str(small_model_path)), training=False)
 
 
 def asks(count: int, *, same: int = 1, tokens: int = 24, params: SamplingParams = SamplingParams()) -> list[Prompt]:

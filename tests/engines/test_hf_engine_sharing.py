@@ -16,23 +16,12 @@ from memfactory.engines.base import sample
 from memfactory.engines.hf.engine import HfEngine
 from memfactory.engines.hf.shared_prompts import SharedPrompts
 from memfactory.engines.options import HfEngineConfig
-from memfactory.model.chat import ChatFormat
-from memfactory.model.loading import load_chat, load_model
+from memfactory.model.loading import load_model
 from memfactory.model.options import ModelConfig
 from memfactory.types import Message, Reply, Sampling, SamplingParams
 
 Prompt = tuple[tuple[Message, ...], Sampling]
 GREEDY = SamplingParams(0.0)
-
-
-@pytest.fixture(scope="module")
-def chat(small_model_path: Path) -> ChatFormat:
-    return load_chat(ModelConfig(path=str(small_model_path)))
-
-
-@pytest.fixture(scope="module")
-def model(small_model_path: Path):
-    return load_model(ModelConfig(path=str(small_model_path)), training=False)
 
 
 class IdChat:

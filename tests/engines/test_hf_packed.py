@@ -14,16 +14,11 @@ from memfactory.engines.base import sample
 from memfactory.engines.hf.engine import HfEngine
 from memfactory.engines.hf.packed_weights import PackedWeights, can_pack
 from memfactory.engines.options import HfEngineConfig
-from memfactory.model.loading import load_chat, load_model
+from memfactory.model.loading import load_model
 from memfactory.model.options import ModelConfig
 from memfactory.types import Message, Reply, Sampling, SamplingParams
 
 pytestmark = pytest.mark.skipif(not can_pack(), reason="needs a processor on which oneDNN multiplies float32")
-
-
-@pytest.fixture
-def chat(small_model_path: Path):
-    return load_chat(ModelConfig(path=str(small_model_path)))
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from memfactory.play import Sampler, play
 from memfactory.registry import Options
 from memfactory.text import after_marker
 from memfactory.types import MemoryItem, Task, Utterance
+from word_codec import NoCodec
 
 PROMPT = "{question}|{memory}"
 ITEMS = (
@@ -31,13 +32,6 @@ class Answering(Agent):
 
     def dialogue(self, episode: Episode) -> Dialogue:
         yield from self.modules["answerer"].play(episode, episode.task.memory)
-
-
-class NoCodec:
-    """No text is measured here."""
-
-    def offsets(self, text: str) -> list[tuple[int, int]]:
-        raise AssertionError
 
 
 def played(module, reply: str, items: Sequence[MemoryItem] = ITEMS) -> tuple[Episode, str]:

@@ -8,7 +8,6 @@ import numpy
 import pytest
 from safetensors.numpy import save_file
 
-from memfactory.dialogue import Agent, Dialogue
 from memfactory.engines.scripted import ScriptedEngine
 from memfactory.episode import Episode
 from memfactory.errors import ConfigError, MemFactoryError
@@ -27,6 +26,8 @@ from memfactory.play import PlaySettings, Sampler, play
 from memfactory.registry import Options
 from memfactory.seeds import stream_seed
 from memfactory.types import MemoryItem, Task
+from retrieving import Retrieving
+from word_codec import NoCodec
 
 QUERY = numpy.array([1.0, 0.0])
 MEMORIES = numpy.array([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]])
@@ -168,21 +169,6 @@ def test_a_map_of_another_shape_is_refused():
 
 
 # The module
-
-
-class Retrieving(Agent):
-    """Retrieves and stops."""
-
-    def dialogue(self, episode: Episode) -> Dialogue:
-        episode.bank = self.banks.open(episode.task.memory)
-        yield from self.modules["retriever"].play(episode, episode.bank)
-
-
-class NoCodec:
-    """No text is measured here."""
-
-    def offsets(self, text: str) -> list[tuple[int, int]]:
-        raise AssertionError
 
 
 def reranker(**options) -> LinearReranker:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memfactory.dialogue import Agent, Dialogue
 from memfactory.engines.scripted import ScriptedEngine
 from memfactory.episode import Episode
 from memfactory.memory.bank import BankSource
@@ -16,6 +15,8 @@ from memfactory.modules.rerank_retriever import Choice, RerankRetriever, RerankR
 from memfactory.play import Sampler, play
 from memfactory.registry import Options
 from memfactory.types import MemoryItem, Task
+from retrieving import Retrieving
+from word_codec import NoCodec
 
 PROMPT = "{limit}|{question}|{memory}"
 ITEMS = (
@@ -24,21 +25,6 @@ ITEMS = (
     MemoryItem("c", "", "a dog barks", namespace="Bob"),
     MemoryItem("d", "", "one red fish", namespace="Bob"),
 )
-
-
-class Retrieving(Agent):
-    """Retrieves and stops."""
-
-    def dialogue(self, episode: Episode) -> Dialogue:
-        episode.bank = self.banks.open(episode.task.memory)
-        yield from self.modules["retriever"].play(episode, episode.bank)
-
-
-class NoCodec:
-    """No text is measured here."""
-
-    def offsets(self, text: str) -> list[tuple[int, int]]:
-        raise AssertionError
 
 
 def played(module, reply="", items: Sequence[MemoryItem] = ITEMS, question="red cat fish") -> tuple[Episode, list[str]]:

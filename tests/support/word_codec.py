@@ -1,4 +1,4 @@
-"""A tokenizer for tests of modules: a token is a word."""
+"""Tokenizers for tests of modules: one to which a token is a word, and one that is never asked."""
 
 import re
 
@@ -8,3 +8,10 @@ class WordCodec:
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
         return [match.span() for match in re.finditer(r"\S+", text)]
+
+
+class NoCodec:
+    """No text is measured here."""
+
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        raise AssertionError

@@ -12,18 +12,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-PLUGIN = '''
-from memfactory.envs.rewards.base import RewardFunction
-from memfactory.registry import REWARDS
+from vowels import vowels_plugin
 
-
-@REWARDS.register("share_of_e")
-class ShareOfE(RewardFunction):
-    """The share of the answer's letters that are an e or an a."""
-
-    def score(self, episodes):
-        return [sum(c in "ea" for c in e.answer or "") / max(len(e.answer or ""), 1) for e in episodes]
-'''
 CONFIG = """
 plugins: [letters.py]
 model: {{path: {model}}}
@@ -50,7 +40,7 @@ STEPS = 6
 
 @pytest.fixture
 def work(tmp_path, small_model_path):
-    (tmp_path / "letters.py").write_text(PLUGIN)
+    (tmp_path / "letters.py").write_text(vowels_plugin("share_of_e"))
     rows = [
         {
             "context": f"The code of entity {n} is {n * 7}. " * 3,

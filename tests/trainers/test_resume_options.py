@@ -9,19 +9,8 @@ import pytest
 from safetensors.torch import load_file
 
 from memfactory.cli.app import run
+from vowels import vowels_plugin
 
-PLUGIN = '''
-from memfactory.envs.rewards.base import RewardFunction
-from memfactory.registry import REWARDS
-
-
-@REWARDS.register("NAME")
-class Vowels(RewardFunction):
-    """The share of the answer's letters that are an e or an a."""
-
-    def score(self, episodes):
-        return [sum(c in "ea" for c in e.answer or "") / max(len(e.answer or ""), 1) for e in episodes]
-'''
 CONFIG = """
 plugins: [vowels.py]
 model: {{path: {model}}}
@@ -63,7 +52,7 @@ def test_a_stopped_run_ends_as_one_that_never_stopped(
     monkeypatch.chdir(tmp_path)
     # A name belongs to one plugin in a process.
     reward = f"test_vowels_{[*VARIANTS].index(variant)}"
-    (tmp_path / "vowels.py").write_text(PLUGIN.replace("NAME", reward))
+    (tmp_path / "vowels.py").write_text(vowels_plugin(reward))
     config = CONFIG.format(model=small_model_path, reward=reward, more=VARIANTS[variant])
     (tmp_path / "run.yaml").write_text(config)
     rows = [{"context": f"Ada has {n} cats.", "input": "How many?", "answers": [str(n)]} for n in range(5)]

@@ -23,6 +23,7 @@ from memfactory.trainers.base import Interrupted
 from memfactory.trainers.checkpoint import TrainState, save_checkpoint
 from small_policy import small_policy, some_turns
 from small_trainer import grpo_trainer
+from vowels import vowels_plugin
 
 CONFIG = """
 {plugins}
@@ -41,21 +42,9 @@ train:
 eval: {{samples: 2, limit: 2, metrics: [{reward}]}}
 trackers: []
 """
-PLUGIN = '''
+STILL_CLOCK = """
 import os
 from types import SimpleNamespace
-
-from memfactory.envs.rewards.base import RewardFunction
-from memfactory.registry import REWARDS
-from small_trainer import grpo_trainer
-
-
-@REWARDS.register("review_vowels")
-class Vowels(RewardFunction):
-    """The share of the answer's letters that are an e or an a."""
-
-    def score(self, episodes):
-        return [sum(c in "ea" for c in e.answer or "") / max(len(e.answer or ""), 1) for e in episodes]
 
 
 if os.environ.get("RANK") == "1":
@@ -63,7 +52,7 @@ if os.environ.get("RANK") == "1":
     from memfactory.trainers import base
 
     base.time = SimpleNamespace(monotonic=lambda: 0.0)
-'''
+"""
 
 
 @REWARDS.register("review_member")
@@ -109,7 +98,7 @@ class StoppingRun:
 def work(tmp_path, small_model_path):
     rows = [{"context": f"Fact {n}.", "input": f"What is {n}", "answers": ["x"]} for n in range(4)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "letters.py").write_text(PLUGIN)
+    (tmp_path / "letters.py").write_text(vowels_plugin("review_vowels") + STILL_CLOCK)
     for name, reward, plugins in (("run", "review_member", ""), ("process", "review_vowels", "plugins: [letters.py]")):
         text = CONFIG.format(model=small_model_path, reward=reward, plugins=plugins)
         (tmp_path / f"{name}.yaml").write_text(text)
