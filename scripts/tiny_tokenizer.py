@@ -11,7 +11,8 @@ from memfactory.data.synthetic.conversation_traces import ConversationTracesData
 from memfactory.data.synthetic.conversation_world import TOPICS, State
 from memfactory.data.synthetic.fact_traces import DRILL_PROMPT, NOTHING, UNKNOWN
 from memfactory.data.synthetic.fact_world import FILLER, MENTOR, NAMES, RELATIONS, Fact
-from memfactory.modules.recurrent_memory import ANSWER_PROMPT, UPDATE_PROMPT, RecurrentMemoryOptions
+from memfactory.formats.recurrent_prompts import ANSWER_PROMPT, UPDATE_PROMPT
+from memfactory.modules.recurrent_memory import RecurrentMemoryOptions
 
 END, START, PAD = "<|im_end|>", "<|im_start|>", "<|endoftext|>"
 CHAT_TEMPLATE = (

@@ -16,6 +16,8 @@ Interface = Literal["generate", "rollout", "inference"]
 
 
 POLICY = "policy"
+DEFAULT_PRESET = "default"
+"""The preset of prompts that every module with presets has: its own wording."""
 
 
 class ModuleOptions(Options):
@@ -25,7 +27,8 @@ class ModuleOptions(Options):
     is read. A module that drops text counts it in the episode (`note_reading`).
 
     `presets` are sets of prompts that a config names by `prompts: NAME`: each name maps to the options that it stands
-    for, such as `{"short": {"prompt": "..."}}`. Options beside the name win.
+    for, such as `{"short": {"prompt": "..."}}`. Options beside the name win. `default` stands for the options' own
+    defaults and needs no entry.
     """
 
     limits: ClassVar[Mapping[str, object]] = MappingProxyType({})
@@ -47,10 +50,16 @@ class ModuleOptions(Options):
         name = values.get("prompts") if isinstance(values, dict) else None
         if not isinstance(name, str):
             return values
-        if name not in cls.presets:
-            reason = unknown("preset of prompts", name, cls.presets) if cls.presets else "this module has no presets"
+        if name not in cls.preset_names():
+            names = cls.preset_names()
+            reason = unknown("preset of prompts", name, names) if names else "this module has no presets"
             raise ValueError(f"prompts: {reason}")
-        return {**cls.presets[name], **{key: value for key, value in values.items() if key != "prompts"}}
+        return {**cls.presets.get(name, {}), **{key: value for key, value in values.items() if key != "prompts"}}
+
+    @classmethod
+    def preset_names(cls) -> tuple[str, ...]:
+        """The names of the presets, `default` first; none for a module without presets."""
+        return (DEFAULT_PRESET, *sorted({*cls.presets} - {DEFAULT_PRESET})) if cls.presets else ()
 
     @property
     def most_tokens(self) -> int | None:

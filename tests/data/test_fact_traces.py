@@ -10,7 +10,7 @@ from memfactory.data.synthetic.fact_traces import answer_from, read
 from memfactory.data.synthetic.fact_world import Fact
 from memfactory.data.synthetic.facts import Document, Statement
 from memfactory.errors import ConfigError
-from memfactory.modules.recurrent_memory import ANSWER_PROMPT, UPDATE_PROMPT
+from memfactory.formats.recurrent_prompts import ANSWER_PROMPT, UPDATE_PROMPT
 from memfactory.registry import DATASETS
 
 ADA, BORIS = Fact("Ada", "city", "Oslo"), Fact("Boris", "animal", "heron")

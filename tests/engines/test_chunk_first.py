@@ -15,15 +15,11 @@ from memfactory.data.synthetic.fact_traces import FactTracesDataset, FactTracesO
 from memfactory.engines.scripted import ScriptedEngine
 from memfactory.episode import Episode
 from memfactory.errors import ConfigError
+from memfactory.formats.recurrent_prompts import CHUNK_FIRST_PROMPT, UPDATE_PROMPT
 from memfactory.model.codec import FileCodec
 from memfactory.model.loading import load_chat
 from memfactory.model.options import ModelConfig
-from memfactory.modules.recurrent_memory import (
-    CHUNK_FIRST_PROMPT,
-    UPDATE_PROMPT,
-    RecurrentMemoryModule,
-    RecurrentMemoryOptions,
-)
+from memfactory.modules.recurrent_memory import RecurrentMemoryModule, RecurrentMemoryOptions
 from memfactory.play import Sampler, play
 from memfactory.registry import Options
 from memfactory.types import Message, Task

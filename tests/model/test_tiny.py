@@ -13,8 +13,9 @@ from memfactory.data.synthetic.fact_world import FILLER, MENTOR, RELATIONS, Fact
 from memfactory.data.synthetic.facts import DocumentOptions, draw_document
 from memfactory.engines.hf.engine import HfEngine
 from memfactory.engines.options import HfEngineConfig
+from memfactory.formats.recurrent_prompts import ANSWER_PROMPT
 from memfactory.model.chat import ChatFormat
-from memfactory.modules.recurrent_memory import ANSWER_PROMPT, RecurrentMemoryModule, RecurrentMemoryOptions
+from memfactory.modules.recurrent_memory import RecurrentMemoryModule, RecurrentMemoryOptions
 from memfactory.registry import DATASETS
 from memfactory.text import fill
 from memfactory.types import Message, Sampling, SamplingParams

@@ -58,10 +58,10 @@ EXEMPT: frozenset[tuple[str, str]] = frozenset(
         ("src/memfactory/memory/words.py", "_COMMON"),  # a list of stop words
         ("src/memfactory/modules/full_context_answer.py", "FULL_CONTEXT_PROMPT"),
         ("src/memfactory/modules/naive_extractor.py", "EXTRACT_PROMPT"),
-        ("src/memfactory/modules/recurrent_memory.py", "MEMAGENT_ANSWER_PROMPT"),
-        ("src/memfactory/modules/recurrent_memory.py", "MEMAGENT_UPDATE_PROMPT"),
-        ("src/memfactory/modules/recurrent_memory.py", "CHUNK_FIRST_PROMPT"),
-        ("src/memfactory/modules/recurrent_memory.py", "UPDATE_PROMPT"),
+        ("src/memfactory/formats/recurrent_prompts.py", "MEMAGENT_ANSWER_PROMPT"),
+        ("src/memfactory/formats/recurrent_prompts.py", "MEMAGENT_UPDATE_PROMPT"),
+        ("src/memfactory/formats/recurrent_prompts.py", "CHUNK_FIRST_PROMPT"),
+        ("src/memfactory/formats/recurrent_prompts.py", "UPDATE_PROMPT"),
         ("src/memfactory/modules/topic_extractor.py", "TOPIC_PROMPT"),
     }
 )

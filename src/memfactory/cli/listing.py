@@ -88,10 +88,11 @@ def _show_choices(console: Console, kind: str, verbose: bool) -> None:
 def _add_options(table: Table, options: type[BaseModel]) -> None:
     from rich.text import Text
 
+    from memfactory.components import ModuleOptions
     from memfactory.config.describe import options_of
 
-    if presets := getattr(options, "presets", None):
-        table.add_row(Text("    prompts"), Text(f"presets of prompts: {', '.join(sorted(presets))}", style="dim"))
+    if issubclass(options, ModuleOptions) and (presets := options.preset_names()):
+        table.add_row(Text("    prompts"), Text(f"presets of prompts: {', '.join(presets)}", style="dim"))
     for option in options_of(options):
         default = "required" if option.default is None else f"default {option.default}"
         table.add_row(Text(f"    {option.key}"), Text(f"{option.doc} [{option.type}; {default}]", style="dim"))

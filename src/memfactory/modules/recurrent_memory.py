@@ -14,103 +14,12 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, mo
 from memfactory.dialogue import Ask, Asking
 from memfactory.episode import Episode
 from memfactory.errors import DataError
+from memfactory.formats.recurrent_prompts import ANSWER_PROMPT, PRESETS, UPDATE_PROMPT, UPDATE_PROMPTS, Order
 from memfactory.formats.render import render_task
 from memfactory.registry import MODULES, Options
 from memfactory.roles import AnswerModuleOptions, ParsedAnswer, Reader
 from memfactory.text import after_thinking, chunk_cuts, fill, keep_ends, placeholders, token_spans
 from memfactory.types import Codec, Message, Reading
-
-Order = Literal["memory_first", "chunk_first"]
-
-UPDATE_PROMPT = """\
-Read the section and rewrite the memory: keep what helps with the problem, add what is new, correct what has changed.
-
-<problem>
-{question}
-</problem>
-
-<memory>
-{memory}
-</memory>
-
-<section>
-{section}
-</section>
-
-Updated memory:"""
-
-CHUNK_FIRST_PROMPT = """\
-First read the section, then rewrite the memory that follows it: keep what helps with the problem, add what the section
-brings, correct what it changes.
-
-<problem>
-{question}
-</problem>
-
-<section>
-{section}
-</section>
-
-<memory>
-{memory}
-</memory>
-
-Updated memory:"""
-
-UPDATE_PROMPTS: Mapping[Order, str] = MappingProxyType(
-    {"memory_first": UPDATE_PROMPT, "chunk_first": CHUNK_FIRST_PROMPT}
-)
-
-ANSWER_PROMPT = """\
-Solve the problem from the memory and write the answer inside \\boxed{}.
-
-<problem>
-{question}
-</problem>
-
-<memory>
-{memory}
-</memory>
-
-Answer:"""
-
-MEMAGENT_UPDATE_PROMPT = """\
-Below you find a problem, what is remembered so far, and one section of an article, in which the answer may stand. Study
-the section. Then write the memory anew, so that it also holds whatever the section says that helps with the problem.
-Everything in the present memory that bears on the problem must remain in it.
-
-<problem>
-{question}
-</problem>
-
-<memory>
-{memory}
-</memory>
-
-<section>
-{section}
-</section>
-
-Updated memory:"""
-
-MEMAGENT_ANSWER_PROMPT = """\
-Below you find a problem and what is remembered of an article about it. Solve the problem from the memory, and write the
-answer inside \\boxed{}.
-
-<problem>
-{question}
-</problem>
-
-<memory>
-{memory}
-</memory>
-
-Your answer:"""
-
-PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
-    {"memagent": {"prompts": {"update": MEMAGENT_UPDATE_PROMPT, "answer": MEMAGENT_ANSWER_PROMPT}}}
-)
-"""memagent: the information and the order of MemAgent's published prompts, in other words (arXiv 2507.02259)."""
 
 
 class Prompts(Options):
@@ -167,7 +76,8 @@ class RecurrentMemoryOptions(AnswerModuleOptions):
     """The first part of an update prompt: the memory, as published, or the chunk, which all episodes of a task
     then share as a prefix."""
     prompts: Annotated[Prompts, BeforeValidator(lambda value: value, json_schema_input_type=Prompts | str)] = Prompts()
-    """Both prompts, or the name of a preset (memagent: the information of MemAgent's own prompts)."""
+    """Both prompts, or the name of a preset: default, short (plain words for a small model, chunk first, an unboxed
+    answer), memagent (the information of MemAgent's own prompts)."""
 
     @property
     def answer_prompt(self) -> str:
