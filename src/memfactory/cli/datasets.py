@@ -169,6 +169,35 @@ def longmemeval(
     tell(report)
 
 
+@app.command()
+def squad(
+    file: Annotated[Path, typer.Argument(help="A SQuAD file of version 1.1 or 2.0.")],
+    output: Output = Path("data"),
+    distractors: Annotated[int, typer.Option(min=0, help="Paragraphs of other articles in each text.")] = 2,
+    heldout: Annotated[float, typer.Option(min=0, max=1, help="Fraction of the articles that is held out.")] = 0.25,
+    paragraph_words: Annotated[int | None, typer.Option(min=1, help="The most words of a paragraph.")] = None,
+    unanswerable: Annotated[
+        str | None, typer.Option(help="Gold answer of impossible questions. Default: they are left out.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+) -> None:
+    """SQuAD's questions over a few paragraphs, split by article: squad_train and squad_heldout."""
+    start_logging()
+    from memfactory.data.benchmarks.squad import SquadOptions, build_squad
+
+    options = SquadOptions(
+        path=str(file),
+        distractors=distractors,
+        heldout=heldout,
+        paragraph_words=paragraph_words,
+        unanswerable=unanswerable or None,
+        seed=seed,
+    )
+    with progress() as on_progress:
+        report = build_squad(options, output, on_progress=on_progress)
+    tell(report)
+
+
 Length = Annotated[int, typer.Option(min=256, help="Longest text in tokens.")]
 Rows = Annotated[int, typer.Option(min=1, help="Number of rows.")]
 Seed = Annotated[int, typer.Option(help="Random seed.")]

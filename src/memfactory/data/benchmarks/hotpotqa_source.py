@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,15 +28,21 @@ def _pairs(second: str, value: object) -> object:
     return pairs
 
 
-def _paragraph(value: object) -> str:
-    """A paragraph's sentences joined as they stand: HotpotQA's begin with their own space."""
+def _sentences(value: object) -> list[str]:
+    """The sentences of a paragraph."""
     sentences = [value] if isinstance(value, str) else value
     if not isinstance(sentences, list) or not all(isinstance(sentence, str) for sentence in sentences):
         raise broken_rule(f"should hold sentences, got {described(value)}")
-    return "".join(sentences)
+    return sentences
 
 
-Sentences = Annotated[AnyText, BeforeValidator(_paragraph)]
+def _paragraph(value: object) -> str:
+    """A paragraph's sentences joined as they stand: HotpotQA's begin with their own space."""
+    return "".join(_sentences(value))
+
+
+Paragraph = Annotated[AnyText, BeforeValidator(_paragraph)]
+Sentences = Annotated[list[AnyText], BeforeValidator(_sentences)]
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,11 @@ class Document:
 
 @dataclass(frozen=True)
 class Question:
-    """A question, its own paragraphs, and the titles of those that answer it. `index` is its place in the file."""
+    """A question, its own paragraphs, and the titles of those that answer it. `index` is its place in the file.
+
+    `evidence` are the sentences that answer it, each with its title; one that its paragraph lacks is left out. `type`
+    is bridge or comparison.
+    """
 
     index: int
     id: str
@@ -60,6 +70,8 @@ class Question:
     answer: str
     gold: frozenset[str]
     documents: tuple[Document, ...]
+    evidence: tuple[tuple[str, str], ...] = ()
+    type: str | None = None
 
     @property
     def is_closed(self) -> bool:
@@ -78,11 +90,12 @@ class _QuestionRow(RowModel):
     answer: Text
     supporting_facts: Annotated[list[tuple[AnyText, object]], BeforeValidator(partial(_pairs, "sent_id"))]
     context: Annotated[list[tuple[AnyText, Sentences]], BeforeValidator(partial(_pairs, "sentences"))]
+    type: object = None
 
 
 class _DocumentRow(RowModel):
     title: Text
-    text: Sentences
+    text: Paragraph
 
 
 def read_questions(path: Path) -> list[Question]:
@@ -113,7 +126,22 @@ def _values(model: type[ModelT], row: Row) -> ModelT:
     return read(model, row.values, row.source)
 
 
+def read_question(index: int, row: Row) -> Question:
+    """One row of HotpotQA's distractor files. Raises DataError naming the field that does not fit, without the row."""
+    row.check()
+    return _question(index, read(_QuestionRow, row.values, ""))
+
+
 def _question(index: int, row: _QuestionRow) -> Question:
     gold = frozenset(title for title, _ in row.supporting_facts)
-    documents = tuple(Document(title, text) for title, text in row.context)
-    return Question(index, row.id, row.question, row.answer, gold, documents)
+    documents = tuple(Document(title, "".join(sentences)) for title, sentences in row.context)
+    type = row.type if isinstance(row.type, str) else None
+    return Question(index, row.id, row.question, row.answer, gold, documents, tuple(_evidence(row)), type)
+
+
+def _evidence(row: _QuestionRow) -> Iterator[tuple[str, str]]:
+    paragraphs = dict(reversed(row.context))
+    for title, number in row.supporting_facts:
+        sentences = paragraphs.get(title, [])
+        if isinstance(number, int) and 0 <= number < len(sentences) and sentences[number].strip():
+            yield title, sentences[number].strip()
