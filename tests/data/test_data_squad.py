@@ -226,9 +226,7 @@ def test_a_bad_question_stops_a_run_with_its_place(tmp_path):
     path = write(tmp_path / "squad.json", [bad, *map(article, range(1, 6))])
     env = ENVS.get("longcontext")(ENVS.options("longcontext")(), ())
     dataset = DATASETS.get("squad")
-    with pytest.raises(
-        DataError, match=r"squad.json article 'Article_0' paragraph 2 question 1: field 'answers' s"
-    ):
+    with pytest.raises(DataError, match=r"squad.json article 'Article_0' paragraph 2 question 1: field 'answers' s"):
         env.tasks(dataset(SquadOptions(path=str(path), split="all"), tmp_path))
     options = SquadOptions(path=str(path), split="all", skip_bad_rows=True)
     assert len(env.tasks(dataset(options, tmp_path)).tasks) == 11
