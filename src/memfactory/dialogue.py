@@ -19,6 +19,7 @@ from typing_extensions import TypeVar
 
 from memfactory.components import POLICY, ModuleOptions
 from memfactory.episode import Episode
+from memfactory.errors import NoDemonstrationError
 from memfactory.memory.bank import BankSource
 from memfactory.plugins.boundary import broken, is_users
 from memfactory.registry import Component, Options
@@ -45,6 +46,18 @@ class Ask:
     stop: tuple[str, ...] = ()
     engine: str = POLICY
     trainable: bool = False
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """A reply that a rule wrote to a request of a module, and its kind, such as `taken`, `same` or `answer`.
+
+    >>> Demonstration("Anna's bus line is 204.", "taken").kind
+    'taken'
+    """
+
+    reply: str
+    kind: str
 
 
 @dataclass(frozen=True)
@@ -96,6 +109,8 @@ class Module(Component[ModuleT], ABC, Generic[ModuleT, ResultT]):
     answers_last: ClassVar[bool] = False
     """Whether a reader starts from the text in `episode.memory`, rewrites it while reading and asks its last step once,
     for the answer."""
+    demonstrates: ClassVar[tuple[str, ...]] = ()
+    """The kinds of the replies that `demonstrate` writes; empty: the module has no such rule."""
 
     def __init__(self, options: ModuleT, codec: Codec) -> None:
         self.options = options
@@ -112,6 +127,12 @@ class Module(Component[ModuleT], ABC, Generic[ModuleT, ResultT]):
     @abstractmethod
     def dialogue(self, episode: Episode, *inputs: Any, **named: Any) -> Asking[ResultT]:
         """Yield each request, receive its reply, return the result. The role decides the inputs and the result."""
+
+    def demonstrate(self, episode: Episode, ask: Ask) -> Demonstration:
+        """The reply that a rule writes to `ask`, from the gold answers and evidence of the task, for supervised
+        fine-tuning. `episode` holds the memory and the turns before. A module with such a rule names its kinds of
+        replies in `demonstrates`. Raises NoDemonstrationError if the rule cannot tell."""
+        raise NoDemonstrationError(f"{type(self).__name__} has no rule that demonstrates its steps")
 
     def checked(self, result: Any) -> ResultT:
         """The result of `dialogue`. A role raises PluginError for another result than its own."""

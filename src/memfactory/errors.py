@@ -50,6 +50,10 @@ class DataError(MemFactoryError):
     exit_code = 2
 
 
+class NoDemonstrationError(DataError):
+    """A rule cannot write the reply to a request of a module for this task; the message says why."""
+
+
 class PluginError(MemFactoryError):
     """A user's own component raised an error or returned a wrong value; the message names it, its file and line. Exit
     code 1.

@@ -3,17 +3,35 @@
 from __future__ import annotations
 
 import re
-from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from array import array
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from operator import itemgetter
+from typing import Literal
 from unicodedata import category, normalize
 
 Spans = list[tuple[int, int]]
 """Half-open character spans of consecutive tokens."""
 Offsets = Callable[[str], Spans]
 """A tokenizer: the spans of a text's tokens, in order."""
+Unit = Literal["sentences", "paragraphs"]
+"""The units of a text that a chunk can end with."""
+PARAGRAPH_END = re.compile(r"\s*\n[^\S\n]*\n\s*")
+SENTENCE_END = re.compile(
+    PARAGRAPH_END.pattern
+    + r"|(?P<mark>[.!?\u2026]+)[\"')\]\u201d\u2019\u00bb]*\s+|[\u3002\uff01\uff1f]+[\u300d\u300f\u201d]*\s*"
+)
+"""The end of a sentence with the white space behind it; the ideographic full stop needs none."""
+ABBREVIATIONS = frozenset(
+    re.findall(
+        r"\S+",
+        "mr mrs ms dr st prof gen col sgt capt lt rep sen gov jr sr vs etc inc ltd co corp no vol pp fig al cf ca e.g "
+        "i.e approx est dept",
+    )
+)
+"""Words whose full stop ends no sentence."""
 BRACE = re.compile(r"\\(?:text|textbf|textit|textrm|emph|mathrm|mathbf|mathit)\s*\{|[{}]")
 """A brace, the one that opens `\\text{...}` or its like with that command before it."""
 
@@ -106,6 +124,59 @@ def chunk_cuts(text: str, spans: Iterable[Spans], size: int) -> tuple[list[int],
                 cuts.append(start)
         tokens += len(part)
     return [*cuts, len(text)] if text else cuts, tokens
+
+
+def unit_ends(text: str, unit: Unit) -> list[int]:
+    """The places behind each sentence or paragraph of `text` and the white space after it; the last is its end."""
+    pattern = PARAGRAPH_END if unit == "paragraphs" else SENTENCE_END
+    matches = pattern.finditer(text)
+    ends = [match.end() for match in matches if unit == "paragraphs" or _ends_sentence(text, match)]
+    ends = [end for end in ends if 0 < end < len(text)]
+    return [*ends, len(text)] if text else ends
+
+
+def _ends_sentence(text: str, match: re.Match[str]) -> bool:
+    """Whether a mark ends its sentence: no abbreviation or initial precedes it, and no small letter follows."""
+    if match["mark"] is None:
+        return True
+    if text[match.end() : match.end() + 1].islower():
+        return False
+    if match["mark"] != ".":
+        return True
+    before = text[max(match.start() - 12, 0) : match.start()].split()
+    word = before[-1].lstrip("\"'([\u201c\u2018") if before else ""
+    return word.lower() not in ABBREVIATIONS and not re.fullmatch(r"(?:[A-Za-z]\.)*[A-Z]", word)
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of `text`, without the white space around them."""
+    stripped = (text[start:end].strip() for start, end in pairwise([0, *unit_ends(text, "sentences")]))
+    return [sentence for sentence in stripped if sentence]
+
+
+def unit_cuts(text: str, spans: Iterable[Spans], size: int, ends: Sequence[int]) -> tuple[list[int], list[int]]:
+    """The places at which to cut `text` into chunks of at most `size` tokens, each at the last of `ends` that fits, 0
+    and its end included; and for each place the number of tokens that begin before it.
+
+    A unit of more than `size` tokens is cut by tokens, as `chunk_cuts` does. A token that lies across a cut counts for
+    both chunks.
+    """
+    if size < 1:
+        raise ValueError(f"a chunk must hold at least 1 token, got {size}")
+    starts = array("q", (start for part in spans for start, _ in part))
+    cuts, before = [0], [0]
+    while cuts[-1] < len(text):
+        first = bisect_left(starts, cuts[-1])
+        if first > 0 and (first == len(starts) or starts[first] > cuts[-1]):
+            first -= 1  # The token before may lie across the cut.
+        limit = first + size
+        while limit < len(starts) and starts[limit] <= cuts[-1]:
+            limit += 1  # Tokens that share a character stay together.
+        place = starts[limit] if limit < len(starts) else len(text)
+        last = ends[bisect_right(ends, place) - 1] if ends and ends[0] <= place else 0
+        cuts.append(last if last > cuts[-1] else place)
+        before.append(bisect_left(starts, cuts[-1]) if cuts[-1] < len(text) else len(starts))
+    return cuts, before
 
 
 def keep_ends(text: str, spans: Iterable[Spans], tokens: int) -> str:

@@ -112,6 +112,8 @@ class Task:
     """One row as every environment gives it.
 
     `answers` are the gold answers and `evidence` the ids of the utterances that hold them; neither enters a prompt.
+    `support` are the sentences of the context that hold the answer, in its order, and `outdated` those of them that a
+    later one corrects; they too serve rules and rewards alone.
     `memory` is the bank before the episode, `related` the ids of its items that an updater is shown (None: the updater
     searches for them), and `conversation` is read into it.
 
@@ -127,6 +129,8 @@ class Task:
     related: tuple[str, ...] | None = None
     conversation: tuple[Utterance, ...] = ()
     evidence: tuple[str, ...] = ()
+    support: tuple[str, ...] = ()
+    outdated: tuple[str, ...] = ()
     messages: tuple[Message, ...] = ()
     meta: Mapping[str, Scalar] = field(default_factory=frozen)
 

@@ -12,9 +12,10 @@ import memfactory
 ROOT = Path(memfactory.__file__).parent
 # From the top down. A room imports only rooms that stand below it, so rooms form no circle either.
 ROOMS = (
-    "__main__ cli api training view trainers inference figures run_folder plan evaluation build policy rollout envs "
-    "agents modules transcripts play roles dialogue data config episode formats memory engines model trackers "
-    "components plugins files registry console terminal redaction errors environment text seeds signals types"
+    "__main__ cli api training view trainers inference figures run_folder plan evaluation build policy rollout "
+    "demonstrations envs agents modules transcripts play roles dialogue data config episode formats memory engines "
+    "model trackers components plugins files registry console terminal redaction errors environment text "
+    "seeds signals types"
 ).split()
 FLOORS = {room: floor for floor, room in enumerate(reversed(ROOMS), 1)}
 MAY_IMPORT_TORCH = (

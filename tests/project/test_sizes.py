@@ -13,7 +13,7 @@ FILE_LINES, FUNCTION_LINES, PARAMETERS = 400, 80, 6
 # Each option of a command is a parameter of its typer function.
 COMMANDS = {
     "src/memfactory/cli/runs.py": {"train", "evaluate", "infer"},
-    "src/memfactory/cli/datasets.py": {"hotpotqa", "locomo", "squad"},
+    "src/memfactory/cli/datasets.py": {"hotpotqa", "locomo", "squad", "traces"},
 }
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from memfactory.cli.output import start_logging, stderr, stdout
+from memfactory.cli.output import Trust, refuse_options, start_logging, stderr, stdout
+from memfactory.cli.runs import Overrides, Source
 from memfactory.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -264,6 +265,42 @@ def export(
     with progress() as on_progress:
         written = write_rows(output, (dict(row.values) for row in rows), len(rows), on_progress=on_progress)
     tell(Report((written,)))
+
+
+@app.command(context_settings={"ignore_unknown_options": True})
+def traces(
+    context: typer.Context,
+    config: Source,
+    output: Annotated[Path, typer.Option(help="The file to write: .jsonl, .json or .parquet.")],
+    overrides: Overrides = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="Play at most this number of training rows.")] = None,
+    turns: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KIND=N", help="Write at most N turns of a kind, such as taken=200. Repeatable."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="The seed that samples these turns.")] = 0,
+    trust: Trust = False,
+) -> None:
+    """Conversations for supervised fine-tuning: the config's agent on its training rows, with replies by rule.
+
+    For example: traces configs/smollm2_facts.yaml --rows 100 --output traces.jsonl
+    """
+    refuse_options(context, overrides or [])
+    start_logging()
+    from memfactory.api.traces import TracesOptions, write_traces
+
+    most = dict(map(_kind_and_number, turns or ()))
+    with progress() as on_progress:
+        options = TracesOptions(rows, most, seed, on_progress)
+        report = write_traces(config, output, *(overrides or []), options=options, trust=trust)
+    tell(report)
+
+
+def _kind_and_number(text: str) -> tuple[str, int]:
+    kind, _, number = text.partition("=")
+    if not kind or not number.isdecimal():
+        raise ConfigError(f"--turns {text}: expected a kind and a number, such as taken=200")
+    return kind, int(number)
 
 
 def _options(overrides: Sequence[Override]) -> dict[str, object]:

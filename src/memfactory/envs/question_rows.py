@@ -6,6 +6,8 @@
 | MemAgent parquet | the last user message of `prompt` | `context` | `reward_model.ground_truth` | `extra_info.index` |
 | RULER as MemAgent publishes it | `input` | `context` | `outputs` | `index` |
 | RULER's own | the last line of `input` | the lines before it | `outputs` | `index` |
+
+Rows of any form may have `evidence` and `outdated`: lists of sentences of the text (see `Task.support`).
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from pydantic import BeforeValidator
 
 from memfactory.data.base import Row
 from memfactory.data.fields import (
+    AnyText,
     RowModel,
     Text,
     described,
@@ -43,6 +46,12 @@ def _last_user_message(value: object) -> object:
     return messages[-1].get("content")
 
 
+def _listed(value: object) -> object:
+    """A text by itself as a list; null as an empty one."""
+    return () if value is None else (value,) if isinstance(value, str) else value
+
+
+Sentences = Annotated[tuple[AnyText, ...], BeforeValidator(_listed)]
 Kind = Literal["qa", "ruler", "ruler_qa"]
 
 QUESTIONS = ("input", "question", "prompt", "extra_info.question")
@@ -62,12 +71,18 @@ class FieldNames(Options):
     """The gold answer or answers."""
     id: str | None = None
     """The row's name in results."""
+    evidence: str | None = None
+    """The sentences of the text that hold the answer, in its order; no prompt shows them."""
+    outdated: str | None = None
+    """The sentences of the evidence that a later one corrects."""
 
 
 class _QuestionRow(RowModel):
     question: Annotated[Text, BeforeValidator(_last_user_message)]
     answers: GoldAnswers
     context: Text | None = None
+    evidence: Sentences = ()
+    outdated: Sentences = ()
 
 
 def read_task(row: Row, fields: FieldNames) -> Task:
@@ -81,6 +96,9 @@ def read_task(row: Row, fields: FieldNames) -> Task:
     )
     if not is_ruler_prompt:
         names["context"] = _find(row, fields.context, ("context",), "text")
+    for field, own in (("evidence", fields.evidence), ("outdated", fields.outdated)):
+        if own is not None or _is_texts(value_at(row.values, field)):
+            names[field] = own or field
     values = read(
         _QuestionRow, {field: value_at(row.values, name) for field, name in names.items()}, row.source, names=names
     )
@@ -92,7 +110,20 @@ def read_task(row: Row, fields: FieldNames) -> Task:
         value = value_at(row.values, name)
         if isinstance(value, (str, bool)) or is_number(value):
             meta.setdefault(name.rpartition(".")[2], value)
-    return Task(_id(row, fields.id, question), question, values.answers, context, meta=frozen(meta))
+    return Task(
+        _id(row, fields.id, question),
+        question,
+        values.answers,
+        context,
+        support=values.evidence,
+        outdated=values.outdated,
+        meta=frozen(meta),
+    )
+
+
+def _is_texts(value: object) -> bool:
+    """Whether `value` is a list of texts; published rows may hold something else in a field called evidence."""
+    return isinstance(value, (list, tuple)) and all(isinstance(text, str) for text in value)
 
 
 def _find(row: Row, own: str | None, published: tuple[str, ...], title: str) -> str:

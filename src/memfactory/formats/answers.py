@@ -59,6 +59,16 @@ def bare_answer(text: str, form: AnswerForm) -> str:
     return (answer if boxed is None else boxed).strip()
 
 
+def in_form(answer: str, form: AnswerForm) -> str:
+    r"""A reply that is `answer` alone, in the requested form.
+
+    >>> in_form("204", "boxed")
+    '\\boxed{204}'
+    """
+    templates = {"boxed": "\\boxed{%s}", "marker": f"{MARKER} %s", "the_answer_is": "The answer is %s.", "plain": "%s"}
+    return templates[form] % answer
+
+
 def answer_part(reply: str, form: AnswerForm) -> str | None:
     """The part of `reply` that holds the answer: the line after the marker, else all after thinking; None: no part."""
     part = after_marker(reply) if form == "marker" else after_thinking(reply)

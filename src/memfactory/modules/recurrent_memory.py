@@ -11,14 +11,26 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
-from memfactory.dialogue import Ask, Asking
+from memfactory.dialogue import Ask, Asking, Demonstration
 from memfactory.episode import Episode
-from memfactory.errors import DataError
+from memfactory.errors import DataError, NoDemonstrationError
+from memfactory.formats.answers import in_form
+from memfactory.formats.notes import gold_answer, noted
 from memfactory.formats.recurrent_prompts import ANSWER_PROMPT, PRESETS, UPDATE_PROMPT, UPDATE_PROMPTS, Order
 from memfactory.formats.render import render_task
 from memfactory.registry import MODULES, Options
 from memfactory.roles import AnswerModuleOptions, ParsedAnswer, Reader
-from memfactory.text import after_thinking, chunk_cuts, fill, keep_ends, placeholders, token_spans
+from memfactory.text import (
+    Unit,
+    after_thinking,
+    chunk_cuts,
+    fill,
+    keep_ends,
+    placeholders,
+    token_spans,
+    unit_cuts,
+    unit_ends,
+)
 from memfactory.types import Codec, Message, Reading
 
 
@@ -59,7 +71,10 @@ class RecurrentMemoryOptions(AnswerModuleOptions):
     presets = PRESETS
 
     chunk_tokens: int = Field(2500, ge=1)
-    """Tokens of one chunk of the text."""
+    """Tokens of one chunk of the text; the most tokens if `cut` is sentences or paragraphs."""
+    cut: Literal["tokens", "sentences", "paragraphs"] = "tokens"
+    """The end of a chunk: after chunk_tokens tokens, wherever that is, or at the last end of a sentence or paragraph
+    that fits. A longer sentence or paragraph is cut by tokens."""
     max_chunks: int | None = Field(None, ge=1)
     """The most chunks that are read; null: all."""
     truncate: Literal["center", "error", "none"] = "center"
@@ -130,6 +145,7 @@ class RecurrentMemoryModule(Reader[RecurrentMemoryOptions]):
 
     steps = ("update", "answer")
     answers_last = True
+    demonstrates = ("taken", "same", "answer")
 
     def __init__(self, options: RecurrentMemoryOptions, codec: Codec) -> None:
         super().__init__(options, codec)
@@ -144,12 +160,22 @@ class RecurrentMemoryModule(Reader[RecurrentMemoryOptions]):
         """
         options, limit = self.options, self.options.most_tokens
         cut = self._cached_cut(context)
-        if limit is not None and cut.tokens > limit and options.truncate == "error":
+        if options.truncate == "error" and options.cut != "tokens" and limit is not None:
+            self._check_number(len(cut.places) - 1, task_id)
+        elif limit is not None and cut.tokens > limit and options.truncate == "error":
             raise DataError(
                 f"the context of task {task_id!r} has {cut.tokens} tokens, but max_chunks x chunk_tokens is "
                 f"{options.max_chunks} x {options.chunk_tokens} = {limit}; raise one or set truncate: center"
             )
         return (cut.text[start:end] for start, end in pairwise(cut.places))
+
+    def _check_number(self, chunks: int, task_id: str) -> None:
+        limit = self.options.max_chunks
+        if limit is not None and chunks > limit:
+            raise DataError(
+                f"the context of task {task_id!r} has {chunks} chunks of {self.options.cut}, but max_chunks is "
+                f"{limit}; raise it or chunk_tokens, or set truncate: center"
+            )
 
     def reading(self, context: str) -> Reading:
         """The tokens of `context` that its chunks hold, and those that they leave out."""
@@ -157,6 +183,23 @@ class RecurrentMemoryModule(Reader[RecurrentMemoryOptions]):
         return Reading(cut.read, cut.tokens - cut.read)
 
     def _cut(self, context: str) -> _Cut:
+        return self._cut_by_tokens(context) if self.options.cut == "tokens" else self._cut_by_units(context)
+
+    def _cut_by_units(self, context: str) -> _Cut:
+        """The chunks by sentences or paragraphs; center truncation drops the chunks in the middle."""
+        options, spans = self.options, token_spans(context, self.codec.offsets)
+        unit: Unit = "sentences" if options.cut == "sentences" else "paragraphs"
+        cuts, before = unit_cuts(context, spans, options.chunk_tokens, unit_ends(context, unit))
+        tokens, limit = before[-1], options.max_chunks
+        if limit is None or len(cuts) - 1 <= limit or options.truncate != "center":
+            return _Cut(context, tuple(cuts), tokens, tokens)
+        head, tail = limit - limit // 2, len(cuts) - 1 - limit // 2
+        dropped = cuts[tail] - cuts[head]
+        places = (*cuts[: head + 1], *(place - dropped for place in cuts[tail + 1 :]))
+        text = context[: cuts[head]] + context[cuts[tail] :]
+        return _Cut(text, places, tokens - (before[tail] - before[head]), tokens)
+
+    def _cut_by_tokens(self, context: str) -> _Cut:
         size, limit = self.options.chunk_tokens, self.options.most_tokens
         cuts, tokens = chunk_cuts(context, token_spans(context, self.codec.offsets), size)
         read = tokens
@@ -185,6 +228,24 @@ class RecurrentMemoryModule(Reader[RecurrentMemoryOptions]):
         values = {"question": task.question, "prompt": task.question, "memory": episode.memory}
         reply = yield self._ask("answer", options.prompts.answer, values, options.answer_tokens)
         return self.answer(after_thinking(reply.text) if options.drop_thinking else reply.text)
+
+    def demonstrate(self, episode: Episode, ask: Ask) -> Demonstration:
+        """The evidence of a chunk joins the memory (`taken`), or the memory stays (`same`); at the end the answer."""
+        task, options = episode.task, self.options
+        note = () if episode.memory == options.empty_memory else tuple(episode.memory.split("\n"))
+        if ask.step == "update":
+            read = sum(turn.step == "update" for turn in episode.turns)
+            cut = self._cached_cut(render_task(task))
+            start, end = cut.places[read : read + 2]
+            after = noted(cut.text[start:end], note, task)
+            shown = Demonstration("\n".join(after) or options.empty_memory, "same" if after == note else "taken")
+        else:
+            shown = Demonstration(in_form(gold_answer(note, task), options.requested_form), "answer")
+        # The end token takes one.
+        tokens = len(self.codec.offsets(shown.reply)) + 1
+        if tokens > ask.max_tokens:
+            raise NoDemonstrationError(f"a reply of step {ask.step!r} needs more than {ask.max_tokens} tokens")
+        return shown
 
     def _ask(self, step: str, template: str, values: dict[str, str], max_tokens: int) -> Ask:
         system = self.options.prompts.system
