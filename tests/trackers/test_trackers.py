@@ -10,8 +10,9 @@ import sys
 import pytest
 from rich.console import Console
 
-from memfactory.trackers import RunInfo, Tracker, Trackers
+from memfactory.trackers.base import RunInfo, Tracker
 from memfactory.trackers.console import ConsoleTracker, summary
+from memfactory.trackers.fanout import Trackers
 from memfactory.trackers.jsonl import JsonlTracker
 from memfactory.trackers.options import SwanlabConfig
 from memfactory.trackers.swanlab import SwanlabTracker
@@ -129,7 +130,7 @@ def test_a_reader_of_the_output_that_goes_away_does_not_stop_the_run(tmp_path):
     script = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from memfactory.trackers import Trackers\n"
+        "from memfactory.trackers.fanout import Trackers\n"
         "from memfactory.trackers.options import ConsoleConfig\n"
         "trackers = Trackers([ConsoleConfig()], Path(sys.argv[1]), {}, 3)\n"
         "for step in (1, 2, 3):\n"
