@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 from memfactory.files.assets import asset
+from memfactory.files.atomic import sha256_of
 from memfactory.model.options import ModelConfig
 
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model")
@@ -32,7 +32,7 @@ def file_digest(path: Path) -> str:
     facts = path.stat()
     if facts.st_size > READ_WHOLE:
         return f"{facts.st_size} bytes, changed {facts.st_mtime_ns}"
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return sha256_of(path)
 
 
 def _folder(place: str) -> Path | None:

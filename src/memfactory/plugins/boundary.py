@@ -12,12 +12,12 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from hashlib import sha256
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
 from memfactory.errors import MemFactoryError, PluginError
+from memfactory.files.atomic import sha256_of
 from memfactory.registry import ALL, Registry
 
 
@@ -33,7 +33,7 @@ def code_digest(component: type) -> str | None:
         return None
     file = getattr(sys.modules.get(component.__module__), "__file__", None)
     try:
-        return None if file is None else sha256(Path(file).read_bytes()).hexdigest()
+        return None if file is None else sha256_of(Path(file))
     except OSError:
         # The module name of an executed file contains the digest of its content.
         return component.__module__
