@@ -20,6 +20,7 @@ from memfactory.config.parts import is_file
 from memfactory.config.renames import use_present_names
 from memfactory.config.tree import KeyPath, Origin, Renamed, Tree, dump, read_file
 from memfactory.errors import ConfigError
+from memfactory.files.checkpoints import MODULES
 from memfactory.redaction import redacted
 from memfactory.registry import REWARDS
 
@@ -28,8 +29,6 @@ SECTIONS = ("agent", "env", "memory", "eval")
 """The sections that define an agent and its evaluation."""
 MODEL_KEYS = ("path", "dtype", "random_weights", "template_options")
 """The keys of `model` that are saved beside the weights."""
-MODULES = "modules"
-"""The folder of weights that modules learn for themselves."""
 _HEADER = "# The agent that this model was trained as: read by memfactory eval, infer and train. It holds no code.\n"
 _NOT_THE_AGENT = ("interface", "engine", "weights")
 """Options of a module that leave its prompts as they are."""

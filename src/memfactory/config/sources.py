@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from memfactory.config.agent_file import AGENT_FILE, MODULES, AgentFile, published_agent_file, read_agent_file
+from memfactory.config.agent_file import AGENT_FILE, AgentFile, published_agent_file, read_agent_file
 from memfactory.config.parts import SUFFIXES, config_folders, is_dir, is_file, runnable_configs, show_path
 from memfactory.errors import ConfigError, unknown
-from memfactory.files.checkpoints import TRAINING_ONLY, newest_intact
+from memfactory.files.checkpoints import MODULES, TRAINING_ONLY, newest_intact
 from memfactory.files.folders import check_folder
 
 log = logging.getLogger("memfactory")
