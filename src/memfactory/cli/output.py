@@ -176,13 +176,7 @@ Trust = Annotated[bool, typer.Option("--trust", help="Run the code in a run fold
 
 def load(source: str, overrides: list[str], command: str | None, *, trust: bool = False) -> Resolved:
     """The configuration for a command; its warnings are logged."""
-    from memfactory.config import load_config
+    from memfactory.api.sources import resolved_config
 
     start_logging()
-    return _with_warnings_shown(load_config(source, overrides, command=command, trust=trust))
-
-
-def _with_warnings_shown(resolved: Resolved) -> Resolved:
-    for warning in resolved.warnings:
-        logging.getLogger("memfactory").warning("%s", warning)
-    return resolved
+    return resolved_config(source, overrides, command, trust=trust)
