@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 
 log = logging.getLogger("memfactory")
@@ -50,6 +49,9 @@ def process_rank() -> int:
 
 def package_versions() -> dict[str, str | None]:
     """The installed version of each package that matters; None for one that is not installed."""
+    # The command line imports this file at its start, for the rank alone.
+    from importlib import metadata
+
     versions: dict[str, str | None] = {}
     for name in PACKAGES:
         try:

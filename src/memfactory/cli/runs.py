@@ -20,7 +20,6 @@ from memfactory.cli.output import (
 from memfactory.cli.ranks import first_to_say
 from memfactory.cli.words import sources_and_overrides
 from memfactory.errors import ConfigError
-from memfactory.types import SamplingParams
 
 Source = Annotated[
     str,
@@ -221,6 +220,7 @@ def infer(
     from memfactory.api.inference import infer as run_inference
     from memfactory.cli.answers import AnswerPrinter
     from memfactory.inference import InferOptions, InferRequest
+    from memfactory.types import SamplingParams
 
     request = InferRequest(
         question=None if question is None else typed(question, "--question"),
