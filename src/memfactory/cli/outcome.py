@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from memfactory.api.training import TrainResult
+from memfactory.api.training import NO_RESULTS, TrainResult
 from memfactory.config import load_values
 from memfactory.errors import DataError
-from memfactory.evaluation.results import DatasetResult, EvalHistory, MetricResult
+from memfactory.evaluation.results import DatasetResult, MetricResult
+from memfactory.evaluation.statistics import Estimate
 from memfactory.registry import AGENTS
 
 SHOWN_SETS = 3
@@ -22,23 +23,24 @@ def outcome_lines(run: TrainResult, *, interrupted: bool = False) -> list[str]:
 
 def _scores(run: TrainResult) -> Iterator[str]:
     try:
-        history = EvalHistory.load(run.folder / "eval.json")
+        evaluations, differences = run.evaluations, run.differences
     except DataError as error:
         yield f"Evaluation: {error}"
         return
-    if not history.evaluations:
+    if not evaluations:
         yield "Evaluation: none in this run"
         return
-    first, last = min(history.evaluations), max(history.evaluations)
-    before, after = history.evaluations[first], history.evaluations[last]
-    for name, result in list(after.items())[:SHOWN_SETS]:
-        yield _score(name, result, last, before.get(name) if first < last else None, history)
-    hidden = len(after) - SHOWN_SETS
+    before = run.before if len(evaluations) > 1 else NO_RESULTS
+    for name, result in list(run.after.items())[:SHOWN_SETS]:
+        yield _score(name, result, max(evaluations), before.get(name), differences.get(name, {}))
+    hidden = len(run.after) - SHOWN_SETS
     if hidden > 0:
         yield f"{hidden} more evaluation {'set is' if hidden == 1 else 'sets are'} in {run.folder / 'eval.json'}"
 
 
-def _score(name: str, result: DatasetResult, step: int, before: DatasetResult | None, history: EvalHistory) -> str:
+def _score(
+    name: str, result: DatasetResult, step: int, before: DatasetResult | None, differences: Mapping[str, Estimate]
+) -> str:
     """One evaluation set: its headline metric with 95 % intervals, and the paired difference if there is one."""
     metric = result.headline
     now = result.metrics[metric]
@@ -48,7 +50,7 @@ def _score(name: str, result: DatasetResult, step: int, before: DatasetResult | 
     if old is None:
         return f"{name}, {metric}: {_shown(now)} {when} ({questions})"
     text = f"{name}, {metric}: {_shown(old)} before, {_shown(now)} {when}"
-    difference = history.differences().get(name, {}).get(metric)
+    difference = differences.get(metric)
     if difference is None:
         return f"{text} ({questions}, not the same ones)"
     interval = "" if difference.interval is None else " [{:+.3f}, {:+.3f}]".format(*difference.interval)
