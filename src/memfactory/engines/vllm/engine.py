@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig
 
 from memfactory.engines.base import Key, Weights
 from memfactory.engines.options import VllmEngineConfig
@@ -29,7 +28,7 @@ from memfactory.engines.vllm.replies import Conversations
 from memfactory.engines.vllm.weight_transfer import StoredWeights, passing_folder
 from memfactory.errors import ConfigError, EngineError
 from memfactory.model.chat import ChatFormat
-from memfactory.model.loading import compute_dtype, places, resolve_device
+from memfactory.model.loading import compute_dtype, load_architecture, places, resolve_device
 from memfactory.model.options import ModelConfig
 from memfactory.types import Message, Reply, Sampling
 
@@ -75,7 +74,7 @@ class VllmEngine:
         except (ValueError, torch.OutOfMemoryError) as error:
             raise ConfigError(f"engine: vLLM does not start: {error}") from error
         self._engine: Any = self._llm.llm_engine
-        shape = AutoConfig.from_pretrained(path, trust_remote_code=model.trust_remote_code).get_text_config()
+        shape = load_architecture(model).get_text_config()
         context: int = self._engine.model_config.max_model_len
         self._conversations = Conversations(chat, context=context, rows=shape.vocab_size)
         self._pending: dict[str, tuple[Key, tuple[int, ...], Sampling]] = {}

@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from transformers import AutoConfig
-
 from memfactory.engines.base import Key, Outcome, Weights
 from memfactory.engines.endpoint import Refused
 from memfactory.engines.options import VllmServerConfig
@@ -21,7 +19,7 @@ from memfactory.engines.vllm.replies import Conversations
 from memfactory.engines.vllm.weight_transfer import StoredWeights
 from memfactory.errors import EngineError, RequestRefused
 from memfactory.model.chat import ChatFormat
-from memfactory.model.loading import places
+from memfactory.model.loading import load_architecture
 from memfactory.model.options import ModelConfig
 from memfactory.types import Message, Reply, Sampling
 
@@ -42,8 +40,7 @@ class VllmServerEngine:
         self._server = VllmServer(config)
         self._retry_policy = RetryPolicy(config.retries, config.backoff)
         self._remote = RemoteModel(self._server, config, random_weights=model.random_weights)
-        path, _ = places(model)
-        shape = AutoConfig.from_pretrained(path, trust_remote_code=model.trust_remote_code).get_text_config()
+        shape = load_architecture(model).get_text_config()
         self._conversations = Conversations(chat, context=self._remote.context, rows=shape.vocab_size)
         self._pool = RequestPool(config.concurrency, "vllm")
 
