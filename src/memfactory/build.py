@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from memfactory.components import POLICY
 from memfactory.config import Resolved
+from memfactory.config.answer_forms import options_of_reward
 from memfactory.config.schema import AgentSpec, Component, DataConfig, RunConfig
 from memfactory.config.trained import trainer_options
 from memfactory.config.training import TrainerOptions
@@ -214,11 +215,7 @@ def build_rewards(
     entries: Mapping[str, float | dict[str, object]], engines: Mapping[str, Engine]
 ) -> list[RewardFunction]:
     """Reward functions by name; an entry is a weight or that reward's options."""
-    rewards: list[RewardFunction] = []
-    for name, entry in entries.items():
-        values = entry if isinstance(entry, dict) else {"weight": entry}
-        rewards.append(made(REWARDS, name, REWARDS.options(name).model_validate(values), engines))
-    return rewards
+    return [made(REWARDS, name, options_of_reward(name, entry), engines) for name, entry in entries.items()]
 
 
 def build_tasks(component: Component, env: Environment, base_dir: Path) -> TaskSet:

@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from memfactory.components import ModuleOptions, RewardOptions
 from memfactory.config.schema import AgentSpec
-from memfactory.registry import REWARDS
+from memfactory.registry import REWARDS, Options
 from memfactory.types import AnswerForm
 
 WORDS: Mapping[AnswerForm, str] = MappingProxyType(
@@ -31,12 +31,16 @@ def forms_by_slot(agent: AgentSpec) -> dict[str, AnswerForm]:
     return {slot: form for slot, form in forms.items() if form is not None}
 
 
+def options_of_reward(name: str, entry: object) -> Options:
+    """The options of the reward called `name` by its entry under `env.rewards`: a weight, or a mapping of options."""
+    return REWARDS.options(name).model_validate(entry if isinstance(entry, dict) else {"weight": entry})
+
+
 def reward_options(entries: Mapping[str, object], names: Iterable[str] | None = None) -> dict[str, RewardOptions]:
     """The options of the rewards called `names` (None: of all entries); one without an entry has its defaults."""
     chosen: dict[str, RewardOptions] = {}
     for name in entries if names is None else names:
-        entry = entries.get(name, {})
-        options = REWARDS.options(name).model_validate(entry if isinstance(entry, dict) else {"weight": entry})
+        options = options_of_reward(name, entries.get(name, {}))
         if isinstance(options, RewardOptions):
             chosen[name] = options
     return chosen

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from memfactory.components import ModuleOptions
 from memfactory.config import Resolved, agent_name, dataset_component, with_agent
-from memfactory.config.answer_forms import reward_options, unearned
+from memfactory.config.answer_forms import options_of_reward, reward_options, unearned
 from memfactory.config.datasets import dataset_title, file_stem, locate
 from memfactory.config.schema import Component, EvalConfig, RunConfig
 from memfactory.errors import ConfigError, unknown
@@ -199,8 +199,7 @@ def _default_judges(config: RunConfig) -> tuple[str, ...]:
 
 
 def _judge_options(config: RunConfig, judge: str) -> Options:
-    entry = _reward_entries(config).get(judge, {})
-    return REWARDS.options(judge).model_validate(entry if isinstance(entry, dict) else {"weight": entry})
+    return options_of_reward(judge, _reward_entries(config).get(judge, {}))
 
 
 def without_unused(resolved: Resolved, judge_engines: Mapping[str, str]) -> Resolved:
