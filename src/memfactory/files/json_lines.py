@@ -57,14 +57,22 @@ def json_lines_or_problems(path: Path, numbers: Collection[int] | None = None) -
             if numbers is not None and number not in numbers:
                 continue
             try:
-                value = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                yield f"{path} line {number} is not JSON: {error}"
-                continue
-            if isinstance(value, dict):
-                yield value
+                value = json_object(line, f"{path} line {number}")
+            except DataError as error:
+                yield str(error)
             else:
-                yield f"{path} line {number} should be a JSON object, not {type(value).__name__}"
+                yield value
+
+
+def json_object(line: bytes, place: str) -> dict[str, object]:
+    """The JSON object in `line`. Raises DataError, which begins with `place`, for anything else."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{place} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise DataError(f"{place} should be a JSON object, not {type(value).__name__}")
+    return value
 
 
 class JsonLinesWriter:

@@ -24,6 +24,7 @@ import numpy
 
 from memfactory.errors import DataError, MemFactoryError
 from memfactory.files.atomic import PARTIAL, flush, write_bytes
+from memfactory.files.json_lines import json_object
 from memfactory.files.locks import file_lock
 from memfactory.memory.embedder import Vectors
 from memfactory.redaction import holds_secret, redacted_tree
@@ -138,13 +139,7 @@ def _records(folder: Path, manifest: Mapping[str, object], name: str) -> Iterato
     path, content = _content(folder, manifest, name)
     for number, line in enumerate(content.splitlines(), start=1):
         where = f"{path} line {number}"
-        try:
-            values = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{where} is not JSON: {error}") from None
-        if not isinstance(values, dict):
-            raise DataError(f"{where} should be a JSON object, not {type(values).__name__}")
-        yield where, values
+        yield where, json_object(line, where)
 
 
 def _vectors(folder: Path, manifest: Mapping[str, object], embedder: str, count: int) -> Vectors | None:
