@@ -203,9 +203,13 @@ def _are_texts(value: object) -> bool:
 
 
 def _lines(records: Iterable[dict[str, object]]) -> bytes:
+    return b"".join(_line(record).encode() + b"\n" for record in records)
+
+
+def _line(record: dict[str, object]) -> str:
     # In ASCII, so that half of a surrogate pair, which a model may generate, survives.
-    lines = (json.dumps(redacted_tree(record) if holds_secret(json.dumps(record)) else record) for record in records)
-    return b"".join(line.encode() + b"\n" for line in lines)
+    line = json.dumps(record)
+    return json.dumps(redacted_tree(record)) if holds_secret(line) else line
 
 
 def _sweep(folder: Path, current: set[str]) -> None:
