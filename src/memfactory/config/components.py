@@ -16,7 +16,7 @@ from memfactory.config.problems import Problems, shown
 from memfactory.config.schema import AgentSpec, Component, DataConfig
 from memfactory.config.slots import misfit, since, swapped_at
 from memfactory.config.training import LoopOptions
-from memfactory.config.tree import KeyPath, Named, Origin
+from memfactory.config.tree import KeyPath, Named, Origin, moved
 from memfactory.errors import ConfigError, unknown
 from memfactory.registry import (
     AGENTS,
@@ -174,8 +174,7 @@ class Checker:
 
     def _move(self, source: KeyPath, target: KeyPath) -> None:
         self.problems.moved(source, target)
-        for written in [other for other in self.origins if other[: len(source)] == source]:
-            self.origins[(*target, *written[len(source) :])] = self.origins[written]
+        self.origins.update(moved(self.origins, source, target))
 
     def env(self, value: object) -> Component | None:
         """The environment; each of its rewards is checked against that reward's own options."""
