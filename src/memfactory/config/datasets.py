@@ -71,7 +71,7 @@ def _from_text(text: str, base_dir: Path) -> dict[str, Any]:
         if folder and rest and "/" not in rest and not is_dir(Path(folder)) and not is_dir(base_dir / folder):
             return {"name": "hub", "id": text}
         return {"name": "file", "path": text}
-    for suffix in (".json", ".jsonl", ".parquet"):
+    for suffix in FILE_SUFFIXES:
         if locate(f"data/{text}{suffix}", base_dir):
             return {"name": "file", "path": f"data/{text}{suffix}"}
     near = nearest(text, DATASETS.names())
