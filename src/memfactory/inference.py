@@ -9,6 +9,7 @@ from pathlib import Path
 
 from memfactory.build import build_runtime
 from memfactory.config import Resolved
+from memfactory.config.overrides import COMMAND_LINE_PREFIX
 from memfactory.config.reading import Limit, reading_all
 from memfactory.episode import Episode
 from memfactory.errors import ConfigError
@@ -278,7 +279,7 @@ def _refuse_eval_sampling(resolved: Resolved) -> None:
     problems = [
         f"{origin}: it sets the sampling of evaluations, and infer is greedy; give --{name.replace('_', '-')}"
         for name, origin in origins.items()
-        if origin.startswith("command line")
+        if origin.startswith(COMMAND_LINE_PREFIX)
     ]
     if problems:
         raise ConfigError(problems)
