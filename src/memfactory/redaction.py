@@ -108,7 +108,7 @@ def read_key(variable: str | None, owner: str) -> str | None:
     if not variable:
         return None
     named = shown_variable(variable)
-    value = os.environ.get(variable, "")
+    value = environment_value(variable)
     keep_secret(value)
     key = value.strip()
     if not key:
@@ -125,6 +125,14 @@ def read_key(variable: str | None, owner: str) -> str | None:
     return key
 
 
+def environment_value(variable: str) -> str:
+    """The value of an environment variable; empty if there is none, or if no variable can have this name."""
+    try:
+        return os.environ.get(variable, "")
+    except UnicodeEncodeError:
+        return ""
+
+
 def shown_variable(name: str) -> str:
     """The name of an environment variable as messages show it; hidden if it may be the key itself."""
     usual = _VARIABLE.fullmatch(name) and not looks_secret(name) and (name in os.environ or not is_random(name))
@@ -133,9 +141,9 @@ def shown_variable(name: str) -> str:
 
 def names_a_variable(text: str) -> bool:
     """Whether `text` can be the name of an environment variable, and does not look like a key."""
-    if text in os.environ and _VARIABLE.fullmatch(text):
-        return True
-    return _VARIABLE.fullmatch(text) is not None and not looks_secret(text) and not is_random(text)
+    if not _VARIABLE.fullmatch(text):
+        return False
+    return text in os.environ or (not looks_secret(text) and not is_random(text))
 
 
 def redacted(text: str) -> str:

@@ -199,6 +199,13 @@ def test_a_key_in_place_of_its_variable_is_not_shown(key):
     assert key not in str(caught.value) and "may be the key itself" in str(caught.value)
 
 
+def test_a_lone_surrogate_names_no_variable():
+    # The environment has no such name, and asking it for one raises UnicodeEncodeError.
+    assert not names_a_variable("\ud95a")
+    with pytest.raises(ConfigError, match="is not set"):
+        read_key("\ud95a", "the endpoint")
+
+
 def test_keys_that_libraries_read_are_redacted_too():
     keep_environment_secrets(
         {"HF_TOKEN": "plain-words-token\n", "MY_TOKEN": "0123456789abcdefXYZ", "PLAIN": "plainvalue1"}

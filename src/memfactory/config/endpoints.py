@@ -12,7 +12,7 @@ from memfactory.engines.addresses import address_problem
 from memfactory.engines.options import OpenAIEngineConfig, VllmServerConfig
 from memfactory.errors import ConfigError
 from memfactory.memory.options import OpenAIEmbedderConfig
-from memfactory.redaction import read_key
+from memfactory.redaction import environment_value, read_key
 
 Endpoint = OpenAIEngineConfig | VllmServerConfig | OpenAIEmbedderConfig
 
@@ -45,7 +45,7 @@ def check_key(path: KeyPath, endpoint: Endpoint, problems: Problems) -> None:
     """Report a key that is missing or malformed, and an address in the environment that cannot be used."""
     model = "the server" if isinstance(endpoint, VllmServerConfig) else repr(endpoint.model)
     variable = endpoint.api_key_env
-    if variable and not os.environ.get(variable, "").strip():
+    if variable and not environment_value(variable).strip():
         problems.add(
             (*path, "api_key_env"),
             f"the key of {model} is expected in the environment variable {variable}, "

@@ -14,6 +14,7 @@ from memfactory.config.tree import KeyPath
 from memfactory.redaction import (
     REDACTED,
     SHORTEST,
+    environment_value,
     is_secret,
     is_secret_variable,
     keep_secret,
@@ -40,7 +41,7 @@ def written_secrets(values: object) -> Places:
 def resolved_secrets(values: object) -> Places:
     """The same for a config whose `${...}` are filled in: secrets by their value alone."""
     for name in _key_variables(values):
-        keep_secret(os.environ.get(name, ""))
+        keep_secret(environment_value(name))
     known = {v for n, v in os.environ.items() if is_secret_variable(n) and len(v) >= SHORTEST and not _is_place(v)}
     for path, text in _texts(values, ()):
         if looks_secret(text) or any(value in text for value in known):
