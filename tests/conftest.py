@@ -88,6 +88,17 @@ def small_model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def small_gguf_path(small_model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A GGUF file in Q8_0 of a random Llama with the tokenizer of `small_model_path`; the plain folder is `plain`
+    beside it."""
+    from small_gguf import write_gguf, write_llama
+
+    folder = tmp_path_factory.mktemp("small_gguf")
+    write_llama(folder / "plain", small_model_path)
+    return write_gguf(folder / "plain", folder / "small.gguf", "Q8_0")
+
+
 @pytest.fixture
 def chat_server() -> Iterator[ChatServer]:
     """A chat endpoint that reads with recurrent memory until a test gives it another `reply`."""

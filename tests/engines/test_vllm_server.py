@@ -13,7 +13,7 @@ from memfactory.engines.base import WeightHolder, sample, sample_or_errors
 from memfactory.engines.options import VllmServerConfig
 from memfactory.engines.vllm.server import VllmServerEngine
 from memfactory.errors import ConfigError, EngineError, PromptTooLong
-from memfactory.model.loading import load_chat
+from memfactory.model.loading import load_chat, load_model
 from memfactory.model.options import ModelConfig
 from memfactory.types import Message, Sampling, SamplingParams
 from small_policy import small_policy
@@ -76,6 +76,15 @@ def test_a_server_without_what_is_needed_is_refused(server, connect, path, answe
     server.faults[path] = [answer]
     with pytest.raises(ConfigError, match=words):
         connect()
+
+
+def test_the_weights_of_a_gguf_file_are_synced_unpacked(server, small_gguf_path: Path):
+    model = ModelConfig(path=str(small_gguf_path), device="cpu")
+    engine = VllmServerEngine(model, load_chat(model), VllmServerConfig(url=server.url, startup_timeout=0.0))
+    sample(engine, [ASK])
+    plain = load_model(ModelConfig(path=str(small_gguf_path.parent / "plain"), device="cpu"), training=False)
+    assert server.loaded == sorted(name for name, _ in plain.named_parameters())
+    engine.close()
 
 
 def test_log_probabilities_before_temperature_are_refused(server, connect):

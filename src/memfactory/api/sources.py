@@ -17,7 +17,7 @@ from memfactory.errors import ConfigError
 
 log = logging.getLogger("memfactory")
 Source = str | Path | Mapping[str, object]
-"""A YAML file, a shipped config's name, a run folder, a checkpoint, a model folder, `tiny`, or a mapping."""
+"""A YAML file, a shipped config's name, a run folder, a checkpoint, a model (folder, GGUF file, `tiny`), a mapping."""
 Overrides = str | Mapping[str, object]
 """`"train.steps=3"` as on the command line, or `{"train.steps": 3}`."""
 _DICT_FILE = "config_from_python"

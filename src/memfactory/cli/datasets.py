@@ -23,7 +23,9 @@ app = typer.Typer(help="Make training and evaluation sets, seeded and reproducib
 Output = Annotated[Path, typer.Option(help="The folder of the files.")]
 Tokenizer = Annotated[
     str,
-    typer.Option(help="The tokenizer of lengths: a model folder, a tokenizer.json, a cached hub id, or `tiny`."),
+    typer.Option(
+        help="The tokenizer of lengths: a model folder, GGUF file or tokenizer.json, a cached hub id, or `tiny`."
+    ),
 ]
 
 

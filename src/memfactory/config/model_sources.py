@@ -17,6 +17,7 @@ from memfactory.config.short_forms import origins_of
 from memfactory.config.slots import named_in
 from memfactory.config.sources import HUB_ID, Source
 from memfactory.config.tree import Origin, Tree
+from memfactory.model.gguf_file import is_gguf
 
 DEFAULTS: Mapping[str, Any] = {"agent": "memory_agent", "env": "longcontext"}
 _OF_THE_RUN = ("resolved", "train", "output")
@@ -78,7 +79,8 @@ def fill_in_agent(tree: Tree, overrides: Sequence[Override], base_dir: Path) -> 
             agent_file = read_agent_file(folder)
         else:
             # The hub is asked only if the config names no agent.
-            agent_file = published_agent_file(place) if HUB_ID.fullmatch(place) and not named else None
+            asks = HUB_ID.fullmatch(place) and not is_gguf(place) and not named
+            agent_file = published_agent_file(place) if asks else None
         if agent_file is not None:
             names = tuple(name for name in _THE_AGENTS if name not in tree.values)
             taken = agent_file.tree(names)

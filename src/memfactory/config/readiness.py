@@ -24,6 +24,7 @@ from memfactory.config.tree import KeyPath, dotted
 from memfactory.engines.options import EngineConfig, OpenAIEngineConfig, VllmEngineConfig, VllmServerConfig
 from memfactory.errors import nearest
 from memfactory.memory.options import OpenAIEmbedderConfig
+from memfactory.model.gguf_file import against_vllm, gguf_instead, gguf_problem, is_gguf
 from memfactory.model.options import ModelConfig
 from memfactory.registry import MODULES, Options
 from memfactory.trackers.options import SwanlabConfig
@@ -114,10 +115,15 @@ class Readiness:
     def _model_path(self, place: KeyPath, path: str) -> None:
         if path == "tiny":
             return
-        folder = self._folder(path)
+        folder, file = self._folder(path), locate(path, self.base_dir)
         if folder is not None:
             if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
-                self.problems.add(place, f"{folder} is not a model folder: it has no config.json")
+                instead = gguf_instead(folder) or "it has no config.json"
+                self.problems.add(place, f"{folder} is not a model folder: {instead}")
+        elif file is not None or is_gguf(path):
+            problem = gguf_problem(file or Path(path))
+            if problem is not None:
+                self.problems.add(place, problem)
         elif not _may_be_hub_id(path):
             self.problems.add(place, f"there is no folder {path!r}, and it is not a hub id such as org/name")
         elif "/" not in path and nearest(path, ("tiny",)):
@@ -176,6 +182,8 @@ class Readiness:
         for path, engine in used.items():
             if isinstance(engine, VllmEngineConfig):
                 self._needs(self.config.model, (*path, "kind"), "vLLM", "vllm", "vllm", "use kind: hf")
+                if is_gguf(self.config.model.path):
+                    self.problems.add(("model", "path"), against_vllm(self.config.model.path))
             elif isinstance(engine, OpenAIEngineConfig | VllmServerConfig):
                 check_key(path, engine, self.problems)
         if isinstance(self.config.memory.embedder, OpenAIEmbedderConfig):

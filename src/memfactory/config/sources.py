@@ -14,9 +14,12 @@ from memfactory.config.parts import SUFFIXES, config_folders, is_dir, is_file, r
 from memfactory.errors import ConfigError, unknown
 from memfactory.files.checkpoints import MODULES, TRAINING_ONLY, newest_intact
 from memfactory.files.folders import check_folder
+from memfactory.model.gguf_file import SUFFIX as GGUF
+from memfactory.model.gguf_file import gguf_instead, gguf_problem, is_gguf
 
 log = logging.getLogger("memfactory")
 RUN_CONFIG = "config.yaml"
+_NO_MODEL = f"it has neither config.json nor adapter_config.json, nor {MODULES}/ beside a {AGENT_FILE}"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 """The form of a hub model's id."""
 
@@ -46,6 +49,11 @@ def find_source(source: str | Path, *, trained: bool) -> Source:
     Raises ConfigError when it names nothing, with the nearest config.
     """
     text, path = str(source), Path(source)
+    if path.suffix.lower() == GGUF or (is_file(path) and path.suffix not in SUFFIXES and is_gguf(path)):
+        problem = gguf_problem(path.expanduser())
+        if problem is not None:
+            raise ConfigError(problem)
+        return _model(path.stem, {"path": text, "adapter": None, "random_weights": False})
     if is_file(path):
         # The folder of the file behind a link counts, not the link's own.
         file = path.resolve() if path.is_symlink() else path
@@ -89,8 +97,8 @@ def _folder(folder: Path, trained: bool) -> Source:
     noted = {} if agent is None else dict(agent.model)
     if model is None and (learnt is None or agent is None):
         raise ConfigError(
-            f"{folder}: this folder is not a run (it has no {RUN_CONFIG}), a checkpoint or a model (it has neither "
-            f"config.json nor adapter_config.json, nor {MODULES}/ beside a {AGENT_FILE})"
+            f"{folder}: this folder is not a run (it has no {RUN_CONFIG}), a checkpoint or a model "
+            f"({gguf_instead(folder) or _NO_MODEL})"
         )
     if model is None:
         # Only modules were trained; the model comes from elsewhere, or is an endpoint's.

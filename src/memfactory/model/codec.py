@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy
 
 from memfactory.errors import ConfigError
 from memfactory.files.assets import asset
+from memfactory.model.gguf_file import gguf_problem, is_gguf
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 
 class FileCodec:
-    """A `Codec` on a tokenizer.json: `tiny`, a model folder, a file, or a hub id whose file is cached or reachable."""
+    """A `Codec` on a tokenizer.json: `tiny`, a model folder, a file (also a GGUF file), or a hub id whose file is
+    cached or reachable."""
 
     def __init__(self, path: str) -> None:
         from tokenizers import Tokenizer
@@ -22,7 +28,12 @@ class FileCodec:
             raise ConfigError("the model 'tiny' is not in this installation of memfactory")
         file = folder / "tokenizer.json" if folder.is_dir() else folder
         try:
-            self._tokenizer = Tokenizer.from_file(str(file)) if file.is_file() else Tokenizer.from_pretrained(path)
+            if is_gguf(file):
+                self._tokenizer = _inside(file)
+            else:
+                self._tokenizer = Tokenizer.from_file(str(file)) if file.is_file() else Tokenizer.from_pretrained(path)
+        except ConfigError:
+            raise
         except Exception as error:
             raise ConfigError(
                 f"the tokenizer {path!r} that measures the chunks cannot be loaded ({error}); name a local folder, a "
@@ -42,3 +53,14 @@ class FileCodec:
         """The spans, [tokens, 2]: an array takes a 16th of the memory of tuples."""
         spans = self._tokenizer.encode(text, add_special_tokens=False).offsets
         return numpy.array(spans, numpy.int32).reshape(-1, 2)
+
+
+def _inside(file: Path) -> Tokenizer:
+    """The tokenizer in a GGUF file, which only transformers can read."""
+    from memfactory.model.gguf_model import gguf_tokenizer
+
+    problem = gguf_problem(file)
+    if problem is not None:
+        raise ConfigError(f"the tokenizer that measures the chunks: {problem}")
+    tokenizer: Tokenizer = gguf_tokenizer(str(file)).backend_tokenizer
+    return tokenizer

@@ -28,10 +28,13 @@ from memfactory.files.assets import asset
 from memfactory.model.adapters import is_pointer, load_adapter
 from memfactory.model.chat import ChatFormat
 from memfactory.model.fused_layers import fuse_layers
+from memfactory.model.gguf_file import SUFFIX, gguf_instead, gguf_problem
+from memfactory.model.gguf_model import gguf_config, gguf_end_ids, gguf_model, gguf_tokenizer, unread_rotation
 from memfactory.model.options import ModelConfig
 
 log = logging.getLogger("memfactory")
 TINY = "tiny"
+TRUST = "trust_remote_code"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -88,9 +91,12 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     """
     path, _ = places(config)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            path, trust_remote_code=config.trust_remote_code, local_files_only=_is_local(path)
-        )
+        if _is_file(path):
+            tokenizer = gguf_tokenizer(path)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(
+                path, trust_remote_code=config.trust_remote_code, local_files_only=_is_local(path)
+            )
     except Exception as error:
         if config.random_weights and not _is_local(path):
             # Under random weights no id has a meaning, so a benchmark needs no download.
@@ -111,6 +117,12 @@ def load_chat(config: ModelConfig) -> ChatFormat:
     """The chat format of `config.path`: its tokenizer, chat template and every id that ends a reply."""
     tokenizer = load_tokenizer(config)
     path, _ = places(config)
+    end_ids = gguf_end_ids(path) if _is_file(path) else _generation_ends(path)
+    return ChatFormat(tokenizer, config.template_options, end_ids=end_ids, rows=_embedding_rows(config, path))
+
+
+def _generation_ends(path: str) -> list[int]:
+    """The ids that end a reply, by the generation_config.json of a folder or hub id."""
     try:
         ends = GenerationConfig.from_pretrained(path, local_files_only=_is_local(path)).eos_token_id
     except OSError:
@@ -120,12 +132,12 @@ def load_chat(config: ModelConfig) -> ChatFormat:
     end_ids = [] if ends is None else list(ends) if isinstance(ends, list | tuple) else [ends]
     if not all(isinstance(end, int) for end in end_ids):
         raise ConfigError(f"model.path: generation_config.json of {path!r} has eos_token_id {ends!r}; it must be an id")
-    return ChatFormat(tokenizer, config.template_options, end_ids=end_ids, rows=_embedding_rows(config, path))
+    return end_ids
 
 
 def _embedding_rows(config: ModelConfig, path: str) -> int | None:
     """The number of the model's embeddings; None for a folder that holds a tokenizer alone."""
-    if _is_local(path) and not (Path(path) / "config.json").is_file():
+    if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
         return None
     rows: int = load_architecture(config).get_text_config().vocab_size
     return rows
@@ -148,7 +160,7 @@ def load_model(
     whole = training and not frozen_base and adapter is None
     dtype = _DTYPES[masters] if whole else compute_dtype(config, device)
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": resolve_attention(config, device)}
-    options |= {"trust_remote_code": config.trust_remote_code}
+    options |= {TRUST: config.trust_remote_code}
     try:
         model = _random_model(config, device, options) if config.random_weights else _stored_model(path, options)
         model = model.to(device)
@@ -157,8 +169,9 @@ def load_model(
     except Exception as error:
         raise _missing("model", path, error) from error
     shifts = _shifting_rotation(model.config)
-    if shifts is not None:
-        log.warning("model %r: %s", config.path, shifts)
+    unread = unread_rotation(path, model.config) if _is_file(path) else None
+    for warning in filter(None, (shifts, unread)):
+        log.warning("model %r: %s", config.path, warning)
     if config.fused_layers:
         fuse_layers(model)
     if adapter is not None:
@@ -185,9 +198,12 @@ def _shifting_rotation(config: PretrainedConfig) -> str | None:
 
 def _stored_model(path: str, options: dict[str, Any]) -> PreTrainedModel:
     with without_progress_bar():
-        model, info = AutoModelForCausalLM.from_pretrained(
-            path, local_files_only=_is_local(path), output_loading_info=True, **options
-        )
+        if _is_file(path):
+            model, info = gguf_model(path, {name: value for name, value in options.items() if name != TRUST})
+        else:
+            model, info = AutoModelForCausalLM.from_pretrained(
+                path, local_files_only=_is_local(path), output_loading_info=True, **options
+            )
     if info["missing_keys"]:
         # They would be random numbers otherwise.
         raise ValueError(f"its weights lack {', '.join(sorted(info['missing_keys'])[:5])}")
@@ -214,6 +230,8 @@ def load_architecture(config: ModelConfig) -> PretrainedConfig:
     path, _ = places(config)
     known = asset(f"architectures/{path.rpartition('/')[2].lower()}.json")
     try:
+        if _is_file(path):
+            return gguf_config(path)
         only_here = _is_local(path) or known.is_file()
         return AutoConfig.from_pretrained(path, local_files_only=only_here, trust_remote_code=config.trust_remote_code)
     except Exception as error:
@@ -230,7 +248,7 @@ def _random_model(config: ModelConfig, device: torch.device, options: dict[str, 
 
 
 def places(config: ModelConfig) -> tuple[str, str | None]:
-    """The folder or hub id of the base model, and the adapter on top.
+    """The folder, GGUF file or hub id of the base model, and the adapter on top.
 
     `config.path` may itself be an adapter folder: then its base model is the one that it names.
     """
@@ -261,15 +279,26 @@ def _place(path: str) -> str:
         if not folder.is_dir():
             raise ConfigError("model.path: the model 'tiny' is not in this installation of memfactory")
         return str(folder)
-    if _is_local(path):
-        return str(Path(path).expanduser())
-    if _looks_local(path):
-        raise ConfigError(f"model.path: there is no folder {path!r}")
-    return path
+    local = Path(path).expanduser()
+    if local.is_file() or (local.suffix.lower() == SUFFIX and not local.is_dir()):
+        problem = gguf_problem(local)
+        if problem is not None:
+            raise ConfigError(f"model.path: {problem}")
+    elif not local.is_dir():
+        if _looks_local(path):
+            raise ConfigError(f"model.path: there is no folder {path!r}")
+        return path
+    return str(local)
 
 
 def _is_local(path: str) -> bool:
-    return Path(path).expanduser().is_dir()
+    place = Path(path).expanduser()
+    return place.is_dir() or place.is_file()
+
+
+def _is_file(path: str) -> bool:
+    """Whether `path`, one of `places`, is a GGUF file."""
+    return Path(path).is_file()
 
 
 def _looks_local(path: str) -> bool:
@@ -286,10 +315,14 @@ def _missing(kind: str, path: str, error: Exception) -> ConfigError:
     if isinstance(error, KeyError | TypeError | AttributeError | IndexError):
         # The texts of these errors are bare names from inside the libraries.
         reason = f"{type(error).__name__}: {reason}"
+    if _is_file(path):
+        return ConfigError(f"model.path: the GGUF file {path!r} does not hold a usable {kind}: {reason}")
     if _is_local(path):
         pointer = next((file.name for file in _large_files(Path(path)) if is_pointer(file)), None)
         if pointer is not None:
             reason = f"{pointer} is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`"
+        elif not (Path(path) / "config.json").is_file():
+            reason = gguf_instead(Path(path)) or reason
         return ConfigError(f"model.path: the folder {path!r} does not hold a usable {kind}: {reason}")
     return ConfigError(
         f"model.path: {path!r} is not a local folder, and as a hub id its {kind} cannot be fetched (the hub cannot be "

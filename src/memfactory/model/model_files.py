@@ -17,9 +17,11 @@ def weights_fingerprint(model: ModelConfig) -> dict[str, str]:
     """Each file of a local model, its adapter and its chat template with a digest; empty for a model on the hub."""
     digests: dict[str, str] = {}
     for place in (model.path, model.adapter):
-        folder = None if place is None else _folder(place)
-        if folder is not None:
-            for path in sorted({path for pattern in WEIGHT_FILES for path in folder.glob(pattern)}):
+        local = None if place is None else _place(place)
+        if local is not None and local.is_file():
+            digests[str(place)] = file_digest(local)
+        elif local is not None:
+            for path in sorted({path for pattern in WEIGHT_FILES for path in local.glob(pattern)}):
                 digests[f"{place}/{path.name}"] = file_digest(path)
     template = None if model.chat_template is None else Path(model.chat_template).expanduser()
     if template is not None and template.is_file():
@@ -35,8 +37,9 @@ def file_digest(path: Path) -> str:
     return sha256_of(path)
 
 
-def _folder(place: str) -> Path | None:
+def _place(place: str) -> Path | None:
+    """The folder or the GGUF file of a local model; None for a model on the hub."""
     if place == "tiny":
         return asset("tiny")
-    folder = Path(place).expanduser()
-    return folder if folder.is_dir() else None
+    path = Path(place).expanduser()
+    return path if path.is_dir() or path.is_file() else None

@@ -14,7 +14,7 @@ class ModelConfig(Options):
     """A model: the one in training, the evaluated one, or that of another engine."""
 
     path: str = "tiny"
-    """A Hugging Face id, a local folder, or `tiny`: the model inside the package."""
+    """A Hugging Face id, a local folder, a GGUF file, or `tiny`: the model inside the package."""
     adapter: str | None = None
     """A PEFT adapter folder to put on top."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

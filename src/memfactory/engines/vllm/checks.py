@@ -8,6 +8,7 @@ import logging
 from memfactory.engines.options import VllmEngineConfig
 from memfactory.environment import process_count
 from memfactory.errors import ConfigError
+from memfactory.model.gguf_file import against_vllm, is_gguf
 from memfactory.model.options import ModelConfig
 
 log = logging.getLogger("memfactory")
@@ -33,6 +34,12 @@ def check_version(installed: str) -> None:
         raise ConfigError(f"engine: vllm {installed} is too old: {_fitting()}")
     if version > NEWEST:
         log.warning("vllm %s is newer than the versions that the engine was written for (%s)", installed, _fitting())
+
+
+def check_format(path: str) -> None:
+    """Raise ConfigError for a model in a GGUF file."""
+    if is_gguf(path):
+        raise ConfigError(f"model.path: {against_vllm(path)}")
 
 
 def check_one_process() -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from memfactory.engines.base import Key, Weights
 from memfactory.engines.options import VllmEngineConfig
 from memfactory.engines.vllm.checks import (
+    check_format,
     check_installed,
     check_one_process,
     check_version,
@@ -59,6 +60,7 @@ class VllmEngine:
         prepare_platform(model, config)
         self.chat, self.config = chat, config
         path, adapter = places(model)
+        check_format(path)
         self._takes_adapters = rank is not None and config.adapter == "lora"
         options = _options(config)
         if rank is not None and config.adapter == "lora":
