@@ -1,5 +1,6 @@
 # Two commands do everything on a fresh machine: `make quickstart` trains, `make test` runs the tests.
-.PHONY: quickstart test install install-dev lint format docs clean
+# `make showcase` trains a real pretrained model on real text (docs/benchmarks/smollm2.md).
+.PHONY: quickstart showcase test install install-dev lint format docs clean
 VENV := .venv/bin
 # Processes that run the tests.
 JOBS ?= 2
@@ -15,6 +16,12 @@ install-dev:
 
 quickstart: install
 	$(VENV)/memfactory train configs/quickstart.yaml $(ARGS)
+
+# A second call goes on where the first was stopped. RUNG is 1, hard, 2 or 3.
+RUNG ?= 1
+SEED ?= 0
+showcase: install
+	$(VENV)/python scripts/showcase.py --rung $(RUNG) --seed $(SEED) $(ARGS)
 
 test: install-dev
 	$(VENV)/python -m ruff check src tests scripts benchmarks

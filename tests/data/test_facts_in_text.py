@@ -20,11 +20,11 @@ DOCS = Path(__file__).parents[2] / "docs"
 OPTIONS = st.builds(
     FactsInTextOptions,
     text=st.just(str(DOCS)),
-    sections=st.integers(2, 4),
-    facts_per_section=st.integers(1, 3),
+    paragraphs=st.integers(2, 4),
+    facts_per_paragraph=st.integers(1, 3),
     distractors=st.integers(0, 2),
     corrections=st.sampled_from([0.0, 0.5, 1.0]),
-    section_words=st.integers(70, 120),
+    paragraph_words=st.integers(70, 120),
     split=st.sampled_from(["train", "heldout"]),
     seed=st.integers(0, 3),
 )
@@ -43,7 +43,7 @@ def articles(options):
 @settings(max_examples=80, deadline=None)
 def test_the_evidence_stands_in_the_text_and_gives_the_answer(options, index):
     passage = draw_passage(options, articles(options), index)
-    text = "\n\n".join(passage.sections)
+    text = "\n\n".join(passage.paragraphs)
     places = [text.index(sentence) for sentence in passage.evidence]
     assert places == sorted(places) and all(text.count(sentence) == 1 for sentence in passage.evidence)
     assert passage.evidence[-1].endswith(f" {passage.answer}.")
@@ -54,19 +54,19 @@ def test_the_evidence_stands_in_the_text_and_gives_the_answer(options, index):
 
 @given(options=OPTIONS, index=st.integers(0, 500))
 @settings(max_examples=80, deadline=None)
-def test_a_section_is_one_paragraph_of_prose_with_its_facts(options, index):
+def test_a_paragraph_has_prose_and_its_facts(options, index):
     passage = draw_passage(options, articles(options), index)
     prose = {sentence for article in articles(options) for sentence in article.sentences}
-    assert len(passage.sections) == options.sections
-    for section in passage.sections:
-        assert len(section.split()) <= options.section_words and "\n" not in section
-        assert section.startswith(tuple(prose))
-    text = " ".join(passage.sections)
+    assert len(passage.paragraphs) == options.paragraphs
+    for paragraph in passage.paragraphs:
+        assert len(paragraph.split()) <= options.paragraph_words and "\n" not in paragraph
+        assert paragraph.startswith(tuple(prose))
+    text = " ".join(passage.paragraphs)
     stated = len(re.findall(rf"\b(?:{'|'.join(NAMES)})'s (?:{'|'.join(ATTRIBUTES)}) is", text))
     corrected = len(passage.evidence) == 2
-    # The corrected fact and another one, if there is another before the last section.
-    other = (options.sections - 1) * options.facts_per_section > 1
-    assert stated == options.sections * options.facts_per_section + options.distractors + corrected * (1 + other)
+    # The corrected fact and another one, if there is another before the last paragraph.
+    other = (options.paragraphs - 1) * options.facts_per_paragraph > 1
+    assert stated == options.paragraphs * options.facts_per_paragraph + options.distractors + corrected * (1 + other)
 
 
 def test_the_splits_share_no_article_and_no_fact():
@@ -178,10 +178,10 @@ def test_a_folder_without_texts_names_the_endings(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sections": 40}, "sections x facts_per_section is 80, but there are only 64 people"),
-        ({"sections": 1, "corrections": 0.5}, "corrections need at least 2 sections"),
+        ({"paragraphs": 40}, "paragraphs x facts_per_paragraph is 80, but there are only 64 people"),
+        ({"paragraphs": 1, "corrections": 0.5}, "corrections need at least 2 paragraphs"),
         # 2 + 2 facts of 6 words and 20 words of prose.
-        ({"section_words": 43, "distractors": 2}, "section_words is 43; 4 statements need at least 44"),
+        ({"paragraph_words": 43, "distractors": 2}, "paragraph_words is 43; 4 statements need at least 44"),
     ],
 )
 def test_options_that_do_not_fit_say_which(options, message):
@@ -195,6 +195,6 @@ def test_a_text_beside_the_config_is_found(tmp_path, monkeypatch):
     beside.mkdir()
     (beside / "page.md").write_text(PAGE + "\n# Third\n\nA third article has words too.\n")
     dataset = DATASETS.get("facts_in_text")
-    made = dataset(dataset.Options(text="page.md", section_words=40, facts_per_section=1), beside)
+    made = dataset(dataset.Options(text="page.md", paragraph_words=40, facts_per_paragraph=1), beside)
     assert len(made.articles) == 3
     assert len(made.rows()) == 1000

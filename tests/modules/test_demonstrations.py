@@ -138,7 +138,7 @@ CONFIG = {
     "agent": {"name": "memory_agent", **READER, "chunk_tokens": 160, "cut": "paragraphs"},
     "env": "longcontext",
     "data": {
-        "train": {"name": "facts_in_text", "text": str(DOCS), "corrections": 0.5, "sections": 3, "rows": 40},
+        "train": {"name": "facts_in_text", "text": str(DOCS), "corrections": 0.5, "paragraphs": 3, "rows": 40},
     },
     "train": "grpo",
 }

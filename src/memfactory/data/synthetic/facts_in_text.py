@@ -23,9 +23,9 @@ from memfactory.registry import DATASETS
 STATEMENT_WORDS = 6
 """The most words of a stated fact: "Anna's ticket number is now 204."."""
 FULL = 0.85
-"""A section is full with this fraction of the words that it may have."""
+"""A paragraph is full with this fraction of the words that it may have."""
 LEAST_PROSE = 20
-"""The fewest words of prose in a section."""
+"""The fewest words of prose in a paragraph."""
 
 
 class FactsInTextOptions(GeneratedOptions, WorldOptions):
@@ -33,41 +33,41 @@ class FactsInTextOptions(GeneratedOptions, WorldOptions):
 
     text: str
     """A text or Markdown file, or a folder of them; relative to the working directory, else to the config's folder."""
-    sections: int = Field(2, ge=1)
-    """Sections of a row's text; each is one paragraph with sentences of one article."""
-    section_words: int = Field(90, ge=1)
-    """The most words of a section."""
-    facts_per_section: int = Field(2, ge=1)
-    """Facts in a section, each about another person."""
+    paragraphs: int = Field(2, ge=1)
+    """Paragraphs of a row's text, each with sentences of one article."""
+    paragraph_words: int = Field(80, ge=1)
+    """The most words of a paragraph."""
+    facts_per_paragraph: int = Field(2, ge=1)
+    """Facts in a paragraph, each about another person."""
     distractors: int = Field(0, ge=0, le=len(ATTRIBUTES) - 1)
     """Further facts about the person in question, with other attributes."""
     corrections: float = Field(0.0, ge=0, le=1)
-    """Fraction of rows in which a later section changes the value of the fact in question; the newest counts."""
+    """Fraction of rows in which a later paragraph changes the value of the fact in question; the newest counts."""
 
     @model_validator(mode="after")
     def _parts_fit(self) -> FactsInTextOptions:
-        people = self.sections * self.facts_per_section
+        people = self.paragraphs * self.facts_per_paragraph
         if people > len(NAMES):
-            raise ValueError(
-                f"sections x facts_per_section is {people}, but there are only {len(NAMES)} people to state facts about"
-            )
-        if self.corrections and self.sections < 2:
-            raise ValueError("corrections need at least 2 sections: they come in a later one")
-        statements = self.facts_per_section + self.distractors + (2 if self.corrections else 0)
+            raise ValueError(f"paragraphs x facts_per_paragraph is {people}, but there are only {len(NAMES)} people")
+        if self.corrections and self.paragraphs < 2:
+            raise ValueError("corrections need at least 2 paragraphs: they come in a later one")
+        statements = self.facts_per_paragraph + self.distractors + (2 if self.corrections else 0)
         least = statements * STATEMENT_WORDS + LEAST_PROSE
-        if self.section_words < least:
-            raise ValueError(f"section_words is {self.section_words}; {statements} statements need at least {least}")
+        if self.paragraph_words < least:
+            raise ValueError(
+                f"paragraph_words is {self.paragraph_words}; {statements} statements need at least {least}"
+            )
         return self
 
 
 @dataclass(frozen=True)
 class Passage:
-    """A row before it is written: sections, question, answer, and the sentences that the answer rests on.
+    """A row before it is written: paragraphs, question, answer, and the sentences that the answer rests on.
 
     `evidence` are these sentences in the order of the text, `outdated` those of them that a later one corrects.
     """
 
-    sections: tuple[str, ...]
+    paragraphs: tuple[str, ...]
     question: str
     answer: str
     evidence: tuple[str, ...]
@@ -77,8 +77,8 @@ class Passage:
 def draw_passage(options: FactsInTextOptions, articles: Sequence[Article], index: int) -> Passage:
     """Row number `index` of a dataset with these options, whose prose comes from `articles`."""
     random = Random(f"facts in text {options.seed} {options.split} {index}")
-    per, kinds = options.facts_per_section, list(ATTRIBUTES)
-    people = random.sample(NAMES, options.sections * per)
+    per, kinds = options.facts_per_paragraph, list(ATTRIBUTES)
+    people = random.sample(NAMES, options.paragraphs * per)
     facts = [draw_person_fact(random, person, options.split, kinds) for person in people]
     stated = [[fact.sentence for fact in facts[start : start + per]] for start in range(0, len(facts), per)]
     corrected = random.random() < options.corrections
@@ -86,7 +86,7 @@ def draw_passage(options: FactsInTextOptions, articles: Sequence[Article], index
     target = facts[place]
     others = [kind for kind in kinds if kind != target.attribute]
     for kind in random.sample(others, options.distractors):
-        stated[random.randrange(options.sections)].append(
+        stated[random.randrange(options.paragraphs)].append(
             draw_person_fact(random, target.person, options.split, [kind]).sentence
         )
     evidence, outdated = [target.sentence], []
@@ -98,28 +98,28 @@ def draw_passage(options: FactsInTextOptions, articles: Sequence[Article], index
             # A correction alone must not give the answer away.
             other = random.choice(rest)
             _correct(random, stated, other // per, facts[other], options)
-    sections = _sections(random, stated, articles, options.section_words)
-    return Passage(sections, target.question, target.value, tuple(evidence), tuple(outdated))
+    paragraphs = _paragraphs(random, stated, articles, options.paragraph_words)
+    return Passage(paragraphs, target.question, target.value, tuple(evidence), tuple(outdated))
 
 
 def _correct(
-    random: Random, stated: list[list[str]], section: int, fact: PersonFact, options: FactsInTextOptions
+    random: Random, stated: list[list[str]], paragraph: int, fact: PersonFact, options: FactsInTextOptions
 ) -> PersonFact:
-    """Correct `fact`, stated in section number `section`, in a later one; returns the new fact."""
+    """Correct `fact`, stated in paragraph number `paragraph`, in a later one; returns the new fact."""
     new = draw_person_fact(random, fact.person, options.split, [fact.attribute], other_than=fact.value)
-    stated[random.randrange(section + 1, len(stated))].append(new.correction)
+    stated[random.randrange(paragraph + 1, len(stated))].append(new.correction)
     return new
 
 
-def _sections(
+def _paragraphs(
     random: Random, stated: Sequence[Sequence[str]], articles: Sequence[Article], words: int
 ) -> tuple[str, ...]:
     """The paragraphs: the statements of each among sentences of an article, each of another one if there are enough.
 
-    The first sentence is prose, so that a fact never opens a section.
+    The first sentence is prose, so that a fact never opens a paragraph.
     """
     order = cycle(random.sample(articles, len(articles)))
-    sections: list[str] = []
+    paragraphs: list[str] = []
     for statements in stated:
         room = words - _words(statements)
         prose: list[str] = []
@@ -128,14 +128,14 @@ def _sections(
             if _words(prose) >= FULL * room:
                 break
         if not prose:
-            raise DataError(f"no article of the text has a sentence of at most {room} words to fill a section with")
+            raise DataError(f"no article of the text has a sentence of at most {room} words to fill a paragraph with")
         mixed = list(statements)
         random.shuffle(mixed)
         places = sorted(random.randint(1, len(prose)) for _ in mixed)
         for place, statement in reversed(list(zip(places, mixed, strict=True))):
             prose.insert(place, statement)
-        sections.append(" ".join(prose))
-    return tuple(sections)
+        paragraphs.append(" ".join(prose))
+    return tuple(paragraphs)
 
 
 def _excerpt(random: Random, sentences: Sequence[str], words: int) -> list[str]:
@@ -185,10 +185,10 @@ class FactsInTextDataset(GeneratedDataset[FactsInTextOptions]):
         passage = draw_passage(self.options, self.articles, index)
         outdated = {"outdated": list(passage.outdated)} if passage.outdated else {}
         return {
-            "context": "\n\n".join(passage.sections),
+            "context": "\n\n".join(passage.paragraphs),
             "input": passage.question,
             "answers": [passage.answer],
-            "num_docs": len(passage.sections),
+            "num_docs": len(passage.paragraphs),
             "index": index,
             "evidence": list(passage.evidence),
             **outdated,

@@ -1,0 +1,89 @@
+"""The showcase in miniature: demonstrations, cold start, RL, transcripts and table with the embedded model."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+import scripts.showcase as showcase
+from memfactory.evaluation.results import DatasetResult, MetricResult
+
+ROOT = Path(__file__).parents[2]
+SMALL = (
+    "agent.chunk_tokens=400",
+    "agent.memory_tokens=24",
+    "agent.answer_tokens=6",
+    "train.steps=2",
+    "train.eval_every=0",
+    "eval.limit=3",
+    "eval.samples=2",
+    "model.cpu_threads=1",
+)
+RL = ("train.prompts_per_step=2", "train.group_size=2")
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """A showcase on `tiny` whose text is a page of this project, with two questions a step."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "factbook.md").write_text((ROOT / "docs" / "training.md").read_text().replace("## ", "# "))
+    rung = showcase.Rung("smollm2_facts", "smollm2_facts_sft", ("--rows", "8"))
+    return showcase.Showcase(rung, 3, Path("out"), "tiny", SMALL, RL)
+
+
+def test_the_whole_chain_runs_and_a_second_call_finds_it_done(small, capfd):
+    showcase.run_stages(small)
+    table, shown = showcase.results(small).table(), showcase.transcripts(small.folder)
+    lines = table.splitlines()
+    assert lines[0].startswith("| model | em | difference | 95 % interval | f1 |")
+    assert [line.split("|")[1].strip() for line in lines[2:]] == ["as published", "after the cold start", "after GRPO"]
+    assert shown.count("## ") == showcase.QUESTIONS and shown.count("| note 1 |") == showcase.QUESTIONS
+    assert "| answer |" in shown and "Evidence in the text: *" in shown
+    rows = [json.loads(line) for line in (small.folder / "traces.jsonl").read_text().splitlines()]
+    assert {row["kind"] for row in rows} >= {"taken", "answer"}
+    times = showcase.read_times(small.folder)
+    assert set(times) == {stage.name for stage in small.stages()} - {"text"}
+    assert all(used["cpu_seconds"] > 0 for used in times.values())
+    capfd.readouterr()
+    showcase.run_stages(small)
+    assert capfd.readouterr().out.count("done before") == len(small.stages())
+    assert showcase.read_times(small.folder) == times
+
+
+def test_a_stopped_stage_is_resumed_and_its_time_added(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "false")
+    stage = showcase.Stage("cold start", tmp_path / "final", ("train", "x.yaml"), tmp_path / "run")
+    assert stage.command == ["train", "x.yaml"]
+    (tmp_path / "run").mkdir()
+    assert stage.command == ["train", "x.yaml", "--resume", str(tmp_path / "run")]
+    made = showcase.Showcase(showcase.RUNGS["1"], 0, tmp_path / "out")
+    monkeypatch.setattr(showcase.Showcase, "stages", lambda self: [stage])
+    for _ in range(2):
+        with pytest.raises(SystemExit, match="cold start ended with exit code 1; the same command goes on from here"):
+            showcase.run_stages(made)
+    assert showcase.read_times(tmp_path / "out")["cold start"]["seconds"] > 0
+
+
+def result(*scores):
+    mean = sum(scores) / len(scores)
+    metrics = {"em": MetricResult(mean, 0.25, len(scores), 1, 0, {1: mean})}
+    by_question = {"em": {str(number): score for number, score in enumerate(scores)}}
+    return DatasetResult(metrics, len(scores), 1, 0.0, "hash", by_question)
+
+
+def test_the_table_has_paired_differences_from_the_row_above():
+    made = showcase.Results({"a": result(0.0, 0.0, 0.0, 1.0), "b": result(1.0, 1.0, 0.0, 1.0)})
+    # Differences 1, 1, 0, 0: mean 0.5, standard error sqrt((4 x 0.25 / 3) / 4) = 0.2887; Student's t of 3 degrees of
+    # freedom is 3.182, so the interval is 0.5 +- 0.919, cut at 1.
+    assert made.table().splitlines()[2:] == [
+        "| a | 0.250 ± 0.250 |  |  |",
+        "| b | 0.750 ± 0.250 | +0.500 | -0.419 to +1.000 |",
+    ]
+
+
+def test_a_rung_without_configs_is_refused(monkeypatch):
+    monkeypatch.setitem(showcase.RUNGS, "1", showcase.Rung("no_such", "no_such_sft", ()))
+    with pytest.raises(SystemExit, match="rung 1: there is no config no_such, no_such_sft"):
+        showcase.main(["--rung", "1"])
