@@ -21,6 +21,7 @@ from memfactory.cli.configs import app as configs
 from memfactory.cli.datasets import app as datasets
 from memfactory.cli.environment import show_environment
 from memfactory.cli.listing import list_components
+from memfactory.cli.models import model
 from memfactory.cli.output import complain, echo, message, report_bug
 from memfactory.cli.runs import evaluate, infer, train, view
 from memfactory.cli.words import is_override
@@ -62,6 +63,7 @@ app.command("infer", context_settings={"ignore_unknown_options": True})(infer)
 app.command("view")(view)
 app.command("list")(list_components)
 app.add_typer(configs, name="config")
+datasets.command("model")(model)
 app.add_typer(datasets, name="data")
 app.command("env")(show_environment)
 

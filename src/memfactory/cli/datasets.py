@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from memfactory.data.writing import OnProgress, Report
 
 log = logging.getLogger("memfactory")
-app = typer.Typer(help="Make training and evaluation sets, seeded and reproducible.", no_args_is_help=True)
+app = typer.Typer(
+    help="Make training and evaluation sets, and model folders. The same command gives the same bytes.",
+    no_args_is_help=True,
+)
 Output = Annotated[Path, typer.Option(help="The folder of the files.")]
 Tokenizer = Annotated[
     str,
