@@ -19,10 +19,10 @@ from memfactory.data.benchmarks.hotpotqa_source import Document
 from memfactory.data.benchmarks.paragraphs import ParagraphOptions, Values, digest_of, one_line, surrounded, text_of
 from memfactory.data.fields import AnyText, RowModel, Text, TextOrNumber, described, read
 from memfactory.data.rows import find_file, parse_json, read_text
-from memfactory.data.sentences import sentence_around
 from memfactory.data.writing import OnProgress, Report, write_rows
 from memfactory.errors import DataError, nearest
 from memfactory.registry import DATASETS
+from memfactory.text import unit_ends
 
 WHERE = (
     "SQuAD is train-v1.1.json, dev-v1.1.json, train-v2.0.json and dev-v2.0.json of "
@@ -229,3 +229,15 @@ def _gold(question: _Question, paragraph: str, unanswerable: str | None) -> tupl
     first = question.answers[0]
     evidence = sentence_around(paragraph, first.answer_start, first.answer_start + len(first.text))
     return list(dict.fromkeys(answer.text.strip() for answer in question.answers)), [evidence]
+
+
+def sentence_around(text: str, begin: int, end: int) -> str:
+    """The sentence of `text` that holds `text[begin:end]`, or the consecutive sentences over which that extends.
+
+    >>> sentence_around("Ada left. Why? She was ill.", 15, 18)
+    'She was ill.'
+    """
+    ends = unit_ends(text, "sentences")
+    first = max((place for place in ends if place <= begin), default=0)
+    last = next(place for place in ends if place >= end)
+    return text[first:last].strip()
