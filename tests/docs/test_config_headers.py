@@ -59,6 +59,24 @@ def longmemeval_question(number: int) -> dict[str, object]:
     }  # fmt: skip
 
 
+def paragraph_files() -> dict[str, object]:
+    """A SQuAD file and a HotpotQA file of eight rows, by name."""
+    text = "The code of tower {0} is K{0}."
+    towers = [
+        {"title": f"Tower {n}", "paragraphs": [{"context": text.format(n), "qas": [
+            {"id": f"q{n}", "question": "Which code?", "answers": [{"text": f"K{n}", "answer_start": 23}]}
+        ]}]}
+        for n in range(8)
+    ]  # fmt: skip
+    hops = [
+        {"_id": f"q{n}", "question": f"Which code has {n}?", "answer": f"K{n}", "type": "bridge",
+         "supporting_facts": [[f"A{n}", 0], [f"B{n}", 0]],
+         "context": [[f"{letter}{n}", [f"{letter} of {n}: {text.format(n)}"]] for letter in "ABCD"]}
+        for n in range(8)
+    ]  # fmt: skip
+    return {"train-v1.1.json": {"data": towers}, "hotpot_train_v1.1.json": hops}
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A newcomer's folder with the configs, and data where their headers want it."""
@@ -75,8 +93,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copy(ROOT / "docs" / "training.md", data / "factbook.md")
     with open(data / "factbook.md", "a") as file:
         file.write("\n# Towers\n\nThe first tower was built in 1901. The second one was built in 1912.\n")
+    for name, values in paragraph_files().items():
+        (data / name).write_text(json.dumps(values))
     talk = [{"role": "user", "content": "Which code?"}, {"role": "assistant", "content": "K1"}]
-    (data / "facts_traces.jsonl").write_text(json.dumps({"messages": talk}) + "\n")
+    for name in ("facts", "squad", "hotpotqa"):
+        (data / f"{name}_traces.jsonl").write_text(json.dumps({"messages": talk}) + "\n")
     return tmp_path
 
 
