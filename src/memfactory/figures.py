@@ -63,6 +63,7 @@ PANELS = (
     Panel("Entropy (nats per token)", {"entropy": ""}),
     Panel("Reply length (tokens)", {"reply_tokens": ""}),
     Panel("Replies cut by length", {"truncated": ""}, percent=True),
+    Panel("Replies with unfinished thinking", {"unfinished_thinking": ""}, percent=True),
     Panel("Groups with equal rewards", {"groups/zero_variance": ""}, percent=True),
     Panel("Gradient norm before clipping", {"grad_norm": ""}),
     Panel("Tokens with a clipped ratio", {"clip/low": "too low", "clip/high": "too high"}, percent=True),

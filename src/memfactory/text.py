@@ -258,10 +258,31 @@ def without_latex_text(text: str) -> str:
 
 
 def after_thinking(text: str, close: str = "</think>", open_tag: str = "<think>") -> str | None:
-    """The text after the last `</think>`; the text itself if it has no think tag; None if thinking never ended."""
-    if close in text:
-        return text.rpartition(close)[2].strip()
-    return None if open_tag in text else text
+    """The text after the last `</think>`; the text itself if it has no think tag; None if the last thinking, or the
+    only one, never ended."""
+    rest = text.rpartition(close)[2]
+    if open_tag in rest:
+        return None
+    return rest.strip() if close in text else text
+
+
+def is_unfinished_thinking(text: str) -> bool | None:
+    """Whether thinking in a reply never ended; None for a reply without thinking.
+
+    >>> is_unfinished_thinking("<think>Rome or"), is_unfinished_thinking("<think>Rome</think> Rome")
+    (True, False)
+    """
+    return after_thinking(text) is None if "<think>" in text or "</think>" in text else None
+
+
+def unfinished_share(states: Sequence[bool | None]) -> float | None:
+    """The fraction of replies whose thinking never ended, from `is_unfinished_thinking` of each; None if no reply
+    thinks.
+
+    >>> unfinished_share([True, None]), unfinished_share([None])
+    (0.5, None)
+    """
+    return None if all(state is None for state in states) else sum(map(bool, states)) / len(states)
 
 
 def after_marker(text: str, marker: str = "**Answer:**") -> str | None:

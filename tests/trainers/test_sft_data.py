@@ -239,7 +239,8 @@ def test_a_target_that_the_template_writes_otherwise_is_told(files, caplog):
     found = SftTrainer.read(resolved.config.train.options, training_data(resolved))
     (turn,) = found.encoder.turns(found.stages[0].rows[0], 0)
     assert found.encoder.chat.decode(turn.prompt_ids).endswith("<think>\n")
-    assert found.encoder.chat.tokenizer.decode(turn.reply_ids) == "Yo<|im_end|>"
+    # The prompt opened the thinking, so the reply has to end it: "Yo" inside it would be no answer.
+    assert found.encoder.chat.tokenizer.decode(turn.reply_ids) == "</think>\n\nYo<|im_end|>"
     assert "the first: talks.jsonl line 1" in caplog.text
 
 

@@ -139,4 +139,8 @@ def _model_behind_an_endpoint(config: RunConfig) -> Iterator[tuple[KeyPath, str]
     if isinstance(config.engine, OpenAIEngineConfig):
         for key in _changed(config.model):
             if key in _LOCAL_MODEL_KEYS:
-                yield ("model", key), f" has no effect: the endpoint {config.engine.model!r} generates, not this model"
+                instead = "; write engine.template_options" if key == "template_options" else ""
+                yield (
+                    ("model", key),
+                    f" has no effect: the endpoint {config.engine.model!r} generates, not this model{instead}",
+                )

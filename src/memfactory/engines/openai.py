@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from memfactory.engines.addresses import checked_address, shown_address
@@ -79,7 +80,12 @@ class OpenAIEngine:
             answer = self._endpoint.post("/chat/completions", fields)
         except Refused as refusal:
             raise _kind(refusal)(f"{refusal}{_hint(str(refusal))}") from refusal
-        return read_reply(answer.body, self._where, max_tokens)
+        reply = read_reply(answer.body, self._where, max_tokens)
+        return replace(reply, text=f"<think>\n{reply.text}") if self._begins_inside_thinking(reply) else reply
+
+    def _begins_inside_thinking(self, reply: Reply) -> bool:
+        """Whether the reply continues thinking that the endpoint's template opened."""
+        return self.config.opens_thinking and not reply.text.lstrip().startswith("<think>")
 
     def _fields(self, messages: Sequence[Message], sampling: Sampling) -> dict[str, Any]:
         sampling_params = sampling.params
@@ -95,6 +101,8 @@ class OpenAIEngine:
             fields["top_k"] = sampling_params.top_k
         if sampling.stop:
             fields["stop"] = list(sampling.stop)
+        if self.config.template_options:
+            fields["chat_template_kwargs"] = dict(self.config.template_options)
         if self.config.send_seed:
             # Endpoints read seeds of 31 bits at least.
             fields["seed"] = sampling.seed % 2**31
@@ -113,4 +121,6 @@ def _hint(words: str) -> str:
     """The setting for an endpoint that does not know a field of the request."""
     if "max_completion_tokens" in words:
         return " (write max_tokens_field: max_completion_tokens)"
+    if "chat_template_kwargs" in words:
+        return " (this endpoint takes no template_options: leave them out)"
     return " (write send_seed: false)" if re.search(r"\bseed\b", words) else ""

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from memfactory.model.options import ModelConfig
+from memfactory.model.options import ModelConfig, switched
 from memfactory.registry import Options
+from memfactory.types import Scalar
 
 
 class Sampled(Options):
@@ -126,6 +127,16 @@ class OpenAIEngineConfig(Sampled):
     """Send each reply's seed; false for an endpoint that knows no such field."""
     tokenizer: str | None = None
     """Folder or id of the tokenizer that measures chunks if no local model is loaded; null: model.path's."""
+    template_options: dict[str, Scalar] = Field(default_factory=dict)
+    """Sent as chat_template_kwargs, which vLLM and SGLang servers pass to the chat template: enable_thinking: false."""
+    opens_thinking: bool = False
+    """The endpoint's chat template opens <think> itself (DeepSeek-R1's) and its replies are not parsed: each begins
+    inside thinking."""
+
+    @field_validator("template_options")
+    @classmethod
+    def _switches_are_true_or_false(cls, options: dict[str, Scalar]) -> dict[str, Scalar]:
+        return switched(options)
 
 
 EngineConfig = Annotated[

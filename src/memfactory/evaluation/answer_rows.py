@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from memfactory.episode import Episode, TracedTurn, traced_turns
-from memfactory.evaluation.samples import reading_json, turn_record
+from memfactory.evaluation.samples import reading_json, turn_record, unfinished_turns
 from memfactory.types import change_json, item_json
 
 
@@ -13,16 +13,19 @@ def answer_row(episode: Episode, configuration: str | None) -> dict[str, object]
     """The row of a finished episode.
 
     `turns` are all turns behind the answer, including those of shared work (building a bank for several questions, for
-    example), and `tokens` their sums (null: the engine counts none). With a memory bank, `items` are all of its items
+    example), and `tokens` their sums (null: the engine counts none). `unfinished_thinking` counts
+    the turns whose thinking never ended, if any turn thinks. With a memory bank, `items` are all of its items
     with their provenance, `operations` the changes of each turn, and `memory` only a view of the items.
     """
     traced = traced_turns(episode)
+    unfinished = unfinished_turns([one.turn for one in traced])
     return {
         "id": episode.task.id,
         "question": episode.task.question,
         "answer": episode.answer,
         "memory": episode.memory,
         **reading_json(episode.reading),
+        **({} if unfinished is None else {"unfinished_thinking": unfinished}),
         **_bank_values(episode, traced),
         "turns": [{**asdict(turn_record(one.turn)), **({"shared": True} if one.shared else {})} for one in traced],
         "tokens": _tokens(traced),

@@ -15,6 +15,7 @@ from memfactory.evaluation.results import DatasetResult, MetricResult, metric_re
 from memfactory.evaluation.samples import SampleRecord, record
 from memfactory.evaluation.statistics import question_means
 from memfactory.rollout import texts_read, warn_of_failures
+from memfactory.text import is_unfinished_thinking, unfinished_share
 from memfactory.types import Task
 
 JUDGE_BATCH = 16
@@ -84,12 +85,13 @@ class SampleCollector:
                 )
             metrics[name] = result
         means = {name: question_means(by_task) for name, by_task in scores.items()}
-        stops = [turn.stop for sample in self._samples.values() for turn in sample.turns]
+        turns = [turn for sample in self._samples.values() for turn in sample.turns]
         return DatasetResult(
             metrics=metrics,
             questions=len(tasks),
             samples=samples,
-            truncated=stops.count("length") / len(stops) if stops else 0.0,
+            truncated=sum(turn.stop == "length" for turn in turns) / len(turns) if turns else 0.0,
+            unfinished_thinking=unfinished_share([is_unfinished_thinking(turn.text) for turn in turns]),
             data_hash=data_hash(tasks),
             by_question=means,
             categories=by_category(means, tasks),

@@ -17,6 +17,7 @@ from memfactory.evaluation.results import DatasetResult
 from memfactory.evaluation.settings import EvaluationSettings
 from memfactory.play import PlaySettings, play
 from memfactory.seeds import stream_seed
+from memfactory.text import is_unfinished_thinking
 from memfactory.types import Task, Turn
 
 log = logging.getLogger("memfactory")
@@ -51,10 +52,12 @@ def evaluate_tasks(
     finished = total - len(missing)
     own = {(task.id, index) for task, index in missing}
     shared_stops: Counter[str] = Counter()
+    shared_unfinished: Counter[bool] = Counter()
 
     def on_turn(episode: Episode, turn: Turn) -> None:
         if (episode.task.id, episode.index) not in own:
             shared_stops[turn.reply.stop] += 1
+            shared_unfinished[bool(is_unfinished_thinking(turn.reply.text))] += 1
         report()
 
     def report() -> None:
@@ -78,6 +81,12 @@ def evaluate_tasks(
             "%d of %d replies in work that episodes share, such as building a memory bank, were cut by length",
             shared_stops["length"],
             shared_stops.total(),
+        )
+    if shared_unfinished[True]:
+        log.warning(
+            "%d of %d replies in work that episodes share never ended their thinking, so they changed no memory",
+            shared_unfinished[True],
+            shared_unfinished.total(),
         )
     return collector.result(tasks, settings.samples, settings.max_unknown)
 

@@ -52,7 +52,8 @@ class DatasetResult:
     `truncated` is the fraction of replies cut by length, without replies in work that episodes share. `data_hash`
     identifies the contents of the tasks. `by_question` holds each metric's question means, for paired differences, and
     `categories` each metric's estimate by category (empty for a single category). `texts` counts the tokens read and
-    left out of the questions' texts.
+    left out of the questions' texts. `unfinished_thinking` is the fraction of replies whose thinking never
+    ended (None: no reply thinks).
     """
 
     metrics: Mapping[str, MetricResult]
@@ -63,6 +64,7 @@ class DatasetResult:
     by_question: Mapping[str, Mapping[str, float]]
     categories: Mapping[str, Mapping[str, Estimate]] = field(default_factory=lambda: MappingProxyType({}))
     texts: TextsRead = field(default_factory=TextsRead)
+    unfinished_thinking: float | None = None
 
     @property
     def headline(self) -> str:
@@ -70,7 +72,7 @@ class DatasetResult:
         return next(iter(self.metrics))
 
     def to_json(self) -> dict[str, object]:
-        """Everything but `by_question`; no `categories` if they are empty."""
+        """Everything but `by_question`; no `categories` if they are empty, no `unfinished_thinking` if none thinks."""
         categories = {
             metric: {category: _estimate_json(estimate) for category, estimate in estimates.items()}
             for metric, estimates in self.categories.items()
@@ -80,6 +82,7 @@ class DatasetResult:
             "questions": self.questions,
             "samples": self.samples,
             "truncated": self.truncated,
+            **({} if self.unfinished_thinking is None else {"unfinished_thinking": self.unfinished_thinking}),
             "texts": asdict(self.texts),
             "data_hash": self.data_hash,
             **({"categories": categories} if categories else {}),
@@ -104,6 +107,7 @@ class DatasetResult:
             questions=value["questions"],
             samples=value["samples"],
             truncated=value["truncated"],
+            unfinished_thinking=value.get("unfinished_thinking"),
             data_hash=value["data_hash"],
             by_question=by_question,
             texts=TextsRead(**value.get("texts", {})),

@@ -5,7 +5,7 @@ This module knows nothing about playing or scoring episodes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from memfactory.episode import Episode
 from memfactory.errors import DataError
 from memfactory.memory.bank import BankSource, MemoryBank
+from memfactory.text import is_unfinished_thinking
 from memfactory.types import AnswerForm, MemoryItem, Reading, Reply, Stop, Task, Turn, item_json
 
 WHOLE_ITEMS = 100
@@ -55,7 +56,8 @@ class SampleRecord:
     `answer_text` is the reply that holds the answer, if it holds more. `memory` is a recurrent agent's text; `bank`
     describes a memory bank. A sample with a `failure` did not reach its end: its scores are unknown, and the next
     evaluation plays it again. `tokens_read` and `tokens_dropped` count the tokens of the text that the agent read and
-    left out (None: its modules do not count them). The file omits empty values after `turns`.
+    left out (None: its modules do not count them). `unfinished_thinking` counts the turns whose thinking never ended
+    (None: no turn thinks). The file omits empty values after `turns`.
     """
 
     dataset: str
@@ -76,6 +78,7 @@ class SampleRecord:
     failure: str | None = None
     answer_text: str | None = None
     answer_form: AnswerForm | None = None
+    unfinished_thinking: int | None = None
 
     def to_json(self) -> dict[str, object]:
         """The record as one JSON object."""
@@ -90,6 +93,7 @@ class SampleRecord:
             "failure": self.failure,
             "answer_text": self.answer_text,
             "answer_form": self.answer_form,
+            "unfinished_thinking": self.unfinished_thinking,
         }
         plain = {name: value for name, value in values.items() if name not in optional}
         return plain | {name: value for name, value in optional.items() if value not in (None, [], {})}
@@ -159,7 +163,14 @@ def record(dataset: str, episode: Episode, scores: Mapping[str, float | None]) -
         failure=episode.failure,
         answer_text=None if episode.answer_text == episode.answer else episode.answer_text,
         answer_form=episode.answer_form,
+        unfinished_thinking=unfinished_turns(episode.turns),
     )
+
+
+def unfinished_turns(turns: Sequence[Turn]) -> int | None:
+    """The number of turns whose thinking never ended; None if no turn thinks."""
+    states = [state for turn in turns if (state := is_unfinished_thinking(turn.reply.text)) is not None]
+    return sum(states) if states else None
 
 
 def _bank_record(bank: MemoryBank, task: Task) -> BankRecord:

@@ -21,6 +21,8 @@ Results = Mapping[str, Mapping[str, DatasetResult]]
 NOTHING = "–"
 LEFT_OUT = "text left out"
 """The title of the column for text that an agent did not read."""
+UNFINISHED = "unfinished thinking"
+"""The title of the column for replies that were cut inside thinking."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,10 @@ def _is_cut(results: Results) -> bool:
     return any(result.texts.cut for by_dataset in results.values() for result in by_dataset.values())
 
 
+def _percent(fraction: float | None) -> str:
+    return NOTHING if fraction is None else f"{fraction:.1%}"
+
+
 def _left_out(results: Iterable[DatasetResult]) -> str:
     """The percentage of tokens that were left out, and the number of texts that lost some."""
     texts = [result.texts for result in results]
@@ -127,6 +133,9 @@ def _left_out(results: Iterable[DatasetResult]) -> str:
 def detail_table(results: Results) -> Grid:
     """A line for every model, dataset and metric."""
     cut = _is_cut(results)
+    thinks = any(
+        result.unfinished_thinking is not None for by_dataset in results.values() for result in by_dataset.values()
+    )
     names = ("model", "dataset", "metric", "questions", "k", "mean", "±", "95 % interval", "pass@k")
     rows = [
         (
@@ -141,13 +150,15 @@ def detail_table(results: Results) -> Grid:
             f"{value.pass_at[max(value.pass_at)]:.4f}" if value.pass_at else NOTHING,
             str(value.unknown),
             f"{result.truncated:.1%}",
+            *([_percent(result.unfinished_thinking)] if thinks else []),
             *([_left_out([result])] if cut else []),
         )
         for model, by_dataset in results.items()
         for name, result in by_dataset.items()
         for metric, value in result.metrics.items()
     ]
-    header = (*names, "unknown scores", "truncated replies", *([LEFT_OUT] if cut else []))
+    last = (*([UNFINISHED] if thinks else []), *([LEFT_OUT] if cut else []))
+    header = (*names, "unknown scores", "truncated replies", *last)
     return Grid("All metrics", header, tuple(rows), texts=3)
 
 

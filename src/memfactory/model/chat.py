@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from itertools import pairwise
-from typing import cast
 
 import numpy
 from transformers import PreTrainedTokenizerBase
 
 from memfactory.errors import ConfigError
 from memfactory.model.chat_template import ChatTemplate
+from memfactory.model.thinking import CLOSE, OPEN, ThinkTags
 from memfactory.types import Message, Role, Scalar
 
 log = logging.getLogger("memfactory")
@@ -32,9 +32,10 @@ class ChatFormat:
     characters, and so are other control tokens (`</think>`, `<tool_call>`) unless the assistant itself wrote them.
     Every other prompt has exactly the ids of `tokenizer.apply_chat_template`.
 
-    `stop_ids` are the ids that end a reply: the tokenizer's end token, `<|im_end|>` where it exists, and
-    `end_ids` (those of the model's generation config). Ids at or above `vocab_size` stand for no token; `rows` is the
-    number of the model's embeddings (None: as many as the tokenizer has tokens).
+    `stop_ids` are the ids that end a reply: the tokenizer's end token, the control token that the template writes
+    behind an assistant's content, `<|im_end|>` where it exists, and `end_ids` (those of the model's generation config).
+    `turn_end` is the one of them that the template writes, else the tokenizer's. Ids at or above `vocab_size` stand for
+    no token; `rows` is the number of the model's embeddings (None: as many as the tokenizer has tokens).
     Raises ConfigError for a tokenizer without chat template, without offsets, without any end token, or of a larger
     vocabulary than the model.
     """
@@ -60,18 +61,22 @@ class ChatFormat:
             unknown = {token for token, number in vocabulary.items() if number >= rows}
             self._check_rows(unknown, {str(token) for token in added.values()}, rows)
             self.vocab_size = rows
-        ends = {*end_ids, *(vocabulary[end] for end in TURN_ENDS if end in vocabulary)}
-        if tokenizer.eos_token_id is not None:
-            ends.add(tokenizer.eos_token_id)
+        self._spaces = _begins_with_a_space(tokenizer)
+        self._think = ThinkTags(tokenizer)
+        named = [vocabulary[end] for end in TURN_ENDS if end in vocabulary]
+        # The one that ends the assistant's turn comes first.
+        turn_ends = [*self._written_end(added), *named, tokenizer.eos_token_id]
+        ends = {*end_ids, *(end for end in turn_ends if end is not None)}
         ends = {number for number in ends if number < self.vocab_size}
         if not ends:
             raise ConfigError(f"the tokenizer of {name!r} has no end token, so a reply would never end")
         self.stop_ids: frozenset[int] = frozenset(ends)
+        self.turn_end: int = next((end for end in turn_ends if end in ends), min(ends))
         pad = tokenizer.pad_token_id
         self.pad_id: int = min(ends) if pad is None or pad >= self.vocab_size else pad
         special = {str(token) for token in added.values() if token.special} | set(tokenizer.all_special_tokens)
         steering = {str(token) for token in added.values() if _CONTROL.fullmatch(str(token))}
-        self._special = _any_of(special | unknown)
+        self._special = _any_of((special | unknown) - self._think.names)
         self._control = _any_of(special | steering | unknown)
         # The episodes of a group ask for the same text one after another.
         self._remembered_offsets = lru_cache(maxsize=16)(self._offsets)
@@ -96,24 +101,27 @@ class ChatFormat:
         whole = self._rendered(messages, mark, opening=False)
         if not whole.startswith(opening):
             return None
-        ids = self._encoded(whole[len(opening) :], mark)
+        ids = self._encoded(whole[len(opening) :], mark, continues=True)
         ends = [place for place, id in enumerate(ids) if id in self.stop_ids]
         if not ends or self.decode(ids[ends[-1] + 1 :]).strip():
             return (*ids, self.turn_end)
         return tuple(ids[: ends[-1] + 1])
 
-    @cached_property
-    def turn_end(self) -> int:
-        """The id that ends the assistant's turn: the template's own if the tokenizer has one, else its end token."""
-        vocabulary = self.tokenizer.get_vocab()
-        named = [vocabulary[end] for end in TURN_ENDS if end in vocabulary]
-        return named[0] if named else int(self.tokenizer.eos_token_id)
+    def following_reply(self, prompt_ids: Sequence[int], content: str) -> tuple[int, ...]:
+        """The ids of `content` as the reply to a prompt, up to the end token, whatever a whole conversation looks like.
+
+        Where the prompt opens thinking (DeepSeek-R1's template), the reply begins with the thinking in `content`, or
+        ends it at once: an answer inside unfinished thinking would be none.
+        """
+        if self._think.opened(prompt_ids):
+            content = _thought_first(content)
+        message = Message("assistant", content)
+        mark = _unused_mark([message])
+        return (*self._encoded(self._broken(message, mark), mark, continues=True), self.turn_end)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of `ids` without special tokens."""
-        text = self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        # A list of texts comes only of a batch of ids.
-        return cast(str, text)
+        """The text of `ids` without special tokens, apart from think tags, which read `<think>` and `</think>`."""
+        return self._think.decode(ids)
 
     def frame(self, roles: Sequence[Role]) -> str:
         """The template's text around messages of these roles, with {0}, {1}, ... in place of their contents."""
@@ -127,8 +135,7 @@ class ChatFormat:
         """
         ended = bool(reply_ids) and reply_ids[-1] in self.stop_ids
         text = self.decode(reply_ids[:-1] if ended else reply_ids)
-        opened = self.decode(prompt_ids[-8:]).rstrip().endswith("<think>")
-        return f"<think>\n{text}" if opened else text
+        return f"{OPEN}\n{text}" if self._think.opened(prompt_ids) else text
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
         """The half-open character span of every token of `text`, in order, without special tokens."""
@@ -152,10 +159,14 @@ class ChatFormat:
         safe = [Message(message.role, self._broken(message, mark)) for message in messages]
         return self._template.render(safe, opening=opening)
 
-    def _encoded(self, text: str, mark: str) -> list[int]:
+    def _encoded(self, text: str, mark: str, *, continues: bool = False) -> list[int]:
+        """The ids of a text that is cut at `mark`; `continues`: other tokens stand before it."""
         ids: list[int] = []
-        for segment in text.split(mark):
-            ids += self.tokenizer(segment, add_special_tokens=False, verbose=False)["input_ids"]
+        for number, segment in enumerate(text.split(mark)):
+            if self._spaces and (number or continues):
+                ids += self._behind_others(segment, mark)
+            else:
+                ids += self.tokenizer(segment, add_special_tokens=False, verbose=False)["input_ids"]
         beyond = sorted({number for number in ids if number >= self.vocab_size})
         if beyond:
             tokens = ", ".join(map(repr, self.tokenizer.convert_ids_to_tokens(beyond)))
@@ -163,6 +174,21 @@ class ChatFormat:
                 f"the chat template of {self._name!r} writes {tokens}, for which the model has no embedding"
             )
         return ids
+
+    def _behind_others(self, segment: str, mark: str) -> list[int]:
+        """The ids of `segment` without the space that the tokenizer puts before a text, by `mark` in its place."""
+        encoded = self.tokenizer(mark + segment, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        return [
+            number
+            for number, (_, end) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+            if end > len(mark)
+        ]
+
+    def _written_end(self, added: Mapping[int, object]) -> list[int]:
+        """The control token that the template writes behind an assistant's content; none if it writes no such token."""
+        closing = self._template.closing().lstrip()
+        ids = self.tokenizer(closing, add_special_tokens=False, verbose=False)["input_ids"]
+        return [number for number in ids[:1] if number in added and _CONTROL.fullmatch(str(added[number]))]
 
     def _broken(self, message: Message, mark: str) -> str:
         """The content with `mark` inside every look-alike of a control token."""
@@ -189,6 +215,19 @@ class ChatFormat:
 def _any_of(tokens: set[str]) -> re.Pattern[str]:
     """A zero-width pattern that matches at every beginning of one of `tokens`, also of tokens that overlap."""
     return re.compile("|".join(f"(?={re.escape(token)})" for token in sorted(tokens) if token) or "(?!)")
+
+
+def _thought_first(content: str) -> str:
+    """`content` as the reply to a prompt that ends inside thinking: the thinking in it first, or its end at once."""
+    if CLOSE in content:
+        return content.lstrip().removeprefix(OPEN).lstrip("\n")
+    return f"{CLOSE}\n\n{content}"
+
+
+def _begins_with_a_space(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer puts a space before each text that it encodes, as SentencePiece does."""
+    ids = tokenizer("b", add_special_tokens=False, verbose=False)["input_ids"]
+    return str(tokenizer.decode([*ids, *ids])).strip() == "b b"
 
 
 def _unused_mark(messages: Sequence[Message]) -> str:

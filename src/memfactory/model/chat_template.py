@@ -15,12 +15,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("memfactory")
 _PROBE = "Which of seven words comes first?"
+_REPLY_PROBE = "The fourth of nine words."
 
 
 class ChatTemplate:
     """Renders messages as the template of `tokenizer` does, under `options`.
 
     Some templates take a message's content as text, others as a list of parts; the form that shows a probe is used.
+    Where the template refuses a system message, its text begins the first user message instead, above a blank line, and
+    an empty one is left out.
     Raises ConfigError without a template, or with several of which none is the default.
     """
 
@@ -31,12 +34,16 @@ class ChatTemplate:
         if unused:
             log.warning("model.template_options: the chat template of %r knows no %s", name, ", ".join(unused))
         self._parts = not self._shows_probe(parts=False) and self._shows_probe(parts=True)
+        self._folds_system = self._refuses_system()
+        self._told = False
 
     def render(self, messages: Sequence[Message], *, opening: bool = True) -> str:
         """The conversation as one text, with the opening of the reply behind it unless `opening` is false.
 
         Raises ConfigError when the template refuses the messages, fails on them, or leaves out the content of one.
         """
+        if self._folds_system:
+            messages = self._without_system(messages)
         try:
             text = self._rendered(messages, self._parts, opening)
         except Exception as error:
@@ -52,6 +59,42 @@ class ChatTemplate:
                     f"({message.content.strip()[:60]!r}); name another template in model.chat_template"
                 )
         return text
+
+    def closing(self) -> str:
+        """The text that the template writes behind the content of an assistant's message; empty if it refuses one."""
+        messages = [Message("user", _PROBE), Message("assistant", _REPLY_PROBE)]
+        try:
+            return self._rendered(messages, self._parts, opening=False).rpartition(_REPLY_PROBE)[2]
+        except Exception:  # noqa: BLE001 - `render` reports a template that fails, where it matters
+            return ""
+
+    def _without_system(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """The messages with the system's text at the beginning of the user's message that follows it."""
+        if len(messages) < 2 or [message.role for message in messages[:2]] != ["system", "user"]:
+            return messages
+        system, user = messages[:2]
+        if not system.content.strip():
+            return messages[1:]
+        if not self._told:
+            self._told = True
+            log.warning(
+                "model %r: its chat template has no system role, so the system prompt begins the first user message",
+                self._name,
+            )
+        return [Message("user", f"{system.content}\n\n{user.content}"), *messages[2:]]
+
+    def _refuses_system(self) -> bool:
+        """Whether the template takes a user's message alone, and none behind a system message."""
+        user = Message("user", _PROBE)
+        try:
+            self._rendered([user], self._parts)
+        except Exception:  # noqa: BLE001 - it takes no message at all; `render` reports it
+            return False
+        try:
+            self._rendered([Message("system", _REPLY_PROBE), user], self._parts)
+        except Exception:  # noqa: BLE001 - a template may refuse in any way
+            return True
+        return False
 
     def _rendered(self, messages: Sequence[Message], parts: bool, opening: bool = True) -> str:
         conversation = [

@@ -117,16 +117,17 @@ def load_chat(config: ModelConfig) -> ChatFormat:
     """The chat format of `config.path`: its tokenizer, chat template and every id that ends a reply."""
     tokenizer = load_tokenizer(config)
     path, _ = places(config)
-    end_ids = gguf_end_ids(path) if _is_file(path) else _generation_ends(path)
+    end_ids = gguf_end_ids(path) if _is_file(path) else _generation_ends(config, path)
     return ChatFormat(tokenizer, config.template_options, end_ids=end_ids, rows=_embedding_rows(config, path))
 
 
-def _generation_ends(path: str) -> list[int]:
+def _generation_ends(config: ModelConfig, path: str) -> list[int]:
     """The ids that end a reply, by the generation_config.json of a folder or hub id."""
     try:
         ends = GenerationConfig.from_pretrained(path, local_files_only=_is_local(path)).eos_token_id
     except OSError:
-        ends = None
+        # As transformers does: without the file, the model's own config holds the id.
+        ends = None if _has_no_model(path) else load_architecture(config).get_text_config().eos_token_id
     except Exception as error:
         raise _missing("generation_config.json", path, error) from error
     end_ids = [] if ends is None else list(ends) if isinstance(ends, list | tuple) else [ends]
@@ -137,10 +138,15 @@ def _generation_ends(path: str) -> list[int]:
 
 def _embedding_rows(config: ModelConfig, path: str) -> int | None:
     """The number of the model's embeddings; None for a folder that holds a tokenizer alone."""
-    if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
+    if _has_no_model(path):
         return None
     rows: int = load_architecture(config).get_text_config().vocab_size
     return rows
+
+
+def _has_no_model(path: str) -> bool:
+    """Whether `path` is a folder that holds a tokenizer alone."""
+    return Path(path).is_dir() and not (Path(path) / "config.json").is_file()
 
 
 def load_model(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import Field, field_validator
@@ -39,11 +40,19 @@ class ModelConfig(Options):
     @field_validator("template_options")
     @classmethod
     def _switches_are_true_or_false(cls, options: dict[str, Scalar]) -> dict[str, Scalar]:
-        """A template asks whether a switch `is false`, which neither 0 nor the text "false" is."""
-        return {
-            name: _switch(name, value) if name.startswith(("enable_", "disable_")) else value
-            for name, value in options.items()
-        }
+        return switched(options)
+
+
+def switched(options: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """Options of a chat template whose switches (`enable_...`, `disable_...`) are true or false.
+
+    A template asks whether a switch `is false`, which neither 0 nor the text "false" is. Raises ValueError for a switch
+    that is neither.
+    """
+    return {
+        name: _switch(name, value) if name.startswith(("enable_", "disable_")) else value
+        for name, value in options.items()
+    }
 
 
 _SWITCHES = {

@@ -79,13 +79,13 @@ class Encoder:
 
     def _turn(self, row: Row, messages: Sequence[Message], number: int) -> TrainingTurn:
         """The last of `messages`, the assistant's, as a turn."""
+        prompt_ids = self.chat.prompt_ids(messages[:-1])
         reply = self.chat.written_reply(messages)
         if reply is None:
             self.counts.rewritten = self.counts.rewritten or row.source
-            content = self.chat.tokenizer(messages[-1].content, add_special_tokens=False, split_special_tokens=True)
-            reply = (*content["input_ids"], self.chat.turn_end)
+            reply = self.chat.following_reply(prompt_ids, messages[-1].content)
         return TrainingTurn(
-            prompt_ids=self.chat.prompt_ids(messages[:-1]),
+            prompt_ids=prompt_ids,
             reply_ids=reply,
             advantage=1.0,
             trajectory=number,

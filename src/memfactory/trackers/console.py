@@ -38,6 +38,7 @@ SHOWN: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("entropy", "entropy", _number),
     ("reply_tokens", "reply tokens", lambda value: f"{value:.0f}"),
     ("truncated", "truncated", _percent),
+    ("unfinished_thinking", "unfinished thinking", _percent),
     ("retriever/useful", "useful memories", _percent),
     ("learning_rate", "learning rate", _number),
     ("grad_norm", "gradient norm", _number),

@@ -21,12 +21,13 @@ from memfactory.play import PlaySettings, play
 from memfactory.registry import TRAINERS
 from memfactory.rollout import scored, texts_read, trajectory_of
 from memfactory.seeds import stream_seed
+from memfactory.text import is_unfinished_thinking
 from memfactory.trainers.base import Run, Trainer
 from memfactory.trainers.checkpoint import TrainState
 from memfactory.trainers.learners import Learners
 from memfactory.trainers.order import TrainingTasks
 from memfactory.trainers.overlong import OverlongTasks, fitting_tasks
-from memfactory.trainers.rollout_metrics import mean_rewards
+from memfactory.trainers.rollout_metrics import mean_rewards, unfinished_thinking
 from memfactory.transcripts import write_transcripts
 from memfactory.types import Group, Reward, Turn
 
@@ -138,4 +139,5 @@ def measured(episodes: Sequence[Episode], rewards: Sequence[Reward]) -> dict[str
     metrics |= {"failed": fmean(episode.failure is not None for episode in episodes)}
     metrics |= {"reply_tokens": fmean(lengths)} if lengths else {}
     metrics |= {"truncated": fmean(reply.stop == "length" for reply in replies)} if replies else {}
+    metrics |= unfinished_thinking([is_unfinished_thinking(reply.text) for reply in replies])
     return {**metrics, "turns": len(replies) / len(episodes)}

@@ -10,6 +10,7 @@ from accelerate.utils import gather_object
 
 from memfactory.policy.batch import has_variance, step_rewards
 from memfactory.rollout import TextsRead, texts_read
+from memfactory.text import is_unfinished_thinking, unfinished_share
 from memfactory.trainers.diagnosis import Facts, facts_of
 from memfactory.trainers.unknown import TOTAL, count_unknown, summed
 from memfactory.types import Group
@@ -52,17 +53,24 @@ def gathered_metrics(groups: Sequence[Group]) -> dict[str, float]:
         "groups/zero_variance": 1 - valid / len(rows),
         "groups/unknown": 1 - len(known) / len(trajectories),
         "turns": len(turns) / len(trajectories),
-        "tokens/sampled": sum(length for _, length, _ in turns),
-        "tokens/prompts": sum(length for length, _, _ in turns),
+        "tokens/sampled": sum(length for _, length, *_ in turns),
+        "tokens/prompts": sum(length for length, *_ in turns),
     }
     unknown = summed(gather_object([count_unknown(groups)]))
     for name, number in {**unknown.parts, **unknown.credits}.items():
         if name != TOTAL:
             metrics[f"unknown/{name}"] = number / unknown.episodes
     if turns:
-        metrics["reply_tokens"] = fmean(length for _, length, _ in turns)
-        metrics["truncated"] = fmean(cut for _, _, cut in turns)
+        metrics["reply_tokens"] = fmean(length for _, length, *_ in turns)
+        metrics["truncated"] = fmean(cut for _, _, cut, _ in turns)
+        metrics |= unfinished_thinking([state for *_, state in turns])
     return metrics
+
+
+def unfinished_thinking(states: Sequence[bool | None]) -> dict[str, float]:
+    """The metric of replies whose thinking never ended; nothing if no reply thinks."""
+    share = unfinished_share(states)
+    return {} if share is None else {"unfinished_thinking": share}
 
 
 def mean_rewards(known: Sequence[float], parts: Sequence[Mapping[str, float | None]]) -> dict[str, float]:
@@ -83,7 +91,12 @@ def _describe(group: Group) -> dict[str, Any]:
                 "reward": trajectory.reward.total,
                 "parts": dict(trajectory.reward.parts),
                 "turns": [
-                    (len(tokens.prompt_ids), len(tokens.reply_ids), turn.reply.stop == "length")
+                    (
+                        len(tokens.prompt_ids),
+                        len(tokens.reply_ids),
+                        turn.reply.stop == "length",
+                        is_unfinished_thinking(turn.reply.text),
+                    )
                     for turn in trajectory.turns
                     if (tokens := turn.reply.tokens) is not None
                 ],
