@@ -108,7 +108,8 @@ class ChatFormat:
         return tuple(ids[: ends[-1] + 1])
 
     def following_reply(self, prompt_ids: Sequence[int], content: str) -> tuple[int, ...]:
-        """The ids of `content` as the reply to a prompt, up to the end token, whatever a whole conversation looks like.
+        """The ids of `content` as the reply to a prompt, up to the end token, although the template writes a whole
+        conversation otherwise.
 
         Where the prompt opens thinking (DeepSeek-R1's template), the reply begins with the thinking in `content`, or
         ends it at once: an answer inside unfinished thinking would be none.

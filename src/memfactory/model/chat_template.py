@@ -35,7 +35,7 @@ class ChatTemplate:
             log.warning("model.template_options: the chat template of %r knows no %s", name, ", ".join(unused))
         self._parts = not self._shows_probe(parts=False) and self._shows_probe(parts=True)
         self._folds_system = self._refuses_system()
-        self._told = False
+        self._has_warned = False
 
     def render(self, messages: Sequence[Message], *, opening: bool = True) -> str:
         """The conversation as one text, with the opening of the reply behind it unless `opening` is false.
@@ -75,8 +75,8 @@ class ChatTemplate:
         system, user = messages[:2]
         if not system.content.strip():
             return messages[1:]
-        if not self._told:
-            self._told = True
+        if not self._has_warned:
+            self._has_warned = True
             log.warning(
                 "model %r: its chat template has no system role, so the system prompt begins the first user message",
                 self._name,

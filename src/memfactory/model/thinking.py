@@ -1,4 +1,4 @@
-"""The tags around a model's thinking: read as `<think>` and `</think>`, whatever a tokenizer calls them."""
+"""The tags around a model's thinking: those of every tokenizer read as `<think>` and `</think>`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _TAIL = 16
 class ThinkTags:
     """The think tags among the tokens of `tokenizer`, and the texts of ids with them.
 
-    A tag stays in the text even if the tokenizer marks it special, because what stands inside is not the answer.
+    A tag stays in the text even if the tokenizer marks it special, because the text inside is not the answer.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
