@@ -21,6 +21,7 @@ from memfactory.config.renames import use_present_names
 from memfactory.config.tree import KeyPath, Origin, Renamed, Tree, dump, read_file
 from memfactory.errors import ConfigError
 from memfactory.files.checkpoints import MODULES
+from memfactory.model.hub import hub_away
 from memfactory.redaction import redacted
 from memfactory.registry import REWARDS
 
@@ -116,7 +117,7 @@ def published_agent_file(repository: str) -> AgentFile | None:
     from huggingface_hub.errors import EntryNotFoundError
 
     try:
-        path = hf_hub_download(repository, AGENT_FILE)
+        path = hf_hub_download(repository, AGENT_FILE, local_files_only=hub_away() is not None)
     except (EntryNotFoundError, OSError, ValueError):
         # Loading the model reports an unreachable hub.
         return None

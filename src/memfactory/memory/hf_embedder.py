@@ -14,6 +14,7 @@ from transformers import AutoModel, AutoTokenizer
 from memfactory.errors import ConfigError
 from memfactory.memory.embedder import Vectors, identity_of
 from memfactory.memory.options import HfEmbedderConfig
+from memfactory.model.hub import hub_away
 from memfactory.model.loading import resolve_device, without_progress_bar
 
 log = logging.getLogger("memfactory")
@@ -31,13 +32,12 @@ class HfEmbedder:
         self._device = resolve_device(config.device)
         local = Path(config.path).expanduser()
         path = str(local) if local.is_dir() else config.path
+        only_here = local.is_dir() or hub_away() is not None
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(
-                path, local_files_only=local.is_dir(), trust_remote_code=False
-            )
+            self._tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=only_here, trust_remote_code=False)
             with without_progress_bar():
                 model = AutoModel.from_pretrained(
-                    path, local_files_only=local.is_dir(), dtype=torch.float32, trust_remote_code=False
+                    path, local_files_only=only_here, dtype=torch.float32, trust_remote_code=False
                 )
         except (OSError, ValueError, ImportError, RuntimeError) as error:
             reason = str(error).strip().partition("\n")[0]

@@ -30,6 +30,7 @@ from memfactory.model.chat import ChatFormat
 from memfactory.model.fused_layers import fuse_layers
 from memfactory.model.gguf_file import SUFFIX, gguf_instead, gguf_problem
 from memfactory.model.gguf_model import gguf_config, gguf_end_ids, gguf_model, gguf_tokenizer, unread_rotation
+from memfactory.model.hub import hub_away
 from memfactory.model.options import ModelConfig
 
 log = logging.getLogger("memfactory")
@@ -95,7 +96,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
             tokenizer = gguf_tokenizer(path)
         else:
             tokenizer = AutoTokenizer.from_pretrained(
-                path, trust_remote_code=config.trust_remote_code, local_files_only=_is_local(path)
+                path, trust_remote_code=config.trust_remote_code, local_files_only=_only_here(path)
             )
     except Exception as error:
         if config.random_weights and not _is_local(path):
@@ -124,7 +125,7 @@ def load_chat(config: ModelConfig) -> ChatFormat:
 def _generation_ends(config: ModelConfig, path: str) -> list[int]:
     """The ids that end a reply, by the generation_config.json of a folder or hub id."""
     try:
-        ends = GenerationConfig.from_pretrained(path, local_files_only=_is_local(path)).eos_token_id
+        ends = GenerationConfig.from_pretrained(path, local_files_only=_only_here(path)).eos_token_id
     except OSError:
         # As transformers does: without the file, the model's own config holds the id.
         ends = None if _has_no_model(path) else load_architecture(config).get_text_config().eos_token_id
@@ -208,7 +209,7 @@ def _stored_model(path: str, options: dict[str, Any]) -> PreTrainedModel:
             model, info = gguf_model(path, {name: value for name, value in options.items() if name != TRUST})
         else:
             model, info = AutoModelForCausalLM.from_pretrained(
-                path, local_files_only=_is_local(path), output_loading_info=True, **options
+                path, local_files_only=_only_here(path), output_loading_info=True, **options
             )
     if info["missing_keys"]:
         # They would be random numbers otherwise.
@@ -238,7 +239,7 @@ def load_architecture(config: ModelConfig) -> PretrainedConfig:
     try:
         if _is_file(path):
             return gguf_config(path)
-        only_here = _is_local(path) or known.is_file()
+        only_here = known.is_file() or _only_here(path)
         return AutoConfig.from_pretrained(path, local_files_only=only_here, trust_remote_code=config.trust_remote_code)
     except Exception as error:
         if _is_local(path) or not known.is_file():
@@ -302,6 +303,11 @@ def _is_local(path: str) -> bool:
     return place.is_dir() or place.is_file()
 
 
+def _only_here(path: str) -> bool:
+    """Whether only local files can be read for `path`: a folder's, or those in the cache of a hub that is away."""
+    return _is_local(path) or hub_away() is not None
+
+
 def _is_file(path: str) -> bool:
     """Whether `path`, one of `places`, is a GGUF file."""
     return Path(path).is_file()
@@ -330,9 +336,12 @@ def _missing(kind: str, path: str, error: Exception) -> ConfigError:
         elif not (Path(path) / "config.json").is_file():
             reason = gguf_instead(Path(path)) or reason
         return ConfigError(f"model.path: the folder {path!r} does not hold a usable {kind}: {reason}")
+    away = hub_away()
+    cause = "the hub cannot be reached, or has no such model"
+    if away is not None:
+        cause, reason = "the hub cannot be reached, and its cache has no such model", away
     return ConfigError(
-        f"model.path: {path!r} is not a local folder, and as a hub id its {kind} cannot be fetched (the hub cannot be "
-        f"reached, or has no such model): {reason}"
+        f"model.path: {path!r} is not a local folder, and as a hub id its {kind} cannot be fetched ({cause}): {reason}"
     )
 
 
