@@ -54,12 +54,29 @@ class ModuleOptions(Options):
             names = cls.preset_names()
             reason = unknown("preset of prompts", name, names) if names else "this module has no presets"
             raise ValueError(f"prompts: {reason}")
-        return {**cls.presets.get(name, {}), **{key: value for key, value in values.items() if key != "prompts"}}
+        others = {key: value for key, value in values.items() if key != "prompts"}
+        return {**cls.preset(name, others), **others}
+
+    @classmethod
+    def preset(cls, name: str, others: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The options that the preset `name` stands for beside the options `others`."""
+        return cls.presets.get(name, {})
+
+    @classmethod
+    def wording_keys(cls) -> frozenset[str]:
+        """The options that word the prompts: a preset replaces those of the layers below it."""
+        of_presets = {key for options in cls.presets.values() for key in options}
+        return frozenset({"prompts", "answer_form", *of_presets} & {"prompts", *cls.model_fields})
 
     @classmethod
     def preset_names(cls) -> tuple[str, ...]:
         """The names of the presets, `default` first; none for a module without presets."""
         return (DEFAULT_PRESET, *sorted({*cls.presets} - {DEFAULT_PRESET})) if cls.presets else ()
+
+    def worded(self) -> dict[str, Any]:
+        """The options that word the prompts, as plain values; null ones are left out."""
+        values = self.model_dump(mode="json", include={*self.wording_keys()}, exclude_none=True)
+        return {key: values[key] for key in sorted(values)}
 
     @property
     def most_tokens(self) -> int | None:

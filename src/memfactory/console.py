@@ -7,7 +7,8 @@ from typing import Any
 
 import rich.console
 from rich.console import ConsoleOptions, RenderableType
-from rich.segment import Segment
+from rich.segment import Segment, Segments
+from rich.table import Table
 from rich.text import Text
 
 from memfactory.redaction import holds_secret, redacted
@@ -30,6 +31,11 @@ class Console(rich.console.Console):
         # Before lines are broken: half a key on each of two lines would not be found.
         super().print(*map(_without_secrets, objects), **options)
 
+    def print_rows(self, table: Table) -> None:
+        """Print a table without borders. No line ends in blanks, which rich pads every cell with."""
+        lines = [[*_without_blank_end(line), Segment.line()] for line in self.render_lines(table, pad=False)]
+        self.print(Segments(segment for line in lines for segment in line), end="")
+
     def on_broken_pipe(self) -> None:
         """Nobody reads any more (`| head`): later output is dropped, and work goes on."""
         self.quiet = True
@@ -39,6 +45,15 @@ class Console(rich.console.Console):
         """Render with control sequences in texts escaped."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(harmless(segment.text), segment.style)
+
+
+def _without_blank_end(line: list[Segment]) -> list[Segment]:
+    segments = list(line)
+    while segments:
+        last = segments.pop()
+        if text := last.text.rstrip(" "):
+            return [*segments, Segment(text, last.style)]
+    return []
 
 
 def _without_secrets(value: object) -> object:

@@ -94,7 +94,7 @@ def test_an_unknown_preset_is_named_with_those_that_exist(tmp_path: Path) -> Non
     with pytest.raises(ConfigError, match="no preset of prompts is called 'memagnt'; did you mean 'memagent'"):
         config(tmp_path, "{name: memory_agent, prompts: memagnt}")
     with pytest.raises(ConfigError, match="this module has no presets"):
-        config(tmp_path, "{name: memory_r1, modules: {extractor: {prompts: memagent}}}")
+        config(tmp_path, "{name: memory_r1, modules: {retriever: {prompts: memagent}}}")
 
 
 def test_the_list_shows_the_presets(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

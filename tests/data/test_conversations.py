@@ -333,6 +333,12 @@ def test_the_modules_may_have_prompts_of_their_own():
         exchanges("extract", 1, modules={"extract": {"promt": ""}})
 
 
+def test_the_answer_alone_is_the_reply_to_a_short_prompt():
+    marked = [reply for _, reply in exchanges("answer", 40)]
+    plain = [reply for _, reply in exchanges("answer", 40, modules={"answer": {"prompts": "short"}})]
+    assert [reply.rpartition("**Answer:** ")[2] for reply in marked] == plain
+
+
 def test_steps_without_a_share_are_refused():
     with pytest.raises(ValueError, match="at least one step"):
         exchanges("extract", 1) and ConversationTracesDataset.Options(steps={"extract": 0})

@@ -104,3 +104,12 @@ def test_a_drill_repeats_the_same_facts():
 def test_carelessness_needs_another_fact_to_write():
     with pytest.raises(ValueError, match="at least 2 facts_per_chunk"):
         DATASETS.options("fact_traces").model_validate({"facts_per_chunk": 1, "distraction": 0.5})
+
+
+def test_the_answer_has_the_form_that_the_prompt_asks_for():
+    def answers(**options):
+        rows = traces(rows=40, chunks=1, reader=options)
+        return [reply["content"] for prompt, reply in rows if prompt["content"].splitlines()[-1].startswith("Answer")]
+
+    boxed, plain = answers(), answers(prompts="short")
+    assert len(boxed) > 10 and [f"\\boxed{{{answer}}}" for answer in plain] == boxed

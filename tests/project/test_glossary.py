@@ -62,6 +62,7 @@ EXEMPT: frozenset[tuple[str, str]] = frozenset(
         ("src/memfactory/formats/recurrent_prompts.py", "MEMAGENT_UPDATE_PROMPT"),
         ("src/memfactory/formats/recurrent_prompts.py", "CHUNK_FIRST_PROMPT"),
         ("src/memfactory/formats/recurrent_prompts.py", "UPDATE_PROMPT"),
+        ("src/memfactory/modules/topic_extractor.py", "SHORT_PROMPT"),
         ("src/memfactory/modules/topic_extractor.py", "TOPIC_PROMPT"),
     }
 )

@@ -13,6 +13,7 @@ from memfactory.config.datasets import dataset_title, dataset_values, file_stem
 from memfactory.config.losses import named
 from memfactory.config.messages import fields_at, holds, sentences, unknown_key
 from memfactory.config.problems import Problems, shown
+from memfactory.config.prompt_presets import KEY, Preset, misnamed, named_at, with_preset
 from memfactory.config.schema import AgentSpec, Component, DataConfig
 from memfactory.config.slots import misfit, since, swapped_at
 from memfactory.config.training import LoopOptions
@@ -37,7 +38,7 @@ class Checker:
 
     `parts` are the names of configured parts by section, for messages. Where a value is in another place in the
     resolved config than where it was written, `origins` gains an entry for the new place. `named` are the modules that
-    the layers of the config put into slots.
+    the layers of the config put into slots. `warnings` gains notes on values that count for a part of the config only.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Checker:
         self.origins = origins
         self.base_dir = base_dir
         self.parts = parts
+        self.warnings: list[str] = []
 
     def options(self, model: type[O], values: object, path: KeyPath) -> O | None:
         """`values` as `model`. Wrong values are reported and left out, so that the rest is still checked; None if
@@ -115,6 +117,9 @@ class Checker:
         slots: Mapping[str, str] = AGENTS.get(name).slots
         own = {k: v for k, v in value.items() if k in model.model_fields}
         flat = {k: v for k, v in value.items() if k not in model.model_fields and k not in ("name", "modules")}
+        preset = named_at(flat, path, self.origins)
+        if preset is not None:
+            del flat[KEY]
         by_slot = value.get("modules")
         by_slot = {} if by_slot is None else by_slot
         if not isinstance(by_slot, dict):
@@ -125,18 +130,50 @@ class Checker:
                 self.problems.add((*path, "modules", slot), unknown(f"slot of agent {name!r}", slot, slots))
         if len(slots) != 1:
             for key in flat:
-                self.problems.add((*path, key), unknown_key(key, [*model.model_fields, "modules"], model))
+                self.problems.add((*path, key), self._unknown_of_agent(key, flat[key], model))
             flat = {}
-        modules = {slot: self._module(slot, default, by_slot.get(slot), flat) for slot, default in slots.items()}
+        modules = {
+            slot: self._module(slot, default, by_slot.get(slot), flat, preset) for slot, default in slots.items()
+        }
         for slot, module in modules.items():
             wrong = None if module is None else misfit(module.name, AGENTS.get(name), slot)
             if wrong is not None:
                 self.problems.add((*path, "modules", slot, "name"), wrong)
         options = self.options(model, own, path)
         valid = {slot: module for slot, module in modules.items() if module is not None}
+        if preset is not None and len(valid) == len(slots):
+            self._preset_exists(preset, valid, slots, by_slot)
         return None if options is None or len(valid) < len(slots) else AgentSpec(name, options, valid)
 
-    def _module(self, slot: str, default: str, value: object, flat: dict[str, Any]) -> Component | None:
+    def _unknown_of_agent(self, key: str, value: object, model: type[Options]) -> str:
+        """The message for a key of an agent with several modules that has no such option."""
+        if key == KEY:
+            return (
+                f"expected the name of a preset, for all modules; given {shown(value)}. Texts of your own stand with "
+                "their module, under agent.modules"
+            )
+        return unknown_key(key, [*model.model_fields, KEY, "modules"], model)
+
+    def _preset_exists(
+        self, preset: Preset, modules: Mapping[str, Component], slots: Mapping[str, str], written: Mapping[str, object]
+    ) -> None:
+        """Note an agent's preset that none of its modules has, and warn of modules that lack it."""
+        later = {slot for slot, default in slots.items() if swapped_at(self.named, slot, default) > preset.layer}
+        named = {
+            slot: named_at(module, (*preset.path[:-1], "modules", slot), self.origins)
+            for slot, module in written.items()
+            if isinstance(module, dict)
+        }
+        own = {slot for slot, other in named.items() if other is not None and other.layer >= preset.layer}
+        names = {slot: module.name for slot, module in modules.items() if slot not in own}
+        wrong, warnings = misnamed(preset, names, frozenset(later))
+        if wrong is not None:
+            self.problems.add(preset.path, wrong)
+        self.warnings += warnings
+
+    def _module(
+        self, slot: str, default: str, value: object, flat: dict[str, Any], preset: Preset | None
+    ) -> Component | None:
         path: KeyPath = ("agent", "modules", slot)
         value = {} if value is None else value
         name = self._name(MODULES, value, path, default)
@@ -149,7 +186,8 @@ class Checker:
             self.problems.add(("agent", key), unknown_key(key, [*fields_at(model, ()), "modules"], model))
         nested = {k: v for k, v in value.items() if k != "name"}
         known = {k: v for k, v in flat.items() if k in model.model_fields}
-        options = self.options(model, self._overlaid(nested, known, path, ("agent",)), path)
+        written = self._overlaid(nested, known, path, ("agent",))
+        options = self.options(model, with_preset(model, written, path, preset, self.origins), path)
         return None if options is None else Component(name, options)
 
     def _overlaid(self, nested: Any, flat: Any, path: KeyPath, flat_path: KeyPath) -> Any:

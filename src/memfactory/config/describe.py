@@ -6,7 +6,7 @@ import ast
 import inspect
 import textwrap
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -15,9 +15,11 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from pydantic_core import PydanticUndefined
 
+from memfactory.components import ModuleOptions
 from memfactory.config.messages import models_in
 from memfactory.config.optimizer import OptimizerOptions
 from memfactory.config.problems import shown
+from memfactory.config.prompt_presets import presets_by_module
 from memfactory.config.schema import SECTIONS, DataConfig, PlainSections, RunConfig
 from memfactory.engines.options import EngineConfig
 from memfactory.memory.options import EmbedderConfig
@@ -202,19 +204,34 @@ def _describe(schema: dict[str, Any], model: type[BaseModel]) -> None:
 def _component(kind: Registry[Any], name: str, defs: dict[str, Any], schemas: dict[str, Any]) -> dict[str, Any]:
     """The schema of `{name: ..., options...}`."""
     options = defs[str(schemas[f"{kind.kind} {name}"]["$ref"]).rpartition("/")[2]]
+    model = kind.options(name)
+    presets = model.preset_names() if issubclass(model, ModuleOptions) else ()
+    properties = dict(options.get("properties", {}))
+    if presets:
+        properties["prompts"] = _or_preset(properties.get("prompts"), presets)
     return {
         "type": "object",
         "description": kind.entry(name).summary,
-        "properties": {"name": {"const": name}, **options.get("properties", {})},
+        "properties": {"name": {"const": name}, **properties},
         "required": ["name", *options.get("required", [])],
         "additionalProperties": False,
     }
+
+
+def _or_preset(texts: dict[str, Any] | None, presets: Sequence[str]) -> dict[str, Any]:
+    """The schema of `prompts`: the name of a preset, or the texts of a module with several prompts."""
+    name = {"enum": list(presets)}
+    if texts is None:
+        return {**name, "description": "A preset of prompts by name."}
+    own = [schema for schema in texts.get("anyOf", [texts]) if schema.get("type") != "string"]
+    return {**{key: value for key, value in texts.items() if key not in ("anyOf", "$ref")}, "anyOf": [name, *own]}
 
 
 def _agents(defs: dict[str, Any], schemas: dict[str, Any]) -> list[dict[str, Any]]:
     """Agents with their modules; the options of an agent's only module may stand beside the agent's own."""
     modules = [_component(MODULES, name, defs, schemas) for name in MODULES.names()]
     agents = []
+    presets = sorted({name for _, presets in presets_by_module() for name in presets})
     for name in AGENTS.names():
         schema = _component(AGENTS, name, defs, schemas)
         slots = AGENTS.get(name).slots
@@ -224,8 +241,19 @@ def _agents(defs: dict[str, Any], schemas: dict[str, Any]) -> list[dict[str, Any
             for module in modules:
                 beside = {key: value for key, value in module["properties"].items() if key != "name"}
                 schema["properties"] = {**beside, **schema["properties"]}
+        if "prompts" not in AGENTS.options(name).model_fields:
+            schema["properties"]["prompts"] = _for_all(presets, modules if len(slots) == 1 else [])
         agents.append(schema)
     return agents
+
+
+def _for_all(presets: Sequence[str], modules: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The schema of an agent's `prompts`: the name of a preset, or the texts of one of `modules`."""
+    of_modules = (module["properties"].get("prompts", {}).get("anyOf", []) for module in modules)
+    texts = [schema for schemas in of_modules for schema in schemas if "enum" not in schema]
+    name = {"enum": list(presets)}
+    doc = "A preset of prompts, for all modules that have one of this name."
+    return {"description": doc, "anyOf": [name, *texts]} if texts else {"description": doc, **name}
 
 
 def _either(components: list[dict[str, Any]]) -> dict[str, Any]:

@@ -107,13 +107,14 @@ def load_config(
     plugins = load_plugins(tree, located, problems, command=command, trusting=trust)
     restore_own_names(tree)
     parts = {section: part_names(section, folders) for section in PART_FOLDERS}
-    config = _validated(tree, problems, Checker(problems, tree.origins, located.base_dir, parts, tree.named))
+    checker = Checker(problems, tree.origins, located.base_dir, parts, tree.named)
+    config = _validated(tree, problems, checker)
     for index, baseline in enumerate(config.eval.baselines):
         name = agent_name(baseline)
         if name not in (existing := {*AGENTS.names(), *parts["agent"]}):
             problems.add(("eval", "baselines", index), unknown("agent", name, existing))
     check_rules(config, problems)
-    warnings = warnings_of(tree) + withheld
+    warnings = warnings_of(tree) + withheld + checker.warnings
     check_addresses(config, problems)
     if command in (None, "train"):
         warnings += check_trained(config, problems)
@@ -204,7 +205,8 @@ def with_agent(resolved: Resolved, agent: str | Mapping[str, object]) -> Resolve
     problems = Problems(tree.origins, here.source)
     tree.values = resolve(tree.values, problems)
     parts = {"agent": part_names("agent", folders)}
-    spec = Checker(problems, tree.origins, resolved.base_dir, parts, tree.named).agent(tree.values["agent"])
+    checker = Checker(problems, tree.origins, resolved.base_dir, parts, tree.named)
+    spec = checker.agent(tree.values["agent"])
     problems.raise_any()
     if spec is None:
         raise ConfigError(f"{here}: this is not an agent")
@@ -214,7 +216,8 @@ def with_agent(resolved: Resolved, agent: str | Mapping[str, object]) -> Resolve
     config = resolved.config.model_copy(update={"agent": replace(spec, modules=modules)})
     check_rules(config, problems)
     problems.raise_any()
-    return replace(resolved, config=config, values=plain(config))
+    warnings = (*resolved.warnings, *checker.warnings)
+    return replace(resolved, config=config, values=plain(config), warnings=warnings)
 
 
 def _on_same_engine(before: Component | None, new: Component) -> Component:

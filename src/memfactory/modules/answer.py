@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 
@@ -41,8 +42,17 @@ contradict each other, the latest counts.
 </question>"""
 
 
+SHORT_PROMPT = """\
+{memory}
+
+Question: {question}
+Answer in a few words:"""
+
+
 class AnswerOptions(AnswerModuleOptions):
     """Options of `answer`."""
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({"short": {"prompt": SHORT_PROMPT}})
 
     prompt: str = ANSWER_PROMPT
     """The prompt; {memory} and {question} are filled in."""
@@ -58,12 +68,13 @@ class AnswerOptions(AnswerModuleOptions):
     @model_validator(mode="before")
     @classmethod
     def _default_prompt_follows_distill(cls, values: Any) -> Any:
+        values = cls.with_preset(values)
         if isinstance(values, dict) and values.get("distill") is False and "prompt" not in values:
             return {**values, "prompt": DIRECT_PROMPT}
         return values
 
     def without_effect(self) -> Mapping[str, str]:
-        is_custom = self.prompt not in (ANSWER_PROMPT, DIRECT_PROMPT)
+        is_custom = self.prompt not in (ANSWER_PROMPT, DIRECT_PROMPT, SHORT_PROMPT)
         return {"distill": "prompt is not the default one"} if is_custom else {}
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -30,8 +32,18 @@ such as [0, 2], or [NO_CITE] if none helps.
 </question>"""
 
 
+SHORT_PROMPT = """\
+{memory}
+
+Question: {question}
+Answer in a few words, then the number of the memory in brackets, such as: Oslo [0]
+Answer:"""
+
+
 class CitingAnswerOptions(AnswerModuleOptions):
     """Options of `citing_answer`."""
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({"short": {"prompt": SHORT_PROMPT}})
 
     prompt: str = CITING_PROMPT
     """The prompt; {memory} and {question} are filled in."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -30,10 +30,19 @@ said contradicts itself, the latest counts.
 </question>"""
 
 
+SHORT_PROMPT = """\
+{conversation}
+
+Question: {question}
+Answer in a few words:"""
+
+
 class FullContextAnswerOptions(AnswerModuleOptions):
     """Options of `full_context_answer`."""
 
     limits: ClassVar[Mapping[str, object]] = MappingProxyType({"context_tokens": None})
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({"short": {"prompt": SHORT_PROMPT}})
+
     prompt: str = FULL_CONTEXT_PROMPT
     """The prompt; {conversation} and {question} are filled in."""
     max_tokens: int = Field(1024, ge=1)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -27,8 +29,18 @@ Write down what is worth remembering from the conversation, each fact as one sen
 Reply with JSON: {"memory_list": [{"key": "title", "value": "fact"}]}"""
 
 
+SHORT_PROMPT = """\
+Conversation:
+{conversation}
+
+Copy the facts that the people tell about themselves. Reply with JSON only:
+{"memory_list": [{"key": "name", "value": "sentence"}]}"""
+
+
 class NaiveExtractorOptions(ModuleOptions):
     """Options of `naive_extractor`."""
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({"short": {"prompt": SHORT_PROMPT}})
 
     prompt: str = EXTRACT_PROMPT
     """The prompt; {conversation} is filled in."""

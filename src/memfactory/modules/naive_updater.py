@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
-from typing import Literal
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -55,8 +56,27 @@ ADD: it is new. Give it an id that is not in use.
 Reply with JSON: {"memory": [{"id": "0", "text": "entry", "event": "NONE"}]}"""
 
 
+SHORT_PROMPT = """\
+Memory:
+{memory}
+New:
+{candidates}
+
+One operation for each number: NONE keeps, DEL deletes, ADD takes up a new entry.
+Reply with JSON: {"operations": [{"id": 1, "op": "NONE"}]}"""
+
+SHORT_MEM0_PROMPT = """\
+Memory: {memory}
+New facts: {candidates}
+
+Write the memory as it should be now, each entry with an event: NONE, UPDATE, DELETE or ADD.
+Reply with JSON: {"memory": [{"id": "0", "text": "entry", "event": "NONE"}]}"""
+
+
 class NaiveUpdaterOptions(ModuleOptions):
     """Options of `naive_updater`."""
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({"short": {"prompt": SHORT_PROMPT}})
 
     format: Literal["operations", "mem0"] = "operations"
     """The reply's shape: operations by temporary id, or the list `memory` of mem0 and Memory-R1."""
@@ -71,10 +91,19 @@ class NaiveUpdaterOptions(ModuleOptions):
     search: Search | None = None
     """The search for items: dense, bm25 or hybrid; null: the run's `memory.search`."""
 
+    @classmethod
+    def preset(cls, name: str, others: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The short prompt is that of the format."""
+        is_mem0 = name == "short" and others.get("format") == "mem0"
+        return {"prompt": SHORT_MEM0_PROMPT} if is_mem0 else super().preset(name, others)
+
     @property
     def wording(self) -> str:
         """The prompt of the options, or the default of the format."""
         return self.prompt or (MEM0_PROMPT if self.format == "mem0" else UPDATE_PROMPT)
+
+    def worded(self) -> dict[str, Any]:
+        return {"prompt": self.wording}
 
     def without_effect(self) -> Mapping[str, str]:
         return {} if self.related else {"search": "related is 0"}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -33,8 +35,17 @@ Choose the memories that help to answer the question: at most {limit}, the best 
 Reply with their numbers, such as [2, 1]:"""
 
 
+SHORT_PROMPT = """\
+{memory}
+
+Question: {question}
+Which lines answer the question? Reply with at most {limit} numbers in brackets, such as [2]:"""
+
+
 class RerankRetrieverOptions(ModuleOptions):
     """Options of `rerank_retriever`."""
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({"short": {"prompt": SHORT_PROMPT}})
 
     prompt: str = RERANK_PROMPT
     """The prompt; {question}, {memory} and {limit} are filled in."""

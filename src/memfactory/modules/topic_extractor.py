@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -30,8 +32,17 @@ Reply with JSON: {"extracted_memories": [{"summary": "one sentence", "reference"
 If the session tells nothing about {speaker}, reply NO_TRAIT."""
 
 
+SHORT_PROMPT = """\
+{conversation}
+
+Sum up what {speaker} tells, with the numbers of the lines.
+Reply with JSON: {"extracted_memories": [{"summary": "one sentence", "reference": [0]}]}"""
+
+
 class TopicExtractorOptions(ModuleOptions):
     """Options of `topic_extractor`."""
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({"short": {"prompt": SHORT_PROMPT}})
 
     prompt: str = TOPIC_PROMPT
     """The prompt; {conversation} and {speaker} are filled in."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -28,8 +30,18 @@ Merge(index, merged_summary) joins it with a summary on the same topic, counted 
 {candidate}"""
 
 
+SHORT_PROMPT = """\
+{memory}
+{candidate}
+
+Reply with one line. If an old summary has the topic of the new one: Merge(index, both in one sentence), counted
+from 0. If none has: Add()"""
+
+
 class TopicUpdaterOptions(ModuleOptions):
     """Options of `topic_updater`."""
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({"short": {"prompt": SHORT_PROMPT}})
 
     prompt: str = MERGE_PROMPT
     """The prompt; {memory} (the similar summaries) and {candidate} (the new one) are filled in, both as JSON."""

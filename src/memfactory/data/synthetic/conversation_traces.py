@@ -20,10 +20,11 @@ from memfactory.data.synthetic.conversations import ConversationOptions, Remark,
 from memfactory.data.synthetic.fact_traces import DRILL_PROMPT
 from memfactory.data.synthetic.generated import GeneratedDataset, TracesOptions, WorldOptions
 from memfactory.errors import ConfigError
+from memfactory.formats.answers import in_form
 from memfactory.formats.render import bracketed_list, bullet_list, numbered_list, render_conversation
 from memfactory.registry import DATASETS, MODULES
-from memfactory.text import fill
-from memfactory.types import Candidate, Utterance
+from memfactory.text import after_marker, fill
+from memfactory.types import AnswerForm, Candidate, Utterance
 
 Step = Literal["extract", "update", "rerank", "answer", "cite", "drill", "quiz"]
 READERS: dict[Step, str] = {
@@ -86,7 +87,11 @@ class ConversationTracesDataset(GeneratedDataset[ConversationTracesOptions]):
 
     def __init__(self, options: ConversationTracesOptions, base_dir: Path) -> None:
         super().__init__(options, base_dir)
-        self.prompts: dict[Step, str] = {step: _prompt(step, options.modules.get(step, {})) for step in READERS}
+        readers = {step: _reader(step, options.modules.get(step, {})) for step in READERS}
+        self.prompts: dict[Step, str] = {
+            step: reader.wording if step == "update" else reader.prompt for step, reader in readers.items()
+        }
+        self.answer_form: AnswerForm = readers["answer"].requested_form
         self.prompts |= {"drill": DRILL_PROMPT, "quiz": QUIZ_PROMPT}
 
     @property
@@ -98,6 +103,8 @@ class ConversationTracesDataset(GeneratedDataset[ConversationTracesOptions]):
         random = Random(f"conversation trace {options.seed} {options.split} {index}")
         (step,) = random.choices(list(options.steps), list(options.steps.values()))
         values, reply = EXAMPLES[step](random, options)
+        if step == "answer" and self.answer_form != "marker":
+            reply = in_form(after_marker(reply) or UNKNOWN, self.answer_form)
         messages = [
             {"role": "user", "content": fill(self.prompts[step], values)},
             {"role": "assistant", "content": reply},
@@ -187,7 +194,7 @@ def rerank(random: Random, options: ConversationTracesOptions) -> Example:
 
 
 def answer(random: Random, options: ConversationTracesOptions) -> Example:
-    """Memories retrieved for a question, and the memory with the answer, then the answer."""
+    """Memories retrieved for a question, and the memory with the answer, then the answer behind its marker."""
     story, states, lines = _retrieved(random, options)
     reply = f"**Answer:** {UNKNOWN}"
     if story.target in states:
@@ -236,12 +243,12 @@ EXAMPLES = {
 }
 
 
-def _prompt(step: Step, values: dict[str, object]) -> str:
+def _reader(step: Step, values: dict[str, object]) -> Any:
+    """The options of the module of `step`. Raises ConfigError if `values` are not options of it."""
     try:
-        reader: Any = MODULES.options(READERS[step]).model_validate(values)
+        return MODULES.options(READERS[step]).model_validate(values)
     except ValidationError as error:
         raise ConfigError(f"conversation_traces: the options of {READERS[step]} are wrong: {error}") from None
-    return str(reader.wording if step == "update" else reader.prompt)
 
 
 def _story(random: Random, options: ConversationTracesOptions, form: ConversationOptions) -> Story:

@@ -17,6 +17,7 @@ from memfactory.data.synthetic.fact_world import MENTOR, NAMES, RELATIONS, Fact,
 from memfactory.data.synthetic.facts import Document, DocumentOptions, draw_document
 from memfactory.data.synthetic.generated import GeneratedDataset, TracesOptions
 from memfactory.errors import ConfigError
+from memfactory.formats.answers import in_form
 from memfactory.registry import DATASETS, MODULES
 from memfactory.text import fill
 
@@ -80,7 +81,7 @@ class FactTracesDataset(GeneratedDataset[FactTracesOptions]):
         if step < options.chunks:
             values |= {"section": document.chunks[step], "chunk": document.chunks[step]}
             return fill(reader.prompts.update, values), memories[step + 1]
-        return fill(reader.prompts.answer, values), f"\\boxed{{{answer_from(memories[step])}}}"
+        return fill(reader.prompts.answer, values), in_form(answer_from(memories[step]), reader.requested_form)
 
 
 def answer_from(memory: str) -> str:
