@@ -21,9 +21,10 @@ from memfactory.errors import ConfigError, MemFactoryError
 from memfactory.files.atomic import sha256_of
 from memfactory.files.wheels import fetch_wheel
 from memfactory.model.conversion import make_model_folder
-from memfactory.model.loading import load_model
+from memfactory.model.loading import load_architecture, load_chat, load_model
 from memfactory.model.options import ModelConfig
-from memfactory.model.packaged import KNOWN, PackagedModel
+from memfactory.model.packaged import KNOWN, PackagedModel, unpack
+from memfactory.types import Message
 
 WHEEL = "small_model-1.0-py3-none-any.whl"
 MODELS = Path(os.environ.get("MEMFACTORY_MODELS", "/nowhere"))
@@ -204,10 +205,16 @@ def test_the_wheel_of_a_known_model_is_pinned_and_checked():
 
 
 @pytest.mark.skipif(not REAL_WHEEL.is_file(), reason="MEMFACTORY_MODELS names no folder with the wheel of SmolLM2")
-def test_the_wheel_of_smollm2_holds_the_pinned_file():
-    model = KNOWN["smollm2"]
-    with zipfile.ZipFile(REAL_WHEEL) as archive, archive.open(model.file) as packed:
-        digest = sha256()
-        while block := packed.read(1 << 20):
-            digest.update(block)
-    assert digest.hexdigest() == model.digest
+def test_the_pinned_file_of_smollm2_describes_the_known_model(tmp_path):
+    file = tmp_path / "smollm2.gguf"
+    unpack(KNOWN["smollm2"], REAL_WHEEL, file, lambda *_: None)
+    config = ModelConfig(path=str(file), device="cpu")
+    shape = load_architecture(config)
+    assert (shape.num_hidden_layers, shape.hidden_size, shape.vocab_size) == (30, 576, 49152)
+    assert shape.num_attention_heads == 9 and shape.num_key_value_heads == 3 and shape.tie_word_embeddings
+    chat = load_chat(config)
+    # The template's own system prompt, then the question: 1 is <|im_start|> and 2 is <|im_end|>.
+    prompt = chat.tokenizer.decode(chat.prompt_ids([Message("user", "Hi")]))
+    assert prompt.startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM")
+    assert prompt.endswith("<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
+    assert chat.stop_ids == {2}
