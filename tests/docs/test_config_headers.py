@@ -13,6 +13,7 @@ import pytest
 from memfactory.cli.app import run
 from memfactory.config import load_config
 from memfactory.registry import DATASETS
+from small_locomo import conversation
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -32,21 +33,6 @@ def commands(path: Path) -> list[str]:
 
 
 TRAINED = [(path, words) for path in CONFIGS for words in commands(path) if words.startswith("memfactory train")]
-
-
-def conversation(name: str) -> dict[str, object]:
-    """A LoCoMo conversation of two sessions with a question that each of its last turns answers."""
-    turns = {
-        f"session_{number}": [
-            {"speaker": speaker, "dia_id": f"D{number}:{place}", "text": f"{speaker} keeps {number * place} bees."}
-            for place, speaker in ((1, "Ann"), (2, "Bob"))
-        ]
-        for number in (1, 2)
-    }
-    dates = {f"session_{number}_date_time": f"1:05 pm on {number} May, 2023" for number in (1, 2)}
-    questions = [{"question": "How many bees?", "answer": "4", "evidence": ["D2:2"], "category": 4}] * 2
-    dialogue = {"speaker_a": "Ann", "speaker_b": "Bob", **dates, **turns}
-    return {"sample_id": name, "conversation": dialogue, "qa": questions, "event_summary": {}}
 
 
 def longmemeval_question(number: int) -> dict[str, object]:

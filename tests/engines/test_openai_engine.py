@@ -20,6 +20,7 @@ from memfactory.engines.openai import OpenAIEngine
 from memfactory.engines.options import OpenAIEngineConfig
 from memfactory.engines.scripted import ScriptedEngine
 from memfactory.errors import ConfigError, EngineError
+from memfactory.text import after_thinking
 from memfactory.types import Message, Reply, Sampling, SamplingParams
 
 Answer = tuple[int, str, dict[str, str]]
@@ -408,3 +409,28 @@ def test_an_engine_that_fails_as_a_whole_fails_all_without_a_reply():
     plain.submit(7, *asks(1)[0])
     with pytest.raises(ValueError, match="1 conversations are pending"):
         sample_or_errors(plain, asks(1))
+
+
+def test_template_options_are_sent_as_the_servers_know_them(endpoint):
+    sample(engine_at(endpoint.url, template_options={"enable_thinking": "no", "effort": "low"}), asks(1))
+    sample(engine_at(endpoint.url), asks(1))
+    first, second = endpoint.requests
+    assert first["chat_template_kwargs"] == {"enable_thinking": False, "effort": "low"}
+    assert "chat_template_kwargs" not in second
+
+
+def test_an_endpoint_without_template_options_is_told_in_its_words(endpoint):
+    endpoint.answer = lambda request, number: error(400, "Unrecognized request argument supplied: chat_template_kwargs")
+    (outcome,) = sample_or_errors(engine_at(endpoint.url, template_options={"enable_thinking": False}), asks(1))
+    assert isinstance(outcome, EngineError)
+    assert "argument supplied: chat_template_kwargs" in str(outcome)
+    assert "this endpoint takes no template_options" in str(outcome)
+
+
+def test_replies_behind_opened_thinking_begin_inside_it(endpoint):
+    replies = iter(["Rome or", "Rome? yes</think> Rome", "<think>x</think> Rome"])
+    endpoint.answer = lambda request, number: completion(next(replies), "length")
+    engine = engine_at(endpoint.url, opens_thinking=True, concurrency=1)
+    texts = [sample(engine, [ask])[0].text for ask in asks(3)]
+    assert texts == ["<think>\nRome or", "<think>\nRome? yes</think> Rome", "<think>x</think> Rome"]
+    assert [after_thinking(text) for text in texts] == [None, "Rome", "Rome"]
