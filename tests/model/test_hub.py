@@ -16,7 +16,9 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
+from memfactory.errors import ConfigError
 from memfactory.model import hub
+from memfactory.model.codec import FileCodec
 
 
 @pytest.fixture
@@ -86,6 +88,17 @@ def test_offline_mode_and_other_proxies_are_left_to_the_libraries(online, closed
     assert away_from(closed, monkeypatch)[0] is not None
 
 
+def test_a_tokenizer_of_an_endpoint_is_not_waited_for_either(online, closed, monkeypatch, tmp_path):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    start = time.monotonic()
+    monkeypatch.setattr(constants, "ENDPOINT", closed)
+    with pytest.raises(
+        ConfigError, match=f"'nobody/nothing' that measures the chunks .* be reached: {closed}: .*refused"
+    ):
+        FileCodec("nobody/nothing")
+    assert time.monotonic() - start < 15
+
+
 def python(address: str, home: Path, *words: str) -> tuple[subprocess.CompletedProcess[str], float]:
     """Python without offline mode, with a hub at `address` and its cache below `home`."""
     left_out = ("HF_HUB_OFFLINE", "HF_HOME", "HF_HUB_CACHE")
@@ -110,10 +123,11 @@ def test_a_hub_id_without_network_fails_in_seconds_with_one_line(closed, tmp_pat
 
 
 LOAD = """
+from memfactory.model.codec import FileCodec
 from memfactory.model.loading import load_architecture, load_chat
 from memfactory.model.options import ModelConfig
 config = ModelConfig(path="owner/name")
-print(load_architecture(config).hidden_size, sorted(load_chat(config).stop_ids))
+print(FileCodec("owner/name").offsets("a b"), load_architecture(config).hidden_size, sorted(load_chat(config).stop_ids))
 """
 
 
@@ -124,4 +138,4 @@ def test_a_model_in_the_cache_needs_no_hub(closed, small_model_path, tmp_path):
     (place / "refs" / "main").write_text(commit)
     shutil.copytree(small_model_path, place / "snapshots" / commit)
     done, _ = python(closed, tmp_path, "-c", LOAD)
-    assert (done.returncode, done.stdout) == (0, "64 [2]\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, "[(0, 1), (1, 2), (2, 3)] 64 [2]\n"), done.stderr

@@ -11,6 +11,7 @@ import numpy
 from memfactory.errors import ConfigError
 from memfactory.files.assets import asset
 from memfactory.model.gguf_file import gguf_problem, is_gguf
+from memfactory.model.hub import hub_away
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -31,7 +32,7 @@ class FileCodec:
             if is_gguf(file):
                 self._tokenizer = _inside(file)
             else:
-                self._tokenizer = Tokenizer.from_file(str(file)) if file.is_file() else Tokenizer.from_pretrained(path)
+                self._tokenizer = Tokenizer.from_file(str(file) if file.is_file() else _from_hub(path))
         except ConfigError:
             raise
         except Exception as error:
@@ -53,6 +54,19 @@ class FileCodec:
         """The spans, [tokens, 2]: an array takes a 16th of the memory of tuples."""
         spans = self._tokenizer.encode(text, add_special_tokens=False).offsets
         return numpy.array(spans, numpy.int32).reshape(-1, 2)
+
+
+def _from_hub(name: str) -> str:
+    """The tokenizer file of a model on the hub, in the hub's cache. Raises OSError if the hub is away and lacks it."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    away = hub_away()
+    try:
+        path: str = hf_hub_download(name, "tokenizer.json", local_files_only=away is not None)
+    except LocalEntryNotFoundError as error:
+        raise OSError(f"its cache does not have it, and the hub cannot be reached: {away or error}") from error
+    return path
 
 
 def _inside(file: Path) -> Tokenizer:
