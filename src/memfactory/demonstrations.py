@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from memfactory.dialogue import Agent, Ask, Dialogue, Module, ScoreRequest, Shared
+from memfactory.dialogue import Agent, Ask, Demonstration, Dialogue, Module, ScoreRequest, Shared
 from memfactory.episode import Episode
 from memfactory.errors import ConfigError, NoDemonstrationError, unknown
+from memfactory.plugins.boundary import broken, guarded, short_repr
 from memfactory.registry import MODULES
 from memfactory.types import Message, Reply, Reward, Task, Turn
 
@@ -63,7 +64,9 @@ class Demonstrator:
         """The turns of one episode. Raises NoDemonstrationError if a rule cannot tell."""
         turns: list[DemonstratedTurn] = []
         episode = Episode(task, frozen=True)
-        self._play(episode, self.agent.dialogue(episode), turns)
+        components = [type(self.agent), *(type(module) for module in self.agent.modules.values())]
+        with guarded(*components, doing=f"in demonstrating the task {task.id!r}"):
+            self._play(episode, self.agent.dialogue(episode), turns)
         return turns
 
     def _play(self, episode: Episode, dialogue: Dialogue[Any], turns: list[DemonstratedTurn]) -> Any:
@@ -85,7 +88,12 @@ class Demonstrator:
     def _reply(self, episode: Episode, ask: Ask, turns: list[DemonstratedTurn]) -> Reply:
         if ask.step not in self.owners:
             raise ConfigError(f"no module of the agent names the step {ask.step!r} among its steps")
-        shown = self.owners[ask.step].demonstrate(episode, ask)
+        module = self.owners[ask.step]
+        shown = module.demonstrate(episode, ask)
+        if not isinstance(shown, Demonstration) or shown.kind not in module.demonstrates:
+            kinds = ", ".join(module.demonstrates)
+            hint = f"write Demonstration(reply, kind) with a kind of `demonstrates`: {kinds}"
+            raise broken(type(module), "demonstrate", f"returned {short_repr(shown)}; {hint}")
         turns.append(DemonstratedTurn(episode.task.id, ask.step, shown.kind, ask.messages, shown.reply))
         reply = Reply(shown.reply, "stop")
         episode.turns.append(Turn(ask.step, ask.messages, reply, trainable=False, engine=ask.engine))

@@ -15,7 +15,7 @@ from memfactory.engines.scripted import ScriptedEngine
 from memfactory.envs.longcontext import LongcontextEnv, LongcontextOptions
 from memfactory.envs.rewards.answers import normalised
 from memfactory.episode import Episode
-from memfactory.errors import ConfigError, DataError, NoDemonstrationError
+from memfactory.errors import ConfigError, DataError, NoDemonstrationError, PluginError
 from memfactory.formats.notes import gold_answer, noted
 from memfactory.model.codec import FileCodec
 from memfactory.modules.answer import AnswerModule
@@ -191,3 +191,51 @@ def test_wrong_options_of_traces_say_which(tmp_path):
         write_traces(CONFIG, tmp_path / "a.csv")
     with pytest.raises(DataError, match="no row can be demonstrated: 2 rows are left out: "):
         write_traces(CONFIG, tmp_path / "a.jsonl", {"agent.memory_tokens": 1}, options=TracesOptions(rows=2))
+
+
+PLUGIN = """
+from memfactory.dialogue import Ask, Demonstration
+from memfactory.registry import MODULES
+from memfactory.roles import Reader
+from memfactory.types import Message
+
+
+@MODULES.register("skim")
+class Skim(Reader):
+    steps, demonstrates = ("skim",), ("answer",)
+
+    def dialogue(self, episode):
+        reply = yield Ask("skim", (Message("user", episode.task.question),), max_tokens=16)
+        return self.answer(reply.text)
+
+    def demonstrate(self, episode, ask):
+        RETURN
+"""
+
+
+def plugin_config(tmp_path, line):
+    (tmp_path / "skim.py").write_text(PLUGIN.replace("RETURN", line))
+    agent = {"name": "memory_agent", "modules": {"memory": "skim"}}
+    return {**CONFIG, "agent": agent, "plugins": [str(tmp_path / "skim.py")]}
+
+
+@pytest.mark.usefixtures("own_components")
+def test_a_module_of_ones_own_demonstrates_its_steps(tmp_path):
+    config = plugin_config(tmp_path, 'return Demonstration(episode.task.answers[0], "answer")')
+    write_traces(config, tmp_path / "traces.jsonl", options=TracesOptions(rows=2))
+    rows = [row.values for row in read_rows(tmp_path / "traces.jsonl", "traces")]
+    assert [(row["step"], row["kind"], len(row["messages"])) for row in rows] == [("skim", "answer", 2)] * 2
+
+
+@pytest.mark.usefixtures("own_components")
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('return "Oslo"', "`demonstrate` returned str 'Oslo'; write Demonstration"),
+        ('return Demonstration("Oslo", "guess")', "with a kind of `demonstrates`: answer"),
+        ("return 1 / 0", "failed in demonstrating the task '0' at .*skim.py:17: ZeroDivisionError"),
+    ],
+)
+def test_mistakes_in_ones_own_rule_name_the_module(tmp_path, line, message):
+    with pytest.raises(PluginError, match=message):
+        write_traces(plugin_config(tmp_path, line), tmp_path / "t.jsonl", options=TracesOptions(rows=1))
