@@ -112,7 +112,7 @@ class Showcase:
             Stage(
                 "cold start",
                 self.cold_start / "final" / "config.json",
-                ("train", cold_start, f"model.path={self.model}", f"data.train={traces}", *options,
+                ("train", cold_start, f"model.path={self.model}", f"data.train={traces}", *self.evaluation(), *options,
                  f"output={self.cold_start}"),
                 self.cold_start,
             ),
@@ -126,6 +126,12 @@ class Showcase:
             *self.transcripts(),
         ]  # fmt: skip
 
+    def evaluation(self) -> tuple[str, ...]:
+        """The override that evaluates a cold start which several rungs share on the questions of this one."""
+        if self.rung.cold_start == f"{self.rung.config}_sft":
+            return ()
+        return (f"data.eval.held_out={json.dumps(held_out_options(self.rl, self.rung))}",)
+
     def transcripts(self) -> Iterator[Stage]:
         """The stages that answer a few held-out questions before and after RL, by the same seeds."""
         rows = self.folder / "questions.jsonl"
@@ -138,13 +144,18 @@ class Showcase:
 
 def held_out(run: Path, rung: Rung) -> tuple[str, ...]:
     """The dataset of the held-out questions, for `data export`: that of the run, or of the config before it."""
+    options = {**held_out_options(run, rung), "limit": QUESTIONS}
+    name = options.pop("name")
+    return (name, *(f"{key}={json.dumps(value)}" for key, value in options.items() if value is not None))
+
+
+def held_out_options(run: Path, rung: Rung) -> dict[str, Any]:
+    """The name and the options of the held-out set of a run, or of its config before it runs."""
     from memfactory.config import load_config, load_values
 
     file = run / "config.yaml"
     values = load_values(file) if file.is_file() else load_config(ROOT / "configs" / f"{rung.config}.yaml").values
-    options = {**values["data"]["eval"]["held_out"], "limit": QUESTIONS}
-    name = options.pop("name")
-    return (name, *(f"{key}={json.dumps(value)}" for key, value in options.items() if value is not None))
+    return dict(values["data"]["eval"]["held_out"])
 
 
 def run_stages(showcase: Showcase) -> None:
@@ -197,7 +208,7 @@ class Results:
 
     def table(self) -> str:
         """A Markdown table: each model's scores, and the paired difference from the row above, by question."""
-        from memfactory.evaluation.results import differences
+        from memfactory.evaluation.results import comparable, differences
 
         metrics = list(next(iter(self.models.values())).metrics)
         lines = [
@@ -207,7 +218,7 @@ class Results:
         before: DatasetResult | None = None
         for name, result in self.models.items():
             cells = [name]
-            paired = {} if before is None else differences(before, result)
+            paired = differences(before, result) if before is not None and comparable(before, result) else {}
             for metric in metrics:
                 score = result.metrics[metric]
                 cells.append(f"{score.mean:.3f} ± {score.standard_error or 0:.3f}")

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,24 @@ def test_the_table_has_paired_differences_from_the_row_above():
         "| a | 0.250 ± 0.250 |  |  |",
         "| b | 0.750 ± 0.250 | +0.500 | -0.419 to +1.000 |",
     ]
+
+
+def test_the_rungs_of_one_cold_start_evaluate_it_on_their_own_questions(tmp_path):
+    def words(rung):
+        stages = showcase.Showcase(showcase.RUNGS[rung], 0, tmp_path).stages()
+        return next(stage.words for stage in stages if stage.name == "cold start")
+
+    assert not any(word.startswith("data.eval") for word in words("1"))
+    (override,) = [word for word in words("hard") if word.startswith("data.eval.held_out=")]
+    options = json.loads(override.partition("=")[2])
+    assert (options["name"], options["paragraphs"], options["corrections"]) == ("facts_in_text", 4, 0.5)
+
+
+def test_results_on_other_questions_are_not_compared():
+    other = replace(result(1.0, 1.0), data_hash="another")
+    assert showcase.Results({"a": result(0.0, 0.0), "b": other}).table().splitlines()[-1] == (
+        "| b | 1.000 ± 0.250 |  |  |"
+    )
 
 
 def test_a_rung_without_configs_is_refused(monkeypatch):
