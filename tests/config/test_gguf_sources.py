@@ -13,6 +13,7 @@ from memfactory.config import load_config
 from memfactory.engines.vllm.checks import check_format
 from memfactory.errors import ConfigError
 from memfactory.evaluation.targets import EvalOverrides, prepare
+from memfactory.model.loading import load_chat, load_model
 
 BASE = "agent: memory_agent\nenv: longcontext\ntrain: {name: grpo}\ndata: {train: {name: facts, rows: 4}}\n"
 
@@ -64,6 +65,15 @@ def test_a_folder_of_gguf_files_names_them(folder: Path):
     assert "is not a model folder: it has no config.json, but GGUF files (q4.gguf); name one of them" in problem
     with pytest.raises(ConfigError, match=r"GGUF files \(q4\.gguf\); name one of them, such as '.*models/q4\.gguf'"):
         load_config(folder / "models", command="infer")
+
+
+def test_a_folder_called_like_a_gguf_file_is_a_folder(folder: Path, small_model_path: Path):
+    shutil.copytree(small_model_path, folder / "models" / "plain.gguf")
+    (folder / "x.yaml").write_text(BASE + "model: models/plain.gguf\n")
+    assert load_config(folder / "x.yaml", command="train").config.model.path == str(folder / "models" / "plain.gguf")
+    resolved = load_config(folder / "models" / "plain.gguf", command="infer")
+    assert load_chat(resolved.config.model).vocab_size == load_model(resolved.config.model, training=False).vocab_size
+    check_format(str(folder / "models" / "plain.gguf"))
 
 
 def test_a_missing_package_names_the_extra(folder: Path, monkeypatch: pytest.MonkeyPatch):

@@ -14,7 +14,6 @@ from memfactory.config.parts import SUFFIXES, config_folders, is_dir, is_file, r
 from memfactory.errors import ConfigError, unknown
 from memfactory.files.checkpoints import MODULES, TRAINING_ONLY, newest_intact
 from memfactory.files.folders import check_folder
-from memfactory.model.gguf_file import SUFFIX as GGUF
 from memfactory.model.gguf_file import gguf_instead, gguf_problem, is_gguf
 
 log = logging.getLogger("memfactory")
@@ -49,7 +48,7 @@ def find_source(source: str | Path, *, trained: bool) -> Source:
     Raises ConfigError when it names nothing, with the nearest config.
     """
     text, path = str(source), Path(source)
-    if path.suffix.lower() == GGUF or (is_file(path) and path.suffix not in SUFFIXES and is_gguf(path)):
+    if path.suffix not in SUFFIXES and is_gguf(path):
         problem = gguf_problem(path.expanduser())
         if problem is not None:
             raise ConfigError(problem)

@@ -50,9 +50,9 @@ class GgufHeader:
 def is_gguf(path: str | Path) -> bool:
     """Whether `path` is meant as a GGUF file by its name, or is one by its first bytes."""
     file = Path(path).expanduser()
-    if file.suffix.lower() == SUFFIX:
-        return True
     try:
+        if file.suffix.lower() == SUFFIX:
+            return not file.is_dir()
         with open(file, "rb") as opened:
             return opened.read(len(MAGIC)) == MAGIC
     except (OSError, ValueError):
