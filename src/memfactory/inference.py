@@ -155,7 +155,7 @@ class InferResult:
 
     `answered_before` counts the rows that the output file already answered. `problems` names the rows that cannot be
     used, `failures` maps the ids of unanswered tasks to the reason, and `notes` tell which parts of long texts were
-    not read.
+    not read, and how many replies never ended their thinking.
 
     >>> InferResult((Answer("q1", "Where does Anna live?", "Oslo"),)).complete
     True
@@ -206,7 +206,7 @@ def _run(resolved: Resolved, request: InferRequest, options: InferOptions) -> In
         answered_before=len(tasks) - len(missing),
         problems=tuple(problems),
         failures=failures,
-        notes=tuple(_reading_notes(resolved, readings, limits)),
+        notes=(*_reading_notes(resolved, readings, limits), *_thinking_notes(answers)),
     )
 
 
@@ -271,6 +271,18 @@ def _reading_notes(
                 f"read whole: up to {longest:,} tokens, where training and evaluation read {limit.tokens:,} of a text; "
                 f"{limit.key}={limit.value} on the command line does so here too"
             )
+
+
+def _thinking_notes(answers: Sequence[Answer]) -> Iterator[str]:
+    """A note on replies that were cut inside thinking."""
+    counts = [answer.record.get("unfinished_thinking") for answer in answers]
+    unfinished = sum(count for count in counts if isinstance(count, int))
+    if unfinished:
+        yield (
+            f"replies that never ended their thinking: {unfinished}. They changed no memory and gave no answer; allow "
+            "longer replies (memory_tokens, answer_tokens, max_tokens of the agent's modules), or turn thinking off "
+            "where the chat template can (model.template_options.enable_thinking=false)"
+        )
 
 
 def _refuse_eval_sampling(resolved: Resolved) -> None:

@@ -295,3 +295,14 @@ def test_changes_of_a_bank_are_told_item_by_item():
     after = {"b": MemoryItem("b", "", "Ana lives in Paris"), "c": MemoryItem("c", "", "Ben sings", updated_at="May")}
     told = [line.plain for line in bank_difference(before, after)]
     assert told == ["- a: Ana lives in Oslo", "~ b: Ana lives in Rome Paris", "+ c: May: Ben sings"]
+
+
+def test_thinking_that_never_ends_is_no_answer_and_is_told(place, chat_server, capfd):
+    chat_server.reply = lambda request: "<think>\nPerhaps three"
+    code, said = infer(place, question="What is the code of Carol?", documents=[place / "text.txt"])
+    # The text has two chunks: two updates and the answer.
+    assert (code, said) == (0, "\n")
+    assert "replies that never ended their thinking: 3." in capfd.readouterr().err
+    _, said = infer(place, question="What is the code of Carol?", documents=[place / "text.txt"], as_json=True)
+    row = json.loads(said)
+    assert (row["answer"], row["memory"], row["unfinished_thinking"]) == (None, "No previous memory", 3)

@@ -42,6 +42,17 @@ def facts(base, **changed):
             USUAL,
             r"79 of 80 replies of 'answer' were cut by length: raise agent\.modules\.memory\.answer_tokens \(now 12\)",
         ),
+        (
+            facts(FLAT, lowest=0.0, highest=0.0, cut={"answer": 79}, unfinished={"answer": 70}),
+            USUAL,
+            r"79 of 80 replies of 'answer' were cut by length, 70 of them inside thinking: raise agent\.modules\.memory"
+            r"\.answer_tokens \(now 12\), or turn thinking off \(model\.template_options: {enable_thinking: false}\)\.",
+        ),
+        (
+            facts(FLAT, lowest=0.0, highest=0.0, cut={"answer": 79}, unfinished={"answer": 3}),
+            USUAL,
+            r"79 of 80 replies of 'answer' were cut by length, 3 of them inside thinking: raise [^,]*\(now 12\)\.",
+        ),
         (facts(LEARNT, skipped=5, largest_norm=None), USUAL, r"not finite, .*Lower train\.optimizer\.learning_rate"),
         (
             facts(LEARNT, tokens=0, updates=0, replies={"update": 9}, cut={"update": 9}),

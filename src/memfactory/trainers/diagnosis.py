@@ -7,12 +7,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from memfactory.text import is_unfinished_thinking
 from memfactory.types import Group
 
 FIRST_STEPS = 5
 """Steps after which a diagnosis is made of a run that has learned nothing."""
 MOSTLY = 0.5
 """The fraction above which something counts as the cause."""
+THINKING_OFF = "model.template_options: {enable_thinking: false}"
 MISMATCH = 0.01
 """The mean difference of log-probabilities above which sampling and training count as two distributions."""
 
@@ -23,8 +25,9 @@ class Facts:
 
     `groups` and `valid` (those whose rewards differ), `episodes` with those that did not fit the context (`overlong`)
     or have an unknown reward for another reason (`unknown`), and the range of the known rewards. `replies` and `cut`
-    count, by module step, the replies of the policy and those cut by length. `tokens` were trained on in `updates`
-    optimizer steps, of which `skipped` had a gradient that is not finite; `largest_norm` is that of the others.
+    count, by module step, the replies of the policy and those cut by length, and `unfinished` those whose thinking
+    never ended. `tokens` were trained on in `updates` optimizer steps, of which `skipped` had a gradient that is not
+    finite; `largest_norm` is that of the others.
     """
 
     steps: int = 0
@@ -37,6 +40,7 @@ class Facts:
     highest: float | None = None
     replies: Mapping[str, int] = field(default_factory=dict)
     cut: Mapping[str, int] = field(default_factory=dict)
+    unfinished: Mapping[str, int] = field(default_factory=dict)
     tokens: int = 0
     updates: int = 0
     skipped: int = 0
@@ -54,6 +58,7 @@ class Facts:
             highest=max(highs, default=None),
             replies=Counter(self.replies) + Counter(other.replies),
             cut=Counter(self.cut) + Counter(other.cut),
+            unfinished=Counter(self.unfinished) + Counter(other.unfinished),
             largest_norm=max(norms, default=None),
         )
 
@@ -92,6 +97,7 @@ def facts_of(groups: Sequence[Group], valid: int) -> Facts:
         highest=max(known, default=None),
         replies=Counter(turn.step for turn in turns),
         cut=Counter(turn.step for turn in turns if turn.reply.stop == "length"),
+        unfinished=Counter(turn.step for turn in turns if is_unfinished_thinking(turn.reply.text)),
     )
 
 
@@ -168,7 +174,11 @@ def _cut(facts: Facts, settings: Settings) -> list[str]:
         if cut > MOSTLY * facts.replies[step]:
             key, value = settings.limits.get(step, ("its longest reply", 0))
             now = f" (now {value})" if value else ""
-            causes.append(f"{cut} of {facts.replies[step]} replies of {step!r} were cut by length: raise {key}{now}.")
+            thinking = facts.unfinished.get(step, 0)
+            inside = f", {thinking} of them inside thinking" if thinking else ""
+            turn_off = f", or turn thinking off ({THINKING_OFF})" if thinking > MOSTLY * cut else ""
+            replies = f"{cut} of {facts.replies[step]} replies of {step!r}"
+            causes.append(f"{replies} were cut by length{inside}: raise {key}{now}{turn_off}.")
     return causes
 
 
