@@ -213,6 +213,7 @@ def test_a_scaled_rotation_that_is_not_read_is_told_of(small_gguf_path: Path, tm
 def test_a_gguf_file_is_known_by_its_name_or_its_first_bytes(small_gguf_path: Path, tmp_path: Path):
     nameless = Path(shutil.copy(small_gguf_path, tmp_path / "sha256-1234"))
     assert is_gguf(nameless) and is_gguf("anything.gguf") and not is_gguf(tmp_path) and not is_gguf("owner/name")
+    assert not is_gguf("~nobody-of-this-name/x.gguf") and not is_gguf("a\0b")
     assert gguf_problem(nameless) is None
     assert gguf_header(nameless).architecture == "llama"
     assert load_model(config_of(nameless), training=False).config.hidden_size == 64

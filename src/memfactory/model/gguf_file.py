@@ -49,13 +49,14 @@ class GgufHeader:
 
 def is_gguf(path: str | Path) -> bool:
     """Whether `path` is meant as a GGUF file by its name, or is one by its first bytes."""
-    file = Path(path).expanduser()
     try:
+        file = Path(path).expanduser()
         if file.suffix.lower() == SUFFIX:
             return not file.is_dir()
         with open(file, "rb") as opened:
             return opened.read(len(MAGIC)) == MAGIC
-    except (OSError, ValueError):
+    except (OSError, ValueError, RuntimeError):
+        # No file can have the name, or there is no such user.
         return False
 
 
