@@ -21,12 +21,12 @@ from typing import Any
 import numpy
 import torch
 
-from benchmarks.arguments import add_model, dtype_of, model_of, settings_of
+from benchmarks.arguments import add_model, dtype_of, model_folder, settings_of
 from benchmarks.floor import decode_bytes
 from benchmarks.measure import Clock, machine, memory_bandwidth
 from benchmarks.plain import PlainEngine
 from benchmarks.product import endless, local_model, shorten
-from benchmarks.workloads import Work, Writer, configured, write_model
+from benchmarks.workloads import Work, Writer, configured
 from memfactory.build import build_runtime
 from memfactory.components import POLICY
 from memfactory.engines.base import sample
@@ -157,7 +157,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
 def run(args: argparse.Namespace, folder: Path) -> None:
     """Measure every case and print its rows."""
-    model = write_model(folder / "model", model_of(args))
+    model = model_folder(args, folder)
     device = resolve_device(args.device)
     where, bandwidth = machine(device), memory_bandwidth(device)
     print(

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.arguments import add_model, dtype_of, model_of, option, settings_of
+from benchmarks.arguments import add_model, dtype_of, model_folder, model_of, option, settings_of
 from benchmarks.floor import decode_bytes, lengths, needed
 from benchmarks.measure import child_environment, machine, matmul_peak, memory_bandwidth, resident_bytes
 from benchmarks.plain import PlainSide
@@ -27,7 +27,7 @@ from benchmarks.product import ProductSide
 from benchmarks.profile import write_profile
 from benchmarks.report import print_report
 from benchmarks.trl import SINGLE_TURN, TrlSide
-from benchmarks.workloads import WORKLOADS, Work, configured, write_model
+from benchmarks.workloads import WORKLOADS, Work, configured
 from memfactory.config import Resolved
 from memfactory.errors import MemFactoryError
 from memfactory.model.loading import resolve_device
@@ -50,7 +50,7 @@ def main(words: Sequence[str] | None = None) -> None:
 def run(args: argparse.Namespace, folder: Path) -> None:
     """Run the requested benchmark; files of the benchmark's own go to `folder`."""
     work = Work(args.workload, **{field.name: getattr(args, field.name) for field in fields(Work)[1:]})
-    bench = Bench(args, work, write_model(folder / "model", model_of(args)), folder)
+    bench = Bench(args, work, model_folder(args, folder), folder)
     try:
         if args.memory_of:
             print(json.dumps(bench.memory(args.memory_of)))

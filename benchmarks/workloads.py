@@ -49,8 +49,8 @@ class Size:
 class Work:
     """One training step: `tasks` groups of `group_size` episodes, each reply `new_tokens` long.
 
-    `chunks`, `chunk_tokens` and `prompts` are memory_agent's; `prompt_tokens` is about how long the prompts of the
-    single-turn workloads are (0: as long as published).
+    `chunks`, `chunk_tokens`, `answer_tokens` (0: as `new_tokens`) and `prompts` are memory_agent's; `prompt_tokens` is
+    about how long the prompts of the single-turn workloads are (0: as long as published).
     """
 
     name: str
@@ -61,6 +61,7 @@ class Work:
     chunk_tokens: int = 625
     prompts: Prompts = "faithful"
     prompt_tokens: int = 0
+    answer_tokens: int = 0
 
 
 @REWARDS.register("bench_spread")
@@ -229,6 +230,6 @@ def _agent(work: Work) -> dict[str, Any]:
         "chunk_tokens": work.chunk_tokens,
         "max_chunks": work.chunks,
         "memory_tokens": work.new_tokens,
-        "answer_tokens": work.new_tokens,
+        "answer_tokens": work.answer_tokens or work.new_tokens,
         **order,
     }

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import PreTrainedModel
 
+from memfactory.model.linear import use_fast_products
+
 NORM_WEIGHTS, NORM_SETTINGS = {"weight"}, {"variance_epsilon"}
 PARTS = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 
@@ -20,8 +22,10 @@ PARTS = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 def fuse_layers(model: PreTrainedModel) -> None:
     """Let the RMS norms and SwiGLU blocks of `model` compute as here if their results are the same.
 
-    Weights and all names stay as they are, those of the modules' classes too.
+    Weights and all names stay as they are, those of the modules' classes too. Wide linear layers multiply by oneDNN
+    where that is faster (`model.linear`).
     """
+    use_fast_products(model)
     classes: dict[type, type] = {}
     for module in model.modules():
         original = type(module)

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from memfactory.model.linear import add_products, is_linear, multiply
+
 Head = Callable[[Tensor], Tensor]
 
 
@@ -63,7 +65,7 @@ def chunked_logprobs(
 
 def _is_plain(head: Head) -> TypeGuard[nn.Linear]:
     """Whether calling the head is its matrix product and nothing else: adapters and hooks would be left out by hand."""
-    if type(head) is not nn.Linear or "forward" in vars(head):
+    if not isinstance(head, nn.Module) or not is_linear(head) or "forward" in vars(head):
         return False
     return not head._forward_hooks and not head._forward_pre_hooks
 
@@ -155,14 +157,9 @@ class _LinearLogprobs(torch.autograd.Function):
             slopes.scatter_add_(1, targets[place, None], scaled[place])
             slopes = slopes.to(used.dtype)
             if into_hidden is not None:
-                into_hidden[place] = slopes @ used.weight
+                into_hidden[place] = multiply(slopes, used.weight.t())
             if into_weight is not None:
-                rows, states = into_weight[: used.vocabulary], used.hidden(place)
-                if rows.dtype == slopes.dtype:
-                    # Without a temporary of the weight's size, the largest matrix of a small model.
-                    rows.addmm_(slopes.t(), states)
-                else:
-                    rows += slopes.t() @ states
+                add_products(into_weight[: used.vocabulary], slopes, used.hidden(place))
             if into_bias is not None:
                 into_bias[: used.vocabulary] += slopes.sum(0)
         return into_hidden, into_weight, into_bias, None, None
@@ -209,7 +206,7 @@ class _Head:
     def logits(self, place: slice) -> Tensor:
         """[chunk, vocabulary], divided by the temperature, float32 at least; a tensor of its own."""
         with torch.autocast(self.states.device.type, enabled=False):
-            logits = nn.functional.linear(self.hidden(place), self.weight, self.bias)
+            logits = multiply(self.hidden(place), self.weight, self.bias)
         logits = logits.to(_precise(logits.dtype))
         return logits.div_(self.distribution.temperature) if self.distribution.temperature != 1 else logits
 

@@ -14,6 +14,8 @@ from typing import TypeGuard
 import torch
 from torch import Tensor, nn
 
+from memfactory.model.linear import is_linear
+
 log = logging.getLogger("memfactory")
 # The most rows of a step; for more of them the weights' own layout is nearly as fast.
 _ROWS = 64
@@ -85,8 +87,7 @@ def can_pack() -> bool:
 
 def _is_packable(module: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether the weight of `module` is copied."""
-    # No subclasses: they may be quantised, or compute something else on top.
-    if type(module) is not nn.Linear:
+    if not is_linear(module):
         return False
     weight = module.weight
     return weight.dtype == torch.float32 and weight.device.type == "cpu" and weight.numel() >= _SMALLEST
