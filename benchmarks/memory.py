@@ -136,7 +136,7 @@ def compare(
     config: Qwen3Config, setting: Setting, tokens: int, length: int = 256, *, fused: bool = True
 ) -> tuple[int, int]:
     """Bytes predicted and measured for two micro-batches of `tokens` (or as the setting has it) a step."""
-    args = {"micro_batch_tokens": tokens, "logprob_chunk_tokens": tokens // 4, **setting.options}
+    args: dict[str, Any] = {"micro_batch_tokens": tokens, "logprob_chunk_tokens": tokens // 4, **setting.options}
     options = GrpoOptions.model_validate(args)
     planned = memory_by_component(
         architecture(config),
@@ -144,13 +144,14 @@ def compare(
         Load(
             dtype=setting.dtype,
             kv_tokens=0,
-            micro_tokens=options.micro_batch_tokens,
+            micro_tokens=args["micro_batch_tokens"],
+            chunk_tokens=args["logprob_chunk_tokens"],
             reference=options.loss.needs_reference,
             cuda=False,
             fused_layers=fused,
         ),
     )
-    work = turns(2 * options.micro_batch_tokens // length, length * 3 // 4, length // 4)
+    work = turns(2 * args["micro_batch_tokens"] // length, length * 3 // 4, length // 4)
     return peak_bytes(planned), measured(config, setting, options, work, fused=fused)
 
 

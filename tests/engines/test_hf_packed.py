@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from memfactory.engines.base import sample
+from memfactory.engines.hf import packed_weights
 from memfactory.engines.hf.engine import HfEngine
 from memfactory.engines.hf.packed_weights import PackedWeights, can_pack
 from memfactory.engines.options import HfEngineConfig
@@ -235,3 +236,17 @@ def test_adapters_are_sampled_with(model, chat):
     assert ids(one) == ids(other)
     begin(engine(adapted, chat))
     assert any("base_layer" in name for name in packed(adapted))
+
+
+def test_the_memory_of_a_large_copy_goes_back_to_the_system(model, monkeypatch):
+    returned = []
+    monkeypatch.setattr(packed_weights, "return_free_memory", lambda: returned.append(True))
+    weights = PackedWeights(model, 2**30)
+    pack(weights)
+    weights.release()
+    assert not returned
+    monkeypatch.setattr(packed_weights, "_RETURNED_BYTES", 1)
+    pack(weights)
+    weights.release()
+    weights.release()
+    assert returned == [True]

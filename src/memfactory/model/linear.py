@@ -107,10 +107,10 @@ def has_fast_products() -> bool:
         return False
     weight, states = torch.linspace(-1, 1, 48 * 32).view(48, 32), torch.linspace(-1, 1, 3 * 32).view(3, 32)
     try:
-        found = _product(states.t().contiguous().t(), weight.t().contiguous().t())
+        by_onednn = _product(states.t().contiguous().t(), weight.t().contiguous().t())
     except (RuntimeError, AttributeError):
         return False
-    return torch.allclose(found, linear(states, weight), atol=1e-5)
+    return torch.allclose(by_onednn, linear(states, weight), atol=1e-5)
 
 
 class _Linear(torch.autograd.Function):

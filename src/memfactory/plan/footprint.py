@@ -138,10 +138,10 @@ class Precision:
 class Load:
     """The tokens that a run holds at one time, and how it computes.
 
-    `kv_tokens` are cached during the rollout, `micro_tokens` go through one forward and backward pass. `cuda`: the run
-    is on a GPU, which `optimizer.kind: auto` and offloading depend on. `continued`: the model has an adapter already.
-    Without `prefixes_shared` the engine masks its attention and repeats keys and values of one layer for it. A CPU
-    copies up to `packed_limit` bytes of float32 weights to decode from.
+    `kv_tokens` are cached during the rollout, `micro_tokens` go through one forward and backward pass, `chunk_tokens`
+    have logits at one time. `cuda`: the run is on a GPU, which `optimizer.kind: auto` and offloading depend on.
+    `continued`: the model has an adapter already. Without `prefixes_shared` the engine masks its attention and repeats
+    keys and values of one layer for it. A CPU copies up to `packed_limit` bytes of float32 weights to decode from.
     """
 
     dtype: str
@@ -153,6 +153,7 @@ class Load:
     prefixes_shared: bool = True
     fused_layers: bool = True
     packed_limit: int = 0
+    chunk_tokens: int = 2048
 
 
 def memory_by_component(sizes: Architecture, options: TrainerOptions, load: Load) -> dict[str, int]:
@@ -181,7 +182,7 @@ def memory_by_component(sizes: Architecture, options: TrainerOptions, load: Load
         # Autograd keeps each weight as it was computed with; recomputing layers, one layer's at a time.
         body = n - head * (1 if sizes.tied else 2)
         copies = width * (body // sizes.layers if options.gradient_checkpointing else body)
-    chunk = min(options.logprob_chunk_tokens, micro_tokens)
+    chunk = min(load.chunk_tokens, micro_tokens)
     repeats = not load.prefixes_shared and sizes.kv_width != sizes.attention_width
     repeated = 2 * width * sizes.attention_width if repeats else 0
     packed = packed_bytes(sizes, load.packed_limit) if not cuda and width == precision.masters == 4 else 0

@@ -13,6 +13,7 @@ from memfactory.errors import ConfigError
 from memfactory.model.loading import compute_dtype, load_architecture, places
 from memfactory.model.options import ModelConfig
 from memfactory.plan.footprint import BYTES, Architecture, Load, architecture, memory_by_component, packed_bytes
+from memfactory.policy.pass_size import pass_size
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,12 @@ def planned_memory(
     """
     config, engine = resolved.config, resolved.config.engine
     own = engine if isinstance(engine, HfEngineConfig) else None
+    size = pass_size(options, load_architecture(config.model), cpu=not device.cuda)
     load = Load(
         dtype=compute_type(config.model, cuda=device.cuda),
         kv_tokens=_kv_tokens(own, longest) if own is not None and options.plays else 0,
-        micro_tokens=max(options.micro_batch_tokens, longest),
+        micro_tokens=max(size.micro_batch_tokens, longest),
+        chunk_tokens=size.chunk_tokens,
         reference=options.policy_loss.needs_reference,
         continued=places(config.model)[1] is not None,
         cuda=device.cuda,

@@ -25,6 +25,7 @@ from memfactory.policy.batch import TrainingTurn
 from memfactory.policy.layout import Layout, Rows, micro_layouts
 from memfactory.policy.logprobs import Distribution, chunked_logprobs
 from memfactory.policy.objective import LossInputs
+from memfactory.policy.pass_size import pass_size
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,8 @@ class ForwardPass:
         self.device = model.device
         self.dtype = dtype
         self.feeding = feeding
-        self.chunk_tokens = options.logprob_chunk_tokens
-        self.micro_batch_tokens = options.micro_batch_tokens
+        size = pass_size(options, model.config, cpu=model.device.type == "cpu")
+        self.chunk_tokens, self.micro_batch_tokens = size.chunk_tokens, size.micro_batch_tokens
         self._last_layer = LastLayer()
 
     @contextmanager

@@ -7,7 +7,9 @@ knows no architecture: every `nn.Linear` is multiplied in that way.
 
 from __future__ import annotations
 
+import ctypes
 import logging
+import sys
 from functools import partial
 from typing import TypeGuard
 
@@ -25,6 +27,8 @@ _MULTIPLE = 8
 _SMALLEST = 64 * 64
 # Copying the weights takes as long as five steps of 8 rows save. Fewer rows save little.
 _STEPS, _LEAST_ROWS = 5, 4
+# A smaller copy is not worth the time of returning its memory.
+_RETURNED_BYTES = 2**26
 
 
 class PackedWeights:
@@ -50,11 +54,13 @@ class PackedWeights:
 
     def release(self) -> None:
         """Free the copy's memory."""
-        self._steps = 0
+        self._steps = freed = 0
         while self._packed:
             # In this order an interrupt leaves nothing behind.
             self._packed[-1].__dict__.pop("forward", None)
-            self._packed.pop()
+            freed += self._packed.pop().weight.nbytes
+        if freed >= _RETURNED_BYTES:
+            return_free_memory()
 
     def _pack(self) -> None:
         room = self._limit
@@ -69,6 +75,14 @@ class PackedWeights:
             self._packed.append(module)
             module.__dict__["forward"] = partial(_multiply, module, weight)
             room -= module.weight.nbytes
+
+
+def return_free_memory() -> None:
+    """Have the C library return freed memory to the system; glibc keeps pages below memory in use."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
 
 
 def can_pack() -> bool:

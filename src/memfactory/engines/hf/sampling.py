@@ -12,6 +12,8 @@ from torch import Tensor
 from memfactory.types import SamplingParams
 
 _BLOCK = 64
+# The numbers of one tensor [rows, vocabulary] while a CPU samples.
+_CPU_NUMBERS = 2**20
 
 
 def uniforms(seed: int) -> Iterator[float]:
@@ -52,6 +54,11 @@ class SamplingBatch:
             column([row.top_p for row in rows], 1.0),
         )
 
+    def part(self, place: slice) -> SamplingBatch:
+        """The parameters of some of the rows."""
+        columns = (self.temperature, self.greedy, self.top_k, self.top_p)
+        return SamplingBatch(*(None if column is None else column[place] for column in columns))
+
 
 def sample_tokens(logits: Tensor, batch: SamplingBatch, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """One token a row by inverting the distribution's cumulative sum at `uniform`.
@@ -60,6 +67,17 @@ def sample_tokens(logits: Tensor, batch: SamplingBatch, uniform: Tensor) -> tupl
     the row's own distribution: at its temperature and, after a cut by top-k or top-p, renormalised over the tokens
     left. A greedy row takes the likeliest token with certainty: log-probability 0.
     """
+    # On a CPU some rows at a time: for all of them the memory of a large vocabulary would come fresh from the system.
+    rows = len(logits) if logits.device.type != "cpu" else max(1, _CPU_NUMBERS // logits.shape[-1])
+    if len(logits) <= rows:
+        return _sample(logits, batch, uniform)
+    places = [slice(first, first + rows) for first in range(0, len(logits), rows)]
+    ids, logprobs = zip(*(_sample(logits[place], batch.part(place), uniform[place]) for place in places), strict=True)
+    return torch.cat(ids), torch.cat(logprobs)
+
+
+def _sample(logits: Tensor, batch: SamplingBatch, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """`sample_tokens` of all rows at once."""
     logprobs = torch.log_softmax(logits if batch.temperature is None else logits / batch.temperature, -1)
     if batch.top_k is not None or batch.top_p is not None:
         logprobs = _cut(logprobs, batch)

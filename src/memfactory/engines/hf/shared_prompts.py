@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from memfactory.engines.hf.cache import round_up
+from memfactory.engines.hf.cache import LayerStates, round_up
 from memfactory.engines.hf.forward import Forward
 from memfactory.engines.hf.prefix_cache import Prefix, Prefixes
 from memfactory.engines.hf.prompts import Group
@@ -173,11 +173,15 @@ class SharedPrompts:
             ),
         )
         states = self._forward.keys_and_values(tokens, positions, forest)
-        for prefix, (first, end) in places.items():
-            # Copies and no views: an evicted prefix must free its memory while its siblings stay.
-            prefix.layers = [
-                (keys[:, :, first:end].clone(), values[:, :, first:end].clone()) for keys, values in states
-            ]
+        layers: dict[Prefix, list[LayerStates]] = {prefix: [] for prefix in places}
+        for _ in range(len(states)):
+            # Taken out of the list, so that one layer alone is in memory twice.
+            keys, values = states.pop(0)
+            for prefix, (first, end) in places.items():
+                # Copies and no views: an evicted prefix must free its memory while its siblings stay.
+                layers[prefix].append((keys[:, :, first:end].clone(), values[:, :, first:end].clone()))
+        for prefix, own in layers.items():
+            prefix.layers = own
 
     def _begin(self, place: _Place, own: Sequence[Prefix]) -> None:
         """Add the row of `place` to the cache: empty, or with a copy of `own`, the end of its path."""

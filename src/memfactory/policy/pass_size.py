@@ -1,0 +1,55 @@
+"""The size of a training pass where the config leaves it open: tokens of a micro-batch, and of a chunk of logits.
+
+On a GPU they are fixed numbers. On a CPU, where a pass of fewer tokens is as fast, bytes bound both: a model of more
+than a few million parameters takes 0.8 GiB of activations, not ten. They depend on the model, not on the memory that is
+free at the moment, so that a run can be repeated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from transformers import PretrainedConfig
+
+from memfactory.config.training import TrainerOptions
+
+MICRO_BATCH_TOKENS, CHUNK_TOKENS = 16384, 2048
+ACTIVATION_BYTES, LOGIT_BYTES = 8 * 2**30 // 10, 2**26
+# A shorter pass would spend much of its time on reading weights.
+LEAST_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class PassSize:
+    """Tokens of one forward and backward pass, and reply tokens whose logits are in memory at one time."""
+
+    micro_batch_tokens: int
+    chunk_tokens: int
+
+
+def pass_size(options: TrainerOptions, config: PretrainedConfig, *, cpu: bool) -> PassSize:
+    """The sizes that `options` name and, where they are None, those that suit a model of this `config`."""
+    tokens, chunk = options.micro_batch_tokens, options.logprob_chunk_tokens
+    architecture = config.get_text_config()
+    if tokens is None:
+        each = _activation_bytes(architecture, checkpointing=options.gradient_checkpointing)
+        tokens = _bounded(MICRO_BATCH_TOKENS, ACTIVATION_BYTES // each) if cpu else MICRO_BATCH_TOKENS
+    if chunk is None:
+        chunk = _bounded(CHUNK_TOKENS, LOGIT_BYTES // (4 * architecture.vocab_size)) if cpu else CHUNK_TOKENS
+    return PassSize(tokens, chunk)
+
+
+def _bounded(usual: int, most: int) -> int:
+    """`usual` or, if that is less, `most` in whole multiples of LEAST_TOKENS, of which it is at least one."""
+    return min(usual, max(most // LEAST_TOKENS, 1) * LEAST_TOKENS)
+
+
+def _activation_bytes(config: PretrainedConfig, *, checkpointing: bool) -> int:
+    """About how many bytes a token leaves for the backward pass in float32, with fused layers: see plan/footprint."""
+    heads, hidden = config.num_attention_heads, config.hidden_size
+    head_dim = getattr(config, "head_dim", None) or hidden // heads
+    key_heads = getattr(config, "num_key_value_heads", None) or heads
+    inner = getattr(config, "intermediate_size", None) or 4 * hidden
+    layer = 4 * (4 * hidden + 4 * heads * head_dim + 3 * key_heads * head_dim + 2 * inner)
+    layers = config.num_hidden_layers
+    return int(4 * hidden * layers + layer if checkpointing else layer * layers)
