@@ -30,11 +30,11 @@ Reply with JSON: {"memory_list": [{"key": "title", "value": "fact"}]}"""
 
 
 SHORT_PROMPT = """\
-Conversation:
+Write down each fact about a person as one sentence.
+
 {conversation}
 
-Copy the facts that the people tell about themselves. Reply with JSON only:
-{"memory_list": [{"key": "name", "value": "sentence"}]}"""
+Reply with JSON: {"memory_list": [{"key": "name", "value": "sentence"}]}"""
 
 
 class NaiveExtractorOptions(ModuleOptions):

@@ -57,12 +57,14 @@ Reply with JSON: {"memory": [{"id": "0", "text": "entry", "event": "NONE"}]}"""
 
 
 SHORT_PROMPT = """\
+Give one operation for each number: NONE keeps, DEL deletes a wrong entry, ADD takes up a new one.
+
 Memory:
 {memory}
+
 New:
 {candidates}
 
-One operation for each number: NONE keeps, DEL deletes, ADD takes up a new entry.
 Reply with JSON: {"operations": [{"id": 1, "op": "NONE"}]}"""
 
 SHORT_MEM0_PROMPT = """\

@@ -31,11 +31,12 @@ Merge(index, merged_summary) joins it with a summary on the same topic, counted 
 
 
 SHORT_PROMPT = """\
+Add() takes up a new summary. Merge(index, text) joins it with an old one on the same topic.
+
 {memory}
 {candidate}
 
-Reply with one line. If an old summary has the topic of the new one: Merge(index, both in one sentence), counted
-from 0. If none has: Add()"""
+Reply with one line, such as Merge(0, text) or Add():"""
 
 
 class TopicUpdaterOptions(ModuleOptions):
