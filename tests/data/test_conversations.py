@@ -360,6 +360,16 @@ def test_a_mixture_has_its_parts_in_their_shares():
     ]
 
 
+def test_a_part_of_a_mixture_is_written_like_any_dataset(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "one.jsonl").write_text('{"text": "a"}\n')
+    forms = ["one.jsonl", {"data": "one.jsonl"}, {"data": {"path": "one.jsonl"}}, {"data": "fact_traces"}]
+    mixed = MixtureDataset(MixtureDataset.Options.model_validate({"parts": forms, "rows": 40}), tmp_path)
+    assert mixed.source == "mixture of one.jsonl, one.jsonl, one, fact_traces"
+    texts = [row.values for row in mixed.rows() if "text" in row.values]
+    assert 20 < len(texts) < 40 and {*map(str, texts)} == {"{'text': 'a'}"}
+
+
 def test_a_part_of_a_mixture_must_name_a_dataset_with_options_it_has():
     with pytest.raises(ConfigError, match="should name a dataset"):
         rows(MixtureDataset, parts=[{"data": {"rows": 3}}])

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, TypeGuard
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
+from memfactory.config.datasets import dataset_title, dataset_values
 from memfactory.data.base import Dataset, DatasetOptions, GeneratedRows, Row
 from memfactory.errors import ConfigError, DataError
 from memfactory.plugins.boundary import made
@@ -20,13 +21,18 @@ class PartOptions(Options):
 
     weight: float = Field(1.0, gt=0)
     """The relative number of rows from this dataset."""
-    data: dict[str, object]
-    """The dataset: its name and its options."""
+    data: str | dict[str, object]
+    """The dataset: a file's path, a name, or a mapping with its options."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _text_is_the_dataset(cls, values: Any) -> Any:
+        return {"data": values} if isinstance(values, str) else values
 
     @field_validator("data")
     @classmethod
-    def _rows_are_left_out_of_the_whole(cls, data: dict[str, object]) -> dict[str, object]:
-        if data.get("skip_bad_rows"):
+    def _rows_are_left_out_of_the_whole(cls, data: str | dict[str, object]) -> str | dict[str, object]:
+        if isinstance(data, dict) and data.get("skip_bad_rows"):
             raise ValueError("skip_bad_rows has no effect in a part; write it beside `parts`")
         return data
 
@@ -55,7 +61,7 @@ class MixtureDataset(Dataset[MixtureOptions]):
 
     @property
     def source(self) -> str:
-        return "mixture of " + ", ".join(str(part.data["name"]) for part in self.options.parts)
+        return "mixture of " + ", ".join(_title(part.data) for part in self.options.parts)
 
     def rows(self) -> Sequence[Row]:
         return GeneratedRows(self._row, self.options.at_most(self.options.rows), self.parts)
@@ -66,11 +72,20 @@ class MixtureDataset(Dataset[MixtureOptions]):
         return part[index % len(part)]
 
 
-def _rows(spec: dict[str, object], base_dir: Path) -> Sequence[Row]:
-    values: dict[str, Any] = {key: value for key, value in spec.items() if key != "name"}
-    name = spec.get("name")
-    if not isinstance(name, str):
-        raise ConfigError(f"mixture: `data` of a part should name a dataset, got {spec!r:.80}")
+def _title(spec: str | dict[str, object]) -> str:
+    return spec if isinstance(spec, str) else str(spec.get("name", dataset_title(spec)))
+
+
+def _is_named(spec: str | dict[str, object]) -> TypeGuard[dict[str, object]]:
+    return isinstance(spec, dict) and spec.get("name") in DATASETS.names()
+
+
+def _rows(spec: str | dict[str, object], base_dir: Path) -> Sequence[Row]:
+    try:
+        values: dict[str, Any] = dict(spec) if _is_named(spec) else dataset_values(spec, base_dir)
+    except ValueError as error:
+        raise ConfigError(f"mixture: `data` of a part should name a dataset: {error}") from None
+    name = str(values.pop("name"))
     try:
         options = DATASETS.options(name).model_validate(values)
     except ValidationError as error:
