@@ -116,7 +116,7 @@ class TrainerOptions(LoopOptions):
     """Tokens in one forward and backward pass, with padding and with shared prefixes once; halved when memory runs
     out. null: 16384; on a CPU at most about 0.8 GiB of activations."""
     logprob_chunk_tokens: int | None = Field(None, ge=1)
-    """Reply tokens whose logits are in memory at one time. null: 2048; on a CPU at most 64 MiB of logits."""
+    """Reply tokens whose logits are in memory at one time. null: 2048; on a CPU at most 32 MiB of logits."""
 
     def without_effect(self) -> Mapping[str, str]:
         return {} if self.lora is None else {"master_weights": "adapters are float32"}

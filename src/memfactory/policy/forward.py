@@ -20,12 +20,17 @@ from transformers import PreTrainedModel
 
 from memfactory.config.training import Packing, TrainerOptions
 from memfactory.model.chat import ChatFormat
+from memfactory.model.free_memory import return_free_memory
 from memfactory.model.tree_attention import LayerQueries, tree_attention
 from memfactory.policy.batch import TrainingTurn
 from memfactory.policy.layout import Layout, Rows, micro_layouts
 from memfactory.policy.logprobs import Distribution, chunked_logprobs
 from memfactory.policy.objective import LossInputs
 from memfactory.policy.pass_size import pass_size
+
+# Passes of a large model on a CPU after which freed memory is returned. Each is of another length than the one before,
+# so its tensors do not fit the gaps, and memory would grow by a quarter within a step.
+_RETURNING = 4
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,7 @@ class ForwardPass:
         self.feeding = feeding
         size = pass_size(options, model.config, cpu=model.device.type == "cpu")
         self.chunk_tokens, self.micro_batch_tokens = size.chunk_tokens, size.micro_batch_tokens
+        self._large = size.bounded
         self._last_layer = LastLayer()
 
     @contextmanager
@@ -85,8 +91,10 @@ class ForwardPass:
     ) -> Iterator[tuple[list[int], MicroBatch]]:
         """The turns in micro-batches, each with the indices of its turns."""
         rows = Rows(self.feeding.packing, self.chat.pad_id, self.device)
-        for indices, layout in micro_layouts(turns, rows, self.micro_batch_tokens):
+        for number, (indices, layout) in enumerate(micro_layouts(turns, rows, self.micro_batch_tokens), 1):
             yield indices, collate([turns[i] for i in indices], [weights[i] for i in indices], layout)
+            if self._large and number % _RETURNING == 0:
+                return_free_memory()
 
     def logprobs(
         self,

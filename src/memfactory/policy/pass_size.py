@@ -14,17 +14,21 @@ from transformers import PretrainedConfig
 from memfactory.config.training import TrainerOptions
 
 MICRO_BATCH_TOKENS, CHUNK_TOKENS = 16384, 2048
-ACTIVATION_BYTES, LOGIT_BYTES = 8 * 2**30 // 10, 2**26
+ACTIVATION_BYTES, LOGIT_BYTES = 8 * 2**30 // 10, 2**25
 # A shorter pass would spend much of its time on reading weights.
-LEAST_TOKENS = 256
+LEAST_TOKENS = 128
 
 
 @dataclass(frozen=True)
 class PassSize:
-    """Tokens of one forward and backward pass, and reply tokens whose logits are in memory at one time."""
+    """Tokens of one forward and backward pass, and reply tokens whose logits are in memory at one time.
+
+    `bounded`: bytes bound the tokens, since the model is large for a CPU.
+    """
 
     micro_batch_tokens: int
     chunk_tokens: int
+    bounded: bool = False
 
 
 def pass_size(options: TrainerOptions, config: PretrainedConfig, *, cpu: bool) -> PassSize:
@@ -36,7 +40,8 @@ def pass_size(options: TrainerOptions, config: PretrainedConfig, *, cpu: bool) -
         tokens = _bounded(MICRO_BATCH_TOKENS, ACTIVATION_BYTES // each) if cpu else MICRO_BATCH_TOKENS
     if chunk is None:
         chunk = _bounded(CHUNK_TOKENS, LOGIT_BYTES // (4 * architecture.vocab_size)) if cpu else CHUNK_TOKENS
-    return PassSize(tokens, chunk)
+    bounded = cpu and options.micro_batch_tokens is None and tokens < MICRO_BATCH_TOKENS
+    return PassSize(tokens, chunk, bounded)
 
 
 def _bounded(usual: int, most: int) -> int:

@@ -7,15 +7,14 @@ knows no architecture: every `nn.Linear` is multiplied in that way.
 
 from __future__ import annotations
 
-import ctypes
 import logging
-import sys
 from functools import partial
 from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
 
+from memfactory.model.free_memory import return_free_memory
 from memfactory.model.linear import is_linear
 
 log = logging.getLogger("memfactory")
@@ -75,14 +74,6 @@ class PackedWeights:
             self._packed.append(module)
             module.__dict__["forward"] = partial(_multiply, module, weight)
             room -= module.weight.nbytes
-
-
-def return_free_memory() -> None:
-    """Have the C library return freed memory to the system; glibc keeps pages below memory in use."""
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)
 
 
 def can_pack() -> bool:
