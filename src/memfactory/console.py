@@ -8,7 +8,6 @@ from typing import Any
 import rich.console
 from rich.console import ConsoleOptions, RenderableType
 from rich.segment import Segment, Segments
-from rich.table import Table
 from rich.text import Text
 
 from memfactory.redaction import holds_secret, redacted
@@ -31,9 +30,9 @@ class Console(rich.console.Console):
         # Before lines are broken: half a key on each of two lines would not be found.
         super().print(*map(_without_secrets, objects), **options)
 
-    def print_rows(self, table: Table) -> None:
-        """Print a table without borders. No line ends in blanks, which rich pads every cell with."""
-        lines = [[*_without_blank_end(line), Segment.line()] for line in self.render_lines(table, pad=False)]
+    def print_rows(self, tables: RenderableType) -> None:
+        """Print tables without borders. No line ends in blanks, which rich pads every cell with."""
+        lines = [[*_without_blank_end(line), Segment.line()] for line in self.render_lines(tables, pad=False)]
         self.print(Segments(segment for line in lines for segment in line), end="")
 
     def on_broken_pipe(self) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -233,3 +235,14 @@ def test_no_line_of_the_list_ends_in_blanks(capsys: pytest.CaptureFixture[str]) 
         assert run(words) == 0
         lines = capsys.readouterr().out.splitlines()
         assert lines and [line for line in lines if line != line.rstrip()] == []
+
+
+def test_a_plain_list_imports_no_component() -> None:
+    code = (
+        "import sys\n"
+        "from memfactory.cli.app import run\n"
+        "assert run(['list', 'rewards']) == 0\n"
+        "print([name for name in sys.modules if name.startswith('memfactory.envs.')])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == "[]", done.stdout + done.stderr

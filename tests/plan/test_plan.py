@@ -253,7 +253,9 @@ def test_a_plan_can_be_made_for_a_gpu_that_is_not_here(tmp_path, capsys, small_m
         "train: {name: grpo, optimizer: {kind: auto}}\n"
     )
     assert run(["train", str(tmp_path / "run.yaml"), "--dry-run", "--gpu-gib", "24"]) == 0
-    shown = " ".join(capsys.readouterr().out.split())
+    output = capsys.readouterr().out
+    assert [line for line in output.splitlines() if line != line.rstrip()] == []
+    shown = " ".join(output.split())
     assert "Memory against a GPU of 24 GiB" in shown and "optimizer adamw_8bit" in shown
     assert run(["train", str(tmp_path / "run.yaml"), "--gpu-gib", "24"]) == 2
     assert "--gpu-gib needs --dry-run" in capsys.readouterr().err

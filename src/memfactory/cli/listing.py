@@ -26,9 +26,10 @@ KINDS = (*REGISTERED, *CHOSEN, PROMPTS, "configs")
 
 @dataclass(frozen=True)
 class Listed:
-    """One line of the list: a name, a sentence, and the options for `--verbose`.
+    """One line of the list: a name and a sentence.
 
-    `prompts` are the options that each preset of a module stands for. `path` is the file of a config.
+    `options` and `prompts`, the options that each preset of a module stands for, are there for a list with details.
+    `path` is the file of a config.
     """
 
     name: str
@@ -70,7 +71,7 @@ def list_components(
         import json
 
         values = {
-            name: [line.as_json(verbose=verbose, with_texts=name == PROMPTS) for line in _listed(name)]
+            name: [line.as_json(verbose=verbose, with_texts=name == PROMPTS) for line in _listed(name, details=True)]
             for name in kinds
         }
         echo(json.dumps(values, indent=2, ensure_ascii=False))
@@ -81,7 +82,8 @@ def list_components(
         _show(console, name, verbose)
 
 
-def _listed(kind: str) -> Iterator[Listed]:
+def _listed(kind: str, *, details: bool) -> Iterator[Listed]:
+    """The lines of `kind`; without `details` no component is imported, apart from modules for their presets."""
     if kind == "configs":
         yield from _configs()
     elif kind == PROMPTS:
@@ -91,10 +93,10 @@ def _listed(kind: str) -> Iterator[Listed]:
 
         yield from (Listed(choice.name, choice.summary, choice.options) for choice in choices(kind))
     else:
-        yield from _registered(kind)
+        yield from _registered(kind, details=details)
 
 
-def _registered(kind: str) -> Iterator[Listed]:
+def _registered(kind: str, *, details: bool) -> Iterator[Listed]:
     from memfactory.registry import ADVANTAGES, AGENTS, DATASETS, ENVS, MODULES, OBJECTIVES, REWARDS, TRAINERS, Registry
 
     registries: dict[str, Registry[object]] = {
@@ -108,9 +110,10 @@ def _registered(kind: str) -> Iterator[Listed]:
         "datasets": DATASETS,
     }
     registry = registries[kind]
-    presets = {line.name: line.prompts for line in _prompts()} if kind == "modules" else {}
+    presets = {line.name: line.prompts for line in _prompts()} if details and kind == "modules" else {}
     for name in registry.names():
-        yield Listed(name, registry.entry(name).summary, registry.options(name), presets.get(name, {}))
+        options = registry.options(name) if details else None
+        yield Listed(name, registry.entry(name).summary, options, presets.get(name, {}))
 
 
 def _prompts() -> Iterator[Listed]:
@@ -133,7 +136,7 @@ def _show(console: Console, kind: str, verbose: bool) -> None:
     from rich.text import Text
 
     table = Table.grid(padding=(0, 2))
-    for line in _listed(kind):
+    for line in _listed(kind, details=verbose):
         place = () if line.path is None else (Text(line.path, style="dim"),)
         table.add_row(Text(f"  {line.name}"), Text(line.summary), *place)
         if verbose and kind == PROMPTS:

@@ -110,7 +110,7 @@ def _show_plan(config: str, overrides: list[str], gpu_gib: float | None, trust: 
 
     gpu = None if gpu_gib is None else Device(f"a GPU of {gpu_gib:g} GiB", round(gpu_gib * 2**30), cuda=True)
     plan = make_plan(resolved, gpu)
-    stdout().print(plan.render())
+    stdout().print_rows(plan.render())
     if lacking:
         raise ConfigError(lacking)
     if plan.problems:
