@@ -22,6 +22,7 @@ from memfactory.episode import Episode
 from memfactory.formats.answers import bare_answer, form_of_prompt
 from memfactory.memory.bank import MemoryBank
 from memfactory.plugins.boundary import broken, short_repr
+from memfactory.text import after_thinking
 from memfactory.types import AnswerForm, Candidate, MemoryItem, Utterance
 
 ValueT = TypeVar("ValueT")
@@ -67,13 +68,17 @@ class AnswerModuleOptions(ModuleOptions):
 class AnsweringModule(Module[ModuleT, ParsedAnswer]):
     """Base of the roles that answer the question."""
 
-    def answer(self, text: str | None, citations: Sequence[str] | None = None) -> ParsedAnswer:
+    def answer(
+        self, text: str | None, citations: Sequence[str] | None = None, *, drop_thinking: bool = True
+    ) -> ParsedAnswer:
         """The answer that `text` (a reply, or the part of one) holds in the form that the prompt asks for; None: none.
 
+        Thinking is left out, and a reply that never ended it holds no answer, unless `drop_thinking` is false.
         `citations` are the ids of the items that the answer cites; None: no or a malformed citation.
         """
         form: AnswerForm = self.options.requested_form or "plain"
         ids = None if citations is None else tuple(citations)
+        text = after_thinking(text) if drop_thinking and text is not None else text
         return ParsedAnswer(None if text is None else bare_answer(text, form), text, form, ids)
 
     def checked(self, result: Any) -> ParsedAnswer:

@@ -6,12 +6,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
 from memfactory.build import build_agent
 from memfactory.config import load_config
-from memfactory.dialogue import Agent
+from memfactory.dialogue import Agent, Ask, Asking, Dialogue
 from memfactory.engines.scripted import ScriptedEngine
 from memfactory.episode import Episode
 from memfactory.evaluation.answer_rows import answer_row
@@ -22,6 +23,8 @@ from memfactory.evaluation.samples import SampleRecord, record
 from memfactory.evaluation.tables import detail_table
 from memfactory.memory.bank import BankSource
 from memfactory.play import PlaySettings, Sampler, play
+from memfactory.registry import Options
+from memfactory.roles import AnswerModuleOptions, ParsedAnswer, Reader
 from memfactory.trainers.online import measured
 from memfactory.trainers.rollout_metrics import gathered_metrics
 from memfactory.types import (
@@ -117,6 +120,30 @@ def test_unfinished_thinking_leaves_the_memory_and_gives_no_answer(agent: str, s
     # Reading a session is shared work, and no turn of the sample's own; an answer row has every turn.
     assert unfinished == len(done.turns) > 0
     assert answer_row(done, None)["unfinished_thinking"] >= unfinished
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [("<think>\\boxed{Mars}</think>\nOslo", "Oslo"), ("<think>\\boxed{Mars}", None), ("Oslo", "Oslo")],
+)
+def test_a_module_of_ones_own_answers_without_thinking(text: str, answer: str | None) -> None:
+    class Guess(Reader[AnswerModuleOptions]):
+        steps = ("guess",)
+
+        def dialogue(self, episode: Episode) -> Asking[ParsedAnswer]:
+            reply = yield Ask("guess", (Message("user", episode.task.question),), 8)
+            return self.answer(reply.text)
+
+    class Guesser(Agent):
+        slots = MappingProxyType({"reader": "guess"})
+
+        def dialogue(self, episode: Episode) -> Dialogue[None]:
+            yield from self.modules["reader"].play(episode)
+
+    agent = Guesser(Options(), {"reader": Guess(AnswerModuleOptions(answer_form="plain"), WordCodec())})
+    sampler = Sampler(agent, {"policy": ScriptedEngine(lambda messages, sampling: text)})
+    (done,) = play(sampler, [Episode(TASK)], PlaySettings(frozen=True))
+    assert done.answer == answer
 
 
 # Counting

@@ -227,7 +227,7 @@ class RecurrentMemoryModule(Reader[RecurrentMemoryOptions]):
                 episode.memory = memory.strip()
         values = {"question": task.question, "prompt": task.question, "memory": episode.memory}
         reply = yield self._ask("answer", options.prompts.answer, values, options.answer_tokens)
-        return self.answer(after_thinking(reply.text) if options.drop_thinking else reply.text)
+        return self.answer(reply.text, drop_thinking=options.drop_thinking)
 
     def demonstrate(self, episode: Episode, ask: Ask) -> Demonstration:
         """The evidence of a chunk joins the memory (`taken`), or the memory stays (`same`); at the end the answer."""
