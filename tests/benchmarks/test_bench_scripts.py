@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from benchmarks import check, engine, floor, measure, product, step, trl, workloads
+from benchmarks.arguments import settings_of
 from memfactory.config.grpo import GrpoOptions
 from memfactory.engines.hf.packed_weights import can_pack
 from memfactory.plan.footprint import Architecture, architecture
@@ -208,3 +209,24 @@ def test_a_mistake_is_told_without_a_traceback(bench):
         bench.step.main(["rmm", *SMALL, "--sides", "plain", "--set", "train.loss.weighting=prompt"])
     with pytest.raises(SystemExit, match="weighting: token or turn"):
         bench.step.main(["rmm", *SMALL, "--check", "--set", "train.loss.weighting=prompt"])
+
+
+def test_a_models_own_weights_are_measured(bench, small_model_path, capsys):
+    words = f"rmm --model {small_model_path} --weights --group-size 3 --new-tokens 4 --prompt-tokens 120 --check"
+    bench.step.main(words.split())
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["gradient"] < 1e-5
+    given = bench.step.arguments(words.split())
+    assert "model.random_weights=false" in settings_of(given, other=False)
+
+
+def test_own_weights_need_a_folder(bench):
+    with pytest.raises(SystemExit, match="--weights needs --model with the folder of a model, got 'nowhere'"):
+        bench.step.main(["rmm", "--model", "nowhere", "--weights"])
+
+
+def test_an_answer_can_be_shorter_than_a_memory(bench, tmp_path):
+    folder = bench.workloads.write_model(tmp_path / "model", "tiny")
+    work = bench.workloads.Work("memory_agent", new_tokens=40, answer_tokens=12)
+    bench.workloads.configured(work, folder, tmp_path / "side")
+    agent = json.loads((tmp_path / "side" / "bench.yaml").read_text())["agent"]
+    assert (agent["memory_tokens"], agent["answer_tokens"]) == (40, 12)
