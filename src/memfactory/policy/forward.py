@@ -28,10 +28,6 @@ from memfactory.policy.logprobs import Distribution, chunked_logprobs
 from memfactory.policy.objective import LossInputs
 from memfactory.policy.pass_size import pass_size
 
-# Passes of a large model on a CPU after which freed memory is returned. Each is of another length than the one before,
-# so its tensors do not fit the gaps, and memory would grow by a quarter within a step.
-_RETURNING = 4
-
 
 @dataclass(frozen=True)
 class MicroBatch:
@@ -91,9 +87,10 @@ class ForwardPass:
     ) -> Iterator[tuple[list[int], MicroBatch]]:
         """The turns in micro-batches, each with the indices of its turns."""
         rows = Rows(self.feeding.packing, self.chat.pad_id, self.device)
-        for number, (indices, layout) in enumerate(micro_layouts(turns, rows, self.micro_batch_tokens), 1):
+        for indices, layout in micro_layouts(turns, rows, self.micro_batch_tokens):
             yield indices, collate([turns[i] for i in indices], [weights[i] for i in indices], layout)
-            if self._large and number % _RETURNING == 0:
+            if self._large:
+                # Each pass is of another length than the one before, so its tensors do not fit the gaps that are left.
                 return_free_memory()
 
     def logprobs(
