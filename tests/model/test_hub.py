@@ -15,10 +15,13 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
+from peft import LoraConfig, get_peft_model
 
 from memfactory.errors import ConfigError
 from memfactory.model import hub
 from memfactory.model.codec import FileCodec
+from memfactory.model.loading import load_architecture, load_chat, load_model
+from memfactory.model.options import ModelConfig
 
 
 @pytest.fixture
@@ -122,20 +125,40 @@ def test_a_hub_id_without_network_fails_in_seconds_with_one_line(closed, tmp_pat
     assert seconds < seconds_of_a_path + 40
 
 
-LOAD = """
-from memfactory.model.codec import FileCodec
-from memfactory.model.loading import load_architecture, load_chat
-from memfactory.model.options import ModelConfig
-config = ModelConfig(path="owner/name")
-print(FileCodec("owner/name").offsets("a b"), load_architecture(config).hidden_size, sorted(load_chat(config).stop_ids))
-"""
-
-
-def test_a_model_in_the_cache_needs_no_hub(closed, small_model_path, tmp_path):
+def in_cache(name: str, home: Path) -> Path:
+    """The folder of the hub's model `name` in the cache below `home`; it does not exist yet."""
     commit = "0123456789abcdef0123456789abcdef01234567"
-    place = tmp_path / "hub" / "models--owner--name"
+    place = home / "hub" / f"models--{name.replace('/', '--')}"
     (place / "refs").mkdir(parents=True)
     (place / "refs" / "main").write_text(commit)
-    shutil.copytree(small_model_path, place / "snapshots" / commit)
-    done, _ = python(closed, tmp_path, "-c", LOAD)
-    assert (done.returncode, done.stdout) == (0, "[(0, 1), (1, 2), (2, 3)] 64 [2]\n"), done.stderr
+    return place / "snapshots" / commit
+
+
+@pytest.fixture
+def cache(online, closed, monkeypatch, tmp_path) -> Path:
+    """The home of the cache of a hub that is away."""
+    monkeypatch.setattr(constants, "ENDPOINT", closed)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path
+
+
+def test_a_model_in_the_cache_needs_no_hub(cache, small_model_path):
+    shutil.copytree(small_model_path, in_cache("owner/name", cache))
+    config = ModelConfig(path="owner/name")
+    start = time.monotonic()
+    assert FileCodec("owner/name").offsets("a b") == [(0, 1), (1, 2), (2, 3)]
+    assert (load_architecture(config).hidden_size, load_chat(config).stop_ids) == (64, {2})
+    assert time.monotonic() - start < 15
+
+
+def test_an_adapter_of_a_hub_that_is_away_comes_from_its_cache(cache, closed, small_model_path):
+    base = load_model(ModelConfig(path=str(small_model_path), device="cpu"), training=False)
+    get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(in_cache("owner/name", cache))
+    start = time.monotonic()
+    load_model(ModelConfig(path=str(small_model_path), adapter="owner/name", device="cpu"), training=False)
+    with pytest.raises(
+        ConfigError, match=f"'nobody/nothing' is not a local folder, .*cache has no such adapter.: {closed}: .*refused"
+    ):
+        load_model(ModelConfig(path=str(small_model_path), adapter="nobody/nothing", device="cpu"), training=False)
+    # PEFT's own retries take 23 seconds.
+    assert time.monotonic() - start < 15

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
+from huggingface_hub import snapshot_download
 from peft import PeftModel, PeftType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from memfactory.errors import ConfigError, in_one_line
+from memfactory.model.hub import hub_away
 
 Network: TypeAlias = "PreTrainedModel | PeftModel"
 SPLIT = (
@@ -39,14 +41,15 @@ def load_adapter(model: PreTrainedModel, adapter: str, *, training: bool) -> Net
     In training it stays an adapter; otherwise it is merged into the weights. Raises ConfigError for a folder without an
     adapter of this model, and for adapters that are not in the weights (prompt tuning).
     """
-    if Path(adapter).is_dir():
-        _check_folder(Path(adapter))
+    place = _place(adapter)
+    if Path(place).is_dir():
+        _check_folder(Path(place))
     try:
         with without_peft_warnings():
-            adapted = PeftModel.from_pretrained(model, adapter, is_trainable=training)
+            adapted = PeftModel.from_pretrained(model, place, is_trainable=training)
             # from_pretrained only warns of tensors that find no place, and of places that find no tensor.
             result = adapted.load_adapter(
-                adapter, adapted.active_adapter, is_trainable=training, torch_device=str(model.device)
+                place, adapted.active_adapter, is_trainable=training, torch_device=str(model.device)
             )
     except torch.OutOfMemoryError as error:
         raise ConfigError(f"model.adapter: {adapter!r} does not fit into the memory of {model.device}") from error
@@ -63,6 +66,21 @@ def load_adapter(model: PreTrainedModel, adapter: str, *, training: bool) -> Net
             f"{' and '.join(part for part in (lacking, foreign) if part)} (such as {strange[0]})"
         )
     return adapted if training else merged_model(adapted)
+
+
+def _place(adapter: str) -> str:
+    """The folder or hub id of `adapter`; of a hub that is away, the folder in its cache."""
+    away = None if Path(adapter).is_dir() else hub_away()
+    if away is None:
+        return adapter
+    try:
+        # PEFT would ask the hub for each file, with retries.
+        return snapshot_download(adapter, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"model.adapter: {adapter!r} is not a local folder, and as a hub id it cannot be fetched (the hub cannot "
+            f"be reached, and its cache has no such adapter): {away}"
+        ) from error
 
 
 def _check_folder(folder: Path) -> None:

@@ -7,8 +7,6 @@ import os
 import socket
 import time
 from functools import lru_cache
-from urllib.error import HTTPError, URLError
-from urllib.request import Request, getproxies, urlopen
 
 TRIES = 2
 PAUSE = 1.0
@@ -46,6 +44,10 @@ def _away(endpoint: str, _period: int) -> str | None:
 
 def _obstacle(endpoint: str) -> str | None:
     """Why no connection to `endpoint` was made. An answer of any kind, and a slow one, is none."""
+    # Configs are read with this file, and most of them never ask.
+    from urllib.error import HTTPError, URLError
+    from urllib.request import Request, urlopen
+
     try:
         with urlopen(Request(endpoint, method="HEAD"), timeout=TIMEOUT):
             return None
@@ -64,5 +66,7 @@ def _obstacle(endpoint: str) -> str | None:
 
 def _proxy_of_another_kind() -> bool:
     """Whether the libraries go through a proxy that this check cannot use."""
+    from urllib.request import getproxies
+
     names = ("ALL_PROXY", "all_proxy")
     return any(os.environ.get(name) for name in names) or any("socks" in address for address in getproxies().values())
