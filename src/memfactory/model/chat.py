@@ -62,7 +62,7 @@ class ChatFormat:
             self._check_rows(unknown, {str(token) for token in added.values()}, rows)
             self.vocab_size = rows
         self._spaces = _begins_with_a_space(tokenizer)
-        self._think = ThinkTags(tokenizer)
+        self._think = ThinkTags(tokenizer, vocabulary)
         named = [vocabulary[end] for end in TURN_ENDS if end in vocabulary]
         # The one that ends the assistant's turn comes first.
         turn_ends = [*self._written_end(added), *named, tokenizer.eos_token_id]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, cast
 
@@ -22,14 +22,13 @@ _TAIL = 16
 
 
 class ThinkTags:
-    """The think tags among the tokens of `tokenizer`, and the texts of ids with them.
+    """The think tags among the tokens of `tokenizer`, whose ids are in `vocabulary`, and the texts of ids with them.
 
     A tag stays in the text even if the tokenizer marks it special, because the text inside is not the answer.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, vocabulary: Mapping[str, int]) -> None:
         self._tokenizer = tokenizer
-        vocabulary = tokenizer.get_vocab()
         pairs = [(one, two) for one, two in _PAIRS if one in vocabulary and two in vocabulary]
         self.names = frozenset(name for pair in pairs for name in pair)
         tags = {vocabulary[name]: tag for pair in pairs for name, tag in zip(pair, (OPEN, CLOSE), strict=True)}
