@@ -1,5 +1,6 @@
 """The prompts of demonstrated conversations are exactly those that the modules of an agent ask with."""
 
+import json
 import re
 from pathlib import Path
 
@@ -67,6 +68,39 @@ def test_a_demonstration_has_the_prompt_of_the_module_and_a_reply_in_its_form(st
         assert all(form == 1.0 for forms in episode.checks.values() for form in forms) and episode.checks
         wordings.add(prompt["content"])
     assert len(wordings) > 30
+
+
+@pytest.mark.parametrize("careless", [0.0, 0.5])
+@pytest.mark.parametrize("preset", ["default", "short"])
+def test_an_update_in_the_form_of_mem0_leads_to_the_same_memory(preset, careless):
+    def after(form):
+        own = {"prompts": preset, "format": form}
+        options = {"steps": {"update": 1}, "rows": 40, "modules": {"update": own}, "careless_update": careless}
+        dataset = ConversationTracesDataset(ConversationTracesDataset.Options(**options), Path())
+        module = MODULES.get("naive_updater")(MODULES.options("naive_updater")(**own), WordCodec())
+        for row in dataset.rows():
+            prompt, reply = row.values["messages"]
+            values = values_in(prompt["content"], dataset.prompts["update"])
+            if form == "mem0":
+                values = {
+                    "memory": "\n".join(item["text"] for item in json.loads(values["memory"])),
+                    "candidates": "\n".join(json.loads(values["candidates"])),
+                }
+            items = items_of(values["memory"])
+            bank = BankSource().open(items)
+            episode = Episode(Task("t", "Who?", ("a",), related=tuple(item.id for item in items)))
+            dialogue = module.dialogue(episode, bank, [Candidate(line) for line in lines_of(values["candidates"])])
+            assert next(dialogue).messages[0].content == prompt["content"]
+            with pytest.raises(StopIteration):
+                dialogue.send(Reply(reply["content"], "stop"))
+            # A list without entries decides about nothing.
+            assert episode.checks["update"] == [float(reply["content"] != '{"memory": []}')]
+            yield [item.text for item in items], sorted(item.text for item in bank.list()), reply["content"]
+
+    plain, mem0 = list(after("operations")), list(after("mem0"))
+    assert [rows[:2] for rows in plain] == [rows[:2] for rows in mem0]
+    events = {entry["event"] for *_, reply in mem0 for entry in json.loads(reply)["memory"]}
+    assert events >= {"NONE", "UPDATE", "ADD"} and ("DELETE" in events) == (careless > 0)
 
 
 def values_in(prompt, template):

@@ -20,6 +20,7 @@ from memfactory.data.synthetic.conversations import ConversationOptions, Remark,
 from memfactory.data.synthetic.fact_traces import DRILL_PROMPT
 from memfactory.data.synthetic.generated import GeneratedDataset, TracesOptions, WorldOptions
 from memfactory.errors import ConfigError
+from memfactory.files.atomic import json_text
 from memfactory.formats.answers import in_form
 from memfactory.formats.render import bracketed_list, bullet_list, numbered_list, render_conversation
 from memfactory.registry import DATASETS, MODULES
@@ -169,6 +170,8 @@ def update(random: Random, options: ConversationTracesOptions) -> Example:
     for place in range(len(news)):
         wrong = random.random() < slip
         operations.append("ADD" if (place < len(states)) != wrong else "NONE")
+    if options.modules.get("update", {}).get("format") == "mem0":
+        return _as_mem0([known.state for known in story.bank], states, [new.text for new in news], operations)
     lines = [known.state.sentence for known in story.bank]
     values = {
         "memory": numbered_list(lines),
@@ -176,6 +179,28 @@ def update(random: Random, options: ConversationTracesOptions) -> Example:
     }
     entries = [{"id": number, "op": operation} for number, operation in enumerate(operations, 1)]
     return values, json.dumps({"operations": entries})
+
+
+def _as_mem0(bank: Sequence[State], states: Sequence[State], news: Sequence[str], operations: Sequence[str]) -> Example:
+    """An update in the form of mem0: one entry for each item, its correction in its place, then the other new ones.
+
+    `states` are those of the first of `news`; `operations` decide about the items of `bank`, then about `news`.
+    """
+    added = {place: new for place, new in enumerate(news) if operations[len(bank) + place] == "ADD"}
+    places = {(state.person, state.topic): place for place, state in enumerate(states) if place in added}
+    entries = []
+    for number, (state, operation) in enumerate(zip(bank, operations, strict=False)):
+        entry = {"id": str(number), "text": state.sentence, "event": "NONE"}
+        place = places.pop((state.person, state.topic), None) if operation == "DEL" else None
+        if place is not None:
+            entry |= {"text": added.pop(place), "event": "UPDATE", "old_memory": state.sentence}
+        elif operation == "DEL":
+            entry["event"] = "DELETE"
+        entries.append(entry)
+    new_entries = [{"id": str(n), "text": new, "event": "ADD"} for n, new in enumerate(added.values(), len(bank))]
+    memory = [{"id": str(number), "text": state.sentence} for number, state in enumerate(bank)]
+    values = {"memory": json_text(memory), "candidates": json_text(list(news))}
+    return values, json_text({"memory": entries + new_entries})
 
 
 def rerank(random: Random, options: ConversationTracesOptions) -> Example:
