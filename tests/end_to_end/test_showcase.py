@@ -1,6 +1,7 @@
 """The showcase in miniature: demonstrations, cold start, RL, transcripts and table with the embedded model."""
 
 import json
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -93,6 +94,12 @@ def test_the_rungs_of_one_cold_start_evaluate_it_on_their_own_questions(tmp_path
     (override,) = [word for word in words("hard") if word.startswith("data.eval.held_out=")]
     options = json.loads(override.partition("=")[2])
     assert (options["name"], options["paragraphs"], options["corrections"]) == ("facts_in_text", 4, 0.5)
+
+
+def test_the_target_of_make_installs_what_the_model_needs():
+    shown = subprocess.run(["make", "-n", "showcase"], cwd=showcase.ROOT, capture_output=True, text=True, check=True)
+    install, run = shown.stdout.splitlines()
+    assert install == "scripts/install.sh gguf" and "scripts/showcase.py --rung 1 --seed 0" in run
 
 
 def test_results_on_other_questions_are_not_compared():

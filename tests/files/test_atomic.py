@@ -1,8 +1,10 @@
 """Files and folders that are replaced atomically."""
 
+import os
+
 import pytest
 
-from memfactory.files.atomic import atomic_file, write_text
+from memfactory.files.atomic import NotAFileError, atomic_file, write_text
 from memfactory.files.folders import atomic_folder, damage
 
 
@@ -30,6 +32,18 @@ def test_a_link_is_replaced_and_its_target_stays(tmp_path):
     write_text(tmp_path / "link", "ours")
     assert (tmp_path / "target").read_text() == "theirs"
     assert (tmp_path / "link").read_text() == "ours" and not (tmp_path / "link").is_symlink()
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_device_or_a_pipe_is_not_replaced(tmp_path, linked):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    if linked:
+        path = tmp_path / "link"
+        path.symlink_to(tmp_path / "pipe")
+    with pytest.raises(NotAFileError, match=f"{path} should be a file to write, but is a device, a pipe or a socket"):
+        write_text(path, "ours")
+    assert path.is_fifo()
 
 
 def test_a_folder_appears_only_when_it_is_complete(tmp_path):

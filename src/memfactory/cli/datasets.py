@@ -288,7 +288,7 @@ def traces(
 ) -> None:
     """Conversations for supervised fine-tuning: the config's agent on its training rows, with replies by rule.
 
-    For example: traces configs/smollm2_facts.yaml --rows 100 --output traces.jsonl
+    For example: traces configs/quickstart.yaml --rows 100 --output traces.jsonl
     """
     refuse_options(context, overrides or [])
     start_logging()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from hashlib import sha256
@@ -26,15 +28,24 @@ class NotAFolderError(MemFactoryError, FileExistsError):
         return f"{self.filename} should be a folder to write into, but is a file; move or delete it"
 
 
+class NotAFileError(MemFactoryError, OSError):
+    """A device, a pipe or a socket has the name of a file that is to be written. Also an OSError."""
+
+    def __str__(self) -> str:
+        return f"{self.filename} should be a file to write, but is a device, a pipe or a socket; name another file"
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """A binary file that replaces `path` when the block ends; an error leaves `path` untouched and no partial file.
 
-    The folder is made. A link at `path` is replaced, not followed.
+    The folder is made. A link at `path` is replaced, not followed. Raises NotAFileError for a device or a pipe, which
+    root would otherwise replace by a file.
 
         with atomic_file(Path("report.csv")) as file:
             file.write(b"step,reward\\n")
     """
+    _check_regular(path)
     make_folder(path.parent)
     partial = partial_of(path)
     try:
@@ -124,6 +135,17 @@ def named_errors(path: Path) -> Iterator[None]:
         if error.filename is None:
             error.filename = str(path)
         raise
+
+
+def _check_regular(path: Path) -> None:
+    """Raise NotAFileError if `path` is a device, a pipe or a socket, or a link to one."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        # Nothing is there, or writing will tell why it cannot be reached.
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise NotAFileError(errno.EINVAL, os.strerror(errno.EINVAL), str(path))
 
 
 def _open_no_link(path: str, flags: int) -> int:

