@@ -7,10 +7,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from memfactory.errors import ConfigError
-from memfactory.model.loading import load_chat
+from memfactory.model.chat import ChatFormat
+from memfactory.model.loading import load_chat, load_tokenizer
 from memfactory.model.options import ModelConfig
 from memfactory.types import Message
 from real_models import real_model
@@ -75,7 +76,12 @@ def test_a_token_without_an_embedding_is_read_as_letters(folder: Path, caplog: p
     assert max(ids) < rows and "a <memory> of Alice" in chat.decode(ids)
 
 
+@pytest.fixture(scope="module")
+def qwen3() -> PreTrainedTokenizerBase:
+    return load_tokenizer(ModelConfig(path=str(real_model("qwen3-tokenizer"))))
+
+
 @pytest.mark.parametrize("off", [False, "no", "off", 0, "false"])
-def test_every_way_to_write_no_thinking_closes_qwen3s_block(off: object) -> None:
-    options = ModelConfig(path=str(real_model("qwen3-tokenizer")), template_options={"enable_thinking": off})
-    assert load_chat(options).prompt_ids(MESSAGES)[-4:] == (151667, 271, 151668, 271)
+def test_every_way_to_write_no_thinking_closes_qwen3s_block(off: object, qwen3: PreTrainedTokenizerBase) -> None:
+    options = ModelConfig(template_options={"enable_thinking": off}).template_options
+    assert ChatFormat(qwen3, options).prompt_ids(MESSAGES)[-4:] == (151667, 271, 151668, 271)
