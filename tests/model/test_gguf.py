@@ -154,6 +154,10 @@ def test_a_file_that_was_cut_short_is_refused_wherever_the_cut_is(small_gguf_pat
         assert "\n" not in str(raised.value)
 
 
+# One value, a list of a list of a list and so on: type 9 and length 1 each.
+LISTS_IN_LISTS = b"GGUF" + struct.pack("<IQQQcI", 3, 0, 1, 1, b"x", 9) + struct.pack("<IQ", 9, 1) * 100_000
+
+
 def test_what_is_no_gguf_file_is_named(small_gguf_path: Path, tmp_path: Path):
     content = small_gguf_path.read_bytes()
     for name, written, words in [
@@ -163,6 +167,7 @@ def test_what_is_no_gguf_file_is_named(small_gguf_path: Path, tmp_path: Path):
         ("old.gguf", content[:4] + struct.pack("<I", 1) + content[8:], "is a GGUF file of version 1; versions 2 and 3"),
         ("big.gguf", content[:4] + struct.pack(">I", 3) + content[8:], "is a GGUF file of version 50331648"),
         ("many.gguf", content[:8] + struct.pack("<Q", 2**63) + content[16:], "is damaged or was cut short"),
+        ("deep.gguf", LISTS_IN_LISTS, "is damaged or was cut short"),
         ("x-00001-of-00003.gguf", content, "is one of 3 parts of a model; join them"),
     ]:
         (tmp_path / name).write_bytes(written)

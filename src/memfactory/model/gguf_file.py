@@ -132,7 +132,7 @@ def _header(path: str, size: int, changed: int) -> GgufHeader:
             raise ValueError(f"is a GGUF file of version {version}; versions {VERSIONS[0]} and {VERSIONS[1]} are read")
         try:
             return _read(reader)
-        except (struct.error, UnicodeDecodeError, IndexError, OverflowError) as error:
+        except (struct.error, UnicodeDecodeError, IndexError, OverflowError, RecursionError) as error:
             raise ValueError("is damaged or was cut short: its header does not end") from error
     raise AssertionError(f"the header of {path} was neither read nor refused")
 
