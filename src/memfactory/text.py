@@ -18,12 +18,14 @@ Offsets = Callable[[str], Spans]
 """A tokenizer: the spans of a text's tokens, in order."""
 Unit = Literal["sentences", "paragraphs"]
 """The units of a text that a chunk can end with."""
-PARAGRAPH_END = re.compile(r"\s*\n[^\S\n]*\n\s*")
+# Each run of white space, marks or quotes is looked at once: a text of blanks or dots takes no longer than another.
+LINE_END = re.compile(r"(?P<space>(?<!\s)[^\S\n]*\n\s+)")
+"""The white space around a line break and more of it behind: the end of a paragraph if it has an empty line."""
 SENTENCE_END = re.compile(
-    PARAGRAPH_END.pattern
-    + r"|(?P<mark>[.!?\u2026]+)[\"')\]\u201d\u2019\u00bb]*\s+|[\u3002\uff01\uff1f]+[\u300d\u300f\u201d]*\s*"
+    LINE_END.pattern + r"|(?P<mark>(?<![.!?\u2026])[.!?\u2026]+)[\"')\]\u201d\u2019\u00bb]*\s+"
+    r"|[\u3002\uff01\uff1f]+[\u300d\u300f\u201d]*\s*"
 )
-"""The end of a sentence with the white space behind it; the ideographic full stop needs none."""
+"""A possible end of a sentence with the white space behind it; the ideographic full stop needs none."""
 ABBREVIATIONS = frozenset(
     re.findall(
         r"\S+",
@@ -128,15 +130,24 @@ def chunk_cuts(text: str, spans: Iterable[Spans], size: int) -> tuple[list[int],
 
 def unit_ends(text: str, unit: Unit) -> list[int]:
     """The places behind each sentence or paragraph of `text` and the white space after it; the last is its end."""
-    pattern = PARAGRAPH_END if unit == "paragraphs" else SENTENCE_END
-    matches = pattern.finditer(text)
-    ends = [match.end() for match in matches if unit == "paragraphs" or _ends_sentence(text, match)]
+    if unit == "paragraphs":
+        ends = [match.end() for match in LINE_END.finditer(text) if _ends_paragraph(match[0])]
+    else:
+        ends = [match.end() for match in SENTENCE_END.finditer(text) if _ends_sentence(text, match)]
     ends = [end for end in ends if 0 < end < len(text)]
     return [*ends, len(text)] if text else ends
 
 
+def _ends_paragraph(space: str) -> bool:
+    """Whether white space has an empty line."""
+    return space.count("\n") > 1
+
+
 def _ends_sentence(text: str, match: re.Match[str]) -> bool:
-    """Whether a mark ends its sentence: no abbreviation or initial precedes it, and no small letter follows."""
+    """Whether a mark ends its sentence: no abbreviation or initial precedes it, and no small letter follows; without
+    a mark, whether its paragraph ends."""
+    if match["space"] is not None:
+        return _ends_paragraph(match["space"])
     if match["mark"] is None:
         return True
     if text[match.end() : match.end() + 1].islower():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from itertools import pairwise
 
 import pytest
@@ -118,3 +119,11 @@ def test_abbreviations_initials_and_numbers_end_no_sentence():
         "東京です。",
         "はい。",
     ]
+
+
+@pytest.mark.parametrize("text", [" " * 200_000 + "x", "." * 200_000 + "x", "\n" * 200_000 + "x"])
+def test_a_long_run_of_blanks_or_dots_costs_no_more_than_words(text):
+    start = time.process_time()
+    ends = unit_ends(text, "sentences")
+    assert time.process_time() - start < 2
+    assert ends == ([200_000, 200_001] if text[0] == "\n" else [200_001])
