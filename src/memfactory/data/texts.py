@@ -2,7 +2,7 @@
 
 | name | prose | licence |
 |---|---|---|
-| `factbook` | the history of 255 countries and territories, from the World Factbook of the CIA | public domain |
+| `factbook` | the history of 256 countries, territories and regions, from the CIA World Factbook | public domain |
 """
 
 from __future__ import annotations
