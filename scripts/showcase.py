@@ -158,9 +158,38 @@ def held_out_options(run: Path, rung: Rung) -> dict[str, Any]:
     return dict(values["data"]["eval"]["held_out"])
 
 
+def check(showcase: Showcase) -> None:
+    """Raise SystemExit if an override is wrong, or if the folder belongs to a showcase with other arguments."""
+    from memfactory.config import load_config
+    from memfactory.errors import MemFactoryError
+    from memfactory.files.atomic import make_folder, write_json
+
+    arguments = {
+        "model": showcase.model,
+        "overrides": list(showcase.overrides),
+        "rl_overrides": list(showcase.rl_overrides),
+    }
+    note = showcase.folder / "arguments.json"
+    try:
+        # An override of RL shall not fail only after the cold start.
+        for name, words in ((showcase.rung.cold_start, ()), (showcase.rung.config, showcase.rl_overrides)):
+            load_config(ROOT / "configs" / f"{name}.yaml", (*showcase.overrides, *words))
+        make_folder(showcase.folder)
+        if not note.is_file():
+            write_json(note, arguments)
+    except (MemFactoryError, OSError) as error:
+        raise SystemExit(f"error: {error}") from None
+    before = json.loads(note.read_text(encoding="utf-8"))
+    if before != arguments:
+        raise SystemExit(
+            f"error: {showcase.folder} was begun with other arguments ({json.dumps(before)}); "
+            "repeat those, name another --output, or delete the folder"
+        )
+
+
 def run_stages(showcase: Showcase) -> None:
     """Run each stage that has not ended yet. Raises SystemExit with the stage's exit code if one fails."""
-    showcase.folder.mkdir(parents=True, exist_ok=True)
+    check(showcase)
     count = len(showcase.stages())
     for number in range(count):
         # A later stage reads the outputs of the ones before.

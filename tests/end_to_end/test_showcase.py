@@ -54,6 +54,27 @@ def test_the_whole_chain_runs_and_a_second_call_finds_it_done(small, capfd):
     assert showcase.read_times(small.folder) == times
 
 
+def test_other_arguments_than_those_of_the_folder_are_refused(small, monkeypatch):
+    monkeypatch.setattr(showcase.Showcase, "stages", lambda self: [])
+    showcase.run_stages(small)
+    showcase.run_stages(small)
+    for other in (replace(small, overrides=()), replace(small, rl_overrides=())):
+        with pytest.raises(SystemExit, match=r"out was begun with other arguments .*group_size=2.*; repeat"):
+            showcase.run_stages(other)
+
+
+def test_a_wrong_override_of_rl_is_told_before_the_first_stage(small):
+    with pytest.raises(SystemExit, match=r"error: command line: train\.stps=3: unknown key; did you mean 'steps'"):
+        showcase.run_stages(replace(small, rl_overrides=("train.stps=3",)))
+    assert not small.folder.exists()
+
+
+def test_an_output_that_is_a_file_is_refused(small):
+    Path("out").write_text("")
+    with pytest.raises(SystemExit, match="error: out should be a folder to write into, but is a file"):
+        showcase.run_stages(small)
+
+
 def test_a_stopped_stage_is_resumed_and_its_time_added(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "executable", "false")
     stage = showcase.Stage("cold start", tmp_path / "final", ("train", "x.yaml"), tmp_path / "run")
