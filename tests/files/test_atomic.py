@@ -41,8 +41,11 @@ def test_a_device_or_a_pipe_is_not_replaced(tmp_path, linked):
     if linked:
         path = tmp_path / "link"
         path.symlink_to(tmp_path / "pipe")
-    with pytest.raises(NotAFileError, match=f"{path} should be a file to write, but is a device, a pipe or a socket"):
+    with pytest.raises(
+        NotAFileError, match=f"{path} should be a file to write, but is a device, a pipe or a socket"
+    ) as raised:
         write_text(path, "ours")
+    assert raised.value.strerror == "it is a device, a pipe or a socket"
     assert path.is_fifo()
 
 

@@ -145,7 +145,7 @@ def _check_regular(path: Path) -> None:
         # Nothing is there, or writing will tell why it cannot be reached.
         return
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        raise NotAFileError(errno.EINVAL, os.strerror(errno.EINVAL), str(path))
+        raise NotAFileError(errno.EINVAL, "it is a device, a pipe or a socket", str(path))
 
 
 def _open_no_link(path: str, flags: int) -> int:
