@@ -213,7 +213,8 @@ def test_the_list_shows_the_presets_of_each_module(capsys: pytest.CaptureFixture
     assert run(["list", "prompts"]) == 0
     lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()[1:]]
     shown = {name: names.split(", ") for name, names in lines}
-    assert {*shown} == {*ASKING}
+    # Another file's tests may have registered a module of their own.
+    assert {name for name in shown if MODULES.is_builtin(name)} == {*ASKING}
     assert shown["recurrent_memory"] == ["default", "memagent", "short"]
     assert run(["list", "prompts", "--verbose"]) == 0
     out = capsys.readouterr().out

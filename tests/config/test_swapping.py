@@ -15,6 +15,8 @@ from memfactory.roles import Reader
 
 AGENT_PARTS = sorted(path.stem for path in (Path(__file__).parents[2] / "configs" / "agents").glob("*.yaml"))
 
+# The agents whose file names a preset of prompts for all modules, whichever they are.
+AGENT_PROMPTS = {"smollm2_reader": "short"}
 BUILT_IN = [name for name in MODULES.names() if MODULES.get(name).__module__.startswith("memfactory.modules")]
 
 
@@ -44,9 +46,13 @@ def folder(tmp_path, monkeypatch):
 
 
 def expected(part: str, slot: str, name: str):
-    """A module of another name has its own defaults; one that stays has the part's options."""
+    """A module of another name has its own defaults, worded by the preset that the agent names; one that stays has the
+    part's options."""
     before = load_config_of(part).agent.modules[slot]
-    return before.options if before.name == name else MODULES.options(name)()
+    if before.name == name:
+        return before.options
+    options, preset = MODULES.options(name), AGENT_PROMPTS.get(part)
+    return options.model_validate({"prompts": preset} if preset in options.preset_names() else {})
 
 
 @pytest.mark.parametrize(("part", "slot", "name"), list(swaps()))

@@ -71,7 +71,7 @@ class RecurrentMemoryOptions(AnswerModuleOptions):
     presets = PRESETS
 
     chunk_tokens: int = Field(2500, ge=1)
-    """Tokens of one chunk of the text; the most tokens if `cut` is sentences or paragraphs."""
+    """Tokens of one chunk of the text."""
     cut: Literal["tokens", "sentences", "paragraphs"] = "tokens"
     """The end of a chunk: after chunk_tokens tokens, wherever that is, or at the last end of a sentence or paragraph
     that fits. A longer sentence or paragraph is cut by tokens."""
