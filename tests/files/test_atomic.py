@@ -61,3 +61,14 @@ def test_a_folder_appears_only_when_it_is_complete(tmp_path):
     assert damage(target) is None
     (target / "state.json").write_text("[]")
     assert damage(target) == "its file state.json has changed (its SHA-256 differs)"
+
+
+def test_the_files_of_a_folder_are_for_whom_the_mask_says(tmp_path):
+    before = os.umask(0o027)
+    try:
+        with atomic_folder(tmp_path / "final") as folder:
+            (folder / "model.safetensors").touch(mode=0o600)  # as safetensors makes it
+    finally:
+        os.umask(before)
+    # 0666 without what 027 masks.
+    assert (tmp_path / "final" / "model.safetensors").stat().st_mode & 0o777 == 0o640

@@ -33,7 +33,10 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         yield partial
+        # safetensors makes files that only their owner reads; a folder is for whom the user's mask says.
+        mode = partial.stat().st_mode & 0o666
         for path in _files(partial):
+            path.chmod(mode)
             flush(path)
         write_marker(partial)
         flush(partial)
