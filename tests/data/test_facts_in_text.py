@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from memfactory.data.prose import of_split, read_articles
 from memfactory.data.synthetic.fact_world import NAMES
-from memfactory.data.synthetic.facts_in_text import FactsInTextOptions, draw_passage
+from memfactory.data.synthetic.facts_in_text import FactsInTextOptions, articles_of, draw_passage
 from memfactory.data.synthetic.person_facts import ATTRIBUTES, PersonFact
 from memfactory.envs.longcontext import LongcontextEnv, LongcontextOptions
 from memfactory.errors import DataError
@@ -36,7 +36,7 @@ def rows_of(**options):
 
 
 def articles(options):
-    return of_split(read_articles(DOCS), options.split)
+    return articles_of(DOCS, options.split)
 
 
 @given(options=OPTIONS, index=st.integers(0, 500))
@@ -198,3 +198,14 @@ def test_a_text_beside_the_config_is_found(tmp_path, monkeypatch):
     made = dataset(dataset.Options(text="page.md", paragraph_words=40, facts_per_paragraph=1), beside)
     assert len(made.articles) == 3
     assert len(made.rows()) == 1000
+
+
+def test_prose_that_states_a_fact_itself_is_left_out(tmp_path):
+    one = "Paula's ticket number is 845 in this text. The harbour was built by a king."
+    two = "The harbour was sold by a queen. Bruno's bus line is now 310 there."
+    (tmp_path / "text.md").write_text(f"# One\n\n{one}\n\n# Two\n\n{two}\n")
+    found = [*articles_of(tmp_path / "text.md", "train"), *articles_of(tmp_path / "text.md", "heldout")]
+    assert {article.sentences for article in found} == {
+        ("The harbour was built by a king.",),
+        ("The harbour was sold by a queen.",),
+    }

@@ -5,6 +5,7 @@ Row number i depends only on the options, the text and i. Rows of the two splits
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle
@@ -14,7 +15,7 @@ from random import Random
 from pydantic import Field, model_validator
 
 from memfactory.data.prose import Article, of_split, read_articles
-from memfactory.data.synthetic.fact_world import NAMES
+from memfactory.data.synthetic.fact_world import NAMES, Split
 from memfactory.data.synthetic.generated import GeneratedDataset, GeneratedOptions, WorldOptions
 from memfactory.data.synthetic.person_facts import ATTRIBUTES, PersonFact, draw_person_fact
 from memfactory.errors import DataError
@@ -26,6 +27,8 @@ FULL = 0.85
 """A paragraph is full with this fraction of the words that it may have."""
 LEAST_PROSE = 20
 """The fewest words of prose in a paragraph."""
+
+_FACT = re.compile(rf"\b(?:{'|'.join(NAMES)})'s (?:{'|'.join(ATTRIBUTES)}) is\b")
 
 
 class FactsInTextOptions(GeneratedOptions, WorldOptions):
@@ -159,6 +162,18 @@ def _words(sentences: Sequence[str]) -> int:
     return sum(len(sentence.split()) for sentence in sentences)
 
 
+def articles_of(path: Path, split: Split) -> tuple[Article, ...]:
+    """The articles of `split` in the text at `path`, without sentences that look like a fact of a row.
+
+    Raises DataError if the text cannot be read or has fewer than two articles.
+    """
+    prose = (
+        Article(article.title, tuple(sentence for sentence in article.sentences if not _FACT.search(sentence)))
+        for article in of_split(read_articles(path), split)
+    )
+    return tuple(article for article in prose if article.sentences)
+
+
 @DATASETS.register("facts_in_text")
 class FactsInTextDataset(GeneratedDataset[FactsInTextOptions]):
     """Generated questions about people whose facts are written into paragraphs of real prose."""
@@ -178,7 +193,7 @@ class FactsInTextDataset(GeneratedDataset[FactsInTextOptions]):
             path = Path(self.options.text).expanduser()
             beside = self.base_dir / path
             chosen = path if path.exists() or not beside.exists() else beside
-            self._articles = of_split(read_articles(chosen.resolve()), self.options.split)
+            self._articles = articles_of(chosen.resolve(), self.options.split)
         return self._articles
 
     def values(self, index: int) -> dict[str, object]:
