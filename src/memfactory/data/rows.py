@@ -71,14 +71,18 @@ def read_published(name: str, base_dir: Path, *, unit: str, where: str, hint: st
 
     Raises DataError that says `where` to get the file if it is missing or has no rows; `hint` follows if it is missing.
     """
-    try:
-        path = find_file(name, base_dir)
-    except DataError as error:
-        raise DataError(f"{error}\n{where}{hint}") from None
-    rows = read_rows(path, name)
+    rows = read_rows(find_published(name, base_dir, where + hint), name)
     if not rows:
         raise DataError(f"{name} has no {unit}. {where}")
     return rows
+
+
+def find_published(name: str, base_dir: Path, where: str) -> Path:
+    """`find_file` for a file that the authors of a benchmark publish; its DataError says `where` to get the file."""
+    try:
+        return find_file(name, base_dir)
+    except DataError as error:
+        raise DataError(f"{error}\n{where}") from None
 
 
 def read_text(path: Path, name: str) -> str:

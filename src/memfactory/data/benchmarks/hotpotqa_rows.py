@@ -18,7 +18,7 @@ from pydantic import Field
 from memfactory.data.base import Dataset, GeneratedRows, Row
 from memfactory.data.benchmarks.hotpotqa_source import Document, Question, read_question
 from memfactory.data.benchmarks.paragraphs import ParagraphOptions, Values, digest_of, one_line, surrounded, text_of
-from memfactory.data.rows import find_file, read_rows
+from memfactory.data.rows import find_published, read_rows
 from memfactory.errors import DataError
 from memfactory.registry import DATASETS
 
@@ -173,10 +173,7 @@ def _apart_from(entries: Sequence[Entry], others: Sequence[Entry]) -> list[Entry
 
 
 def _read(name: str, base_dir: Path) -> list[Entry]:
-    try:
-        path = find_file(name, base_dir)
-    except DataError as error:
-        raise DataError(f"{error}\n{WHERE}") from None
+    path = find_published(name, base_dir, WHERE)
     stat = path.stat()
     return list(_entries(path, name, (stat.st_mtime_ns, stat.st_size)))
 

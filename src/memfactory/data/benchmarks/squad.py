@@ -18,7 +18,7 @@ from memfactory.data.base import Dataset, GeneratedRows, Row
 from memfactory.data.benchmarks.hotpotqa_source import Document
 from memfactory.data.benchmarks.paragraphs import ParagraphOptions, Values, digest_of, one_line, surrounded, text_of
 from memfactory.data.fields import AnyText, RowModel, Text, TextOrNumber, described, read
-from memfactory.data.rows import find_file, parse_json, read_text
+from memfactory.data.rows import find_published, parse_json, read_text
 from memfactory.data.writing import OnProgress, Report, write_rows
 from memfactory.errors import DataError, nearest
 from memfactory.registry import DATASETS
@@ -165,10 +165,7 @@ def _is_impossible(values: object) -> bool:
 
 
 def _read(name: str, base_dir: Path) -> list[_Article]:
-    try:
-        path = find_file(name, base_dir)
-    except DataError as error:
-        raise DataError(f"{error}\n{WHERE}") from None
+    path = find_published(name, base_dir, WHERE)
     stat = path.stat()
     return _articles(path, name, (stat.st_mtime_ns, stat.st_size))
 
