@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from hashlib import blake2b
 
 from memfactory.data.base import GeneratedRows, Row
 from memfactory.types import MemoryItem, Task, Utterance
@@ -59,3 +60,8 @@ def rows_hash(rows: Sequence[Row]) -> str:
     for row in counted:
         digest.update(json.dumps([dict(row.values), row.problem], sort_keys=True, default=str).encode())
     return digest.hexdigest()[:16]
+
+
+def digest_of(text: str) -> int:
+    """A number that only `text` decides: articles and questions are held out in its order."""
+    return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")

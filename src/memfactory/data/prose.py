@@ -10,9 +10,9 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from hashlib import blake2b
 from pathlib import Path
 
+from memfactory.data.digest import digest_of
 from memfactory.data.synthetic.fact_world import HELD_OUT_ONE_IN, Split
 from memfactory.errors import DataError
 from memfactory.text import sentences
@@ -62,12 +62,9 @@ def of_split(articles: Sequence[Article], split: Split) -> tuple[Article, ...]:
             f"the text has one article, {articles[0].title!r}, but train and heldout share none; expected at least "
             "two: files, headings of the first level (`# Title`), or paragraphs of a file without headings"
         )
-    held_out = set(sorted(articles, key=_digest)[: max(len(articles) // HELD_OUT_ONE_IN, 1)])
+    ranked = sorted(articles, key=lambda article: digest_of("\n".join(article.sentences)))
+    held_out = set(ranked[: max(len(articles) // HELD_OUT_ONE_IN, 1)])
     return tuple(article for article in articles if (article in held_out) == (split == "heldout"))
-
-
-def _digest(article: Article) -> bytes:
-    return blake2b("\n".join(article.sentences).encode("utf-8", "replace"), digest_size=8).digest()
 
 
 def _files(path: Path) -> list[Path]:

@@ -17,7 +17,8 @@ from pydantic import Field
 
 from memfactory.data.base import Dataset, GeneratedRows, Row
 from memfactory.data.benchmarks.hotpotqa_source import Document, Question, read_question
-from memfactory.data.benchmarks.paragraphs import ParagraphOptions, Values, digest_of, one_line, surrounded, text_of
+from memfactory.data.benchmarks.paragraphs import ParagraphOptions, Values, one_line, surrounded, text_of
+from memfactory.data.digest import digest_of
 from memfactory.data.rows import find_published, read_rows
 from memfactory.errors import DataError
 from memfactory.registry import DATASETS

@@ -6,7 +6,6 @@ Training and held-out rows share no article. Row order, distractors and places d
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from hashlib import blake2b
 from itertools import chain
 from random import Random
 from typing import Literal
@@ -48,11 +47,6 @@ class ParagraphOptions(DatasetOptions):
     def fits(self, text: str) -> bool:
         """Whether a paragraph is short enough."""
         return self.paragraph_words is None or len(text.split()) <= self.paragraph_words
-
-
-def digest_of(text: str) -> int:
-    """A number that only `text` decides: the order in which articles and questions are held out."""
-    return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
 
 
 def surrounded(

@@ -16,7 +16,8 @@ from pydantic import Field
 
 from memfactory.data.base import Dataset, GeneratedRows, Row
 from memfactory.data.benchmarks.hotpotqa_source import Document
-from memfactory.data.benchmarks.paragraphs import ParagraphOptions, Values, digest_of, one_line, surrounded, text_of
+from memfactory.data.benchmarks.paragraphs import ParagraphOptions, Values, one_line, surrounded, text_of
+from memfactory.data.digest import digest_of
 from memfactory.data.fields import AnyText, RowModel, Text, TextOrNumber, described, read
 from memfactory.data.rows import find_published, parse_json, read_text
 from memfactory.data.writing import OnProgress, Report, write_rows
