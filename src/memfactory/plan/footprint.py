@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from memfactory.config.training import TrainerOptions
 from memfactory.model.fused_layers import fusible
+from memfactory.policy.pass_size import attention_widths, fused_layer_bytes
 from memfactory.policy.sliced_adamw import SLICE
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -65,8 +66,7 @@ def architecture(config: Any) -> Architecture:
     """The sizes of a decoder from its config; parameters are counted on a model without storage."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    heads = config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    attention_width, kv_width = attention_widths(config)
     return Architecture(
         parameters=sum(p.numel() for p in model.parameters()),
         head_parameters=model.get_input_embeddings().weight.numel(),
@@ -74,8 +74,8 @@ def architecture(config: Any) -> Architecture:
         hidden=config.hidden_size,
         intermediate=config.intermediate_size,
         vocabulary=config.vocab_size,
-        attention_width=heads * head_dim,
-        kv_width=(getattr(config, "num_key_value_heads", None) or heads) * head_dim,
+        attention_width=attention_width,
+        kv_width=kv_width,
         max_positions=config.max_position_embeddings,
         tied=bool(config.tie_word_embeddings),
         fuses=fusible(model),
@@ -113,9 +113,10 @@ class Precision:
         """
         h, a, kv, m = sizes.hidden, sizes.attention_width, sizes.kv_width, sizes.intermediate
         if self.fused:
-            unit = self.compute * (2 if recomputed else 3) * m
+            values = (2 if recomputed else 3) * m
             if self.compute == 4:
-                return 4 * (4 * h + 4 * a + 3 * kv) + unit
+                return fused_layer_bytes(h, a, kv, values)
+            unit = self.compute * values
             if self.lora:
                 return 14 * h + 8 * a + 6 * kv + unit
             return (18 if self.masters == 4 else 8) * h + 8 * a + 6 * kv + unit

@@ -49,12 +49,24 @@ def _bounded(usual: int, most: int) -> int:
     return min(usual, max(most // LEAST_TOKENS, 1) * LEAST_TOKENS)
 
 
+def attention_widths(config: PretrainedConfig) -> tuple[int, int]:
+    """The width of all query heads of a decoder layer and that of all key heads."""
+    heads = config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return heads * head_dim, (getattr(config, "num_key_value_heads", None) or heads) * head_dim
+
+
+def fused_layer_bytes(hidden: int, attention: int, keys: int, unit: int) -> int:
+    """Bytes of float32 that the backward pass of a decoder layer with fused norms needs of one token.
+
+    `attention` and `keys` are the widths of all query and key heads, `unit` that of all values kept of the gated unit.
+    """
+    return 4 * (4 * hidden + 4 * attention + 3 * keys + unit)
+
+
 def _activation_bytes(config: PretrainedConfig, *, checkpointing: bool) -> int:
-    """About how many bytes a token leaves for the backward pass in float32, with fused layers: see plan/footprint."""
-    heads, hidden = config.num_attention_heads, config.hidden_size
-    head_dim = getattr(config, "head_dim", None) or hidden // heads
-    key_heads = getattr(config, "num_key_value_heads", None) or heads
+    """About how many bytes a token leaves for the backward pass in float32, with fused layers."""
+    hidden, layers = config.hidden_size, config.num_hidden_layers
     inner = getattr(config, "intermediate_size", None) or 4 * hidden
-    layer = 4 * (4 * hidden + 4 * heads * head_dim + 3 * key_heads * head_dim + 2 * inner)
-    layers = config.num_hidden_layers
+    layer = fused_layer_bytes(hidden, *attention_widths(config), 2 * inner)
     return int(4 * hidden * layers + layer if checkpointing else layer * layers)
