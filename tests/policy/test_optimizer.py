@@ -250,3 +250,39 @@ def test_stochastic_weights_need_a_model_computing_in_bfloat16(small_model_path)
 def test_adapters_are_float32_whatever_the_master_weights(small_model_path):
     policy = small_policy(small_model_path, "bfloat16", lora={"rank": 2}, master_weights="bfloat16_stochastic")
     assert {parameter.dtype for parameter in policy.trained} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("packages", "stochastic", "kind"),
+    [
+        ({"bitsandbytes", "torchao"}, False, "adamw_8bit"),
+        ({"bitsandbytes"}, False, "adamw_8bit"),
+        ({"torchao"}, False, "adamw_8bit_torchao"),
+        ({"torchao"}, True, "adamw_8bit_torchao"),
+        ({"bitsandbytes"}, True, "adamw_offload"),  # bitsandbytes cannot round at random
+        (set(), False, "adamw_offload"),
+    ],
+)
+def test_auto_on_cuda_takes_what_is_installed(packages, stochastic, kind):
+    auto = OptimizerOptions(kind="auto")
+    assert auto.kind_on(cuda=True, stochastic=stochastic, packages=packages) == kind
+    assert auto.kind_on(cuda=False, stochastic=stochastic, packages=packages) == "adamw"
+
+
+def test_torchao_counts_only_with_a_compiler(monkeypatch):
+    monkeypatch.setattr(readiness, "installed", lambda package: package == "torchao")
+    assert readiness.low_bit_packages() == {"torchao"}
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.delenv("CC", raising=False)
+    assert readiness.low_bit_packages() == set()
+    warning = " ".join(readiness.second_choice(TrainerOptions(optimizer={"kind": "auto"})))
+    assert "adamw_offload" in warning and "torchao finds no C compiler" in warning
+
+
+def test_a_run_that_auto_would_resume_otherwise_is_refused(small_model_path):
+    policy = small_policy(small_model_path, optimizer={"kind": "auto"})
+    policy.update(some_turns())
+    state = policy.optimizer_state()
+    assert state["kind"] == "adamw"
+    with pytest.raises(ConfigError, match=r"selected adamw_8bit .* selects adamw here.*memfactory\[bitsandbytes\]"):
+        policy.load(small_model_path, {**state, "kind": "adamw_8bit"})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Literal
 
 from pydantic import Field
@@ -25,6 +25,8 @@ class LoraOptions(Options):
 
 OptimizerKind = Literal["adamw", "adamw_8bit", "adamw_8bit_torchao", "adamw_4bit_torchao", "adamw_offload", "auto"]
 TORCHAO_KINDS = ("adamw_8bit_torchao", "adamw_4bit_torchao")
+LOW_BIT_PACKAGES = frozenset({"bitsandbytes", "torchao"})
+"""The packages with 8-bit moments."""
 
 
 class OptimizerOptions(Options):
@@ -33,7 +35,7 @@ class OptimizerOptions(Options):
     kind: OptimizerKind = "adamw"
     """adamw: float32 moments; adamw_8bit: 8-bit moments (extra `bitsandbytes`, CUDA); adamw_8bit_torchao and
     adamw_4bit_torchao: 8-bit and 4-bit moments (extra `torchao`); adamw_offload: float32 moments in host memory; auto:
-    8-bit on CUDA, else adamw."""
+    adamw on a CPU; on CUDA 8-bit by the package that is installed, or adamw_offload without one."""
     learning_rate: float = Field(1e-6, gt=0)
     """Peak learning rate."""
     weight_decay: float = Field(0.0, ge=0)
@@ -53,13 +55,21 @@ class OptimizerOptions(Options):
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradients with a larger norm are scaled down to this norm."""
 
-    def kind_on(self, *, cuda: bool, stochastic: bool = False) -> OptimizerKind:
-        """The kind that `auto` selects; with stochastic rounding the 8-bit moments are torchao's."""
+    def kind_on(
+        self, *, cuda: bool, stochastic: bool = False, packages: Collection[str] = LOW_BIT_PACKAGES
+    ) -> OptimizerKind:
+        """The kind that `auto` selects where `packages` can be used.
+
+        bitsandbytes cannot round at random, so `stochastic` leaves torchao. Offloaded moments need no package and
+        equal AdamW's.
+        """
         if self.kind != "auto":
             return self.kind
         if not cuda:
             return "adamw"
-        return "adamw_8bit_torchao" if stochastic else "adamw_8bit"
+        if "bitsandbytes" in packages and not stochastic:
+            return "adamw_8bit"
+        return "adamw_8bit_torchao" if "torchao" in packages else "adamw_offload"
 
     def without_effect(self) -> Mapping[str, str]:
         return {"min_lr_ratio": "schedule is constant"} if self.schedule == "constant" else {}

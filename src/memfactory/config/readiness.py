@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -14,12 +15,13 @@ from memfactory.components import ModuleOptions
 from memfactory.config.answer_forms import reward_options, unearned
 from memfactory.config.datasets import locate
 from memfactory.config.endpoints import check_key
-from memfactory.config.optimizer import TORCHAO_KINDS
+from memfactory.config.optimizer import LOW_BIT_PACKAGES, TORCHAO_KINDS
 from memfactory.config.parts import is_dir
 from memfactory.config.problems import Problems
 from memfactory.config.rules import models, reward_engines
 from memfactory.config.schema import Component, RunConfig
 from memfactory.config.trained import trainer_options
+from memfactory.config.training import TrainerOptions
 from memfactory.config.tree import KeyPath, dotted
 from memfactory.engines.options import EngineConfig, OpenAIEngineConfig, VllmEngineConfig, VllmServerConfig
 from memfactory.errors import nearest
@@ -194,13 +196,15 @@ class Readiness:
         options = None if train is None else train.policy
         if options is None:
             return
-        key, name = ("train", "optimizer", "kind"), options.optimizer.kind
-        kind = options.optimizer.kind_on(cuda=on_gpu(self.config.model), stochastic=options.stochastic)
-        if kind == "adamw_8bit":
-            self._needs(self.config.model, key, name, "bitsandbytes", "bitsandbytes", "use adamw")
+        key, kind = ("train", "optimizer", "kind"), options.optimizer.kind
+        if kind == "auto":
+            if on_gpu(self.config.model):
+                self.warnings += second_choice(options)
+        elif kind == "adamw_8bit":
+            self._needs(self.config.model, key, kind, "bitsandbytes", "bitsandbytes", "use auto")
         elif kind in TORCHAO_KINDS and not installed("torchao"):
             self.problems.add(
-                key, f"{name} needs an extra that is not installed: pip install 'memfactory[torchao]'; or use adamw"
+                key, f"{kind} needs an extra that is not installed: pip install 'memfactory[torchao]'; or use auto"
             )
 
     def _trackers(self) -> None:
@@ -231,6 +235,37 @@ def _frozen(options: Options) -> bool:
 def installed(package: str) -> bool:
     """Whether a package can be imported, without importing it."""
     return importlib.util.find_spec(package) is not None
+
+
+def low_bit_packages() -> frozenset[str]:
+    """The packages with 8-bit moments that can be used here. torchao compiles its first update."""
+    return frozenset(
+        package
+        for package in LOW_BIT_PACKAGES
+        if installed(package) and (package != "torchao" or _compiler() is not None)
+    )
+
+
+def second_choice(options: TrainerOptions) -> Iterator[str]:
+    """A warning if `optimizer.kind: auto` takes another kind on this machine's GPU than with all packages."""
+    packages = low_bit_packages()
+    kind = options.optimizer.kind_on(cuda=True, stochastic=options.stochastic, packages=packages)
+    if kind == options.optimizer.kind_on(cuda=True, stochastic=options.stochastic):
+        return
+    lacking = [] if options.stochastic else ["bitsandbytes is not installed"]
+    if kind == "adamw_offload":
+        lacking.append("torchao finds no C compiler" if installed("torchao") else "torchao is not installed")
+    extra = "torchao" if options.stochastic else "bitsandbytes"
+    moments = "float32 moments in host memory" if kind == "adamw_offload" else "torchao's 8-bit moments"
+    yield (
+        f"train.optimizer.kind: auto takes {kind} ({moments}), because {' and '.join(lacking)}; "
+        f"pip install 'memfactory[{extra}]' for {options.optimizer.kind_on(cuda=True, stochastic=options.stochastic)}"
+    )
+
+
+def _compiler() -> str | None:
+    """The C compiler that torch would use; None without one."""
+    return next(filter(None, map(shutil.which, filter(None, (os.environ.get("CC"), "cc", "gcc", "clang")))), None)
 
 
 def on_gpu(model: ModelConfig) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from memfactory.config import Resolved
-from memfactory.config.optimizer import LoraOptions
+from memfactory.config.optimizer import LOW_BIT_PACKAGES, LoraOptions, OptimizerKind
+from memfactory.config.readiness import low_bit_packages
 from memfactory.config.trained import trainer_options
 from memfactory.config.training import TrainerOptions
 from memfactory.engines.options import EngineConfig, HfEngineConfig
@@ -132,9 +134,11 @@ def _plan_of_policy(
             f"{sizes.max_positions:,} positions; lower the agent's chunk or reply lengths"
         )
     options = _with_adapter(config.model, options, problems)
-    # A lack of this machine's memory or disk does not concern a run that is planned for another.
+    # A lack of this machine's memory, disk or packages does not concern a run that is planned for another.
     lacking = problems if device is None else warnings
+    packages = low_bit_packages() if device is None else LOW_BIT_PACKAGES
     device = device or device_of(config.model)
+    is_auto, options = options.optimizer.kind == "auto", _with_optimizer(options, device, packages)
     dtype = compute_type(config.model, cuda=device.cuda)
     memory = planned_memory(resolved, options, sizes, work.longest, device, problems)
     trained = sizes.parameters if options.lora is None else adapter_parameters(sizes, options.lora.rank)
@@ -142,7 +146,11 @@ def _plan_of_policy(
     rows += _parameter_rows(sizes, options, dtype, moments, device)
     _judge_memory(memory, device, _savings(options, config.engine, device), problems, warnings)
     if offloads(options, cuda=device.cuda):
-        lacking += _host(moments)
+        lacking += _host(moments, options)
+        if is_auto:
+            exact = _with_optimizer(options, device, kind="adamw")
+            held = planned_memory(resolved, exact, sizes, work.longest, device, [])
+            warnings += _fits_on_the_device(held, device)
     lacking += _disk(options, (4 if options.lora else BYTES[options.masters]) * trained + moments)
     return Plan(title, tuple(rows), memory, device.name, device.capacity, tuple(problems), tuple(warnings))
 
@@ -207,6 +215,28 @@ def _with_adapter(model: ModelConfig, options: TrainerOptions, problems: list[st
     return options.model_copy(update={"lora": LoraOptions(rank=rank) if isinstance(rank, int) else LoraOptions()})
 
 
+def _with_optimizer(
+    options: TrainerOptions,
+    device: Device,
+    packages: Collection[str] = LOW_BIT_PACKAGES,
+    kind: OptimizerKind | None = None,
+) -> TrainerOptions:
+    """The options with an optimizer of `kind`; None: that of `auto` on `device` where `packages` can be used."""
+    chosen = kind or options.optimizer.kind_on(cuda=device.cuda, stochastic=options.stochastic, packages=packages)
+    return options.model_copy(update={"optimizer": options.optimizer.model_copy(update={"kind": chosen})})
+
+
+def _fits_on_the_device(memory: dict[str, int], device: Device) -> list[str]:
+    """A remark if float32 moments, counted in `memory`, fit on the device, so that `auto` need not offload them."""
+    peak = peak_bytes(memory)
+    if peak > (1 - SPARE_FRACTION) * device.capacity:
+        return []
+    return [
+        f"train.optimizer.kind=adamw fits {device.name} too ({peak / GIB:.1f} GiB at its peak), without copies to the "
+        "host and back"
+    ]
+
+
 def device_of(model: ModelConfig) -> Device:
     """The device that `model` is trained on here."""
     if torch.cuda.is_available() and model.device != "cpu":
@@ -215,17 +245,18 @@ def device_of(model: ModelConfig) -> Device:
     return Device("this machine's memory (no GPU is used)", memory_bytes() or 0, cuda=False)
 
 
-def _host(moments: int) -> list[str]:
+def _host(moments: int, options: TrainerOptions) -> list[str]:
     """A problem if the host's memory cannot hold the moments.
 
     Pinned memory comes in powers of two, which adds about a third at the usual sizes.
     """
-    available = memory_bytes() or 0
+    available, kind = memory_bytes() or 0, "adamw_8bit_torchao" if options.stochastic else "adamw_8bit"
     if moments * 4 / 3 <= available:
         return []
     return [
         f"the optimizer's moments take about {moments * 4 / 3 / GIB:.1f} GiB of the host's memory, which has "
-        f"{available / GIB:.1f} GiB; use train.optimizer.kind=adamw_8bit"
+        f"{available / GIB:.1f} GiB; use train.optimizer.kind={kind} (extra "
+        f"{'torchao' if options.stochastic else 'bitsandbytes'})"
     ]
 
 

@@ -13,7 +13,8 @@ from accelerate import Accelerator
 from torch.nn import Parameter
 from torch.optim import AdamW, Optimizer
 
-from memfactory.config.optimizer import TORCHAO_KINDS, OptimizerOptions
+from memfactory.config.optimizer import TORCHAO_KINDS, OptimizerKind, OptimizerOptions
+from memfactory.config.readiness import low_bit_packages
 from memfactory.errors import ConfigError, MemFactoryError
 from memfactory.policy.sliced_adamw import SlicedAdamW
 
@@ -49,9 +50,8 @@ def make_optimizer(parameters: Iterable[Parameter], options: OptimizerOptions, s
     ]
     groups = [group for group in groups if group["params"]]
     betas, rate, epsilon = (options.beta1, options.beta2), options.learning_rate, options.epsilon
-    cuda = all(parameter.is_cuda for parameter in trained)
     stochastic = any(parameter.dtype == torch.bfloat16 for parameter in trained)
-    kind = options.kind_on(cuda=cuda, stochastic=stochastic)
+    kind = kind_for(trained, options)
     if kind in TORCHAO_KINDS:
         try:
             from memfactory.policy.torchao_adamw import torchao_adamw
@@ -63,7 +63,28 @@ def make_optimizer(parameters: Iterable[Parameter], options: OptimizerOptions, s
     if stochastic or kind == "adamw_offload":
         offload = kind == "adamw_offload"
         return SlicedAdamW(groups, lr=rate, betas=betas, eps=epsilon, seed=seed, host_moments=offload)
-    return AdamW(groups, lr=rate, betas=betas, eps=epsilon, fused=cuda)
+    return AdamW(groups, lr=rate, betas=betas, eps=epsilon, fused=all(parameter.is_cuda for parameter in trained))
+
+
+def kind_for(trained: Sequence[Parameter], options: OptimizerOptions) -> OptimizerKind:
+    """The kind of optimizer for the parameters in training, as `auto` selects it on their device."""
+    return options.kind_on(
+        cuda=all(parameter.is_cuda for parameter in trained),
+        stochastic=any(parameter.dtype == torch.bfloat16 for parameter in trained),
+        packages=low_bit_packages(),
+    )
+
+
+def check_kind(saved: str | None, chosen: str | None) -> None:
+    """Raise ConfigError if `auto` selected `saved` for a checkpoint and `chosen` now; None: it was not asked."""
+    if saved is None or chosen is None or saved == chosen:
+        return
+    extra = "bitsandbytes" if saved == "adamw_8bit" else "torchao" if saved in TORCHAO_KINDS else None
+    remedy = f"pip install 'memfactory[{extra}]', or resume" if extra else "Resume"
+    raise ConfigError(
+        f"train.optimizer.kind: auto selected {saved} for the checkpoint but selects {chosen} here, and their states "
+        f"differ. {remedy} on a machine like that of the checkpoint"
+    )
 
 
 @contextmanager

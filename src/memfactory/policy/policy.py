@@ -43,7 +43,7 @@ from memfactory.policy.marks import marked
 from memfactory.policy.measures import Measures, measured, merged
 from memfactory.policy.objective import token_losses
 from memfactory.policy.objectives.base import make_objective
-from memfactory.policy.optimizer import Schedule, fitting, make_optimizer, sum_gradients
+from memfactory.policy.optimizer import Schedule, check_kind, fitting, kind_for, make_optimizer, sum_gradients
 from memfactory.policy.processes import check_processes, make_accelerator
 from memfactory.policy.reference import Reference
 from memfactory.policy.self_test import usable_feeding
@@ -137,6 +137,7 @@ class Policy:
         # Accelerate would hold on to the previous optimizer, and so to its moments.
         self.accelerator.free_memory()
         self.optimizer = self.accelerator.prepare(make_optimizer(self.trained, options, self.seed))
+        self.chosen_kind = kind_for(self.trained, options) if options.kind == "auto" else None
         # Accelerate's own scheduler would advance once for every process.
         self.schedule = Schedule(self.optimizer, options, total_steps)
 
@@ -310,11 +311,13 @@ class Policy:
     def optimizer_state(self) -> dict[str, object]:
         """Optimizer, schedule and counters: with the weights of `save_masters` all that a step depends on."""
         adaptive = {"kl_coef": self.kl.value} if self.kl.adapts else {}
+        chosen = {} if self.chosen_kind is None else {"kind": self.chosen_kind}
         return {
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "skipped_steps": self.skipped_steps,
             **adaptive,
+            **chosen,
         }
 
     def save_masters(self, folder: Path) -> None:
@@ -333,7 +336,11 @@ class Policy:
         self.chat.tokenizer.save_pretrained(str(folder))
 
     def load(self, folder: Path, optimizer: Mapping[str, Any]) -> None:
-        """Restore the weights that `save_masters` wrote to `folder`, and `optimizer`, an `optimizer_state`."""
+        """Restore the weights that `save_masters` wrote to `folder`, and `optimizer`, an `optimizer_state`.
+
+        Raises ConfigError if `optimizer.kind: auto` selected another kind then.
+        """
+        check_kind(optimizer.get("kind"), self.chosen_kind)
         load_weights(self.network, folder)
         self.changes += 1
         self.optimizer.load_state_dict(optimizer["optimizer"])
