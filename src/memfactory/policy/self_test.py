@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from memfactory.config.training import Packing, TrainerOptions
 from memfactory.model.kernels import can_attend
 from memfactory.model.tree_attention import Forest, tree_attention
+from memfactory.model.trial import EXACT, ordinary_ids, relative_distance, rounding
 from memfactory.policy.batch import TrainingTurn
 from memfactory.policy.forward import Feeding, LastLayer, autocast, reply_states
 from memfactory.policy.layout import MIN_SHARED, Layout, lay_out
@@ -25,8 +26,8 @@ log = logging.getLogger("memfactory")
 FULL = "full_attention"
 # Errors of models that do not pass keywords on to their attention, and of kernels that lack a type or a shape.
 _CANNOT = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, NotImplementedError)
-# Relative errors that rounding explains; a token that sees a token it must not see is far beyond.
-_ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
+# Relative errors of one attention call that rounding explains; a token that sees a token it must not see is far beyond.
+_ROUNDING = {torch.float32: EXACT, torch.bfloat16: 5e-2}
 
 
 def usable_feeding(model: PreTrainedModel, options: TrainerOptions, dtype: torch.dtype) -> Feeding:
@@ -60,10 +61,12 @@ def can_trim(model: PreTrainedModel, packing: Packing, dtype: torch.dtype) -> bo
         except _CANNOT as error:
             log.info("all states of the last layer are computed: %s", error)
             return False
-    distance = _distance(trimmed, whole)
-    if distance >= _ROUNDING[dtype]:
-        log.info("all states of the last layer are computed: leaving some out changes the others by %.3g", distance)
-    return distance < _ROUNDING[dtype]
+    distance = relative_distance(trimmed, whole)
+    # Fewer states are summed in another order, which a kernel's own rounding need not show.
+    if distance < _ROUNDING[dtype] or distance < _rounding_of_states(model, dtype):
+        return True
+    log.info("all states of the last layer are computed: leaving some out changes the others by %.3g", distance)
+    return False
 
 
 def _obstacle(model: PreTrainedModel, dtype: torch.dtype) -> str | None:
@@ -85,11 +88,22 @@ def _obstacle(model: PreTrainedModel, dtype: torch.dtype) -> str | None:
         _try_training(model)
     except _CANNOT as error:
         return f"{kind} fail under tree attention ({str(error).partition(chr(10))[0] or type(error).__name__})"
-    worst = max(states, gradient)
-    # Not `worst >= bound`: a NaN must count as an obstacle.
-    if not worst < _ROUNDING[dtype]:
-        return f"{kind} give other results under tree attention (relative error {worst:.2g})"
+    # Not `error >= bound`: a NaN must count as an obstacle.
+    if not gradient < _ROUNDING[dtype]:
+        return f"{kind} give other gradients under tree attention (relative error {gradient:.2g})"
+    if not states < EXACT and not states < (bound := _rounding_of_states(model, dtype)):
+        return (
+            f"{kind} give other results under tree attention (relative error {states:.2g}, of which rounding explains "
+            f"{bound:.2g})"
+        )
     return None
+
+
+@torch.no_grad()
+def _rounding_of_states(model: PreTrainedModel, dtype: torch.dtype) -> float:
+    """The relative error of the states of padded turns that rounding explains."""
+    layout = _few_turns(model, "padded")
+    return rounding(model, dtype, lambda: reply_states(model, layout))
 
 
 @torch.no_grad()
@@ -104,7 +118,7 @@ def _state_error(model: PreTrainedModel) -> float:
     # Fresh weights attend so little that rounding to bfloat16 would hide a layer that ignores the forest.
     if len(recorder.layers) < model.config.num_hidden_layers:
         raise ValueError(f"{len(recorder.layers)} of {model.config.num_hidden_layers} layers compute tree attention")
-    return _distance(packed, padded)
+    return relative_distance(packed, padded)
 
 
 @dataclass(frozen=True)
@@ -158,20 +172,17 @@ def _gradient_error(model: PreTrainedModel, dtype: torch.dtype) -> float:
         scores = (query @ key.transpose(-1, -2)) * width**-0.5
         weights = scores.masked_fill(~visible.to(model.device), -torch.inf).softmax(-1)
         expected = torch.autograd.grad(((weights @ value) * slope).sum(), exact)
-    return max(_distance(one, other) for one, other in zip(gradients, expected, strict=True))
+    return max(relative_distance(one, other) for one, other in zip(gradients, expected, strict=True))
 
 
 def _few_turns(model: PreTrainedModel, packing: Packing) -> Layout:
     """Three short turns: two with a shared prefix just long enough to be shared, one alone."""
-    common = tuple(range(1, MIN_SHARED + 4))
-    turns = [_turn((*common, 5), (6, 7, 8)), _turn((*common, 9), (6, 7, 8)), _turn((3, 4), (9, 8, 7, 6))]
+    ids = ordinary_ids(model.config.get_text_config().vocab_size, MIN_SHARED + 16)
+    common, (one, other, *rest) = tuple(ids[: MIN_SHARED + 3]), ids[MIN_SHARED + 3 :]
+    reply, prompt, last = tuple(rest[:3]), tuple(rest[3:5]), tuple(rest[5:9])
+    turns = [_turn((*common, one), reply), _turn((*common, other), reply), _turn(prompt, last)]
     return lay_out(turns, packing, 0).to(model.device)
 
 
 def _turn(prompt_ids: tuple[int, ...], reply_ids: tuple[int, ...]) -> TrainingTurn:
     return TrainingTurn(prompt_ids, reply_ids, 0.0, 0, 0, "self-test")
-
-
-def _distance(one: Tensor, other: Tensor) -> float:
-    """||one - other|| / ||other||."""
-    return float((one.double() - other.double()).norm() / other.double().norm())

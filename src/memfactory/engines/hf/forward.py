@@ -18,6 +18,7 @@ from memfactory.errors import ConfigError
 from memfactory.model.adapters import base_model
 from memfactory.model.kernels import can_attend
 from memfactory.model.tree_attention import NAME, DecodingStep, Forest, SharedKeys
+from memfactory.model.trial import EXACT, ordinary_ids, relative_distance, rounding
 
 log = logging.getLogger("memfactory")
 MASKED_ATTENTION = ("sdpa", "eager")
@@ -193,9 +194,13 @@ class Forward:
         if getattr(self._model.config.get_text_config(), "attn_logit_softcapping", None):
             # Only large scores reach the cap, and the trial's few tokens need not have any.
             return f"{type(self._model).__name__} caps its attention scores"
-        ids = [number % self._vocab_size for number in range(7)]
-        expected = self._model(input_ids=torch.tensor([ids], device=self.device), use_cache=False).logits[0, -1]
-        attention = self._attention
+        ids = ordinary_ids(self._vocab_size, 12)
+
+        def whole() -> Tensor:
+            states = torch.tensor([ids], device=self.device)
+            return self._model(input_ids=states, use_cache=False).logits[0, -1, : self._vocab_size].float()
+
+        expected, attention = whole(), self._attention
         self._model.set_attn_implementation(NAME)
         try:
             logits = self._last_logits(ids)
@@ -206,25 +211,30 @@ class Forward:
         finally:
             self._model.set_attn_implementation(attention)
             self.cache.release()
-        expected = expected[: self._vocab_size].float()
-        bound = (1e-3 if dtype == torch.float32 else 0.1) * (1 + expected.abs().max())
+        distance = max(relative_distance(row, expected) for row in logits)
         # NaN is no reason: such weights are broken either way, and sampling reports them.
-        difference = (logits - expected).abs().max()
-        if difference > bound:
-            return f"{type(self._model).__name__} under tree attention differs by {difference:.3g} in its logits"
+        if distance > EXACT and distance > (bound := rounding(self._model, dtype, whole)):
+            return (
+                f"{type(self._model).__name__} under tree attention differs by {distance:.2g} in its logits, and "
+                f"rounding explains {bound:.2g} (relative to all of them)"
+            )
         return None
 
     def _last_logits(self, ids: list[int]) -> Tensor:
-        """Logits [tokens of the tokenizer] behind `ids`, through a segment, a branch, two prefixes and a slot."""
-        (first, second), last = ((0, 2), (2, len(ids) - 1)), torch.tensor(ids[-1:], device=self.device)
+        """Logits [2, tokens of the tokenizer] behind `ids`, twice: through a segment and a branch in two prefixes, and
+        through a prefix and slots of the row's own."""
+        (first, second), last = ((0, 5), (5, len(ids) - 1)), ids[-1:] * 2
         forest = Forest((first, second), ((second, first),))
         states = self.keys_and_values(ids[:-1], range(len(ids) - 1), forest)
         halves = [[(keys[:, :, a:b], values[:, :, a:b]) for keys, values in states] for a, b in (first, second)]
-        self.cache.reserve(1, round_up(1), 0)
+        length = second[1] - second[0]
+        self.cache.reserve(2, round_up(length + 1), 0)
         self.cache.enter([0], [], None)
-        starts = torch.tensor([len(ids) - 1], device=self.device)
-        shared = tuple(SharedKeys(None, ((1, half),)) for half in halves)
-        return self.logits_over_prefixes(last, [0], shared, starts)[0]
+        self.cache.enter([length], [0], halves[1])
+        starts = torch.tensor([second[1], first[1]], device=self.device)
+        one = torch.tensor([0], device=self.device)
+        shared = (SharedKeys(None, ((2, halves[0]),)), SharedKeys(one, ((1, halves[1]),)))
+        return self.logits_over_prefixes(torch.tensor(last, device=self.device), [0, length], shared, starts)
 
     @property
     def _attention(self) -> str:
