@@ -16,6 +16,8 @@ Interface = Literal["generate", "rollout", "inference"]
 
 
 POLICY = "policy"
+PROMPTS = "prompts"
+"""The option that names a preset of prompts."""
 DEFAULT_PRESET = "default"
 """The preset of prompts that every module with presets has: its own wording."""
 
@@ -47,14 +49,14 @@ class ModuleOptions(Options):
     @classmethod
     def with_preset(cls, values: Any) -> Any:
         """`values` with the preset that `prompts` names written out. Raises ValueError for an unknown name."""
-        name = values.get("prompts") if isinstance(values, dict) else None
+        name = values.get(PROMPTS) if isinstance(values, dict) else None
         if not isinstance(name, str):
             return values
         if name not in cls.preset_names():
             names = cls.preset_names()
             reason = unknown("preset of prompts", name, names) if names else "this module has no presets"
             raise ValueError(f"prompts: {reason}")
-        others = {key: value for key, value in values.items() if key != "prompts"}
+        others = {key: value for key, value in values.items() if key != PROMPTS}
         return {**cls.preset(name, others), **others}
 
     @classmethod
@@ -66,7 +68,7 @@ class ModuleOptions(Options):
     def wording_keys(cls) -> frozenset[str]:
         """The options that word the prompts: a preset replaces those of the layers below it."""
         of_presets = {key for options in cls.presets.values() for key in options}
-        return frozenset({"prompts", "answer_form", *of_presets} & {"prompts", *cls.model_fields})
+        return frozenset({PROMPTS, "answer_form", *of_presets} & {PROMPTS, *cls.model_fields})
 
     @classmethod
     def preset_names(cls) -> tuple[str, ...]:

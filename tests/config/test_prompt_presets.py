@@ -141,3 +141,31 @@ def test_the_prompts_of_the_first_configs_stay_as_they_were(name: str) -> None:
     texts = {slot: {key: module[key] for key in WORDED if key in module} for slot, module in modules.items()}
     text = json.dumps(texts, sort_keys=True, ensure_ascii=False)
     assert sha256(text.encode()).hexdigest()[:16] == DIGESTS[name]
+
+
+A_PRESET = "expected the name of a preset of prompts (default, {}short){}; given "
+TEXTS = " or a mapping of its texts"
+
+
+@pytest.mark.parametrize(
+    ("agent", "told"),
+    [
+        ("{name: memory_agent, prompts: 3}", f"agent.prompts: {A_PRESET.format('memagent, ', TEXTS)}3"),
+        (
+            "{name: memory_agent, modules: {memory: {prompts: [short]}}}",
+            f"agent.modules.memory.prompts: {A_PRESET.format('memagent, ', TEXTS)}['short']",
+        ),
+        ("{name: memory_agent, prompts: true}", f"agent.prompts: {A_PRESET.format('memagent, ', TEXTS)}true"),
+        (
+            "{name: memory_r1, modules: {answerer: {prompts: 3}}}",
+            f"agent.modules.answerer.prompts: {A_PRESET.format('', '')}3",
+        ),
+        ("{name: memory_r1, prompts: 3}", "agent.prompts: expected the name of a preset, for all modules (default, "),
+        ("{name: memory_agent, prompts: {update: 3}}", "agent.prompts.update: expected text; given 3"),
+        ("{name: memory_r1, modules: {retriever: {prompts: 3}}}", "agent.modules.retriever.prompts: unknown key"),
+    ],
+)
+def test_a_preset_of_the_wrong_type_is_told_with_the_names(tmp_path: Path, agent: str, told: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config(tmp_path, agent)
+    assert f"run.yaml:1: {told}" in str(caught.value)

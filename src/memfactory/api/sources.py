@@ -26,7 +26,7 @@ _DICT_FILE = "config_from_python"
 def resolved_config(
     source: Source, overrides: Sequence[Overrides], command: str | None, *, trust: bool = False
 ) -> Resolved:
-    """The configuration that `source` and `overrides` describe, validated for `command` (train, eval or infer).
+    """The configuration that `source` and `overrides` describe, validated for `command` (train, eval, infer or traces).
 
     Warnings about it are logged. Raises ConfigError with every problem.
     """

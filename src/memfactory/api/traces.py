@@ -47,7 +47,7 @@ def write_traces(
     """
     if output.suffix not in WRITERS:
         raise ConfigError(f"--output {output}: expected a file that ends in {', '.join(WRITERS)}")
-    resolved = resolved_config(source, overrides, None, trust=trust)
+    resolved = resolved_config(source, overrides, "traces", trust=trust)
     demonstrator = Demonstrator(build_agent(resolved.config.agent, _codec(resolved)))
     most = checked_kinds(options.turns, demonstrator.kinds)
     every = demonstrations(demonstrator, training_data(_limited(resolved, options.rows)).tasks())

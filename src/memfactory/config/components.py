@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from memfactory.components import PROMPTS
 from memfactory.config.datasets import dataset_title, dataset_values, file_stem
 from memfactory.config.losses import named
 from memfactory.config.messages import fields_at, holds, sentences, unknown_key
 from memfactory.config.problems import Problems, shown
-from memfactory.config.prompt_presets import KEY, Preset, misnamed, named_at, with_preset
+from memfactory.config.prompt_presets import Preset, misnamed, named_at, names_in, with_preset
 from memfactory.config.schema import AgentSpec, Component, DataConfig
 from memfactory.config.slots import misfit, since, swapped_at
 from memfactory.config.training import LoopOptions
@@ -119,7 +120,7 @@ class Checker:
         flat = {k: v for k, v in value.items() if k not in model.model_fields and k not in ("name", "modules")}
         preset = named_at(flat, path, self.origins)
         if preset is not None:
-            del flat[KEY]
+            del flat[PROMPTS]
         by_slot = value.get("modules")
         by_slot = {} if by_slot is None else by_slot
         if not isinstance(by_slot, dict):
@@ -130,7 +131,7 @@ class Checker:
                 self.problems.add((*path, "modules", slot), unknown(f"slot of agent {name!r}", slot, slots))
         if len(slots) != 1:
             for key in flat:
-                self.problems.add((*path, key), self._unknown_of_agent(key, flat[key], model))
+                self.problems.add((*path, key), self._unknown_of_agent(key, flat[key], model, _named(by_slot, slots)))
             flat = {}
         modules = {
             slot: self._module(slot, default, by_slot.get(slot), flat, preset) for slot, default in slots.items()
@@ -145,14 +146,14 @@ class Checker:
             self._preset_exists(preset, valid, slots, by_slot)
         return None if options is None or len(valid) < len(slots) else AgentSpec(name, options, valid)
 
-    def _unknown_of_agent(self, key: str, value: object, model: type[Options]) -> str:
-        """The message for a key of an agent with several modules that has no such option."""
-        if key == KEY:
+    def _unknown_of_agent(self, key: str, value: object, model: type[Options], modules: Iterable[str]) -> str:
+        """The message for a key of an agent with several `modules` that has no such option."""
+        if key == PROMPTS:
             return (
-                f"expected the name of a preset, for all modules; given {shown(value)}. Texts of your own stand with "
-                "their module, under agent.modules"
+                f"expected the name of a preset, for all modules ({', '.join(names_in(modules))}); given "
+                f"{shown(value)}. Texts of your own stand with their module, under agent.modules"
             )
-        return unknown_key(key, [*model.model_fields, KEY, "modules"], model)
+        return unknown_key(key, [*model.model_fields, PROMPTS, "modules"], model)
 
     def _preset_exists(
         self, preset: Preset, modules: Mapping[str, Component], slots: Mapping[str, str], written: Mapping[str, object]
@@ -301,6 +302,13 @@ class Checker:
             sets[title] = dataset
             self._move(place, (*path, title))
         return sets
+
+
+def _named(by_slot: Mapping[str, object], slots: Mapping[str, str]) -> list[str]:
+    """The modules in the slots of an agent, without those whose names do not exist."""
+    written = {slot: module.get("name") for slot, module in by_slot.items() if isinstance(module, dict)}
+    names = [written.get(slot) or default for slot, default in slots.items()]
+    return [name for name in names if name in MODULES.names()]
 
 
 def without(values: object, places: Sequence[KeyPath]) -> Any:

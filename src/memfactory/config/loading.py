@@ -78,10 +78,10 @@ def load_config(
 ) -> Resolved:
     """The configuration that `source` names, with `key=value` overrides, validated.
 
-    `source` is a YAML file, a run folder, a checkpoint, a model folder or `tiny`. With a `command` (train, eval, infer)
-    the files, keys, extras and hardware it needs are checked as well. A model by itself takes the whole config from
-    `like`, except for the model, or from `beside` the settings that its memfactory.yaml leaves open; a config or run
-    takes nothing. `trust`: the code that a run folder brings may run. Raises ConfigError with every problem.
+    `source` is a YAML file, a run folder, a checkpoint, a model folder or `tiny`. With a `command` (train, eval, infer,
+    traces) the files, keys, extras and hardware it needs are checked as well. A model by itself takes the whole config
+    from `like`, except for the model, or from `beside` the settings that its memfactory.yaml leaves open; a config or
+    run takes nothing. `trust`: the code that a run folder brings may run. Raises ConfigError with every problem.
     """
     if command is not None and command not in get_args(Command):
         raise ValueError(f"no command {command!r}; there are {get_args(Command)}")
@@ -130,7 +130,7 @@ def load_config(
     problems.raise_any()
     # Settings that a model takes from a run beside it come from that run's folder too.
     brought_by = located.run if located.file is not None or reference is None else reference.run
-    if command is not None and brought_by is not None:
+    if command not in (None, "traces") and brought_by is not None:
         refuse_strange_endpoints(config, tree, brought_by, trusting=trust)
     values = plain(config)
     resolved = Resolved(

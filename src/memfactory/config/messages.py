@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from memfactory.components import PROMPTS, ModuleOptions
 from memfactory.config.problems import shown
 from memfactory.config.tree import KeyPath, dotted
 from memfactory.errors import nearest
@@ -73,6 +74,10 @@ def _sentence(path: KeyPath, errors: list[ErrorDetails], model: object) -> str:
     first = errors[0]
     if first["type"] == "missing":
         return "is missing"
+    if path == (PROMPTS,) and isinstance(model, type) and issubclass(model, ModuleOptions) and model.presets:
+        or_texts = " or a mapping of its texts" if PROMPTS in model.model_fields else ""
+        names = ", ".join(model.preset_names())
+        return f"expected the name of a preset of prompts ({names}){or_texts}; given {shown(first['input'])}"
     if first["type"] == "extra_forbidden":
         return unknown_key(str(path[-1]), fields_at(model, path[:-1]), model if isinstance(model, type) else None)
     if first["type"] == "value_error":

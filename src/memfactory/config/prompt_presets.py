@@ -7,17 +7,15 @@ that takes another's slot.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from memfactory.components import DEFAULT_PRESET, ModuleOptions
+from memfactory.components import DEFAULT_PRESET, PROMPTS, ModuleOptions
 from memfactory.config.slots import layer_of, since
 from memfactory.config.tree import KeyPath, Origin, leaves, origin_of
 from memfactory.errors import unknown
 from memfactory.registry import MODULES, Options
-
-KEY = "prompts"
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,7 @@ class Preset:
 
 def named_at(values: Mapping[str, Any], path: KeyPath, origins: Mapping[KeyPath, Origin]) -> Preset | None:
     """The preset that the options `values` at `path` name; None if they name none."""
-    name, place = values.get(KEY), (*path, KEY)
+    name, place = values.get(PROMPTS), (*path, PROMPTS)
     return Preset(name, place, layer_of(origins, place)) if isinstance(name, str) else None
 
 
@@ -61,7 +59,9 @@ def with_preset(
         return values
     wording = model.wording_keys()
     own = {
-        key: value for key, value in values.items() if key in wording and not (key == KEY and isinstance(value, str))
+        key: value
+        for key, value in values.items()
+        if key in wording and not (key == PROMPTS and isinstance(value, str))
     }
     own = since(own, preset.layer, origins, path)
     others = {key: value for key, value in values.items() if key not in wording}
@@ -124,6 +124,12 @@ def _warning(preset: Preset, slot: str, module: str) -> str:
     )
 
 
+def names_in(modules: Iterable[str]) -> list[str]:
+    """The presets of any of `modules`, `default` first."""
+    names = {name for module in modules for name in _names(module)} - {DEFAULT_PRESET}
+    return [DEFAULT_PRESET, *sorted(names)]
+
+
 def _names(module: str) -> tuple[str, ...]:
     options = MODULES.options(module)
     return options.preset_names() if issubclass(options, ModuleOptions) else ()
@@ -134,4 +140,4 @@ def presets_by_module() -> Iterator[tuple[str, dict[str, dict[str, Any]]]]:
     for name in MODULES.names():
         model = MODULES.options(name)
         if issubclass(model, ModuleOptions) and model.preset_names():
-            yield name, {preset: model.model_validate({KEY: preset}).worded() for preset in model.preset_names()}
+            yield name, {preset: model.model_validate({PROMPTS: preset}).worded() for preset in model.preset_names()}

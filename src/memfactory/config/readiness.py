@@ -27,11 +27,13 @@ from memfactory.engines.options import EngineConfig, OpenAIEngineConfig, VllmEng
 from memfactory.errors import nearest
 from memfactory.memory.options import OpenAIEmbedderConfig
 from memfactory.model.gguf_file import against_vllm, gguf_instead, gguf_problem, is_gguf
+from memfactory.model.near_models import TINY, is_adapter, model_hint, nearest_place
 from memfactory.model.options import ModelConfig
 from memfactory.registry import MODULES, Options
 from memfactory.trackers.options import SwanlabConfig
 
-Command = Literal["train", "eval", "infer"]
+Command = Literal["train", "eval", "infer", "traces"]
+"""The verbs that need files; `traces` is `data traces`, which needs the training rows and the model's tokenizer."""
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
 
@@ -47,6 +49,10 @@ class Readiness:
 
     def check(self) -> list[str]:
         """Check everything that the command uses; return the warnings."""
+        if self.command == "traces":
+            self._model_files(("model",), self.config.model)
+            self._dataset(("data", "train"), self.config.data.train)
+            return self.warnings
         if self.command == "train":
             self._can_be_trained()
             self._rewards_can_be_earned()
@@ -110,12 +116,14 @@ class Readiness:
         if adapter is not None and not (adapter / "adapter_config.json").is_file():
             self.problems.add((*place, "adapter"), f"{adapter} is no PEFT adapter: it has no adapter_config.json")
         elif adapter is None and model.adapter is not None and not _may_be_hub_id(model.adapter):
-            self.problems.add((*place, "adapter"), f"there is no folder {model.adapter!r}")
+            near = nearest_place(model.adapter, self.base_dir, is_adapter)
+            hint = "" if near is None else f"; did you mean {near!r}?"
+            self.problems.add((*place, "adapter"), f"there is no folder {model.adapter!r}{hint}")
         if model.chat_template is not None and locate(model.chat_template, self.base_dir) is None:
             self.problems.add((*place, "chat_template"), f"there is no file {model.chat_template!r}")
 
     def _model_path(self, place: KeyPath, path: str) -> None:
-        if path == "tiny":
+        if path == TINY:
             return
         folder, file = self._folder(path), locate(path, self.base_dir)
         if folder is not None:
@@ -127,9 +135,19 @@ class Readiness:
             if problem is not None:
                 self.problems.add(place, problem)
         elif not _may_be_hub_id(path):
-            self.problems.add(place, f"there is no folder {path!r}, and it is not a hub id such as org/name")
-        elif "/" not in path and nearest(path, ("tiny",)):
-            self.problems.add(place, f"there is no folder {path!r}; did you mean 'tiny'?")
+            self.problems.add(
+                place, f"there is no folder {path!r}; {model_hint(path, self.base_dir)}{self._of_traces()}"
+            )
+        elif "/" not in path and nearest(path, (TINY,)):
+            self.problems.add(place, f"there is no folder {path!r}; did you mean {TINY!r}?")
+
+    def _of_traces(self) -> str:
+        if self.command != "traces":
+            return ""
+        return (
+            ". Traces take only the tokenizer of the model: name the one that the training begins with, such as "
+            "model.path=models/smollm2 after `memfactory data model smollm2 --output models/smollm2`"
+        )
 
     def _module_weights(self) -> None:
         for slot, module in self.config.agent.modules.items():
@@ -142,10 +160,13 @@ class Readiness:
         used: dict[KeyPath, Component | None] = {("data", "train"): data.train}
         used |= {("data", "eval", name): dataset for name, dataset in data.eval.items()}
         for path, dataset in used.items():
-            file = getattr(dataset.options, "path", None) if dataset is not None else None
-            if isinstance(file, str) and locate(file, self.base_dir) is None and self._folder(file) is None:
-                places = " or ".join(dict.fromkeys((str(Path.cwd()), str(self.base_dir.resolve()))))
-                self.problems.add((*path, "path"), f"there is no file {file!r} in {places}")
+            self._dataset(path, dataset)
+
+    def _dataset(self, path: KeyPath, dataset: Component | None) -> None:
+        file = getattr(dataset.options, "path", None) if dataset is not None else None
+        if isinstance(file, str) and locate(file, self.base_dir) is None and self._folder(file) is None:
+            places = " or ".join(dict.fromkeys((str(Path.cwd()), str(self.base_dir.resolve()))))
+            self.problems.add((*path, "path"), f"there is no file {file!r} in {places}")
 
     def _compute(self, place: KeyPath, model: ModelConfig) -> None:
         if model.device.startswith("cuda") and not has_cuda():

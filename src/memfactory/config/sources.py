@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import logging
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from memfactory.config.agent_file import AGENT_FILE, AgentFile, published_agent_file, read_agent_file
 from memfactory.config.parts import SUFFIXES, config_folders, is_dir, is_file, runnable_configs, show_path
-from memfactory.errors import ConfigError, unknown
+from memfactory.errors import ConfigError, nearest, unknown
 from memfactory.files.checkpoints import MODULES, TRAINING_ONLY, newest_intact
 from memfactory.files.folders import check_folder
 from memfactory.model.gguf_file import gguf_instead, gguf_problem, is_gguf
+from memfactory.model.near_models import is_model, model_hint, nearest_place
+from memfactory.model.packaged import KNOWN
 
 log = logging.getLogger("memfactory")
 RUN_CONFIG = "config.yaml"
@@ -69,10 +72,25 @@ def find_source(source: str | Path, *, trained: bool) -> Source:
     if HUB_ID.fullmatch(text) and path.suffix not in SUFFIXES and not is_dir(path.parent):
         agent = published_agent_file(text) if trained else None
         return replace(_model(text.replace("/", "-"), {"path": text}), agent=agent)
-    raise ConfigError(
-        f"{text}: there is no such config file, run folder or model folder; "
-        + unknown("config", path.stem, {*known, "tiny"})
-    )
+    raise ConfigError(f"{text}: there is no such config file, run folder or model folder; {_instead(text, known)}")
+
+
+def _instead(text: str, known: Mapping[str, Path]) -> str:
+    """The nearest source to `text`, which names none; `known` are the configs by their names."""
+    path = Path(text)
+    here = nearest_place(text, Path(), _is_source)
+    beside = None if here is None else Path(here).stem
+    names = {*known, "tiny"}
+    is_config = path.suffix in SUFFIXES or "/" not in text
+    if here is not None and (not is_config or nearest(path.stem, {*names, beside or ""}) == beside):
+        return f"did you mean {here!r}?"
+    if is_config and (path.suffix in SUFFIXES or path.stem.lower() not in KNOWN):
+        return unknown("config", path.stem, names)
+    return f"{model_hint(text)}; `memfactory list configs` shows the configs"
+
+
+def _is_source(place: Path) -> bool:
+    return is_model(place) or _is_run(place) or (place.suffix in SUFFIXES and place.is_file())
 
 
 def _model(name: str, values: dict[str, Any]) -> Source:

@@ -12,6 +12,8 @@ from functools import lru_cache
 from math import prod
 from pathlib import Path
 
+from memfactory.errors import nearest
+
 SUFFIX = ".gguf"
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -66,7 +68,8 @@ def gguf_problem(file: Path) -> str | None:
     Whether transformers knows the architecture is not checked.
     """
     if not file.exists():
-        return f"there is no file {str(file)!r}"
+        near = _nearest_beside(file)
+        return f"there is no file {str(file)!r}" + ("" if near is None else f"; did you mean {near!r}?")
     if (missing := gguf_missing(repr(str(file)))) is not None:
         return missing
     try:
@@ -83,6 +86,16 @@ def gguf_problem(file: Path) -> str | None:
     if not header.architecture:
         return f"{str(file)!r} names no architecture (general.architecture)"
     return None
+
+
+def _nearest_beside(file: Path) -> str | None:
+    """The GGUF file in the folder of `file` with the most similar name."""
+    try:
+        beside = {path.name: path for path in file.parent.glob("*") if path.suffix.lower() == SUFFIX}
+    except OSError:
+        return None
+    name = nearest(file.name, beside)
+    return None if name is None else str(beside[name])
 
 
 def gguf_missing(user: str) -> str | None:

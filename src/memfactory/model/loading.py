@@ -31,10 +31,10 @@ from memfactory.model.fused_layers import fuse_layers
 from memfactory.model.gguf_file import SUFFIX, gguf_instead, gguf_problem
 from memfactory.model.gguf_model import gguf_config, gguf_end_ids, gguf_model, gguf_tokenizer, unread_rotation
 from memfactory.model.hub import hub_away
+from memfactory.model.near_models import TINY, model_hint
 from memfactory.model.options import ModelConfig
 
 log = logging.getLogger("memfactory")
-TINY = "tiny"
 TRUST = "trust_remote_code"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -293,7 +293,7 @@ def _place(path: str) -> str:
             raise ConfigError(f"model.path: {problem}")
     elif not local.is_dir():
         if _looks_local(path):
-            raise ConfigError(f"model.path: there is no folder {path!r}")
+            raise ConfigError(f"model.path: there is no folder {path!r}; {model_hint(path)}")
         return path
     return str(local)
 
@@ -341,7 +341,8 @@ def _missing(kind: str, path: str, error: Exception) -> ConfigError:
     if away is not None:
         cause, reason = "the hub cannot be reached, and its cache has no such model", away
     return ConfigError(
-        f"model.path: {path!r} is not a local folder, and as a hub id its {kind} cannot be fetched ({cause}): {reason}"
+        f"model.path: {path!r} is not a local folder, and as a hub id its {kind} cannot be fetched ({cause}): "
+        f"{reason.rstrip('.')}; {model_hint(path)}"
     )
 
 
