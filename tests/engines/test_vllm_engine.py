@@ -264,6 +264,17 @@ def test_it_starts_as_it_is_configured_and_leaves_the_rest_to_vllm(monkeypatch, 
     assert "enable_lora" not in events[0][1]
 
 
+def test_on_a_gpu_the_longest_conversation_is_what_the_cache_holds(monkeypatch, small_model_path: Path, caplog):
+    monkeypatch.setattr("memfactory.engines.vllm.engine.resolve_device", lambda name: torch.device("cuda"))
+    caplog.set_level("INFO")
+    _, events = engine_over_the_double(monkeypatch, small_model_path)
+    # The model's own length, 262,144 tokens of Qwen3-4B, would demand 36 GiB of cache at the start.
+    assert events[0][1]["max_model_len"] == -1
+    assert "room for conversations of up to 64 tokens" in caplog.text
+    _, events = engine_over_the_double(monkeypatch, small_model_path, max_model_len=512)
+    assert events[0][1]["max_model_len"] == 512
+
+
 def test_it_sleeps_while_the_policy_trains_and_wakes_for_new_work(monkeypatch, small_model_path: Path):
     engine, events = engine_over_the_double(monkeypatch, small_model_path)
     weights = small_policy(small_model_path).weights()

@@ -56,7 +56,8 @@ class VllmEngineConfig(Sampled):
     gpu_memory_utilization: float = Field(0.4, gt=0, lt=1)
     """Fraction of the GPU's memory for vLLM."""
     max_model_len: int | None = Field(None, ge=1)
-    """Longest prompt plus reply; null: the model's own."""
+    """Longest prompt plus reply; null: as long as the cache has room for, at most the model's own. vLLM starts only if
+    its cache holds one conversation of this length."""
     max_num_seqs: int | None = Field(None, ge=1)
     """Conversations that decode at one time; null: vLLM's own choice."""
     max_num_batched_tokens: int | None = Field(None, ge=1)

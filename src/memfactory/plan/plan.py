@@ -16,7 +16,7 @@ from memfactory.config.optimizer import LOW_BIT_PACKAGES, LoraOptions, Optimizer
 from memfactory.config.readiness import low_bit_packages
 from memfactory.config.trained import trainer_options
 from memfactory.config.training import TrainerOptions
-from memfactory.engines.options import EngineConfig, HfEngineConfig
+from memfactory.engines.options import EngineConfig, HfEngineConfig, VllmEngineConfig
 from memfactory.environment import memory_bytes
 from memfactory.errors import ConfigError
 from memfactory.model.loading import places
@@ -32,6 +32,7 @@ from memfactory.plan.footprint import (
     phase_components,
 )
 from memfactory.plan.memory import Device, architecture_of, compute_type, planned_memory
+from memfactory.plan.vllm import judge_vllm, vllm_memory, vllm_row
 from memfactory.plan.work import Forecast, Row, Work
 from memfactory.plugins.boundary import guarded
 from memfactory.registry import MODULES, TRAINERS
@@ -144,13 +145,17 @@ def _plan_of_policy(
     trained = sizes.parameters if options.lora is None else adapter_parameters(sizes, options.lora.rank)
     moments = moment_bytes(trained, options, cuda=device.cuda)
     rows += _parameter_rows(sizes, options, dtype, moments, device)
+    if isinstance(config.engine, VllmEngineConfig) and device.cuda and options.plays:
+        held = vllm_memory(config.engine, sizes, dtype, device.capacity, trained if options.lora else 0)
+        rows.append(vllm_row(held, work.longest))
+        judge_vllm(config.engine, held, work.longest, problems, warnings)
     _judge_memory(memory, device, _savings(options, config.engine, device), problems, warnings)
     if offloads(options, cuda=device.cuda):
         lacking += _host(moments, options)
         if is_auto:
             exact = _with_optimizer(options, device, kind="adamw")
-            held = planned_memory(resolved, exact, sizes, work.longest, device, [])
-            warnings += _fits_on_the_device(held, device)
+            on_device = planned_memory(resolved, exact, sizes, work.longest, device, [])
+            warnings += _fits_on_the_device(on_device, device)
     lacking += _disk(options, (4 if options.lora else BYTES[options.masters]) * trained + moments)
     return Plan(title, tuple(rows), memory, device.name, device.capacity, tuple(problems), tuple(warnings))
 

@@ -6,6 +6,7 @@ Written for the V1 engine of the versions in `checks.py`. Tried on vLLM's CPU bu
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -32,6 +33,10 @@ from memfactory.model.chat import ChatFormat
 from memfactory.model.loading import compute_dtype, load_architecture, places, resolve_device
 from memfactory.model.options import ModelConfig
 from memfactory.types import Message, Reply, Sampling
+
+log = logging.getLogger("memfactory")
+AS_FITS = -1
+"""vLLM's own word for the longest conversation that its cache can hold."""
 
 
 class VllmEngine:
@@ -63,12 +68,16 @@ class VllmEngine:
         check_format(path)
         self._takes_adapters = rank is not None and config.adapter == "lora"
         options = _options(config)
+        device = resolve_device(model.device)
+        if config.max_model_len is None and device.type == "cuda":
+            # The model's own length would have to fit the cache: 36 GiB for 262,144 tokens of Qwen3-4B.
+            options["max_model_len"] = AS_FITS
         if rank is not None and config.adapter == "lora":
             options |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": lora_room(rank)}
         try:
             self._llm = vllm.LLM(
                 model=path,
-                dtype=str(compute_dtype(model, resolve_device(model.device))).removeprefix("torch."),
+                dtype=str(compute_dtype(model, device)).removeprefix("torch."),
                 trust_remote_code=model.trust_remote_code,
                 load_format="dummy" if model.random_weights else "auto",
                 **options,
@@ -78,6 +87,8 @@ class VllmEngine:
         self._engine: Any = self._llm.llm_engine
         shape = load_architecture(model).get_text_config()
         context: int = self._engine.model_config.max_model_len
+        if options.get("max_model_len") == AS_FITS:
+            log.info("engine: vLLM has room for conversations of up to %s tokens", f"{context:,}")
         self._conversations = Conversations(chat, context=context, rows=shape.vocab_size)
         self._pending: dict[str, tuple[Key, tuple[int, ...], Sampling]] = {}
         self._numbers = 0
