@@ -28,6 +28,7 @@ from memfactory.engines.options import (
     same_engine,
 )
 from memfactory.engines.replies import ReplyStore
+from memfactory.environment import process_count
 from memfactory.envs.base import Environment, RewardFunction, TaskSet
 from memfactory.errors import ConfigError
 from memfactory.files.checkpoints import TRAINING_ONLY
@@ -169,6 +170,8 @@ def build_runtime(resolved: Resolved, *, training: bool, replies: ReplyStore | N
                 training=training,
                 frozen_base=trained.lora is not None,
                 masters=trained.masters,
+                # Whole it need not fit the device that takes a part of it.
+                on_host=trained.shard != "none" and process_count() > 1,
             )
     engines = build_engines(config, model, chat, replies, policy_stays=replies is not None and not training)
     agent = build_agent(config.agent, codec, BankSource(config.memory))
@@ -300,9 +303,9 @@ def _engine(
 
 def _hf_engine(settings: HfEngineConfig, described: ModelConfig, model: PreTrainedModel, chat: ChatFormat) -> Engine:
     from memfactory.engines.hf.engine import HfEngine
-    from memfactory.model.loading import compute_dtype
+    from memfactory.model.loading import compute_dtype, resolve_device
 
-    return HfEngine(model, chat, settings, compute_dtype=compute_dtype(described, model.device))
+    return HfEngine(model, chat, settings, compute_dtype=compute_dtype(described, resolve_device(described.device)))
 
 
 def _adapter_rank(config: RunConfig, model: PreTrainedModel | None) -> int | None:

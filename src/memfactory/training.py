@@ -31,7 +31,7 @@ from memfactory.files.atomic import set_aside, write_json, write_text
 from memfactory.plugins.boundary import guarded, made
 from memfactory.plugins.loading import keep_copies
 from memfactory.plugins.trust import trust
-from memfactory.policy.policy import Policy
+from memfactory.policy.making import make_policy
 from memfactory.policy.processes import (
     leave_processes,
     of_first_process,
@@ -112,7 +112,7 @@ def _trained(resolved: Resolved, options: LoopOptions, runtime: Runtime) -> Trai
         return Learners(runtime.agent)
     if runtime.model is None or runtime.chat is None:
         raise ConfigError("engine: the policy is behind an API, so there are no weights to train")
-    policy = Policy(runtime.model, runtime.chat, resolved.config.model, options.policy, seed=runtime.seed)
+    policy = make_policy(runtime.model, runtime.chat, resolved.config.model, options.policy, seed=runtime.seed)
     check_engine(policy.network, resolved.config.engine)
     return policy
 

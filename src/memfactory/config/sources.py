@@ -13,7 +13,7 @@ from typing import Any
 from memfactory.config.agent_file import AGENT_FILE, AgentFile, published_agent_file, read_agent_file
 from memfactory.config.parts import SUFFIXES, config_folders, is_dir, is_file, runnable_configs, show_path
 from memfactory.errors import ConfigError, nearest, unknown
-from memfactory.files.checkpoints import MODULES, TRAINING_ONLY, newest_intact
+from memfactory.files.checkpoints import MODULES, SHARDS, TRAINING_ONLY, newest_intact
 from memfactory.files.folders import check_folder
 from memfactory.model.gguf_file import gguf_instead, gguf_problem, is_gguf
 from memfactory.model.near_models import is_model, model_hint, nearest_place
@@ -107,6 +107,8 @@ def _folder(folder: Path, trained: bool) -> Source:
         return replace(source, values=values, note=note)
     model, learnt = _weights(folder), _learnt(folder)
     run = _run_around(folder)
+    if run is not None and is_dir(folder / SHARDS):
+        raise _shards(run, folder)
     if run is not None and learnt is not None:
         name = f"{run.name}-{folder.resolve().name}"
         return Source(name, show_path(run / RUN_CONFIG), run / RUN_CONFIG, run, learnt, run)
@@ -167,8 +169,19 @@ def _of_run(run: Path) -> tuple[Path, dict[str, Any]]:
     learnt = None if newest is None else _learnt(newest)
     if newest is not None and learnt is not None:
         return newest, learnt
+    if newest is not None:
+        raise _shards(run, newest)
     raise ConfigError(
         f"{run}: this run has neither final/ nor a checkpoint yet. Its untrained model is {run / RUN_CONFIG}"
+    )
+
+
+def _shards(run: Path, checkpoint: Path) -> ConfigError:
+    """The error for a checkpoint of a sharded model, which is no model yet."""
+    steps = checkpoint.name.rpartition("-")[2]
+    return ConfigError(
+        f"{checkpoint}: it holds the shards of several processes, not a model. `memfactory train {run} --resume "
+        f"{checkpoint} train.steps={steps}` writes its model to {run / 'final'}"
     )
 
 

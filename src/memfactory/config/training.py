@@ -94,6 +94,7 @@ class TrainerOptions(LoopOptions):
         "gradient_checkpointing",
         "logprob_chunk_tokens",
         "trim_last_layer",
+        "shard",
     }
     optimizer: OptimizerOptions = OptimizerOptions()
     """The optimizer."""
@@ -117,6 +118,10 @@ class TrainerOptions(LoopOptions):
     out. null: 16384; on a CPU at most about 0.8 GiB of activations."""
     logprob_chunk_tokens: int | None = Field(None, ge=1)
     """Reply tokens whose logits are in memory at one time. null: 2048; on a CPU at most 32 MiB of logits."""
+
+    shard: Literal["none", "fsdp2"] = "none"
+    """Of several processes (torchrun) each holds the whole model (none), or a part of it: weights, gradients, moments
+    and reference (fsdp2). Under `lora` the frozen base is sharded."""
 
     def without_effect(self) -> Mapping[str, str]:
         return {} if self.lora is None else {"master_weights": "adapters are float32"}
@@ -188,6 +193,25 @@ class TrainerOptions(LoopOptions):
     def masters(self) -> Literal["float32", "bfloat16"]:
         """The type of the trained weights."""
         return "bfloat16" if self.stochastic else "float32"
+
+    @model_validator(mode="after")
+    def _shards_can_be_trained(self) -> TrainerOptions:
+        if self.shard == "none":
+            return self
+        if self.stochastic:
+            raise ValueError("shard 'fsdp2' divides float32 weights; leave master_weights out, or write shard: none")
+        kind = self.optimizer.kind
+        if self.lora is None and kind not in ("adamw", "auto"):
+            raise ValueError(
+                f"shard 'fsdp2' divides the moments of optimizer.kind 'adamw'; those of {kind!r} cannot be divided. "
+                "Write adamw or auto, or shard: none"
+            )
+        if self.lora is None and self.policy_loss.moving_reference:
+            raise ValueError(
+                "shard 'fsdp2' cannot move a sharded reference; leave loss.reference_sync_steps out, train adapters "
+                "(lora), or write shard: none"
+            )
+        return self
 
     @model_validator(mode="after")
     def _rounding_is_the_optimizers(self) -> TrainerOptions:

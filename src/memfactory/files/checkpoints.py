@@ -12,7 +12,14 @@ TRAINING_ONLY = ("optimizer.pt",)
 """Large files of a checkpoint that its model does not need."""
 STATE_FILES = ("state.json", "random.json", "optimizer.pt")
 """The files of every checkpoint beside its weights."""
-WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "adapter_model.safetensors",
+    "shards/.metadata",
+)
+SHARDS = "shards"
+"""The folder of the weights and moments of a sharded policy, in the files of torch.distributed.checkpoint."""
 MODULES = "modules"
 """The folder of the weights that modules have of their own; empty before any has learnt."""
 _CHECKPOINT = re.compile(r"step-(0|[1-9][0-9]*)")

@@ -151,9 +151,14 @@ def _has_no_model(path: str) -> bool:
 
 
 def load_model(
-    config: ModelConfig, *, training: bool, frozen_base: bool = False, masters: str = "float32"
+    config: ModelConfig,
+    *,
+    training: bool,
+    frozen_base: bool = False,
+    masters: str = "float32",
+    on_host: bool = False,
 ) -> PreTrainedModel:
-    """The causal language model of `config`, on its device, in eval mode.
+    """The causal language model of `config`, on its device (`on_host`: in host memory all the same), in eval mode.
 
     In training the weights are of type `masters` under any `config.dtype`, unless only adapters will be trained
     (`frozen_base`, or `config.adapter`): then the base has the compute type. `config.adapter` stays a trainable PEFT
@@ -161,6 +166,7 @@ def load_model(
     initialises from a fixed seed. Raises ConfigError for missing files and for a model that does not fit this machine.
     """
     device = resolve_device(config.device)
+    place = torch.device("cpu") if on_host else device
     if config.cpu_threads is not None:
         torch.set_num_threads(config.cpu_threads)
     path, adapter = places(config)
@@ -169,10 +175,10 @@ def load_model(
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": resolve_attention(config, device)}
     options |= {TRUST: config.trust_remote_code}
     try:
-        model = _random_model(config, device, options) if config.random_weights else _stored_model(path, options)
-        model = model.to(device)
+        model = _random_model(config, place, options) if config.random_weights else _stored_model(path, options)
+        model = model.to(place)
     except torch.OutOfMemoryError as error:
-        raise ConfigError(f"model.path: {path!r} in {dtype} does not fit into the memory of {device}") from error
+        raise ConfigError(f"model.path: {path!r} in {dtype} does not fit into the memory of {place}") from error
     except Exception as error:
         raise _missing("model", path, error) from error
     shifts = _shifting_rotation(model.config)

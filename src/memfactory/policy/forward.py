@@ -9,14 +9,14 @@ It computes no loss and takes no optimizer step.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from memfactory.config.training import Packing, TrainerOptions
 from memfactory.model.chat import ChatFormat
@@ -27,6 +27,8 @@ from memfactory.policy.layout import Layout, Rows, micro_layouts
 from memfactory.policy.logprobs import Distribution, chunked_logprobs
 from memfactory.policy.objective import LossInputs
 from memfactory.policy.pass_size import pass_size
+
+Scores: TypeAlias = "tuple[Tensor, Tensor | None]"
 
 
 @dataclass(frozen=True)
@@ -54,19 +56,27 @@ class Feeding:
 
 
 class ForwardPass:
-    """Passes over turns of models like `model`, which compute in `dtype`.
+    """Passes over turns of models of this `config`, which compute in `dtype` on `device`.
 
-    `micro_batch_tokens` bounds the tokens of one pass; the policy lowers it when memory runs out.
+    `micro_batch_tokens` bounds the tokens of one pass; the policy lowers it when memory runs out. `run` calls a
+    function of a model, and is another one for a model that has work to do around it.
     """
 
     def __init__(
-        self, model: PreTrainedModel, chat: ChatFormat, options: TrainerOptions, dtype: torch.dtype, feeding: Feeding
+        self,
+        config: PretrainedConfig,
+        chat: ChatFormat,
+        options: TrainerOptions,
+        device: torch.device,
+        dtype: torch.dtype,
+        feeding: Feeding,
     ) -> None:
         self.chat = chat
-        self.device = model.device
+        self.device = device
         self.dtype = dtype
         self.feeding = feeding
-        size = pass_size(options, model.config, cpu=model.device.type == "cpu")
+        self.run: Callable[[PreTrainedModel, Callable[[PreTrainedModel], Scores]], Scores] = _run
+        size = pass_size(options, config, cpu=device.type == "cpu")
         self.chunk_tokens, self.micro_batch_tokens = size.chunk_tokens, size.micro_batch_tokens
         self._large = size.bounded
         self._last_layer = LastLayer()
@@ -101,7 +111,7 @@ class ForwardPass:
         *,
         with_entropy: bool = False,
         entropy_gradient: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> Scores:
         """Log-probabilities of the reply tokens and, `with_entropy`, the entropies, [turns, longest reply], else 0.
 
         The distribution is softmax(logits / temperature) over all tokens of the tokenizer, as engines sample from.
@@ -113,16 +123,20 @@ class ForwardPass:
         distribution = Distribution(
             self.chat.vocab_size, temperature, self.chunk_tokens, with_entropy, entropy_gradient
         )
+
+        def score(model: PreTrainedModel) -> Scores:
+            states = reply_states(model, batch.layout, trimmed=trims)
+            return chunked_logprobs(states, batch.reply_ids[mask], model.get_output_embeddings(), distribution)
+
         with autocast(self.device, self.dtype), tree_attention(model, batch.layout.forest is not None):
-            values, entropies = chunked_logprobs(
-                reply_states(model, batch.layout, trimmed=trims),
-                batch.reply_ids[mask],
-                model.get_output_embeddings(),
-                distribution,
-            )
+            values, entropies = self.run(model, score)
         # Values come turn by turn, as the mask is read row by row, so each lands in the row of its own turn.
         rows = torch.zeros(mask.shape, dtype=values.dtype, device=values.device)
         return rows.masked_scatter(mask, values), None if entropies is None else rows.masked_scatter(mask, entropies)
+
+
+def _run(model: PreTrainedModel, work: Callable[[PreTrainedModel], Scores]) -> Scores:
+    return work(model)
 
 
 def collate(turns: Sequence[TrainingTurn], weights: Sequence[float], layout: Layout) -> MicroBatch:

@@ -1,4 +1,4 @@
-"""The model in training: log-probabilities, optimizer steps, saving.
+"""The model in training: log-probabilities and optimizer steps.
 
 One optimizer step reads like this:
 
@@ -14,11 +14,10 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from random import Random
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -37,31 +36,25 @@ from memfactory.model.loading import compute_dtype
 from memfactory.model.options import ModelConfig
 from memfactory.policy.batch import TrainingTurn, summed_totals, token_weights
 from memfactory.policy.dropout import silence_dropout
-from memfactory.policy.forward import ForwardPass, autocast
+from memfactory.policy.forward import ForwardPass, MicroBatch, autocast
 from memfactory.policy.kl_control import KlCoefficient
 from memfactory.policy.marks import marked
 from memfactory.policy.measures import Measures, measured, merged
 from memfactory.policy.objective import token_losses
 from memfactory.policy.objectives.base import make_objective
-from memfactory.policy.optimizer import Schedule, check_kind, fitting, kind_for, make_optimizer, sum_gradients
+from memfactory.policy.optimizer import Schedule, fitting, kind_for, make_optimizer, sum_gradients
 from memfactory.policy.processes import check_processes, make_accelerator
 from memfactory.policy.reference import Reference
+from memfactory.policy.saving import SavedPolicy
 from memfactory.policy.self_test import usable_feeding
-from memfactory.policy.weights import (
-    PolicyWeights,
-    check_head,
-    check_masters,
-    load_weights,
-    save_weights,
-    trainable,
-)
+from memfactory.policy.weights import check_head, check_masters, trainable
 from memfactory.seeds import stream_seed
 
 T = TypeVar("T")
 log = logging.getLogger("memfactory")
 
 
-class Policy:
+class Policy(SavedPolicy):
     """A causal language model that is trained whole (float32 weights, or bfloat16) or through LoRA adapters (float32).
 
     `model` is loaded for training (`load_model(..., training=True)`). It is changed in place, so an engine that holds
@@ -80,7 +73,7 @@ class Policy:
         accelerator: Accelerator | None = None,
         seed: int = 0,
     ) -> None:
-        self.device = next(model.parameters()).device
+        self.device = self._device_of(model, config)
         self.accelerator = accelerator or make_accelerator(self.device)
         check_processes(self.accelerator)
         self.compute_dtype = compute_dtype(config, self.device)
@@ -109,16 +102,34 @@ class Policy:
         self.network: Network = trainable(model, options.lora, self.compute_dtype, seed, self.masters)
         self.model: PreTrainedModel = base_model(self.network)
         self.trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
-        for parameter in self.trained:
-            broadcast(parameter.data)
+        self._make_equal()
         self.network.eval()
+        trial = self._trial()
         with autocast(self.device, self.compute_dtype):
-            check_head(self.model)
-        feeding = usable_feeding(self.model, options, self.compute_dtype)
-        self.forward = ForwardPass(self.model, chat, options, self.compute_dtype, feeding)
+            check_head(trial)
+        feeding = usable_feeding(trial, options, self.compute_dtype)
+        del trial
+        self.forward = ForwardPass(self.model.config, chat, options, self.device, self.compute_dtype, feeding)
         with fitting("the reference model", "train without one (train.loss.kl_coef: 0)"):
             self.reference = self._reference(continued=continued) if self.loss.kl_coef > 0 else None
+        self._distribute()
         self.set_optimizer(options.optimizer, options.planned_updates)
+
+    def _device_of(self, model: Network, config: ModelConfig) -> torch.device:
+        """The device that the policy computes on."""
+        return next(model.parameters()).device
+
+    def _make_equal(self) -> None:
+        """Give all processes the same trained weights."""
+        for parameter in self.trained:
+            broadcast(parameter.data)
+
+    def _trial(self) -> PreTrainedModel:
+        """The model on which the self-tests run."""
+        return self.model
+
+    def _distribute(self) -> None:
+        """Spread the weights over the processes. Here each holds all of them."""
 
     def _reference(self, *, continued: bool) -> Reference:
         moves = self.loss.moving_reference
@@ -181,15 +192,27 @@ class Policy:
         def score() -> dict[int, tuple[float, ...]]:
             rows: dict[int, tuple[float, ...]] = {}
             with self.forward.ready(model):
-                for indices, batch in self.forward.micro_batches(turns, [0.0] * len(turns)):
+                for indices, batch in self._micro_batches(turns, [0.0] * len(turns)):
                     logprobs, _ = self.forward.logprobs(model, batch, self.temperature)
+                    if not indices:
+                        continue
                     mask = batch.inputs.mask
                     replies = logprobs[mask].cpu().split(mask.sum(-1).tolist())
                     rows |= {index: tuple(reply.tolist()) for index, reply in zip(indices, replies, strict=True)}
             return rows
 
-        rows = self._within_memory(turns, score)
-        return [rows[index] for index in range(len(turns))]
+        return self._own_rows(self._within_memory(turns, score), len(turns))
+
+    def _micro_batches(
+        self, turns: Sequence[TrainingTurn], weights: Sequence[float]
+    ) -> Iterator[tuple[list[int], MicroBatch]]:
+        """The micro-batches of this process with the indices of their turns, for `_own_rows`. A micro-batch without an
+        index is passed through the model and counts for nothing."""
+        return self.forward.micro_batches(turns, weights)
+
+    def _own_rows(self, rows: Mapping[int, tuple[float, ...]], count: int) -> list[tuple[float, ...]]:
+        """The rows of this process's `count` turns, from those of its micro-batches by index."""
+        return [rows[index] for index in range(count)]
 
     def after_step(self, step: int, kl: float | None, trajectories: int) -> None:
         """After the last update on a rollout: adapt the KL coefficient, move the reference when it is due.
@@ -217,7 +240,7 @@ class Policy:
         self.updates += 1
         norm = 0.0
         if measures:
-            norm = float(self.accelerator.clip_grad_norm_(self.trained, self.max_grad_norm))
+            norm = self._clipped_norm()
             if math.isfinite(norm):
                 with fitting("the optimizer's state", "write train.optimizer.kind: adamw_8bit"):
                     self.optimizer.step()
@@ -226,7 +249,7 @@ class Policy:
                 # A step with it would make every weight NaN.
                 self.skipped_steps += 1
                 log.warning("the gradient is not finite (norm %s): this optimizer step is skipped", norm)
-        self.optimizer.zero_grad()
+        self._zero_gradients()
         rate = self.schedule.step()
         if measures:
             measures |= {"grad_norm": norm, "learning_rate": rate, "skipped_steps": float(self.skipped_steps)}
@@ -234,7 +257,7 @@ class Policy:
 
     def with_marks(self, turns: Sequence[TrainingTurn]) -> list[TrainingTurn]:
         """The turns with the tokens that the objective chooses among those of all processes. All must call it."""
-        scored = self._scores(self.model, turns) if turns else []
+        scored = self._scores(self.model, turns)
         draw = Random(stream_seed(self.seed, "marks", self.schedule.steps))
         return marked(self.objective, turns, scored, draw, self.process_index)
 
@@ -249,18 +272,29 @@ class Policy:
         weights = token_weights(turns, self.loss, totals)
         parts = self._within_memory(turns, lambda: self._accumulate(turns, weights))
         measures = merged(parts, self.accelerator, self.device)
-        sum_gradients(self.accelerator, self.trained)
+        self._sum_gradients()
         return measures
+
+    def _sum_gradients(self) -> None:
+        """Give every process the sum of all gradients."""
+        sum_gradients(self.accelerator, self.trained)
+
+    def _zero_gradients(self) -> None:
+        self.optimizer.zero_grad()
+
+    def _clipped_norm(self) -> float:
+        """The norm of the whole gradient, which is then clipped to `max_grad_norm`."""
+        return float(self.accelerator.clip_grad_norm_(self.trained, self.max_grad_norm))
 
     def _accumulate(self, turns: Sequence[TrainingTurn], weights: Sequence[float]) -> list[Measures]:
         """Leave the gradient of this process's turns in the parameters; the measures of each micro-batch."""
         # Here and not by the caller: after running out of memory it starts over, without half a gradient.
-        self.optimizer.zero_grad()
+        self._zero_gradients()
         parts: list[Measures] = []
         self.model.train()
         try:
             with self.forward.ready(self.model):
-                for _, batch in self.forward.micro_batches(turns, weights):
+                for indices, batch in self._micro_batches(turns, weights):
                     logprobs, entropies = self.forward.logprobs(
                         self.model,
                         batch,
@@ -276,7 +310,8 @@ class Policy:
                         kl_coef=self.kl.value,
                         entropies=entropies,
                     )
-                    parts.append(measured(batch, logprobs, losses, entropies))
+                    if indices:
+                        parts.append(measured(batch, logprobs, losses, entropies))
                     self.accelerator.backward((batch.weights[:, None] * losses.loss).sum())
         finally:
             self.model.eval()
@@ -301,51 +336,3 @@ class Policy:
             log.warning("out of memory: micro_batch_tokens is %d from here on", self.forward.micro_batch_tokens)
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
-
-    # Weights
-
-    def weights(self) -> PolicyWeights:
-        """The model as it is now, in its compute type: for engines with a copy of their own."""
-        return PolicyWeights(self.network, self.compute_dtype, self.changes)
-
-    def optimizer_state(self) -> dict[str, object]:
-        """Optimizer, schedule and counters: with the weights of `save_masters` all that a step depends on."""
-        adaptive = {"kl_coef": self.kl.value} if self.kl.adapts else {}
-        chosen = {} if self.chosen_kind is None else {"kind": self.chosen_kind}
-        return {
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "skipped_steps": self.skipped_steps,
-            **adaptive,
-            **chosen,
-        }
-
-    def save_masters(self, folder: Path) -> None:
-        """Write the trained weights in their own type and the tokenizer, for `from_pretrained` or PEFT to load.
-
-        A reference that moves is written beside them.
-        """
-        save_weights(self.network, folder, self.masters)
-        if self.reference is not None:
-            self.reference.save(folder)
-        self.chat.tokenizer.save_pretrained(str(folder))
-
-    def save_pretrained(self, folder: Path) -> None:
-        """Write the model in its compute type (an adapter in float32) and the tokenizer, as safetensors."""
-        save_weights(self.network, folder, self.compute_dtype)
-        self.chat.tokenizer.save_pretrained(str(folder))
-
-    def load(self, folder: Path, optimizer: Mapping[str, Any]) -> None:
-        """Restore the weights that `save_masters` wrote to `folder`, and `optimizer`, an `optimizer_state`.
-
-        Raises ConfigError if `optimizer.kind: auto` selected another kind then.
-        """
-        check_kind(optimizer.get("kind"), self.chosen_kind)
-        load_weights(self.network, folder)
-        self.changes += 1
-        self.optimizer.load_state_dict(optimizer["optimizer"])
-        self.schedule.load_state_dict(optimizer["schedule"])
-        self.skipped_steps = int(optimizer["skipped_steps"])
-        self.kl.value = float(optimizer.get("kl_coef", optimizer.get("kl_weight", self.loss.kl_coef)))
-        if self.reference is not None:
-            self.reference.load(folder)

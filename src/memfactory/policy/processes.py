@@ -37,11 +37,11 @@ def make_accelerator(device: torch.device) -> Accelerator:
 
 
 def check_processes(accelerator: Accelerator) -> None:
-    """Raise ConfigError if a process does not hold the whole model."""
+    """Raise ConfigError if Accelerate itself is to shard the model."""
     if accelerator.distributed_type not in SUPPORTED:
         raise ConfigError(
-            "training runs in one process or in several that each hold the whole model, not under "
-            f"{accelerator.distributed_type.value}; start it with torchrun or accelerate launch --multi_gpu"
+            "training runs in one process or in several that torchrun or accelerate launch --multi_gpu starts, not "
+            f"under {accelerator.distributed_type.value}; to shard the model over them write train.shard: fsdp2"
         )
 
 

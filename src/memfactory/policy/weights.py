@@ -153,6 +153,15 @@ def load_weights(network: Network, folder: Path) -> None:
         own = [name for name in result.missing_keys if "lora_" in name]
         _check_names(folder, own, result.unexpected_keys)
         return
+    for parameter, value in zip(network.parameters(), saved_weights(network, folder), strict=True):
+        parameter.copy_(value)
+
+
+def saved_weights(network: PreTrainedModel, folder: Path) -> Iterator[Tensor]:
+    """The weights of a whole model that `save_weights` wrote, in float32, in the order of the network's parameters.
+
+    Raises MemFactoryError unless they are all of the network's and no others.
+    """
     with without_progress_bar():
         saved, info = type(network).from_pretrained(
             folder,
@@ -163,8 +172,7 @@ def load_weights(network: Network, folder: Path) -> None:
             output_loading_info=True,
         )
     _check_names(folder, info["missing_keys"], info["unexpected_keys"])
-    for parameter, value in zip(network.parameters(), saved.parameters(), strict=True):
-        parameter.copy_(value)
+    yield from saved.parameters()
 
 
 def _check_names(folder: Path, missing: Collection[str], unexpected: Collection[str]) -> None:

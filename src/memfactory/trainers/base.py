@@ -97,12 +97,28 @@ class Trained(Protocol):
         """The language model's weights, for engines with a copy of their own; None: training leaves them alone."""
         ...
 
+    def ready_to_sample(self) -> None:
+        """Give engines that sample from the policy itself its newest weights. Every process must call it."""
+        ...
+
+    @property
+    def saves_alone(self) -> bool:
+        """Whether the first process can save without the others."""
+
     def save_masters(self, folder: Path) -> None:
         """Write the parameters exactly as they are."""
         ...
 
+    def help_save_masters(self) -> None:
+        """Do the part of another process while the first calls `save_masters`."""
+        ...
+
     def save_pretrained(self, folder: Path) -> None:
         """Write the parameters as they are used after training."""
+        ...
+
+    def help_save_pretrained(self) -> None:
+        """Do the part of another process while the first calls `save_pretrained`."""
         ...
 
     def optimizer_state(self) -> dict[str, object]:
@@ -264,6 +280,11 @@ class Trainer(Component[LoopT], Generic[LoopT, TrainedT, DataT], ABC):
         # Between the updates of one step there is no whole step to save.
         if self.trained.updates != self._whole or self.state.step == self._saved_step:
             return
+        if not self.trained.saves_alone:
+            # The others may be anywhere, and wait for this process there.
+            if self.run.main:
+                log.warning("a sharded run saves nothing after an error; --resume continues after its last checkpoint")
+            return
         try:
             self.save()
         except Exception as error:  # noqa: BLE001 - logged here; the error that led here propagates
@@ -286,6 +307,8 @@ class Trainer(Component[LoopT], Generic[LoopT, TrainedT, DataT], ABC):
         self.seed(self.state.step + 1)
         started = time.monotonic()
         before = self.state.seconds
+        if self.options.plays:
+            self.trained.ready_to_sample()
         with guarded(type(self), doing=f"in step {self.state.step + 1}", letting=(Interrupted,)):
             self.state, metrics = self.step(self.state.step + 1)
         # The step is whole from here on, even if an engine refuses the weights or a tracker the metrics.
@@ -305,6 +328,7 @@ class Trainer(Component[LoopT], Generic[LoopT, TrainedT, DataT], ABC):
         else:
             due = options.eval_every > 0 and step % options.eval_every == 0
         if due:
+            self.trained.ready_to_sample()
             # Only the main process evaluates, so only it can be interrupted here; `check` stops the others.
             with suppress(Interrupted):
                 self.run.evaluate(step)
@@ -333,6 +357,8 @@ class Trainer(Component[LoopT], Generic[LoopT, TrainedT, DataT], ABC):
                 optimizer=self.trained.optimizer_state(),
                 keep=self.options.keep_checkpoints,
             )
+        else:
+            self.trained.help_save_masters()
 
     def save_final(self) -> None:
         """Write final/: the model or adapter as `from_pretrained` or PEFT loads it, or the modules' parameters."""
@@ -342,6 +368,8 @@ class Trainer(Component[LoopT], Generic[LoopT, TrainedT, DataT], ABC):
             with atomic_folder(target) as working:
                 self.trained.save_pretrained(working)
                 self.run.save_agent(working)
+        else:
+            self.trained.help_save_pretrained()
         self.trained.wait_for_everyone()
 
     def _save_masters(self, folder: Path) -> None:

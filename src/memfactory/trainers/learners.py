@@ -83,6 +83,17 @@ class Learners:
     def weights(self) -> None:
         """The language model is not trained."""
 
+    def ready_to_sample(self) -> None:
+        """The language model is not trained."""
+
+    saves_alone = True
+
+    def help_save_masters(self) -> None:
+        """There is one process."""
+
+    def help_save_pretrained(self) -> None:
+        """There is one process."""
+
     def save_masters(self, folder: Path) -> None:
         """Write modules/<slot>.safetensors for each module with a state."""
         (folder / MODULES).mkdir()
