@@ -20,6 +20,7 @@ from memfactory.engines.addresses import named_address
 from memfactory.engines.base import Engine
 from memfactory.engines.cached import CachedEngine
 from memfactory.engines.options import (
+    AutoEngineConfig,
     EngineConfig,
     HfEngineConfig,
     OpenAIEngineConfig,
@@ -296,6 +297,8 @@ def _engine(
         from memfactory.engines.vllm.server import VllmServerEngine
 
         return VllmServerEngine(config.model, chat, settings)
+    if isinstance(settings, AutoEngineConfig):
+        raise ValueError("load_config replaces an engine of kind 'auto' by the one that it stands for")
     if model is None:
         raise ConfigError("engine: kind 'hf' under `engines` needs a `model` of its own, or a local policy")
     return _hf_engine(settings, config.model, model, chat)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from memfactory.api.sources import Overrides, Source, log_warnings, override_texts, resolved_config
+from memfactory.api.sources import Overrides, Source, log_choices, log_warnings, override_texts, resolved_config
 from memfactory.config import Resolved, load_side_by_side
 from memfactory.console import Console
 from memfactory.evaluation.report import Report
@@ -133,4 +133,5 @@ def _targets(
     targets = load_side_by_side([str(name) for name in names], texts, command="eval", like=options.like, trust=trust)
     for resolved in targets:
         log_warnings(resolved)
+        log_choices(resolved)
     return targets

@@ -36,7 +36,16 @@ def resolved_config(
     else:
         resolved = load_config(source, texts, command=command, trust=trust)
     log_warnings(resolved)
+    if command is not None:
+        # Without a command the configuration is for no machine yet.
+        log_choices(resolved)
     return resolved
+
+
+def log_choices(resolved: Resolved) -> None:
+    """Log the engines that `auto` stands for on this machine."""
+    for choice in resolved.choices:
+        log.info("%s", choice)
 
 
 def log_warnings(resolved: Resolved) -> None:

@@ -54,7 +54,7 @@ OPTIMIZERS = {
     "adamw_8bit_torchao": "8-bit moments (extra `torchao`).",
     "adamw_4bit_torchao": "4-bit moments (extra `torchao`).",
     "adamw_offload": "float32 moments in the host's memory.",
-    "auto": "8-bit moments on CUDA, else adamw.",
+    "auto": "On CUDA 8-bit moments by the package that is installed, or adamw_offload; else adamw.",
 }
 _UNIONS: dict[str, object] = {"engines": EngineConfig, "embedders": EmbedderConfig, "trackers": TrackerConfig}
 

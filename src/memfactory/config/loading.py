@@ -13,6 +13,7 @@ from memfactory.config.agent_file import AgentFile
 from memfactory.config.components import Checker
 from memfactory.config.datasets import anchored
 from memfactory.config.endpoints import check_addresses
+from memfactory.config.engine_choice import EngineChoice, as_written, choose_engines
 from memfactory.config.ignored import POLICY_DECODING, refuse_policy_decoding, without_effect
 from memfactory.config.interpolation import escape, resolve
 from memfactory.config.key_places import keys_called
@@ -61,6 +62,7 @@ class Resolved:
     warnings: tuple[str, ...] = ()
     plugins: tuple[Plugin, ...] = ()
     origins: Mapping[str, str] = field(default_factory=dict)
+    choices: tuple[EngineChoice, ...] = ()
 
     def to_yaml(self) -> str:
         """YAML that `load_config` reads back to an equal configuration, independent of the parts that exist then."""
@@ -109,10 +111,9 @@ def load_config(
     parts = {section: part_names(section, folders) for section in PART_FOLDERS}
     checker = Checker(problems, tree.origins, located.base_dir, parts, tree.named)
     config = _validated(tree, problems, checker)
-    for index, baseline in enumerate(config.eval.baselines):
-        name = agent_name(baseline)
-        if name not in (existing := {*AGENTS.names(), *parts["agent"]}):
-            problems.add(("eval", "baselines", index), unknown("agent", name, existing))
+    _name_baselines({*AGENTS.names(), *parts["agent"]}, config, problems)
+    written = config
+    config, choices = choose_engines(written)
     check_rules(config, problems)
     warnings = warnings_of(tree) + withheld + checker.warnings
     check_addresses(config, problems)
@@ -124,7 +125,7 @@ def load_config(
         if located.file is not None:
             warnings += of_another_agent(plain(config)["agent"], agent_file)
     if not problems:
-        warnings += without_effect(config, tree, training=command in (None, "train"), written_by_user=COMMAND_LINE)
+        warnings += without_effect(written, tree, training=command in (None, "train"), written_by_user=COMMAND_LINE)
     if command is not None:
         warnings += Readiness(config, located.base_dir, problems, cast("Command", command)).check()
     problems.raise_any()
@@ -132,7 +133,7 @@ def load_config(
     brought_by = located.run if located.file is not None or reference is None else reference.run
     if command not in (None, "traces") and brought_by is not None:
         refuse_strange_endpoints(config, tree, brought_by, trusting=trust)
-    values = plain(config)
+    values = plain(written)
     resolved = Resolved(
         config=config,
         values=values,
@@ -143,10 +144,19 @@ def load_config(
         warnings=tuple(warnings),
         plugins=plugins,
         origins={dotted(path): str(tree.origins[path]) for path, _ in leaves(values) if path in tree.origins},
+        choices=choices,
     )
     if command in (None, "eval"):
         _check_baselines(resolved, problems)
     return resolved
+
+
+def _name_baselines(existing: set[str], config: RunConfig, problems: Problems) -> None:
+    """Add a problem for each of `eval.baselines` that is not an agent or a part."""
+    for index, baseline in enumerate(config.eval.baselines):
+        name = agent_name(baseline)
+        if name not in existing:
+            problems.add(("eval", "baselines", index), unknown("agent", name, existing))
 
 
 def _check_baselines(resolved: Resolved, problems: Problems) -> None:
@@ -217,7 +227,7 @@ def with_agent(resolved: Resolved, agent: str | Mapping[str, object]) -> Resolve
     check_rules(config, problems)
     problems.raise_any()
     warnings = (*resolved.warnings, *checker.warnings)
-    return replace(resolved, config=config, values=plain(config), warnings=warnings)
+    return replace(resolved, config=config, values=plain(as_written(config, resolved.choices)), warnings=warnings)
 
 
 def _on_same_engine(before: Component | None, new: Component) -> Component:

@@ -27,7 +27,7 @@ _OF_THE_MODEL = ("path", "adapter", "random_weights", "trust_remote_code")
 _NOTED = ("dtype", "template_options")
 _THE_AGENTS = ("agent", "memory")
 """Sections of a model's memfactory.yaml that count even if data and settings come from a config beside it."""
-_LOCAL_ENGINES = ("hf", "vllm")
+_LOCAL_ENGINES = ("hf", "vllm", "auto")
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from memfactory.components import ModuleOptions
+from memfactory.config.engine_choice import as_written
 from memfactory.config.loading import Resolved, plain
 from memfactory.config.overrides import COMMAND_LINE_PREFIX
 from memfactory.config.schema import AgentSpec
@@ -39,7 +40,7 @@ def reading_all(resolved: Resolved) -> tuple[Resolved, tuple[Limit, ...]]:
         return resolved, ()
     agent: AgentSpec = replace(resolved.config.agent, modules=modules)
     config = resolved.config.model_copy(update={"agent": agent})
-    return replace(resolved, config=config, values=plain(config)), tuple(removed)
+    return replace(resolved, config=config, values=plain(as_written(config, resolved.choices))), tuple(removed)
 
 
 def _is_on_command_line(resolved: Resolved, slot: str, options: ModuleOptions) -> bool:

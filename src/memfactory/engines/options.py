@@ -24,13 +24,11 @@ class Sampled(Options):
         return {"top_p": "temperature is 0"} if self.temperature == 0 else {}
 
 
-class HfEngineConfig(Sampled):
-    """The policy's own weights, or a frozen model's, through transformers, with continuous refilling."""
+class HfOptions(Sampled):
+    """Options of the engine `hf` that do not name a model."""
 
-    kind: Literal["hf"] = "hf"
+    kind: str
     """The kind of the engine."""
-    model: ModelConfig | None = None
-    """A frozen model of the engine's own; null: the policy's weights."""
     max_batch: int = Field(64, ge=1)
     """Conversations that decode at one time."""
     max_batch_tokens: int = Field(262144, ge=1)
@@ -42,16 +40,25 @@ class HfEngineConfig(Sampled):
     packed_weights_gib: float = Field(1.0, ge=0)
     """On a CPU: GiB of float32 weights to copy into a layout that decodes faster while sampling; 0: none."""
 
+
+class HfEngineConfig(HfOptions):
+    """The policy's own weights, or a frozen model's, through transformers, with continuous refilling."""
+
+    kind: Literal["hf"] = "hf"
+    """The kind of the engine."""
+    model: ModelConfig | None = None
+    """A frozen model of the engine's own; null: the policy's weights."""
+
     @property
     def packed_limit(self) -> int:
         """`packed_weights_gib` in bytes."""
         return round(self.packed_weights_gib * 2**30)
 
 
-class VllmEngineConfig(Sampled):
-    """vLLM in this process, on the same GPU (extra `vllm`)."""
+class VllmOptions(Sampled):
+    """Options of vLLM in this process."""
 
-    kind: Literal["vllm"] = "vllm"
+    kind: str
     """The kind of the engine."""
     gpu_memory_utilization: float = Field(0.4, gt=0, lt=1)
     """Fraction of the GPU's memory for vLLM."""
@@ -71,6 +78,28 @@ class VllmEngineConfig(Sampled):
     adapter: Literal["lora", "merged"] = "lora"
     """The weights to sync for a LoRA adapter in training: the adapter alone (lora), or the whole merged model
     (merged)."""
+
+
+class VllmEngineConfig(VllmOptions):
+    """vLLM in this process, on the same GPU (extra `vllm`)."""
+
+    kind: Literal["vllm"] = "vllm"
+    """The kind of the engine."""
+
+
+class AutoEngineConfig(HfOptions, VllmOptions):
+    """`vllm` if it is installed, there is a CUDA GPU and vLLM can serve the model; `hf` otherwise."""
+
+    kind: Literal["auto"] = "auto"
+    """The kind of the engine."""
+
+    def hf(self) -> HfEngineConfig:
+        """The engine `hf` with these options."""
+        return HfEngineConfig(**self.model_dump(include=HfOptions.model_fields.keys() - {"kind"}))
+
+    def vllm(self) -> VllmEngineConfig:
+        """The engine `vllm` with these options."""
+        return VllmEngineConfig(**self.model_dump(include=VllmOptions.model_fields.keys() - {"kind"}))
 
 
 class VllmServerConfig(Sampled):
@@ -141,7 +170,8 @@ class OpenAIEngineConfig(Sampled):
 
 
 EngineConfig = Annotated[
-    HfEngineConfig | VllmEngineConfig | VllmServerConfig | OpenAIEngineConfig, Field(discriminator="kind")
+    HfEngineConfig | VllmEngineConfig | AutoEngineConfig | VllmServerConfig | OpenAIEngineConfig,
+    Field(discriminator="kind"),
 ]
 
 

@@ -32,7 +32,7 @@ from memfactory.plan.footprint import (
     phase_components,
 )
 from memfactory.plan.memory import Device, architecture_of, compute_type, planned_memory
-from memfactory.plan.vllm import judge_vllm, vllm_memory, vllm_row
+from memfactory.plan.vllm import Beside, judge_vllm, vllm_row, with_vllm
 from memfactory.plan.work import Forecast, Row, Work
 from memfactory.plugins.boundary import guarded
 from memfactory.registry import MODULES, TRAINERS
@@ -136,8 +136,9 @@ def _plan_of_policy(
         )
     options = _with_adapter(config.model, options, problems)
     # A lack of this machine's memory, disk or packages does not concern a run that is planned for another.
-    lacking = problems if device is None else warnings
-    packages = low_bit_packages() if device is None else LOW_BIT_PACKAGES
+    elsewhere = device is not None
+    lacking = warnings if elsewhere else problems
+    packages = LOW_BIT_PACKAGES if elsewhere else low_bit_packages()
     device = device or device_of(config.model)
     is_auto, options = options.optimizer.kind == "auto", _with_optimizer(options, device, packages)
     dtype = compute_type(config.model, cuda=device.cuda)
@@ -145,10 +146,9 @@ def _plan_of_policy(
     trained = sizes.parameters if options.lora is None else adapter_parameters(sizes, options.lora.rank)
     moments = moment_bytes(trained, options, cuda=device.cuda)
     rows += _parameter_rows(sizes, options, dtype, moments, device)
-    if isinstance(config.engine, VllmEngineConfig) and device.cuda and options.plays:
-        held = vllm_memory(config.engine, sizes, dtype, device.capacity, trained if options.lora else 0)
-        rows.append(vllm_row(held, work.longest))
-        judge_vllm(config.engine, held, work.longest, problems, warnings)
+    if options.plays:
+        beside = Beside(sizes, dtype, device, trained if options.lora else 0, work.longest)
+        rows += _engine_rows(forecast, beside, memory, elsewhere=elsewhere)
     _judge_memory(memory, device, _savings(options, config.engine, device), problems, warnings)
     if offloads(options, cuda=device.cuda):
         lacking += _host(moments, options)
@@ -158,6 +158,28 @@ def _plan_of_policy(
             warnings += _fits_on_the_device(on_device, device)
     lacking += _disk(options, (4 if options.lora else BYTES[options.masters]) * trained + moments)
     return Plan(title, tuple(rows), memory, device.name, device.capacity, tuple(problems), tuple(warnings))
+
+
+def _engine_rows(forecast: Forecast, beside: Beside, memory: dict[str, int], *, elsewhere: bool) -> list[Row]:
+    """Rows about the engine that `auto` stands for and about vLLM, which is judged.
+
+    Nobody knows whether vLLM is installed on another machine, so a plan for one counts the engine `hf`, and warns if
+    vLLM would not fit there.
+    """
+    config, choices = forecast.resolved.config, forecast.resolved.choices
+    rows: list[Row] = []
+    engine, problems = config.engine, forecast.problems
+    for choice in (choice for choice in choices if choice.place == ("engine",)):
+        if elsewhere and beside.device.cuda:
+            rows.append(("engine", "hf is planned; auto takes vllm where it is installed"))
+            engine, problems = choice.auto.vllm(), forecast.warnings
+            forecast.warnings += with_vllm(engine, memory, beside)
+        else:
+            rows.append(("engine", f"{choice.engine.kind}, because {choice.reason}"))
+    if isinstance(engine, VllmEngineConfig) and beside.device.cuda:
+        rows.append(vllm_row(beside.vllm(engine), beside.longest))
+        judge_vllm(engine, beside.vllm(engine), beside.longest, problems, forecast.warnings)
+    return rows
 
 
 def _parameter_rows(

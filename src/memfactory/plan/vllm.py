@@ -11,7 +11,8 @@ import math
 from dataclasses import dataclass
 
 from memfactory.engines.options import VllmEngineConfig
-from memfactory.plan.footprint import BYTES, Architecture
+from memfactory.plan.footprint import BYTES, PHASES, Architecture, peak_bytes
+from memfactory.plan.memory import Device
 
 GIB = 2**30
 # Bytes of a token's logits while vLLM tries its sampler: two float32 copies, and the indices of a sort.
@@ -68,6 +69,39 @@ def vllm_memory(
         passes=layer + sampler + LIBRARY_BYTES + (0 if engine.enforce_eager else GRAPH_BYTES),
         token=sizes.kv_bytes(dtype),
     )
+
+
+@dataclass(frozen=True)
+class Beside:
+    """The model beside which vLLM runs on `device`: its `sizes`, and the type it computes in.
+
+    `longest` are the tokens of the longest conversation (0: unknown), `adapter_parameters` those of an adapter.
+    """
+
+    sizes: Architecture
+    dtype: str
+    device: Device
+    adapter_parameters: int = 0
+    longest: int = 0
+
+    def vllm(self, engine: VllmEngineConfig) -> VllmMemory:
+        """The memory of `engine` on the device."""
+        return vllm_memory(engine, self.sizes, self.dtype, self.device.capacity, self.adapter_parameters)
+
+
+def with_vllm(engine: VllmEngineConfig, memory: dict[str, int], beside: Beside) -> list[str]:
+    """A warning if a rollout with `engine` in place of the engine `hf`, whose plan is `memory`, exceeds the device."""
+    alone = {name: size for name, size in memory.items() if name not in PHASES["rollout"]}
+    reserved = beside.vllm(engine).reserved
+    peak = peak_bytes({**alone, "vLLM, awake" if engine.sleep else "vLLM": reserved})
+    if peak <= beside.device.capacity:
+        return []
+    fraction = math.floor(100 * (beside.device.capacity - peak + reserved) / beside.device.capacity) / 100
+    remedy = f"lower engine.gpu_memory_utilization to {fraction:g}" if fraction > 0 else "write engine.kind: hf"
+    return [
+        f"with vLLM about {peak / GIB:.1f} GiB are needed, but {beside.device.name} has "
+        f"{beside.device.capacity / GIB:.1f} GiB; {remedy}"
+    ]
 
 
 def vllm_row(memory: VllmMemory, longest: int) -> tuple[str, str]:

@@ -14,6 +14,8 @@ from memfactory.model.options import ModelConfig
 log = logging.getLogger("memfactory")
 # The first version with every call that is made here, and the newest that was read for it.
 OLDEST, NEWEST = (0, 24), (0, 33)
+FIRST_GPU = ("auto", "cuda", "cuda:0")
+"""The values of `model.device` that mean the GPU which vLLM takes."""
 # The ranks that vLLM has room for.
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
@@ -29,11 +31,20 @@ def check_installed() -> None:
 
 def check_version(installed: str) -> None:
     """Refuse a version that is too old; warn of one that nobody has tried."""
-    version = tuple(int(part) for part in installed.split(".")[:2] if part.isdigit())
+    version = as_version(installed)
     if version < OLDEST:
         raise ConfigError(f"engine: vllm {installed} is too old: {_fitting()}")
     if version > NEWEST:
         log.warning("vllm %s is newer than the versions that the engine was written for (%s)", installed, _fitting())
+
+
+def as_version(text: str) -> tuple[int, ...]:
+    """The first two numbers of a version.
+
+    >>> as_version("0.32.0+cpu")
+    (0, 32)
+    """
+    return tuple(int(part) for part in text.split(".")[:2] if part.isdigit())
 
 
 def check_format(path: str) -> None:
@@ -59,7 +70,7 @@ def prepare_platform(model: ModelConfig, config: VllmEngineConfig) -> None:
     if current_platform.is_unspecified():
         raise ConfigError("engine: kind 'vllm' finds no GPU that this build of vLLM can use; kind 'hf' runs anywhere")
     if not current_platform.is_cpu():
-        if model.device not in ("auto", "cuda", "cuda:0"):
+        if model.device not in FIRST_GPU:
             raise ConfigError(
                 f"model.device: {model.device!r} is not where vLLM runs: it takes the first GPU that it sees. Write "
                 "model.device: cuda and choose the GPU with CUDA_VISIBLE_DEVICES"
@@ -92,8 +103,9 @@ def lora_room(rank: int) -> int:
 
 
 def _fitting() -> str:
-    return f"versions {_dotted(OLDEST)} to {_dotted(NEWEST)} fit"
+    return f"versions {dotted_version(OLDEST)} to {dotted_version(NEWEST)} fit"
 
 
-def _dotted(version: tuple[int, int]) -> str:
+def dotted_version(version: tuple[int, int]) -> str:
+    """A version as text."""
     return ".".join(map(str, version))
