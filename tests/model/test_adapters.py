@@ -3,11 +3,23 @@
 import json
 import shutil
 import warnings
+from copy import deepcopy
 from pathlib import Path
 
+import peft
 import pytest
 import torch
-from peft import IA3Config, LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
+from peft import (
+    AdaLoraConfig,
+    AdaptionPromptConfig,
+    CPTConfig,
+    IA3Config,
+    LoraConfig,
+    PrefixTuningConfig,
+    PromptTuningConfig,
+    VBLoRAConfig,
+    get_peft_model,
+)
 from safetensors.torch import load_file, save_file
 
 from memfactory.config import load_config
@@ -18,6 +30,7 @@ from memfactory.model.loading import load_model
 from memfactory.model.options import ModelConfig
 from memfactory.policy.weights import check_engine, save_weights
 from memfactory.training import run_training
+from small_gguf import write_llama
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12]])
 ATTENTION = ["q_proj", "v_proj"]
@@ -36,6 +49,10 @@ KINDS = {
     "tokens": LoraConfig(r=4, target_modules=["q_proj"], trainable_token_indices=[5, 6], task_type="CAUSAL_LM"),
     "ia3": IA3Config(
         target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"], task_type="CAUSAL_LM"
+    ),
+    "adalora": AdaLoraConfig(target_modules=ATTENTION, total_step=10, task_type="CAUSAL_LM"),
+    "common bank": VBLoRAConfig(
+        target_modules=ATTENTION, vector_length=4, num_vectors=16, topk=2, task_type="CAUSAL_LM"
     ),
 }
 
@@ -145,8 +162,9 @@ def test_one_missing_tensor_is_refused(adapters: Path, tmp_path: Path) -> None:
     [
         PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4),
         PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4),
+        CPTConfig(task_type="CAUSAL_LM", cpt_token_ids=[1, 2], cpt_tokens_type_mask=[1, 1]),
     ],
-    ids=["prompt", "prefix"],
+    ids=["prompt", "prefix", "context"],
 )
 @pytest.mark.parametrize("training", [True, False])
 def test_adapters_of_prompts_are_refused(
@@ -156,6 +174,23 @@ def test_adapters_of_prompts_are_refused(
     get_peft_model(base, config).save_pretrained(str(tmp_path))
     with pytest.raises(ConfigError, match="changes the prompt"):
         load_model(ModelConfig(path=str(tmp_path)), training=training)
+
+
+UNMERGED = [(AdaptionPromptConfig(task_type="CAUSAL_LM", adapter_len=4, adapter_layers=1), "ADAPTION_PROMPT")]
+if hasattr(peft, "LilyConfig"):  # Of later versions of peft.
+    UNMERGED.append((peft.LilyConfig(task_type="CAUSAL_LM", target_modules=ATTENTION), "LILY.* not supported for Lily"))
+
+
+@pytest.mark.parametrize(("config", "reason"), UNMERGED)
+@pytest.mark.parametrize("training", [True, False])
+def test_adapters_that_cannot_be_merged_are_refused(
+    config: object, reason: str, training: bool, small_model_path: Path, tmp_path: Path
+) -> None:
+    write_llama(tmp_path / "base", small_model_path)
+    base = load_model(ModelConfig(path=str(tmp_path / "base")), training=False)
+    get_peft_model(base, deepcopy(config)).save_pretrained(str(tmp_path / "adapter"))
+    with pytest.raises(ConfigError, match=f"is of the kind {reason}"):
+        load_model(ModelConfig(path=str(tmp_path / "adapter")), training=training)
 
 
 BROKEN = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import torch
 from huggingface_hub import snapshot_download
-from peft import PeftModel, PeftType
+from peft import PeftModel, PeftType, PromptLearningConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
@@ -39,7 +39,7 @@ def load_adapter(model: PreTrainedModel, adapter: str, *, training: bool) -> Net
     """`model` with the adapter of the folder (or hub id) `adapter`.
 
     In training it stays an adapter; otherwise it is merged into the weights. Raises ConfigError for a folder without an
-    adapter of this model, and for adapters that are not in the weights (prompt tuning).
+    adapter of this model, and for adapters that are not in the weights (prompt tuning) or cannot be merged into them.
     """
     place = _place(adapter)
     if Path(place).is_dir():
@@ -57,15 +57,51 @@ def load_adapter(model: PreTrainedModel, adapter: str, *, training: bool) -> Net
         raise ConfigError(
             f"model.adapter: {adapter!r} cannot be loaded as a PEFT adapter: {in_one_line(error)}"
         ) from error
-    strange = [*result.missing_keys, *result.unexpected_keys]
+    missing = _missing_tensors(adapted, result.missing_keys)
+    strange = [*missing, *result.unexpected_keys]
     if strange:
-        lacking = f"lacks {len(result.missing_keys)} tensors that this model needs" if result.missing_keys else ""
+        lacking = f"lacks {len(missing)} tensors that this model needs" if missing else ""
         foreign = f"has {len(result.unexpected_keys)} for which it has no place" if result.unexpected_keys else ""
         raise ConfigError(
             f"model.adapter: {adapter!r} was made for another model: it "
             f"{' and '.join(part for part in (lacking, foreign) if part)} (such as {strange[0]})"
         )
-    return adapted if training else merged_model(adapted)
+    try:
+        if not training:
+            return merged_model(adapted)
+        _check_merging(adapted)
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(f"model.adapter: {adapter!r} does not fit into the memory of {model.device}") from error
+    except Exception as error:
+        # Each kind of adapter refuses in a way of its own.
+        kind = adapted.peft_config[adapted.active_adapter].peft_type
+        raise ConfigError(
+            f"model.adapter: {adapter!r} is of the kind {getattr(kind, 'value', kind)}, which cannot be merged into "
+            f"this model's weights, so that no engine could use it: {in_one_line(error)}"
+        ) from error
+    return adapted
+
+
+def _missing_tensors(adapted: PeftModel, names: Sequence[str]) -> list[str]:
+    """Those of the tensors `names` that no tensor of another name is: VB-LoRA saves its common bank once."""
+    parameters = dict(adapted.named_parameters(remove_duplicate=False))
+    missing = set(names)
+    loaded = {id(parameter) for name, parameter in parameters.items() if name not in missing}
+    return [name for name in names if id(parameters.get(name)) not in loaded]
+
+
+def _check_merging(adapted: PeftModel) -> None:
+    """Raise an error of any type for adapters that cannot be merged: tried on the smallest layer of each kind."""
+    layers = _adapted_layers(adapted.get_base_model()).values()
+    if not layers:
+        raise TypeError("it replaces no layer")
+    kinds: dict[type, nn.Module] = {}
+    for layer in sorted(layers, key=lambda layer: sum(value.numel() for value in layer.parameters())):
+        if isinstance(layer, BaseTunerLayer):
+            kinds.setdefault(type(layer), layer)
+    with torch.no_grad():
+        for layer in kinds.values():
+            list(_layer_weights(layer, adapters=True))
 
 
 def _place(adapter: str) -> str:
@@ -96,7 +132,7 @@ def _check_folder(folder: Path) -> None:
     kind = description.get("peft_type") if isinstance(description, dict) else None
     if kind not in set(PeftType) or kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
         raise refuse(f"its adapter_config.json names the peft_type {kind!r}, which this version of peft does not know")
-    if PEFT_TYPE_TO_CONFIG_MAPPING[kind](peft_type=kind).is_prompt_learning:
+    if issubclass(PEFT_TYPE_TO_CONFIG_MAPPING[kind], PromptLearningConfig):
         raise refuse(f"{kind} changes the prompt, not the weights, and prompts here are the recorded tokens alone")
     weights = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
     if weights is None:
