@@ -11,6 +11,7 @@ from memfactory.errors import ConfigError
 from memfactory.redaction import redacted_message
 
 OPENAI = "https://api.openai.com/v1"
+_REQUESTED = ("/chat/completions", "/completions", "/responses", "/embeddings")
 
 
 def address_problem(address: str) -> str | None:
@@ -37,6 +38,11 @@ def address_problem(address: str) -> str | None:
         return f"{shown} is not an address: write its path in percent signs, as {quote(parts.path)!r}"
     if parts.query or parts.fragment:
         return f"{shown} is not an endpoint's address: requests are sent to paths below it, so it ends without ? and #"
+    path = parts.path.rstrip("/")
+    ending = next((ending for ending in _REQUESTED if path.endswith(ending)), None)
+    if ending is not None:
+        base = parts._replace(path=path.removesuffix(ending)).geturl()
+        return f"{shown} is a request's address: {ending} is added to it; write {shown_address(base)}"
     return None
 
 

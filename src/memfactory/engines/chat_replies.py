@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from memfactory.engines.endpoint import parsed_json, shown_body
+from memfactory.engines.event_stream import without_stream
 from memfactory.engines.pool import TryAgain
 from memfactory.engines.server_words import server_words, words_of
 from memfactory.errors import RequestRefused
@@ -19,7 +21,7 @@ TEXT_PARTS = {"text", "output_text"}
 
 
 def read_reply(body: bytes, where: str, max_tokens: int) -> Reply:
-    """The reply in the body of an answer, free of keys that an endpoint echoes.
+    """The reply in the body of an answer, streamed or whole, free of keys that an endpoint echoes.
 
     Raises TryAgain for a body without one, RequestRefused for a refusal, a content filter, and a reply that was cut
     before it began. Their rewards are unknown: an empty reply would earn a score.
@@ -41,7 +43,7 @@ def read_reply(body: bytes, where: str, max_tokens: int) -> Reply:
         spent = "all of them are thinking" if thought else "none is content; perhaps they are hidden thinking"
         raise RequestRefused(
             f"{where} cut the reply off at {max_tokens} tokens: {spent}. Raise the limit of this step (answer_tokens, "
-            "memory_tokens, ...) or turn thinking off at the endpoint"
+            "memory_tokens, a judge's max_tokens, ...) or turn thinking off at the endpoint"
         )
     content_kind = "thinking and no content" if thought else "a tool call" if message.get("tool_calls") else "no text"
     raise TryAgain(f"the answer has {content_kind}: {shown_body(body)}", final=RequestRefused)
@@ -50,16 +52,18 @@ def read_reply(body: bytes, where: str, max_tokens: int) -> Reply:
 def _choice(body: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
     """The first choice and its message."""
     try:
-        value = parsed_json(body.removeprefix(BYTE_ORDER_MARK))
+        value = parsed_json(without_stream(body.removeprefix(BYTE_ORDER_MARK)))
         if isinstance(value, dict) and value.get("error") and not value.get("choices"):
-            raise TryAgain(f"the answer is an error: {server_words(body)[0]}")
+            raise TryAgain(f"the answer is an error: {server_words(json.dumps(value).encode())[0]}")
         choice = value["choices"][0]
         if choice.get("finish_reason") == "error" or choice.get("error"):
             raise TryAgain(f"the answer is an error: {words_of(choice.get('error'))[:300] or shown_body(body)}")
         message = choice.get("message") or {}
         if not isinstance(message, dict) or not ("message" in choice or choice.get("finish_reason")):
             raise TypeError
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        if choice.get("text") and not message:
+            raise TypeError  # Of an endpoint that completes plain texts.
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise TryAgain(f"the answer is not a chat completion: {shown_body(body)}") from error
     return choice, message
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import selectors
+import ssl
 import threading
 import time
 import urllib.request
@@ -266,7 +267,9 @@ def shown_body(body: bytes) -> str:
 
 
 def _shown_error(error: Exception) -> str:
-    return redacted_message(f"{type(error).__name__}: {error}")[:300]
+    without_tls = isinstance(error, ssl.SSLError) and error.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")
+    hint = "; the server answers without TLS: write http://" if without_tls else ""
+    return redacted_message(f"{type(error).__name__}: {error}")[:300] + hint
 
 
 def _proxy_for(scheme: str, host: str) -> str | None:

@@ -14,6 +14,7 @@ from memfactory.engines.addresses import checked_address, shown_address
 from memfactory.engines.base import Key, Outcome
 from memfactory.engines.chat_replies import read_reply
 from memfactory.engines.endpoint import MIB, TOO_LONG_CODES, Endpoint, Refused
+from memfactory.engines.endpoint_hints import missing_hint, setting_hint
 from memfactory.engines.options import OpenAIEngineConfig
 from memfactory.engines.pool import REFUSING_STATUS, RequestPool, RetryPolicy, Work
 from memfactory.errors import EngineError, PromptTooLong, RequestRefused
@@ -79,7 +80,8 @@ class OpenAIEngine:
         try:
             answer = self._endpoint.post("/chat/completions", fields)
         except Refused as refusal:
-            raise _kind(refusal)(f"{refusal}{_hint(str(refusal))}") from refusal
+            hint = missing_hint(self._endpoint, self.config.model, refusal) or setting_hint(str(refusal))
+            raise _kind(refusal)(f"{refusal}{hint}") from refusal
         reply = read_reply(answer.body, self._where, max_tokens)
         return replace(reply, text=f"<think>\n{reply.text}") if self._begins_inside_thinking(reply) else reply
 
@@ -103,6 +105,8 @@ class OpenAIEngine:
             fields["stop"] = list(sampling.stop)
         if self.config.template_options:
             fields["chat_template_kwargs"] = dict(self.config.template_options)
+        if self.config.stream:
+            fields["stream"] = True
         if self.config.send_seed:
             # Endpoints read seeds of 31 bits at least.
             fields["seed"] = sampling.seed % 2**31
@@ -115,12 +119,3 @@ def _kind(refusal: Refused) -> type[EngineError]:
     if refusal.code in TOO_LONG_CODES or (about_request and TOO_LONG.search(str(refusal))):
         return PromptTooLong
     return RequestRefused if about_request else EngineError
-
-
-def _hint(words: str) -> str:
-    """The setting for an endpoint that does not know a field of the request."""
-    if "max_completion_tokens" in words:
-        return " (write max_tokens_field: max_completion_tokens)"
-    if "chat_template_kwargs" in words:
-        return " (this endpoint takes no template_options: leave them out)"
-    return " (write send_seed: false)" if re.search(r"\bseed\b", words) else ""

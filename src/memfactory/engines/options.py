@@ -155,6 +155,8 @@ class OpenAIEngineConfig(Sampled):
     """The endpoint's field for the longest reply."""
     send_seed: bool = True
     """Send each reply's seed; false for an endpoint that knows no such field."""
+    stream: bool = False
+    """Request each reply as a stream, for models that answer in no other way. A stream is read with or without it."""
     tokenizer: str | None = None
     """Folder or id of the tokenizer that measures chunks if no local model is loaded; null: model.path's."""
     template_options: dict[str, Scalar] = Field(default_factory=dict)

@@ -9,6 +9,7 @@ import numpy
 
 from memfactory.engines.addresses import checked_address, public_address, shown_address
 from memfactory.engines.endpoint import MIB, Endpoint, Refused, parsed_json, shown_body
+from memfactory.engines.endpoint_hints import missing_hint
 from memfactory.engines.pool import RetryPolicy, TryAgain, Waiting
 from memfactory.errors import EngineError
 from memfactory.memory.embedder import Vectors, identity_of
@@ -52,8 +53,11 @@ class OpenAIEmbedder:
         fields: dict[str, object] = {"model": self.config.model, "input": list(texts), "encoding_format": "float"}
         try:
             return Waiting(0, threading.Event()).repeat(lambda: self._vectors(fields, len(texts)), self._retry_policy)
-        except (TryAgain, Refused) as failure:
+        except TryAgain as failure:
             raise EngineError(f"{self._where} gave no embeddings: {failure}") from failure
+        except Refused as refusal:
+            hint = missing_hint(self._endpoint, self.config.model, refusal)
+            raise EngineError(f"{self._where} gave no embeddings: {refusal}{hint}") from refusal
 
     def _vectors(self, fields: dict[str, object], count: int) -> list[list[float]]:
         """The vectors of an answer, ordered by its indices."""

@@ -11,7 +11,7 @@ import numpy
 from memfactory.errors import ConfigError
 from memfactory.files.assets import asset
 from memfactory.model.gguf_file import gguf_problem, is_gguf
-from memfactory.model.hub import hub_away
+from memfactory.model.hub import hub_away, looks_local
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -24,10 +24,7 @@ class FileCodec:
     def __init__(self, path: str) -> None:
         from tokenizers import Tokenizer
 
-        folder = asset("tiny") if path == "tiny" else Path(path)
-        if path == "tiny" and not folder.is_dir():
-            raise ConfigError("the model 'tiny' is not in this installation of memfactory")
-        file = folder / "tokenizer.json" if folder.is_dir() else folder
+        file = _file(path)
         try:
             if is_gguf(file):
                 self._tokenizer = _inside(file)
@@ -54,6 +51,20 @@ class FileCodec:
         """The spans, [tokens, 2]: an array takes a 16th of the memory of tuples."""
         spans = self._tokenizer.encode(text, add_special_tokens=False).offsets
         return numpy.array(spans, numpy.int32).reshape(-1, 2)
+
+
+def _file(path: str) -> Path:
+    """The tokenizer's file; one that does not exist for a hub id. Raises ConfigError for a place here without one."""
+    folder = asset("tiny") if path == "tiny" else Path(path).expanduser()
+    if path == "tiny" and not folder.is_dir():
+        raise ConfigError("the model 'tiny' is not in this installation of memfactory")
+    if folder.is_dir():
+        if not (folder / "tokenizer.json").is_file():
+            raise ConfigError(f"the tokenizer that measures the chunks: the folder {path!r} holds no tokenizer.json")
+        return folder / "tokenizer.json"
+    if not (folder.is_file() or is_gguf(folder)) and (looks_local(path) or folder.suffix == ".json"):
+        raise ConfigError(f"the tokenizer that measures the chunks: there is no folder or file {path!r}")
+    return folder
 
 
 def _from_hub(name: str) -> str:

@@ -70,3 +70,8 @@ def _proxy_of_another_kind() -> bool:
 
     names = ("ALL_PROXY", "all_proxy")
     return any(os.environ.get(name) for name in names) or any("socks" in address for address in getproxies().values())
+
+
+def looks_local(path: str) -> bool:
+    """Whether `path` can only be meant as a place on this machine: a hub id is `name` or `owner/name`."""
+    return path.startswith((".", "/", "~")) or path.count("/") > 1 or path.endswith("/")

@@ -30,7 +30,7 @@ from memfactory.model.chat import ChatFormat
 from memfactory.model.fused_layers import fuse_layers
 from memfactory.model.gguf_file import SUFFIX, gguf_instead, gguf_problem
 from memfactory.model.gguf_model import gguf_config, gguf_end_ids, gguf_model, gguf_tokenizer, unread_rotation
-from memfactory.model.hub import hub_away
+from memfactory.model.hub import hub_away, looks_local
 from memfactory.model.near_models import TINY, model_hint
 from memfactory.model.options import ModelConfig
 
@@ -266,7 +266,7 @@ def places(config: ModelConfig) -> tuple[str, str | None]:
     `config.path` may itself be an adapter folder: then its base model is the one that it names.
     """
     path, adapter = _place(config.path), config.adapter
-    if adapter is not None and not Path(adapter).expanduser().is_dir() and _looks_local(adapter):
+    if adapter is not None and not Path(adapter).expanduser().is_dir() and looks_local(adapter):
         raise ConfigError(f"model.adapter: there is no folder {adapter!r}")
     description = Path(path) / "adapter_config.json"
     if adapter is None and description.is_file() and not (Path(path) / "config.json").is_file():
@@ -298,7 +298,7 @@ def _place(path: str) -> str:
         if problem is not None:
             raise ConfigError(f"model.path: {problem}")
     elif not local.is_dir():
-        if _looks_local(path):
+        if looks_local(path):
             raise ConfigError(f"model.path: there is no folder {path!r}; {model_hint(path)}")
         return path
     return str(local)
@@ -317,11 +317,6 @@ def _only_here(path: str) -> bool:
 def _is_file(path: str) -> bool:
     """Whether `path`, one of `places`, is a GGUF file."""
     return Path(path).is_file()
-
-
-def _looks_local(path: str) -> bool:
-    """Whether `path` can only be meant as a folder: a hub id is `name` or `owner/name`."""
-    return path.startswith((".", "/", "~")) or path.count("/") > 1 or path.endswith("/")
 
 
 def _missing(kind: str, path: str, error: Exception) -> ConfigError:
