@@ -43,6 +43,12 @@ class HubDataset(Dataset[HubOptions]):
             raise DataError(
                 f"the hub dataset {UNPICKLING!r} unpickles files, which can run code; write parquet or JSON"
             )
+        away = None if Path(options.id).is_dir() else hub_away()
+        if away is not None and not _cached(options.id):
+            raise DataError(
+                f"the hub dataset {options.id!r} cannot be fetched (the hub cannot be reached, and its cache has no "
+                f"such dataset): {away}. A local file is named by its path"
+            )
         files = list(options.data_files) if isinstance(options.data_files, tuple) else options.data_files
         try:
             rows = datasets.load_dataset(
