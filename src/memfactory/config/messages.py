@@ -74,7 +74,13 @@ def _sentence(path: KeyPath, errors: list[ErrorDetails], model: object) -> str:
     first = errors[0]
     if first["type"] == "missing":
         return "is missing"
-    if path == (PROMPTS,) and isinstance(model, type) and issubclass(model, ModuleOptions) and model.presets:
+    is_of_type = first["type"] in ("model_type", "dict_type", "extra_forbidden")
+    if (
+        (path, is_of_type) == ((PROMPTS,), True)
+        and isinstance(model, type)
+        and issubclass(model, ModuleOptions)
+        and model.presets
+    ):
         or_texts = " or a mapping of its texts" if PROMPTS in model.model_fields else ""
         names = ", ".join(model.preset_names())
         return f"expected the name of a preset of prompts ({names}){or_texts}; given {shown(first['input'])}"
