@@ -23,10 +23,12 @@ def begun_anew(below: Tree, above: Tree, sections: Collection[str], part_folders
         if not (isinstance(before, dict) and isinstance(after, dict)) or after.get("name") != before.get("name"):
             continue
         place = origin_of(above.origins, (section, "name")) or Origin("")
-        lost = [(path, value) for path, value in _options(below, section, part_folders) if not _has(above, path, place)]
-        if lost and "name" in after and not _is_part(place, part_folders):
-            listed = [f"{dotted(path)}: {shown(value)}" for path, value in lost[:MOST]]
-            more = f" and {len(lost) - MOST} more" if len(lost) > MOST else ""
+        dropped = [
+            (path, value) for path, value in _options(below, section, part_folders) if not _has(above, path, place)
+        ]
+        if dropped and "name" in after and not _is_part(place, part_folders):
+            listed = [f"{dotted(path)}: {shown(value)}" for path, value in dropped[:MOST]]
+            more = f" and {len(dropped) - MOST} more" if len(dropped) > MOST else ""
             text = (
                 f"the name {after['name']!r} begins the section anew, without these options of the config below: "
                 f"{', '.join(listed)}{more}. Leave the name out to keep them"

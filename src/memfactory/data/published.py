@@ -25,10 +25,10 @@ class Published:
     unit: str
     fields: frozenset[str]
 
-    def expected(self, given: str) -> str:
-        """The end of a message about a file of another form; `given` describes it."""
+    def expected(self, actual: str) -> str:
+        """The end of a message about a file of another form; `actual` describes it."""
         return (
-            f"expected {self.name}'s form, {self.form}, got {given}. {self.where}. Rows of your own are read by the "
+            f"expected {self.name}'s form, {self.form}, got {actual}. {self.where}. Rows of your own are read by the "
             "dataset `file`"
         )
 
