@@ -34,6 +34,7 @@ from memfactory.envs.base import Environment, RewardFunction, TaskSet
 from memfactory.errors import ConfigError
 from memfactory.files.checkpoints import TRAINING_ONLY
 from memfactory.files.folders import check_folder
+from memfactory.files.places import expanded
 from memfactory.memory.bank import BankSource
 from memfactory.model.model_files import weights_fingerprint
 from memfactory.model.options import ModelConfig
@@ -186,9 +187,9 @@ def check_model_folders(config: RunConfig) -> None:
     if not isinstance(config.engine, OpenAIEngineConfig):
         models.append(config.model)
     places = [place for model in models if model is not None for place in (model.path, model.adapter)]
-    folders = [Path(place).expanduser() for place in places if place is not None]
+    folders = [expanded(place) for place in places if place is not None]
     learnt = [getattr(module.options, "weights", None) for module in config.agent.modules.values()]
-    folders += [Path(weights).expanduser().parent.parent for weights in learnt if weights is not None]
+    folders += [expanded(weights).parent.parent for weights in learnt if weights is not None]
     for folder in dict.fromkeys(folders):
         check_folder(folder, ignore=TRAINING_ONLY)
 

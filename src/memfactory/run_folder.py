@@ -16,6 +16,7 @@ from memfactory.config.trained import options_of_trainer
 from memfactory.errors import ConfigError, MemFactoryError
 from memfactory.files.checkpoints import checkpoint_damage, checkpoints, newest_intact
 from memfactory.files.locks import LOCK, folder_lock, new_folder
+from memfactory.files.places import expanded
 
 log = logging.getLogger("memfactory")
 RUNS = Path("runs")
@@ -103,12 +104,12 @@ def open_run_folder(resolved: Resolved, resume: str | None) -> Iterator[RunFolde
 def _chosen(resolved: Resolved, resume: str | None) -> tuple[Path | None, Path | None]:
     """The run folder (None: a new one under runs/) and the checkpoint that `resume` names, if it names one."""
     if resume not in (None, "auto"):
-        named = Path(resume).expanduser()
+        named = expanded(resume)
         if not named.is_dir():
             raise ConfigError(f"--resume {resume}: there is no such folder")
         return (named.parent.parent, named) if named.parent.name == "checkpoints" else (named, None)
     if resolved.config.output is not None:
-        return Path(resolved.config.output).expanduser(), None
+        return expanded(resolved.config.output), None
     if resume is None:
         return None, None
     earlier = earlier_runs(RUNS, resolved.name)

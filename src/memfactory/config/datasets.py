@@ -10,6 +10,7 @@ from typing import Any
 
 from memfactory.config.parts import is_dir, is_file
 from memfactory.errors import nearest
+from memfactory.files.places import expanded
 from memfactory.registry import DATASETS
 
 FILE_SUFFIXES = (".json", ".jsonl", ".parquet")
@@ -20,7 +21,7 @@ def locate(text: str, base_dir: Path) -> Path | None:
     none."""
     if "\0" in text:
         return None
-    places = (Path(text).expanduser() if text.startswith("~/") else Path(text), base_dir / text)
+    places = (expanded(text) if text.startswith("~/") else Path(text), base_dir / text)
     return next((path for path in places if is_file(path)), None)
 
 

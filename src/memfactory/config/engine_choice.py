@@ -16,6 +16,7 @@ from memfactory.engines.options import AutoEngineConfig, EngineConfig, HfEngineC
 from memfactory.engines.vllm.checks import FIRST_GPU, OLDEST, as_version, dotted_version
 from memfactory.environment import process_count
 from memfactory.files.assets import asset
+from memfactory.files.places import expanded
 from memfactory.model.gguf_file import is_gguf
 from memfactory.model.options import ModelConfig
 
@@ -97,7 +98,7 @@ def _version() -> str | None:
 def _architecture(path: str) -> str | None:
     """The architecture that a local or known model names; None if that takes a download."""
     files = (
-        Path(path).expanduser() / "config.json",
+        expanded(path) / "config.json",
         asset(f"{path}/config.json"),
         asset(f"architectures/{path.rpartition('/')[2].lower()}.json"),
     )

@@ -17,6 +17,7 @@ from memfactory.config.short_forms import origins_of
 from memfactory.config.slots import named_in
 from memfactory.config.sources import HUB_ID, Source
 from memfactory.config.tree import Origin, Tree
+from memfactory.files.places import expanded
 from memfactory.model.gguf_file import is_gguf
 
 DEFAULTS: Mapping[str, Any] = {"agent": "memory_agent", "env": "longcontext"}
@@ -74,7 +75,7 @@ def fill_in_agent(tree: Tree, overrides: Sequence[Override], base_dir: Path) -> 
     file."""
     named = "agent" in tree.values or any(override.path == ("agent",) for override in overrides)
     for place in _model_folders(tree, overrides):
-        folder = Path(anchored(place, base_dir)).expanduser()
+        folder = expanded(anchored(place, base_dir))
         if is_dir(folder):
             agent_file = read_agent_file(folder)
         else:

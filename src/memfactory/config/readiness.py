@@ -25,6 +25,7 @@ from memfactory.config.training import TrainerOptions
 from memfactory.config.tree import KeyPath, dotted
 from memfactory.engines.options import EngineConfig, OpenAIEngineConfig, VllmEngineConfig, VllmServerConfig
 from memfactory.errors import nearest
+from memfactory.files.places import expanded
 from memfactory.memory.options import OpenAIEmbedderConfig
 from memfactory.model.gguf_file import against_vllm, gguf_instead, gguf_problem, is_gguf
 from memfactory.model.near_models import TINY, is_adapter, model_hint, nearest_place
@@ -106,7 +107,7 @@ class Readiness:
                 self.warnings.append(f"env.rewards.{name} {reason}")
 
     def _folder(self, text: str) -> Path | None:
-        places = (Path(text).expanduser() if text.startswith("~/") else Path(text), self.base_dir / text)
+        places = (expanded(text) if text.startswith("~/") else Path(text), self.base_dir / text)
         return next((path for path in places if is_dir(path)), None)
 
     def _model_files(self, place: KeyPath, model: ModelConfig) -> None:
@@ -241,7 +242,7 @@ class Readiness:
                 )
 
     def _output(self) -> None:
-        folder = Path(self.config.output or "runs").expanduser().absolute()
+        folder = expanded(self.config.output or "runs").absolute()
         standing = next(place for place in (folder, *folder.parents) if os.path.exists(place))
         if not is_dir(standing):
             self.problems.add(("output",), f"{standing} is a file, no folder")

@@ -15,6 +15,7 @@ from memfactory.config.parts import SUFFIXES, config_folders, is_dir, is_file, r
 from memfactory.errors import ConfigError, nearest, unknown
 from memfactory.files.checkpoints import MODULES, SHARDS, TRAINING_ONLY, newest_intact
 from memfactory.files.folders import check_folder
+from memfactory.files.places import expanded
 from memfactory.model.gguf_file import gguf_instead, gguf_problem, is_gguf
 from memfactory.model.near_models import is_model, model_hint, nearest_place
 from memfactory.model.packaged import KNOWN
@@ -52,7 +53,7 @@ def find_source(source: str | Path, *, trained: bool) -> Source:
     """
     text, path = str(source), Path(source)
     if path.suffix not in SUFFIXES and is_gguf(path):
-        problem = gguf_problem(path.expanduser())
+        problem = gguf_problem(expanded(path))
         if problem is not None:
             raise ConfigError(problem)
         return _model(path.stem, {"path": text, "adapter": None, "random_weights": False})

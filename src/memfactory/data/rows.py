@@ -12,6 +12,7 @@ from typing import Any
 from memfactory.data.base import Row
 from memfactory.data.fields import described
 from memfactory.errors import DataError, nearest
+from memfactory.files.places import expanded
 
 MAX_DEPTH = 64
 """The most levels of nested lists and objects in a row; Python's own limits are not far above."""
@@ -33,7 +34,7 @@ def find_file(name: str, base_dir: Path) -> Path:
 
     Raises DataError if there is none, with the nearest name, or if it is a folder, with its content.
     """
-    path = Path(name).expanduser()
+    path = expanded(name)
     candidates = list(dict.fromkeys([path, base_dir / path]))
     for candidate in candidates:
         if candidate.is_file():
@@ -64,6 +65,25 @@ def read_rows(path: Path, name: str, limit: int | None = None) -> list[Row]:
         raise DataError(f"{name} cannot be read: {error.strerror or error}") from None
     except UnicodeError as error:
         raise DataError(f"{name} is not text in UTF-8: {error}. Expected JSON, JSON lines or parquet") from None
+
+
+def read_published(name: str, base_dir: Path, *, unit: str, where: str, hint: str = "") -> list[Row]:
+    """The rows of the file `name` that the authors of a benchmark publish; they are `unit` ("questions").
+
+    Raises DataError that says `where` to get the file if it is missing or has no rows; `hint` follows if it is missing.
+    """
+    rows = read_rows(find_published(name, base_dir, where + hint), name)
+    if not rows:
+        raise DataError(f"{name} has no {unit}. {where}")
+    return rows
+
+
+def find_published(name: str, base_dir: Path, where: str) -> Path:
+    """`find_file` for a file that the authors of a benchmark publish; its DataError says `where` to get the file."""
+    try:
+        return find_file(name, base_dir)
+    except DataError as error:
+        raise DataError(f"{error}\n{where}") from None
 
 
 def read_text(path: Path, name: str) -> str:

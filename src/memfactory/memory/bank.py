@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from memfactory.files.places import expanded
 from memfactory.memory.contents import Base, Contents, base_of
 from memfactory.memory.embedder import Vectors, VectorStore
 from memfactory.memory.embedders import build_embedder
@@ -328,7 +329,7 @@ class BankSource:
         self.config = config or MemoryConfig()
         embedder = build_embedder(self.config.embedder)
         if self.config.cache is not None and self.config.embedder.kind != "lexical":
-            embedder = CachedEmbedder(embedder, Path(self.config.cache).expanduser())
+            embedder = CachedEmbedder(embedder, expanded(self.config.cache))
         self.identity = embedder.identity
         self._texts = VectorStore(embedder.embed)
         self._queries = VectorStore(embedder.embed_queries)

@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from memfactory.errors import ConfigError
+from memfactory.files.places import expanded
 from memfactory.memory.embedder import Vectors, identity_of
 from memfactory.memory.options import HfEmbedderConfig
 from memfactory.model.hub import hub_away
@@ -30,7 +31,7 @@ class HfEmbedder:
         self.config = config
         self._warned_of_cut = False
         self._device = resolve_device(config.device)
-        local = Path(config.path).expanduser()
+        local = expanded(config.path)
         path = str(local) if local.is_dir() else config.path
         only_here = local.is_dir() or hub_away() is not None
         try:

@@ -10,6 +10,7 @@ import numpy
 
 from memfactory.errors import ConfigError
 from memfactory.files.assets import asset
+from memfactory.files.places import expanded
 from memfactory.model.gguf_file import gguf_problem, is_gguf
 from memfactory.model.hub import hub_away, looks_local
 
@@ -55,7 +56,7 @@ class FileCodec:
 
 def _file(path: str) -> Path:
     """The tokenizer's file; one that does not exist for a hub id. Raises ConfigError for a place here without one."""
-    folder = asset("tiny") if path == "tiny" else Path(path).expanduser()
+    folder = asset("tiny") if path == "tiny" else expanded(path)
     if path == "tiny" and not folder.is_dir():
         raise ConfigError("the model 'tiny' is not in this installation of memfactory")
     if folder.is_dir():

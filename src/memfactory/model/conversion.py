@@ -15,6 +15,7 @@ from memfactory.errors import ConfigError, MemFactoryError
 from memfactory.files.atomic import sha256_of
 from memfactory.files.folders import atomic_folder, damage
 from memfactory.files.locks import file_lock
+from memfactory.files.places import expanded
 from memfactory.files.wheels import fetch_wheel
 from memfactory.model.gguf_file import gguf_header, gguf_missing, gguf_problem
 from memfactory.model.loading import load_chat, load_model, load_tokenizer, without_progress_bar
@@ -50,7 +51,7 @@ def make_model_folder(
     """
     tell = on_progress or (lambda _name, _done, _total: None)
     if isinstance(source, str) and is_model_file(source):
-        file = Path(source).expanduser()
+        file = expanded(source)
         if wheel is not None:
             raise ConfigError("--wheel belongs to a packaged model, not to a GGUF file")
         if (problem := gguf_problem(file)) is not None:

@@ -25,6 +25,7 @@ from transformers.utils import logging as transformers_logging
 
 from memfactory.errors import ConfigError, in_one_line
 from memfactory.files.assets import asset
+from memfactory.files.places import expanded
 from memfactory.model.adapters import is_pointer, load_adapter
 from memfactory.model.chat import ChatFormat
 from memfactory.model.fused_layers import fuse_layers
@@ -104,7 +105,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
             return load_tokenizer(ModelConfig(chat_template=config.chat_template))
         raise _missing("tokenizer", path, error) from error
     if config.chat_template is not None:
-        template = Path(config.chat_template).expanduser()
+        template = expanded(config.chat_template)
         if not template.is_file():
             raise ConfigError(f"model.chat_template: there is no file {config.chat_template!r}")
         try:
@@ -266,7 +267,7 @@ def places(config: ModelConfig) -> tuple[str, str | None]:
     `config.path` may itself be an adapter folder: then its base model is the one that it names.
     """
     path, adapter = _place(config.path), config.adapter
-    if adapter is not None and not Path(adapter).expanduser().is_dir() and looks_local(adapter):
+    if adapter is not None and not expanded(adapter).is_dir() and looks_local(adapter):
         raise ConfigError(f"model.adapter: there is no folder {adapter!r}")
     description = Path(path) / "adapter_config.json"
     if adapter is None and description.is_file() and not (Path(path) / "config.json").is_file():
@@ -283,7 +284,7 @@ def places(config: ModelConfig) -> tuple[str, str | None]:
                 f"model.path: the adapter in {config.path!r} is for the model in {named!r}, and there is no such "
                 f"folder here. Write the model's place in model.path, and model.adapter: {config.path}"
             ) from None
-    return path, None if adapter is None else str(Path(adapter).expanduser()) if _is_local(adapter) else adapter
+    return path, None if adapter is None else str(expanded(adapter)) if _is_local(adapter) else adapter
 
 
 def _place(path: str) -> str:
@@ -292,7 +293,7 @@ def _place(path: str) -> str:
         if not folder.is_dir():
             raise ConfigError("model.path: the model 'tiny' is not in this installation of memfactory")
         return str(folder)
-    local = Path(path).expanduser()
+    local = expanded(path)
     if local.is_file() or (local.suffix.lower() == SUFFIX and not local.is_dir()):
         problem = gguf_problem(local)
         if problem is not None:
@@ -305,7 +306,7 @@ def _place(path: str) -> str:
 
 
 def _is_local(path: str) -> bool:
-    place = Path(path).expanduser()
+    place = expanded(path)
     return place.is_dir() or place.is_file()
 
 

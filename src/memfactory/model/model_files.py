@@ -6,6 +6,7 @@ from pathlib import Path
 
 from memfactory.files.assets import asset
 from memfactory.files.atomic import sha256_of
+from memfactory.files.places import expanded
 from memfactory.model.options import ModelConfig
 
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model")
@@ -23,7 +24,7 @@ def weights_fingerprint(model: ModelConfig) -> dict[str, str]:
         elif local is not None:
             for path in sorted({path for pattern in WEIGHT_FILES for path in local.glob(pattern)}):
                 digests[f"{place}/{path.name}"] = file_digest(path)
-    template = None if model.chat_template is None else Path(model.chat_template).expanduser()
+    template = None if model.chat_template is None else expanded(model.chat_template)
     if template is not None and template.is_file():
         digests["chat_template"] = file_digest(template)
     return digests
@@ -41,5 +42,5 @@ def _place(place: str) -> Path | None:
     """The folder or the GGUF file of a local model; None for a model on the hub."""
     if place == "tiny":
         return asset("tiny")
-    path = Path(place).expanduser()
+    path = expanded(place)
     return path if path.is_dir() or path.is_file() else None

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from memfactory.errors import nearest
+from memfactory.files.places import expanded
 from memfactory.model.gguf_file import SUFFIX
 from memfactory.model.packaged import KNOWN
 
@@ -48,7 +49,7 @@ def nearest_place(path: str, base_dir: Path, fits: Callable[[Path], bool]) -> st
     """The existing path most similar to `path`, in the working directory or in `base_dir`, for which `fits` holds."""
     for base in dict.fromkeys((Path(), base_dir)):
         try:
-            place = _nearest(base, Path(path).expanduser(), fits)
+            place = _nearest(base, expanded(path), fits)
         except (OSError, ValueError, RuntimeError):
             # A folder that cannot be read, a name that no file can have, or no such user.
             continue

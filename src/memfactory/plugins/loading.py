@@ -18,6 +18,7 @@ from types import ModuleType
 
 from memfactory.errors import ConfigError
 from memfactory.files.atomic import write_bytes
+from memfactory.files.places import expanded
 
 FOLDER = "plugins"
 """Where a run keeps copies of the plugins that it was started with."""
@@ -66,7 +67,7 @@ def find_plugin(name: str, base_dir: Path | None = None, *, beside: bool = True)
     """
     folders = [Path.cwd(), *([] if base_dir is None else [base_dir])]
     if is_file_name(name):
-        file = Path(name).expanduser()
+        file = expanded(name)
         path = next((place for folder in folders if (place := folder / file).is_file()), None)
         if path is None:
             places = ", ".join(str(folder / file) for folder in folders)

@@ -17,6 +17,7 @@ from pathlib import Path
 from memfactory.errors import MemFactoryError
 from memfactory.files.atomic import set_aside, write_json
 from memfactory.files.locks import InUseError, file_lock
+from memfactory.files.places import expanded
 
 log = logging.getLogger("memfactory")
 _TRIES, _PAUSE = 50, 0.1
@@ -26,9 +27,9 @@ def trust_file() -> Path:
     """The file of digests; it need not exist."""
     named = os.environ.get("MEMFACTORY_TRUSTED")
     if named:
-        return Path(named).expanduser()
+        return expanded(named)
     state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
-    return Path(state).expanduser() / "memfactory" / "trusted.json"
+    return expanded(state) / "memfactory" / "trusted.json"
 
 
 def trusted() -> frozenset[str]:

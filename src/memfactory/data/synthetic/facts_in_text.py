@@ -19,6 +19,7 @@ from memfactory.data.synthetic.fact_world import NAMES, Split
 from memfactory.data.synthetic.generated import GeneratedDataset, GeneratedOptions, WorldOptions
 from memfactory.data.synthetic.person_facts import ATTRIBUTES, PersonFact, draw_person_fact
 from memfactory.errors import DataError
+from memfactory.files.places import expanded
 from memfactory.registry import DATASETS
 
 STATEMENT_WORDS = 6
@@ -190,7 +191,7 @@ class FactsInTextDataset(GeneratedDataset[FactsInTextOptions]):
     def articles(self) -> tuple[Article, ...]:
         """The articles of the split. Raises DataError if the text cannot be read."""
         if self._articles is None:
-            path = Path(self.options.text).expanduser()
+            path = expanded(self.options.text)
             beside = self.base_dir / path
             chosen = path if path.exists() or not beside.exists() else beside
             self._articles = articles_of(chosen.resolve(), self.options.split)
