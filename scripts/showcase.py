@@ -1,12 +1,13 @@
 """The showcase: a real pretrained model learns memory on real text. `make showcase` runs it, from set-up to table.
 
-python scripts/showcase.py [--rung 1] [--seed 0] [--output runs/showcase] [KEY=VALUE ...]
+python scripts/showcase.py [--rung 1] [--seed 0] [--data FILE] [--output runs/showcase] [KEY=VALUE ...]
 
 Stages: the model and the text from the package index, demonstrations by rule, a short cold start (supervised
 fine-tuning), GRPO from outcome reward alone, and transcripts of held-out questions before and after it. Each stage is
 one command of `memfactory`, printed before it runs. A second call goes on where the first was stopped, or prints the
 results.
-KEY=VALUE overrides values of both trainings, --rl KEY=VALUE those of RL alone.
+KEY=VALUE overrides values of both trainings, --rl KEY=VALUE those of RL alone. `data.train...` counts for the
+demonstrations and RL: the cold start trains on the demonstrations. --data names the file of rung 2 or 3.
 """
 
 from __future__ import annotations
@@ -46,6 +47,9 @@ RUNGS: Mapping[str, Rung] = {
     "2": Rung("smollm2_squad", "smollm2_squad_sft", ("--rows", "128")),
     "3": Rung("smollm2_hotpotqa", "smollm2_hotpotqa_sft", ("--rows", "128")),
 }
+OF_A_FILE = ("2", "3")
+"""The rungs whose rows are in a published file."""
+TRAINING_ROWS = ("data.train.", "data.train=")
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,11 @@ class Showcase:
     model: str = "models/smollm2"
     overrides: tuple[str, ...] = ()
     rl_overrides: tuple[str, ...] = ()
+
+    @property
+    def cold_start_overrides(self) -> tuple[str, ...]:
+        """The overrides that count for the cold start, which trains on the demonstrations."""
+        return tuple(word for word in self.overrides if not word.lstrip("-").startswith(TRAINING_ROWS))
 
     @property
     def cold_start(self) -> Path:
@@ -112,8 +121,8 @@ class Showcase:
             Stage(
                 "cold start",
                 self.cold_start / "final" / "config.json",
-                ("train", cold_start, f"model.path={self.model}", f"data.train={traces}", *self.evaluation(), *options,
-                 f"output={self.cold_start}"),
+                ("train", cold_start, f"model.path={self.model}", f"data.train={traces}", *self.evaluation(),
+                 *self.cold_start_overrides, seed, f"output={self.cold_start}"),
                 self.cold_start,
             ),
             Stage(
@@ -172,8 +181,9 @@ def check(showcase: Showcase) -> None:
     note = showcase.folder / "arguments.json"
     try:
         # An override of RL shall not fail only after the cold start.
-        for name, words in ((showcase.rung.cold_start, ()), (showcase.rung.config, showcase.rl_overrides)):
-            load_config(ROOT / "configs" / f"{name}.yaml", (*showcase.overrides, *words))
+        of_rl = (*showcase.overrides, *showcase.rl_overrides)
+        for name, words in ((showcase.rung.cold_start, showcase.cold_start_overrides), (showcase.rung.config, of_rl)):
+            load_config(ROOT / "configs" / f"{name}.yaml", words)
         make_folder(showcase.folder)
         if not note.is_file():
             write_json(note, arguments)
@@ -307,12 +317,39 @@ def times_table(folder: Path) -> str:
     return "\n".join([*lines, f"| all | {total[0]:.0f} | {total[1]:.0f} |"])
 
 
+def data_overrides(rung: str, file: Path | None, overrides: Sequence[str]) -> tuple[str, ...]:
+    """The overrides that name `file` for the demonstrations, RL and both evaluations.
+
+    Raises SystemExit for a rung without a file, for a file that is not there, and for an override that names the
+    training rows of a rung but not its held-out ones.
+    """
+    names = [word.lstrip("-").partition("=")[0] for word in overrides]
+    if file is None and rung in OF_A_FILE and "data.train.path" in names and "data.eval.held_out.path" not in names:
+        raise SystemExit(
+            "error: data.train.path names the file of the demonstrations and RL, not that of the held-out questions; "
+            "write --data FILE for all of them, data.eval.held_out.path=FILE beside it, or --rl data.train.path=FILE "
+            "for RL alone"
+        )
+    if file is None:
+        return ()
+    if rung not in OF_A_FILE:
+        raise SystemExit(
+            f"error: --data is for the rungs {' and '.join(OF_A_FILE)}; rung {rung} makes its own questions"
+        )
+    if not file.is_file():
+        raise SystemExit(f"error: --data {file}: there is no such file")
+    return tuple(f"{key}.path={json.dumps(str(file))}" for key in ("data.train", "data.eval.held_out"))
+
+
 def main(words: Sequence[str] | None = None) -> None:
     """Run the stages and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rung", default="1", choices=list(RUNGS))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--model", default="models/smollm2", help="another model folder; the default one is fetched")
+    parser.add_argument(
+        "--data", type=Path, help="the file of rung 2 (SQuAD's form) or 3 (HotpotQA's), all rows from it"
+    )
     parser.add_argument("--output", type=Path, default=Path("runs/showcase"))
     parser.add_argument("--rl", action="append", default=[], metavar="KEY=VALUE", help="an override of RL; repeatable")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
@@ -322,7 +359,8 @@ def main(words: Sequence[str] | None = None) -> None:
     if missing:
         raise SystemExit(f"rung {arguments.rung}: there is no config {', '.join(missing)}")
     folder = arguments.output / f"{rung.config.removeprefix('smollm2_')}-{arguments.seed}"
-    overrides, of_rl = tuple(arguments.overrides), tuple(arguments.rl)
+    of_data = data_overrides(arguments.rung, arguments.data, arguments.overrides)
+    overrides, of_rl = (*of_data, *arguments.overrides), tuple(arguments.rl)
     showcase = Showcase(rung, arguments.seed, folder, arguments.model, overrides, of_rl)
     run_stages(showcase)
     table = results(showcase).table()

@@ -162,6 +162,10 @@ TEXTS = " or a mapping of its texts"
         ),
         ("{name: memory_r1, prompts: 3}", "agent.prompts: expected the name of a preset, for all modules (default, "),
         ("{name: memory_agent, prompts: {update: 3}}", "agent.prompts.update: expected text; given 3"),
+        (
+            "{name: memory_agent, prompts: {update: '{section} {memory} {question}'}}",
+            "agent.prompts: the update prompt is chunk_first, but `order` is memory_first",
+        ),
         ("{name: memory_r1, modules: {retriever: {prompts: 3}}}", "agent.modules.retriever.prompts: unknown key"),
     ],
 )

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import scripts.showcase as showcase
+from memfactory.config import load_config
 from memfactory.evaluation.results import DatasetResult, MetricResult
 
 ROOT = Path(__file__).parents[2]
@@ -116,6 +117,50 @@ def test_the_rungs_of_one_cold_start_evaluate_it_on_their_own_questions(tmp_path
     (override,) = [word for word in words("hard") if word.startswith("data.eval.held_out=")]
     options = json.loads(override.partition("=")[2])
     assert (options["name"], options["paragraphs"], options["corrections"]) == ("facts_in_text", 4, 0.5)
+
+
+def words_of(made, name):
+    return next(stage.words for stage in made.stages() if stage.name == name)
+
+
+def test_a_file_of_ones_own_counts_for_every_stage(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "my squad.json"
+    file.write_text("{}")
+    seen = []
+    monkeypatch.setattr(showcase, "run_stages", lambda made: seen.append(made) or sys.exit(0))
+    with pytest.raises(SystemExit):
+        showcase.main(["--rung", "2", "--data", str(file), "--model", "tiny", "data.train.distractors=2"])
+    (made,) = seen
+    showcase.check(made)
+    train, held_out = (f'data.{key}.path="{file}"' for key in ("train", "eval.held_out"))
+    for name in ("demonstrations", "reinforcement learning"):
+        assert {train, held_out, "data.train.distractors=2"} <= {*words_of(made, name)}
+    words = words_of(made, "cold start")
+    assert f"data.train={made.folder / 'traces.jsonl'}" in words and held_out in words
+    assert train not in words and "data.train.distractors=2" not in words
+    overrides = [word for word in words[2:] if not word.startswith("output=")]
+    values = load_config(showcase.ROOT / "configs" / "smollm2_squad_sft.yaml", overrides).values
+    assert values["data"]["eval"]["held_out"]["path"] == str(file)
+    assert values["data"]["train"]["path"] == str(made.folder / "traces.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (
+            ["--rung", "2", "data.train.path=x.json"],
+            r"error: data\.train\.path .* write --data FILE for all .* --rl data",
+        ),
+        (["--rung", "1", "--data", "x.json"], "error: --data is for the rungs 2 and 3; rung 1 makes its own questions"),
+        (["--rung", "3", "--data", "none.json"], r"error: --data none\.json: there is no such file"),
+    ],
+)
+def test_a_file_that_cannot_count_for_every_stage_is_refused(words, told, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=told):
+        showcase.main([*words, "--model", "tiny"])
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_target_of_make_installs_what_the_model_needs():

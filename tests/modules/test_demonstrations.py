@@ -123,6 +123,28 @@ def test_the_answer_has_the_form_that_the_prompt_asks_for(prompt, reply):
     assert shown(OSLO, prompts=prompts)[-1][-1] == reply
 
 
+PARAGRAPHS = Task("t", "Where does Ada live?", ("Oslo",), "Ada lives in Oslo.\n\n \nBoris lives in Rome. \n")
+
+
+@pytest.mark.parametrize(
+    ("options", "ends"),
+    [
+        ({"prompts": "short"}, ["Oslo.\n\nQuestion: ", "Rome.\n\nQuestion: "]),
+        # The end of a chunk that is cut elsewhere stays, and so do the blank lines of any other wording.
+        ({"prompts": "short", "chunk_tokens": 3}, ["Ada lives in\n\nQuestion: ", " Oslo.\n\nQuestion: "]),
+        ({"prompts": "short", "trim_chunks": False}, ["Oslo.\n\n \n\n\nQuestion: ", "Rome. \n\n\nQuestion: "]),
+        ({"prompts": "default", "order": "memory_first", "empty_memory": "-"}, ["Oslo.\n\n \n\n</section>"]),
+        ({}, ["Oslo.\n\n \n|Where", "Rome. \n|Where"]),
+    ],
+)
+def test_the_short_prompts_have_one_blank_line_behind_a_paragraph(options, ends):
+    agent = demonstrator(cut="paragraphs", **options).agent
+    sampler = Sampler(agent, {"policy": ScriptedEngine(lambda messages, sampling: "Oslo")})
+    (done,) = play(sampler, [Episode(PARAGRAPHS)], PlaySettings(frozen=True))
+    prompts = [turn.messages[-1].content for turn in done.turns if turn.step == "update"]
+    assert len(prompts) >= len(ends) and all(end in prompt for end, prompt in zip(ends, prompts, strict=False))
+
+
 def test_at_most_the_wanted_turns_of_a_kind_are_sampled_by_the_seed():
     made = demonstrations(demonstrator(), [OSLO] * 10)
     assert made.counts == {"taken": 20, "same": 20, "answer": 10}

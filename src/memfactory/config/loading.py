@@ -115,7 +115,7 @@ def load_config(
     written = config
     config, choices = choose_engines(written)
     check_rules(config, problems)
-    warnings = warnings_of(tree) + withheld + checker.warnings
+    warnings = [*tree.warnings, *warnings_of(tree), *withheld, *checker.warnings]
     check_addresses(config, problems)
     if command in (None, "train"):
         warnings += check_trained(config, problems)

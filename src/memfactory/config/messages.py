@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import types
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeGuard, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -38,6 +38,8 @@ _RANGES = {
     "less_than": ("lt", "less than"),
     "less_than_equal": ("le", "at most"),
 }
+_OF_TYPE = ("model_type", "dict_type", "extra_forbidden")
+"""Errors of a value that is neither a mapping nor a name."""
 _CHARACTERS = re.compile(r"\^\[0-9a-zA-Z((?:\\.|[^\]\\-])+)\]\+\$")
 
 
@@ -74,7 +76,7 @@ def _sentence(path: KeyPath, errors: list[ErrorDetails], model: object) -> str:
     first = errors[0]
     if first["type"] == "missing":
         return "is missing"
-    if path == (PROMPTS,) and isinstance(model, type) and issubclass(model, ModuleOptions) and model.presets:
+    if path == (PROMPTS,) and first["type"] in _OF_TYPE and _has_presets(model):
         or_texts = " or a mapping of its texts" if PROMPTS in model.model_fields else ""
         names = ", ".join(model.preset_names())
         return f"expected the name of a preset of prompts ({names}){or_texts}; given {shown(first['input'])}"
@@ -95,6 +97,10 @@ def _sentence(path: KeyPath, errors: list[ErrorDetails], model: object) -> str:
     literals = [choice for details in errors for choice in _literals(details)]
     near = nearest(value, literals) if isinstance(value, str) else None
     return f"{message}; did you mean {near!r}?" if near else message
+
+
+def _has_presets(model: object) -> TypeGuard[type[ModuleOptions]]:
+    return isinstance(model, type) and issubclass(model, ModuleOptions) and bool(model.presets)
 
 
 def _expected(details: ErrorDetails) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from memfactory.config.begun_anew import begun_anew
 from memfactory.config.renames import use_present_names
 from memfactory.config.short_forms import DEFAULT_KINDS, chooses_kind, is_slot, short_key
 from memfactory.config.slots import named_in
@@ -114,6 +115,8 @@ def compose_file(path: Path, chain: tuple[Path, ...] = ()) -> Tree:
     if file is None or not isinstance(base, str):
         raise ConfigError(f"{where}: base: {unknown('config', str(base), known)}")
     below = compose_file(file, (*chain, path.resolve()))
+    if path.parent.resolve() != packaged_configs().resolve():
+        tree.warnings += tuple(begun_anew(below, tree, PART_FOLDERS, PART_FOLDERS.values()))
     return merge(below, tree)
 
 
@@ -208,7 +211,8 @@ def merge(below: Tree, above: Tree, root: KeyPath = ()) -> Tree:
     origins |= {path: replace(origin, layer=origin.layer + lift) for path, origin in above.origins.items()}
     lifted = tuple(replace(named, layer=named.layer + lift) for named in above.named)
     renamed = (*below.renamed, *above.renamed)
-    return Tree(values, origins, (*named_below(below, above.values, root), *lifted), renamed)
+    named = (*named_below(below, above.values, root), *lifted)
+    return Tree(values, origins, named, renamed, (*below.warnings, *above.warnings))
 
 
 def named_below(below: Tree, above: Any, root: KeyPath) -> tuple[Named, ...]:

@@ -69,13 +69,14 @@ class Renamed:
 
 @dataclass
 class Tree:
-    """Nested mappings, lists and scalars, the origin of each by its path, the modules that its layers name, and the
-    former names that they use."""
+    """Nested mappings, lists and scalars, the origin of each by its path, the modules that its layers name, the former
+    names that they use, and the warnings about them."""
 
     values: dict[str, Any] = field(default_factory=dict)
     origins: dict[KeyPath, Origin] = field(default_factory=dict)
     named: tuple[Named, ...] = ()
     renamed: tuple[Renamed, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def dotted(path: KeyPath) -> str:

@@ -67,25 +67,6 @@ def read_rows(path: Path, name: str, limit: int | None = None) -> list[Row]:
         raise DataError(f"{name} is not text in UTF-8: {error}. Expected JSON, JSON lines or parquet") from None
 
 
-def read_published(name: str, base_dir: Path, *, unit: str, where: str, hint: str = "") -> list[Row]:
-    """The rows of the file `name` that the authors of a benchmark publish; they are `unit` ("questions").
-
-    Raises DataError that says `where` to get the file if it is missing or has no rows; `hint` follows if it is missing.
-    """
-    rows = read_rows(find_published(name, base_dir, where + hint), name)
-    if not rows:
-        raise DataError(f"{name} has no {unit}. {where}")
-    return rows
-
-
-def find_published(name: str, base_dir: Path, where: str) -> Path:
-    """`find_file` for a file that the authors of a benchmark publish; its DataError says `where` to get the file."""
-    try:
-        return find_file(name, base_dir)
-    except DataError as error:
-        raise DataError(f"{error}\n{where}") from None
-
-
 def read_text(path: Path, name: str) -> str:
     """The text of the file at `path`; messages call it `name`. Raises DataError if it cannot be read."""
     try:

@@ -112,6 +112,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "prompts": {"update": SHORT_UPDATE_PROMPT, "answer": SHORT_ANSWER_PROMPT},
             "order": "chunk_first",
             "empty_memory": "nothing yet",
+            "trim_chunks": True,
         },
         "memagent": {"prompts": {"update": MEMAGENT_UPDATE_PROMPT, "answer": MEMAGENT_ANSWER_PROMPT}},
     }

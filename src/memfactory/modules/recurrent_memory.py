@@ -75,6 +75,8 @@ class RecurrentMemoryOptions(AnswerModuleOptions):
     cut: Literal["tokens", "sentences", "paragraphs"] = "tokens"
     """The end of a chunk: after chunk_tokens tokens, wherever that is, or at the last end of a sentence or paragraph
     that fits. A longer sentence or paragraph is cut by tokens."""
+    trim_chunks: bool = False
+    """Whether the update prompt leaves out blank lines at the end of a chunk."""
     max_chunks: int | None = Field(None, ge=1)
     """The most chunks that are read; null: all."""
     truncate: Literal["center", "error", "none"] = "center"
@@ -220,7 +222,8 @@ class RecurrentMemoryModule(Reader[RecurrentMemoryOptions]):
         episode.note_reading(reading.read, reading.dropped)
         for chunk in chunks:
             values = {"question": task.question, "prompt": task.question, "memory": episode.memory}
-            values |= {"section": chunk, "chunk": chunk}
+            shown = _trimmed(chunk) if options.trim_chunks else chunk
+            values |= {"section": shown, "chunk": shown}
             reply = yield self._ask("update", options.prompts.update, values, options.memory_tokens)
             memory = after_thinking(reply.text) if options.drop_thinking else reply.text
             if memory is not None:
@@ -251,3 +254,9 @@ class RecurrentMemoryModule(Reader[RecurrentMemoryOptions]):
         system = self.options.prompts.system
         opening = () if system is None else (Message("system", system),)
         return Ask(step, (*opening, Message("user", fill(template, values))), max_tokens)
+
+
+def _trimmed(chunk: str) -> str:
+    """`chunk` without the end of its last line and the blank lines behind it."""
+    shown = chunk.rstrip()
+    return shown if "\n" in chunk[len(shown) :] else chunk

@@ -16,16 +16,12 @@ from typing import Literal
 from pydantic import Field
 
 from memfactory.data.base import Dataset, GeneratedRows, Row
-from memfactory.data.benchmarks.hotpotqa_source import Document, Question, read_question
+from memfactory.data.benchmarks.hotpotqa_source import FILE, WHERE, Document, Question, read_question
 from memfactory.data.benchmarks.paragraphs import ParagraphOptions, Values, one_line, surrounded, text_of
 from memfactory.data.digest import digest_of
-from memfactory.data.rows import find_published, read_rows
+from memfactory.data.published import find_published, read_published
 from memfactory.errors import DataError
 from memfactory.registry import DATASETS
-
-WHERE = (
-    "HotpotQA is hotpot_train_v1.1.json and hotpot_dev_distractor_v1.json of https://hotpotqa.github.io (CC BY-SA 4.0)"
-)
 
 
 class HotpotQaOptions(ParagraphOptions):
@@ -182,9 +178,7 @@ def _read(name: str, base_dir: Path) -> list[Entry]:
 @lru_cache(maxsize=2)
 def _entries(path: Path, name: str, _version: tuple[int, int]) -> tuple[Entry, ...]:
     """The entries of the file, each question once; a run reads it for several splits."""
-    rows = read_rows(path, name)
-    if not rows:
-        raise DataError(f"{name} has no questions. {WHERE}")
+    rows = read_published(path, name, FILE)
     entries: dict[str, Entry] = {}
     for index, row in enumerate(rows):
         try:

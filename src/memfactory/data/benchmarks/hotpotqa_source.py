@@ -12,8 +12,20 @@ from pydantic import AliasChoices, BeforeValidator, Field
 
 from memfactory.data.base import Row
 from memfactory.data.fields import AnyText, ModelT, RowModel, Text, broken_rule, described, read
+from memfactory.data.published import Published, read_published
 from memfactory.data.rows import read_rows
 from memfactory.errors import DataError
+
+WHERE = (
+    "HotpotQA is hotpot_train_v1.1.json and hotpot_dev_distractor_v1.json of https://hotpotqa.github.io (CC BY-SA 4.0)"
+)
+FILE = Published(
+    "HotpotQA",
+    "rows with `_id`, `question`, `answer`, `supporting_facts` and `context`",
+    WHERE,
+    "questions",
+    frozenset({"_id", "supporting_facts"}),
+)
 
 
 def _pairs(second: str, value: object) -> object:
@@ -103,22 +115,22 @@ def read_questions(path: Path) -> list[Question]:
 
     Raises DataError naming the row and the field of the first row that does not fit.
     """
-    return [_question(index, _values(_QuestionRow, row)) for index, row in enumerate(_rows(path))]
+    rows = read_published(_existing(path), str(path), FILE)
+    return [_question(index, _values(_QuestionRow, row)) for index, row in enumerate(rows)]
 
 
 def read_documents(path: Path) -> list[Document]:
     """A pool of paragraphs, one per row: `title` and `text` (a text, or its sentences)."""
-    rows = (_values(_DocumentRow, row) for row in _rows(path))
-    return [Document(row.title, row.text) for row in rows]
-
-
-def _rows(path: Path) -> list[Row]:
-    if not path.is_file():
-        raise DataError(f"{path}: there is no such file")
-    rows = read_rows(path, str(path))
+    rows = read_rows(_existing(path), str(path))
     if not rows:
         raise DataError(f"{path} has no rows")
-    return rows
+    return [Document(row.title, row.text) for row in (_values(_DocumentRow, row) for row in rows)]
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such file")
+    return path
 
 
 def _values(model: type[ModelT], row: Row) -> ModelT:

@@ -17,7 +17,7 @@ from pydantic import BeforeValidator, Field
 
 from memfactory.data.base import Row
 from memfactory.data.fields import AnyText, RowModel, Text, TextOrNumber, expected, is_number, read, read_list
-from memfactory.data.rows import read_published
+from memfactory.data.published import Published, find_published, read_published
 from memfactory.errors import DataError
 
 ADVERSARIAL = 5
@@ -32,6 +32,13 @@ CATEGORIES: Mapping[int, str] = {
 UNANSWERABLE = "Not mentioned in the conversation"
 """The gold answer of adversarial questions."""
 WHERE = "LoCoMo is data/locomo10.json of https://github.com/snap-research/locomo (CC BY-NC 4.0)"
+FILE = Published(
+    "LoCoMo",
+    "a list of conversations with `sample_id`, `conversation` and `qa`",
+    WHERE,
+    "conversations",
+    frozenset({"sample_id", "conversation", "qa"}),
+)
 
 T = TypeVar("T")
 SESSION = re.compile(r"session_(\d+)")
@@ -114,7 +121,7 @@ def read_conversations(name: str, base_dir: Path = Path(), problems: list[str] |
     conversation or question that does not fit is left out, and its error message is added to the list.
     """
     hint = "; save it there, or give its place as `path`"
-    rows = read_published(name, base_dir, unit="conversations", where=WHERE, hint=hint)
+    rows = read_published(find_published(name, base_dir, WHERE + hint), name, FILE)
     read_or_none = [_or_none(partial(_conversation, row, problems), problems) for row in rows]
     conversations = [conversation for conversation in read_or_none if conversation is not None]
     ids = [conversation.id for conversation in conversations]

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from memfactory.data.base import Dataset, DatasetOptions, GeneratedRows, Row
 from memfactory.data.fields import AnyText, RowModel, Text, TextOrNumber, broken_rule, expected, read
-from memfactory.data.rows import read_published
+from memfactory.data.published import Published, find_published, read_published
 from memfactory.data.writing import OnProgress, Report, write_rows
 from memfactory.errors import ConfigError, DataError
 from memfactory.registry import DATASETS, Options
@@ -34,6 +34,13 @@ ABSTENTION = "_abs"
 WHERE = (
     "LongMemEval is longmemeval_oracle.json, longmemeval_s_cleaned.json and longmemeval_m_cleaned.json of "
     "https://huggingface.co/datasets/xiaowu0162/longmemeval-cleaned (MIT)"
+)
+FILE = Published(
+    "LongMemEval",
+    "a list of questions with `question_id`, `question_date` and `haystack_sessions`",
+    WHERE,
+    "questions",
+    frozenset({"question_id", "question_date", "haystack_sessions"}),
 )
 DATE = re.compile(r"(\d{4}/\d{2}/\d{2}) \(\w+\) (\d{2}:\d{2})")
 
@@ -132,7 +139,7 @@ def build_longmemeval(
 
 
 def _read(name: str, base_dir: Path) -> list[Row]:
-    return read_published(name, base_dir, unit="questions", where=WHERE)
+    return read_published(find_published(name, base_dir, WHERE), name, FILE)
 
 
 def _usable(row: Row) -> Values:

@@ -19,7 +19,8 @@ from memfactory.data.benchmarks.hotpotqa_source import Document
 from memfactory.data.benchmarks.paragraphs import ParagraphOptions, Values, one_line, surrounded, text_of
 from memfactory.data.digest import digest_of
 from memfactory.data.fields import AnyText, RowModel, Text, TextOrNumber, described, read
-from memfactory.data.rows import find_published, parse_json, read_text
+from memfactory.data.published import Published, find_published, form_of
+from memfactory.data.rows import parse_json, read_rows, read_text
 from memfactory.data.writing import OnProgress, Report, write_rows
 from memfactory.errors import DataError, nearest
 from memfactory.registry import DATASETS
@@ -29,6 +30,7 @@ WHERE = (
     "SQuAD is train-v1.1.json, dev-v1.1.json, train-v2.0.json and dev-v2.0.json of "
     "https://rajpurkar.github.io/SQuAD-explorer/ (CC BY-SA 4.0)"
 )
+FILE = Published("SQuAD", "an object with a list `data`", WHERE, "articles", frozenset({"data"}))
 SPLITS: tuple[Literal["train", "heldout"], ...] = ("train", "heldout")
 
 
@@ -174,15 +176,25 @@ def _read(name: str, base_dir: Path) -> list[_Article]:
 @lru_cache(maxsize=2)
 def _articles(path: Path, name: str, _version: tuple[int, int]) -> list[_Article]:
     """The articles of the file; a run reads it for several splits."""
-    content = parse_json(read_text(path, name), name)
+    content = _content(path, name)
     if not isinstance(content, dict) or "data" not in content:
-        raise DataError(
-            f"{name}: expected SQuAD's form, an object with a list `data`, got {described(content)}. {WHERE}"
-        )
+        raise DataError(f"{name}: {FILE.expected(described(content))}")
     articles = read(_File, content, name).data
     if not articles:
         raise DataError(f"{name} has no articles. {WHERE}")
     return articles
+
+
+def _content(path: Path, name: str) -> object:
+    """The JSON value of the file. Raises DataError with the expected form for JSON lines, parquet and other files."""
+    try:
+        return parse_json(read_text(path, name), name)
+    except DataError as error:
+        reason = error
+    rows = read_rows(path, name, limit=1)
+    if rows and rows[0].problem is None:
+        raise DataError(f"{name}: {FILE.expected(form_of(rows, name))}")
+    raise DataError(f"{reason}. SQuAD's form is {FILE.form}. {WHERE}")
 
 
 def _usable(row: Row) -> Values:
