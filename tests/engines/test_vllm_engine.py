@@ -10,7 +10,6 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-import vllm_double
 from memfactory.engines.base import WeightHolder
 from memfactory.engines.options import VllmEngineConfig
 from memfactory.engines.vllm.checks import check_one_process, check_version, lora_room, prepare_platform
@@ -24,6 +23,7 @@ from memfactory.trainers.base import Trainer
 from memfactory.trainers.checkpoint import TrainState
 from memfactory.types import Message, Sampling, SamplingParams
 from small_policy import small_policy, some_turns
+from vllm_double import engine_over_the_double
 
 INSTALLED = importlib.util.find_spec("vllm") is not None
 SAID = (Message("user", "The code of Alice"),)
@@ -210,11 +210,15 @@ def test_a_trainer_syncs_changed_weights_between_sleep_and_rollout(tmp_path: Pat
     one, shared = Holder(), Holder()
     assert isinstance(one, WeightHolder)
     engines = {"policy": shared, "helper": shared, "other": one}
-    trained = SimpleNamespace(updates=0, process_index=0, in_any_process=bool, wait_for_everyone=lambda: None)
+    nothing = ("wait_for_everyone", "ready_to_sample", "help_save_masters", "help_save_pretrained")
+    trained = SimpleNamespace(updates=0, process_index=0, in_any_process=bool)
+    vars(trained).update(dict.fromkeys(nothing, lambda: None))
     run = SimpleNamespace(
         main=False, folder=tmp_path, check=lambda: None, log=lambda *a: None, evaluate=lambda *a: None
     )
-    options = SimpleNamespace(eval_at_start=False, eval_at_end=False, eval_every=0, save_every=0, save_seconds=None)
+    options = SimpleNamespace(
+        plays=True, eval_at_start=False, eval_at_end=False, eval_every=0, save_every=0, save_seconds=None
+    )
     trainer = Alternating(options, SimpleNamespace(engines=engines, seed=0), trained, (), run)
     trained.weights = lambda: SimpleNamespace(version=trainer.version)
     trainer.train()
@@ -224,16 +228,6 @@ def test_a_trainer_syncs_changed_weights_between_sleep_and_rollout(tmp_path: Pat
 
 
 # In which order it is told: a stand-in notes what cannot be run without a GPU
-
-
-def engine_over_the_double(monkeypatch, path: Path, *, rank: int | None = None, forgets: bool = True, **options):
-    events = vllm_double.install(monkeypatch, forgets=forgets)
-    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
-    monkeypatch.setenv("VLLM_NO_USAGE_STATS", "0")
-    config = ModelConfig(path=str(path), device="cpu")
-    monkeypatch.setattr("memfactory.engines.vllm.engine.prepare_platform", lambda model, config: None)
-    engine = VllmEngine(config, load_chat(config), VllmEngineConfig(**options), rank=rank)
-    return engine, events
 
 
 def test_it_starts_as_it_is_configured_and_leaves_the_rest_to_vllm(monkeypatch, small_model_path: Path):
@@ -306,6 +300,19 @@ def test_it_sleeps_while_the_policy_trains_and_wakes_for_new_work(monkeypatch, s
     ]
     engine.cancel()
     assert engine.pending() == 0 and engine.step() == []
+
+
+def test_memory_that_torch_keeps_is_given_back_before_vllm_takes_its_own(monkeypatch, small_model_path: Path):
+    events = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: events.append("empty"))
+    engine, told = engine_over_the_double(monkeypatch, small_model_path)
+    assert events == ["empty"] and told[0][0] == "start"
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: told.append("empty"))
+    told.clear()
+    engine.sleep()
+    engine.submit("a", SAID, Sampling(2))
+    engine.submit("b", SAID, Sampling(2))
+    assert told == [("sleep", 1), "empty", "wake", ("asked", None), ("asked", None)]
 
 
 def test_an_engine_that_is_not_to_sleep_never_does(monkeypatch, small_model_path: Path):

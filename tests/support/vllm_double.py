@@ -5,6 +5,11 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+from memfactory.engines.options import VllmEngineConfig
+from memfactory.engines.vllm.engine import VllmEngine
+from memfactory.model.loading import load_chat
+from memfactory.model.options import ModelConfig
+
 
 class FakeEngine:
     """vLLM's engine core: it answers each request with the two ids 5 and 6 in one step."""
@@ -81,3 +86,14 @@ def install(monkeypatch, *, forgets=True):
         module.__dict__.update(attributes)
         monkeypatch.setitem(sys.modules, name, module)
     return events
+
+
+def engine_over_the_double(monkeypatch, path: Path, *, rank: int | None = None, forgets: bool = True, **options):
+    """A VllmEngine over the stand-in, and the list of what that is told."""
+    events = install(monkeypatch, forgets=forgets)
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+    monkeypatch.setenv("VLLM_NO_USAGE_STATS", "0")
+    config = ModelConfig(path=str(path), device="cpu")
+    monkeypatch.setattr("memfactory.engines.vllm.engine.prepare_platform", lambda model, config: None)
+    engine = VllmEngine(config, load_chat(config), VllmEngineConfig(**options), rank=rank)
+    return engine, events

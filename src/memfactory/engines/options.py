@@ -78,6 +78,9 @@ class VllmOptions(Sampled):
     adapter: Literal["lora", "merged"] = "lora"
     """The weights to sync for a LoRA adapter in training: the adapter alone (lora), or the whole merged model
     (merged)."""
+    weights_folder: str | None = None
+    """Folder for adapters, which vLLM reads from files; null: memory (/dev/shm) if it has room, or the system's
+    temporary folder."""
 
 
 class VllmEngineConfig(VllmOptions):
@@ -125,7 +128,8 @@ class VllmServerConfig(Sampled):
     update_timeout: float = Field(600.0, gt=0)
     """Seconds that the server may take to load new weights."""
     weights_folder: str | None = None
-    """Folder for weight transfer that the server can read; null: memory (/dev/shm) if the system has it."""
+    """Folder for weight transfer that the server can read; null: memory (/dev/shm) if it has room, or the system's
+    temporary folder."""
     api_key_env: str | None = None
     """The environment variable that holds the server's key; null: it has none."""
 

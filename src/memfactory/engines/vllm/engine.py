@@ -6,10 +6,10 @@ Written for the V1 engine of the versions in `checks.py`. Tried on vLLM's CPU bu
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -27,7 +27,7 @@ from memfactory.engines.vllm.checks import (
     prepare_platform,
 )
 from memfactory.engines.vllm.replies import Conversations
-from memfactory.engines.vllm.weight_transfer import StoredWeights, passing_folder
+from memfactory.engines.vllm.weight_transfer import PassingPlace, StoredWeights
 from memfactory.errors import ConfigError, EngineError
 from memfactory.model.chat import ChatFormat
 from memfactory.model.loading import compute_dtype, load_architecture, places, resolve_device
@@ -74,6 +74,7 @@ class VllmEngine:
             options["max_model_len"] = AS_FITS
         if rank is not None and config.adapter == "lora":
             options |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": lora_room(rank)}
+        give_back_cached_memory()
         try:
             self._llm = vllm.LLM(
                 model=path,
@@ -95,6 +96,7 @@ class VllmEngine:
         self._asleep = False
         self._adapters = 0
         self._adapter: Any = None
+        self._place = PassingPlace(config.weights_folder)
         self._folder: TemporaryDirectory[str] | None = None
         # Dummy weights are not those of the model in training.
         self._base_differs = model.random_weights
@@ -178,6 +180,7 @@ class VllmEngine:
 
     def _wake(self) -> None:
         if self._asleep:
+            give_back_cached_memory()
             self._llm.wake_up()
             self._asleep = False
 
@@ -192,8 +195,7 @@ class VllmEngine:
 
         self._forget_adapter()
         # vLLM reads adapters only from files, and may read one again. They lie in memory if the system allows it.
-        self._folder = passing_folder()
-        weights.write_adapter(Path(self._folder.name))
+        self._folder = self._place.written(weights.write_adapter)
         self._adapters += 1
         adapter = LoRARequest(f"adapter-{self._adapters}", self._adapters, self._folder.name)
         try:
@@ -214,6 +216,13 @@ class VllmEngine:
         reply_ids = tuple(output.token_ids)
         logprobs = [entry[token].logprob for token, entry in zip(reply_ids, output.logprobs, strict=True)]
         return self._conversations.reply(prompt, sampling, reply_ids, logprobs, output.finish_reason)
+
+
+def give_back_cached_memory() -> None:
+    """Return the GPU memory that torch keeps for later tensors: vLLM maps its own beside it, and older versions do
+    not ask torch for it first."""
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def _options(config: VllmEngineConfig) -> dict[str, Any]:

@@ -10,8 +10,7 @@ import secrets
 import tempfile
 import threading
 import time
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor
@@ -22,7 +21,7 @@ from memfactory.engines.options import VllmServerConfig
 from memfactory.engines.pool import RetryPolicy, TryAgain, Waiting
 from memfactory.engines.vllm.checks import check_version
 from memfactory.engines.vllm.http import VllmServer
-from memfactory.engines.vllm.weight_transfer import passing_folder, write_weights
+from memfactory.engines.vllm.weight_transfer import PassingPlace, write_weights
 from memfactory.errors import ConfigError, EngineError
 
 log = logging.getLogger("memfactory")
@@ -52,6 +51,7 @@ class RemoteModel:
         self._held = self._first_version()
         self._base_differs = self._held is not None or random_weights
         self._run, self._updates = secrets.token_hex(4), 0
+        self._place = PassingPlace(config.weights_folder)
         self._adapter: tempfile.TemporaryDirectory[str] | None = None
         self._check_logprobs()
 
@@ -61,11 +61,11 @@ class RemoteModel:
         self._forget_adapter()
         if self.config.adapter == "lora" and weights.has_adapter:
             if self._base_differs:
-                self._sync(weights.base())
+                self._sync(weights.base)
                 self._base_differs = False
             self._sync_adapter(weights)
         else:
-            self._sync(weights.whole())
+            self._sync(weights.whole)
             self._base_differs = True
         self.updated = True
 
@@ -89,12 +89,11 @@ class RemoteModel:
         except EngineError as error:
             log.warning("an adapter could not be removed from the server: %s", error)
 
-    def _sync(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+    def _sync(self, weights: Callable[[], Iterable[tuple[str, Tensor]]]) -> None:
         """Pass a whole model's weights, by the names of the Hugging Face model's parameters."""
         self._updates += 1
         self._held = f"{self._run}-{self._updates}"
-        with passing_folder(self.config.weights_folder) as folder:
-            write_weights(Path(folder), weights)
+        with self._place.written(lambda folder: write_weights(folder, weights())) as folder:
             self._call("/collective_rpc", {"method": "memfactory_receive", "args": [folder, self._held]})
         self.confirm()
         answer = self._call("/reset_prefix_cache", {})
@@ -105,8 +104,7 @@ class RemoteModel:
         self._updates += 1
         name = f"memfactory-{self._run}-{self._updates}"
         # The server reads an adapter again after it has dropped it, and dies if the files are gone.
-        self._adapter = passing_folder(self.config.weights_folder)
-        weights.write_adapter(Path(self._adapter.name))
+        self._adapter = self._place.written(weights.write_adapter)
         try:
             self._call("/v1/load_lora_adapter", {"lora_name": name, "lora_path": self._adapter.name})
         except Refused as error:

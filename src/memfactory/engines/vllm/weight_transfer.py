@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from memfactory.model.adapters import SPLIT, is_tied
 from memfactory.model.loading import load_architecture, load_model
 from memfactory.model.options import ModelConfig
 
+log = logging.getLogger("memfactory")
 SHARED_MEMORY = Path("/dev/shm")
 # Small beside a model, so that a second copy of it never stands in this process's memory.
 FILE_BYTES = 2**30
@@ -44,13 +46,66 @@ class StoredWeights:
         raise ValueError("no adapter is in training")
 
 
-def passing_folder(parent: str | None = None) -> tempfile.TemporaryDirectory[str]:
-    """A folder for weights in `parent`; None: in memory if the system allows it. Raises EngineError."""
-    place = parent or (str(SHARED_MEMORY) if SHARED_MEMORY.is_dir() else None)
+class NoRoom(EngineError):
+    """Weights cannot be written to a folder."""
+
+
+class PassingPlace:
+    """The place of the folders through which weights pass: `parent`, or memory until it proves too small.
+
+    A container's /dev/shm often has 64 MB, and an adapter of rank 16 for a 4B model has 132 MB. The system's temporary
+    folder is then used from there on, with one warning.
+    """
+
+    def __init__(self, parent: str | None) -> None:
+        self._parent = parent
+        self._in_memory = parent is None and SHARED_MEMORY.is_dir()
+
+    def written(self, write: Callable[[Path], None]) -> tempfile.TemporaryDirectory[str]:
+        """A new folder that `write` has filled; called again in another place if memory is too small.
+
+        Raises EngineError if it cannot be written.
+        """
+        if self._in_memory:
+            try:
+                return _filled(str(SHARED_MEMORY), write)
+            except NoRoom as error:
+                self._in_memory = False
+                self._parent = tempfile.gettempdir()
+                log.warning(
+                    "%s is too small for the weights, so they pass through %s from here on (%s)",
+                    *(SHARED_MEMORY, self._parent, error.__cause__),
+                )
+        return _filled(self._parent, write)
+
+
+def _filled(parent: str | None, write: Callable[[Path], None]) -> tempfile.TemporaryDirectory[str]:
+    folder = passing_folder(parent)
     try:
-        return tempfile.TemporaryDirectory(prefix="memfactory-", dir=place)
+        write(Path(folder.name))
+    except (OSError, SafetensorError) as error:
+        folder.cleanup()
+        raise _no_room(Path(folder.name), error) from error
+    except BaseException:
+        folder.cleanup()
+        raise
+    return folder
+
+
+def _no_room(folder: Path, error: Exception) -> NoRoom:
+    return NoRoom(
+        f"the weights cannot be written to {folder} ({error}); name a folder with room for them that vLLM can read in "
+        "engine.weights_folder"
+    )
+
+
+def passing_folder(parent: str | None = None) -> tempfile.TemporaryDirectory[str]:
+    """A folder for weights in `parent`; None: in the system's temporary folder. Raises EngineError."""
+    try:
+        return tempfile.TemporaryDirectory(prefix="memfactory-", dir=parent)
     except OSError as error:
-        raise EngineError(f"no folder for the weights can be made in {place}: {error}") from error
+        place = parent or tempfile.gettempdir()
+        raise NoRoom(f"no folder for the weights can be made in {place}: {error}") from error
 
 
 def write_weights(folder: Path, weights: Iterable[tuple[str, Tensor]]) -> None:
@@ -79,7 +134,4 @@ def _write(path: Path, tensors: dict[str, Tensor]) -> None:
     try:
         save_file(tensors, path)
     except (OSError, SafetensorError) as error:
-        raise EngineError(
-            f"the weights cannot be written to {path.parent} ({error}); name a folder with room for the whole model "
-            "that the server can read in engine.weights_folder"
-        ) from error
+        raise _no_room(path.parent, error) from error
