@@ -248,7 +248,7 @@ def refuse_unknown(options: GrpoOptions) -> None:
         "train.loss.weighting: token or turn": loss.weighting in ("token", "turn"),
         "train.loss.kl_estimator: k3": loss.kl_estimator == "k3" and not loss.kl_unbiased,
         "train.loss.dual_clip: null": loss.dual_clip is None,
-        "train.loss.sampler_correction: none": loss.sampler_correction == "none",
+        "train.loss.sampler_correction: none": not loss.corrects,
         "train.minibatches: 1 and train.epochs: 1": options.minibatches * options.epochs == 1,
     }
     wrong = [name for name, right in known.items() if not right]

@@ -16,6 +16,8 @@ from types import FrameType
 from memfactory.build import Runtime, build_runtime, training_data
 from memfactory.config import Resolved
 from memfactory.config.agent_file import write_agent_file
+from memfactory.config.correction import auto_loss, chosen_correction, with_correction
+from memfactory.config.schema import RunConfig
 from memfactory.config.strange_endpoints import endpoint_marks
 from memfactory.config.trained import trainer_options
 from memfactory.config.training import LoopOptions
@@ -28,6 +30,7 @@ from memfactory.evaluation.results import DatasetResult, EvalHistory
 from memfactory.evaluation.settings import EvaluationSettings
 from memfactory.figures import draw_run
 from memfactory.files.atomic import set_aside, write_json, write_text
+from memfactory.model.loading import resolve_device
 from memfactory.plugins.boundary import guarded, made
 from memfactory.plugins.loading import keep_copies
 from memfactory.plugins.trust import trust
@@ -81,6 +84,7 @@ def _run_in(own: RunFolder | None, resolved: Resolved, options: LoopOptions) -> 
         title: data.reader.tasks(component, data.env, data.base_dir)
         for title, component in resolved.config.data.eval.items()
     }
+    options = _with_correction(options, resolved.config)
     replies = ReplyStore()
     runtime = build_runtime(resolved, training=options.policy is not None, replies=replies)
     try:
@@ -104,6 +108,17 @@ def _run_in(own: RunFolder | None, resolved: Resolved, options: LoopOptions) -> 
         runtime.close()
         leave_processes()
     return place.folder
+
+
+def _with_correction(options: LoopOptions, config: RunConfig) -> LoopOptions:
+    """The options with the importance correction that `auto` stands for; one that is on is logged."""
+    if auto_loss(options) is None:
+        return options
+    cuda = resolve_device(config.model.device).type == "cuda"
+    correction, reason = chosen_correction(config, cuda=cuda)
+    if correction != "none":
+        log.info("train.loss.sampler_correction: auto takes %s, because %s", correction, reason)
+    return with_correction(options, config, cuda=cuda)
 
 
 def _trained(resolved: Resolved, options: LoopOptions, runtime: Runtime) -> Trained:

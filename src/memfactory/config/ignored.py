@@ -9,8 +9,10 @@ from typing import Any
 from pydantic import BaseModel
 
 from memfactory.components import ModuleOptions
+from memfactory.config.correction import auto_loss, chosen_correction
 from memfactory.config.parts import PART_FOLDERS, packaged_configs
 from memfactory.config.problems import Problems, shown
+from memfactory.config.readiness import on_gpu
 from memfactory.config.rules import models, reward_engines
 from memfactory.config.schema import Component, RunConfig
 from memfactory.config.slots import layer_of
@@ -74,6 +76,11 @@ def _all_without_effect(config: RunConfig, *, training: bool) -> Iterator[tuple[
     train = trainer_options(config) if training else None
     if train is not None and train.eval_every and not config.data.eval:
         yield ("train", "eval_every"), f": {train.eval_every} has no effect: data.eval names no evaluation set"
+    loss = None if train is None else auto_loss(train)
+    if loss is not None and chosen_correction(config, cuda=on_gpu(config.model))[0] == "none":
+        for key in _changed(loss).keys() & {"correction_high"}:
+            why = "sampler_correction is none here (auto)"
+            yield ("train", "loss", key), f": {getattr(loss, key):g} has no effect: {why}"
     roles = [set(MODULES.get(module.name).roles) for module in config.agent.modules.values()]
     if roles and all(roles) and not any(known & _BANK_ROLES for known in roles):
         for key in _changed(config.memory):

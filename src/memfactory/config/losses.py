@@ -13,6 +13,7 @@ from memfactory.registry import OBJECTIVES, Options, Registry
 
 Normalize = Literal["std", "population_std", "batch_std", "mean", "none"]
 Weighting = Literal["token", "turn", "trajectory", "prompt", "constant"]
+Correction = Literal["auto", "none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
 Named = str | dict[str, Any]
 CONDITIONAL = ("clip_low", "clip_high", "dual_clip", "sapo_positive", "sapo_negative")
 """The keys of `train.loss` that some objectives do not read."""
@@ -72,8 +73,9 @@ class LossOptions(Options):
     reference_mixup: float = Field(1.0, gt=0, le=1)
     """Weight of the policy in an update of the reference: 1 copies the policy, 0.05 gives a moving average (arXiv
     2404.09656)."""
-    sampler_correction: Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = "none"
-    """Importance sampling correction, policy / sampler, for engines whose log-probabilities are not the trainer's."""
+    sampler_correction: Correction = "auto"
+    """Importance sampling correction, policy / sampler, for engines whose log-probabilities are not the trainer's. auto
+    is token_truncate with vLLM and below float32, none otherwise."""
     correction_low: float = Field(0.5, ge=0)
     """Masks: tokens or turns with a weight below this are dropped."""
     correction_high: float = Field(2.0, gt=0)
@@ -106,6 +108,11 @@ class LossOptions(Options):
         if self.weighting == "constant" and self.constant_length is None:
             raise ValueError("weighting 'constant' needs constant_length (the longest reply, in tokens)")
         return self
+
+    @property
+    def corrects(self) -> bool:
+        """Whether the loss weighs tokens by policy / sampler; `auto` must have been chosen before."""
+        return self.sampler_correction not in ("auto", "none")
 
     @property
     def named_objective(self) -> tuple[str, dict[str, Any]]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from memfactory.config import Resolved
+from memfactory.config.correction import auto_loss, chosen_correction
 from memfactory.config.optimizer import LOW_BIT_PACKAGES, LoraOptions, OptimizerKind
 from memfactory.config.readiness import low_bit_packages
 from memfactory.config.trained import trainer_options
@@ -146,6 +147,9 @@ def _plan_of_policy(
     trained = sizes.parameters if options.lora is None else adapter_parameters(sizes, options.lora.rank)
     moments = moment_bytes(trained, options, cuda=device.cuda)
     rows += _parameter_rows(sizes, options, dtype, moments, device)
+    if auto_loss(options) is not None:
+        correction, reason = chosen_correction(config, cuda=device.cuda)
+        rows += [("importance correction", f"{correction}, because {reason}")] if correction != "none" else []
     if options.plays:
         beside = Beside(sizes, dtype, device, trained if options.lora else 0, work.longest)
         rows += _engine_rows(forecast, beside, memory, elsewhere=elsewhere)

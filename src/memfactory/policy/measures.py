@@ -13,10 +13,23 @@ from torch import Tensor
 from memfactory.policy.forward import MicroBatch
 from memfactory.policy.objective import TokenLosses
 
-SUMS = ("loss", "policy_loss", "kl", "clip/low", "clip/high", "ratio/mean", "entropy", "sampler_difference/mean")
+SUMS = (
+    "loss",
+    "policy_loss",
+    "kl",
+    "clip/low",
+    "clip/high",
+    "ratio/mean",
+    "entropy",
+    "sampler_difference/mean",
+    "correction/mean",
+    "correction/cut",
+)
 MAXIMA = ("ratio/max", "sampler_difference/max")
 WEIGHTED = ("loss", "policy_loss")
-OPTIONAL = frozenset({"kl", "entropy", "sampler_difference/mean", "sampler_difference/max"})
+OPTIONAL = frozenset(
+    {"kl", "entropy", "sampler_difference/mean", "sampler_difference/max", "correction/mean", "correction/cut"}
+)
 """Measures that a step may lack, such as `kl` without a KL term."""
 
 
@@ -53,6 +66,8 @@ def measured(batch: MicroBatch, logprobs: Tensor, losses: TokenLosses, entropies
         "entropy": entropies,
         "sampler_difference/mean": difference,
         "sampler_difference/max": difference,
+        "correction/mean": losses.correction,
+        "correction/cut": losses.cut,
     }
     terms = [zero if value is None else value for value in (values[name] for name in SUMS)]
     # float64: the sum over a step's tokens would lose in float32 the very digits that a run is compared by.

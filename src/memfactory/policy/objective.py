@@ -78,7 +78,8 @@ class TokenLosses:
 
     `loss` = `policy` + kl_coef x `kl` - entropy_coef x entropy. `ratio` (detached) is the token's ratio, or its
     turn's for GSPO, GMPO and VESPO. `clipped_low` and `clipped_high` (bool) mark where a bound of the objective took
-    effect. `correction` (detached) is the sampler's importance weight.
+    effect. `correction` (detached) is the sampler's importance weight, `cut` (bool) marks where it was
+    truncated or masked.
     """
 
     loss: Tensor
@@ -88,6 +89,7 @@ class TokenLosses:
     clipped_high: Tensor
     kl: Tensor | None = None
     correction: Tensor | None = None
+    cut: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ def token_losses(
     # On-policy the ratio is exp(x - x.detach()): 1, with the gradient of log pi.
     old = current.detach() if old_logprobs is None else torch.where(mask, _precise(old_logprobs).detach(), zero)
     correction = None
-    if inputs.sampler_logprobs is not None and options.sampler_correction != "none":
+    if inputs.sampler_logprobs is not None and options.corrects:
         sampler = torch.where(mask, _precise(inputs.sampler_logprobs).detach(), zero)
         # Of old and not of the current policy: the step's own change belongs to the ratio, and is clipped there.
         correction = sampler_weights(old - sampler, mask, options)
@@ -165,6 +167,7 @@ def token_losses(
         clipped_high=parts.high & mask,
         kl=kl,
         correction=None if correction is None else torch.where(mask, correction, zero),
+        cut=None if correction is None else _cut(correction, options) & mask,
     )
 
 
@@ -172,7 +175,7 @@ def _check_inputs(inputs: LossInputs, options: LossOptions, kl_coef: float) -> N
     """Raise ValueError for log-probabilities that the options need and `inputs` lack."""
     if kl_coef > 0 and inputs.reference_logprobs is None:
         raise ValueError("kl_coef is above 0 but there are no reference log-probabilities")
-    if options.sampler_correction != "none" and inputs.sampler_logprobs is None:
+    if options.corrects and inputs.sampler_logprobs is None:
         raise ValueError(f"{options.sampler_correction} needs the sampler's log-probabilities")
 
 
@@ -235,6 +238,13 @@ def sampler_weights(log_weights: Tensor, mask: Tensor, options: LossOptions) -> 
         return weights.clamp(max=options.correction_high)
     inside = (weights >= options.correction_low) & (weights <= options.correction_high)
     return torch.where(inside, weights, torch.zeros_like(weights))
+
+
+def _cut(weights: Tensor, options: LossOptions) -> Tensor:
+    """Where the weights of `sampler_weights` were truncated or masked."""
+    if options.sampler_correction.endswith("truncate"):
+        return weights >= options.correction_high
+    return weights == 0
 
 
 def _precise(values: Tensor) -> Tensor:

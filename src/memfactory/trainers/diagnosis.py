@@ -143,7 +143,7 @@ def diagnose(facts: Facts, settings: Settings) -> str | None:
 
 def mismatch(difference: float | None, correction: str) -> str | None:
     """A warning of the mean difference between the sampler's and the trainer's log-probabilities, or None."""
-    if difference is None or difference <= MISMATCH or correction != "none":
+    if difference is None or difference <= MISMATCH or correction not in ("none", "auto"):
         return None
     return (
         f"the engine's log-probabilities differ from the trainer's by {difference:.3g} on average "
