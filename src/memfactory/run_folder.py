@@ -37,6 +37,7 @@ RESUMABLE_ENGINE = (
     "max_batch_tokens",
     "prefill_tokens",
     "packed_weights_gib",
+    "weight_copy",
     "gpu_memory_utilization",
     "max_num_seqs",
     "max_num_batched_tokens",

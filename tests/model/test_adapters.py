@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from memfactory.config import load_config
 from memfactory.engines.options import VllmEngineConfig
 from memfactory.errors import ConfigError
-from memfactory.model.adapters import merged_weights
+from memfactory.model.adapters import base_model, copy_in_type, merged_weights
 from memfactory.model.loading import load_model
 from memfactory.model.options import ModelConfig
 from memfactory.policy.weights import check_engine, save_weights
@@ -101,6 +101,32 @@ def test_what_is_handed_over_is_what_is_trained(kind: str, adapters: Path) -> No
         assert torch.allclose(handed[name], value, atol=1e-6), name
     # Handing over leaves the network as it was.
     assert torch.equal(logprobs(trained), before)
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora", "embedding", "head", "whole_head", "tokens"])
+def test_a_copy_for_sampling_computes_as_the_adapters_do(kind: str, adapters: Path) -> None:
+    model = base_model(load_model(ModelConfig(path=str(adapters / kind), dtype="float32", device="cpu"), training=True))
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    with torch.no_grad():
+        expected = model(IDS).logits
+        torch.testing.assert_close(copy_in_type(model, torch.float32)(IDS).logits, expected, rtol=0, atol=1e-5)
+        half = copy_in_type(model, torch.bfloat16)
+        torch.testing.assert_close(half(IDS).logits.float(), expected, rtol=0.1, atol=0.1)
+    assert {weight.dtype for weight in half.parameters()} == {torch.bfloat16}
+    assert not any("lora" in name or "base_layer" in name for name, _ in half.named_parameters())
+    assert all(torch.equal(before[name], weight) for name, weight in model.named_parameters())
+
+
+def test_a_copy_shares_the_weights_that_are_in_its_type_already(small_model_path: Path) -> None:
+    model = load_model(ModelConfig(path=str(small_model_path), dtype="bfloat16", device="cpu"), training=False)
+    adapted = get_peft_model(model, KINDS["lora"])
+    embedding = adapted.get_base_model().get_input_embeddings()
+    copy = copy_in_type(adapted.get_base_model(), torch.bfloat16)
+    assert copy.get_input_embeddings().weight is embedding.weight is copy.get_output_embeddings().weight
+    wide = copy_in_type(adapted.get_base_model(), torch.float32)
+    assert wide.get_input_embeddings().weight is wide.get_output_embeddings().weight is not embedding.weight
+    wide.set_attn_implementation("eager")
+    assert model.config._attn_implementation == "sdpa"
 
 
 @pytest.mark.parametrize("kind", sorted(set(KINDS) - {"biases"}))

@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, OlmoConfig, Qwen2Config, Qwen3Config
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from benchmarks.emulated_cuda import CUDA, emulated_cuda, on_cuda
 from memfactory.model.fused_layers import FusedGate, FusedNorm, fuse_layers, fusible, keep_products
 from memfactory.model.loading import load_model
 from memfactory.model.options import ModelConfig
@@ -20,6 +21,7 @@ SIZES = {
     "num_key_value_heads": 2,
     "head_dim": 8,
 }
+FLOAT, HALF = torch.float32, torch.bfloat16
 IDS = torch.arange(20).view(2, 10)
 
 
@@ -167,3 +169,28 @@ def test_a_loaded_model_is_fused_unless_that_is_switched_off(tmp_path):
     fused.save_pretrained(tmp_path)
     saved = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     torch.testing.assert_close(saved(IDS).logits, plain(IDS).logits, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("states_type", "weight_type"), [(FLOAT, FLOAT), (HALF, HALF), (HALF, FLOAT)])
+def test_a_norm_on_a_gpu_is_one_kernel_each_way_with_the_same_gradient(states_type, weight_type):
+    norm = LlamaRMSNorm(16, eps=1e-6).to(weight_type)
+    states, slope = torch.linspace(-2, 3, 48).view(3, 16).sin(), torch.linspace(1, -1, 48).view(3, 16).cos()
+    with torch.no_grad():
+        norm.weight += torch.linspace(-0.5, 0.5, 16)
+    results = []
+    with emulated_cuda() as device:
+        for there in (False, True):
+            module = on_cuda(deepcopy(norm)) if there else deepcopy(norm)
+            module.__class__ = type("Norm", (FusedNorm, LlamaRMSNorm), {})
+            place = CUDA if there else torch.device("cpu")
+            inputs = states.clone().to(place).to(states_type).requires_grad_()
+            upstream = slope.to(place).to(torch.promote_types(states_type, weight_type))
+            device.reset()
+            output = module(inputs)
+            output.backward(upstream)
+            results.append([value.cpu().float() for value in (output, inputs.grad, module.weight.grad)])
+    # Beside both kernels only conversions between two types.
+    assert (+device.kernels).keys() <= {"_fused_rms_norm", "_fused_rms_norm_backward", "_to_copy"}
+    assert ("_to_copy" in +device.kernels) == (states_type != weight_type)
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, **({} if HALF != states_type else {"rtol": 2e-2, "atol": 2e-2}))

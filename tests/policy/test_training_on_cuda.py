@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from emulated_cuda import emulated_cuda, on_cuda
+from benchmarks.emulated_cuda import emulated_cuda, on_cuda
 from memfactory.config.grpo import GrpoOptions
 from memfactory.model.loading import load_chat, load_model
 from memfactory.model.options import ModelConfig

@@ -39,6 +39,9 @@ class HfOptions(Sampled):
     """Compute and store shared prefixes of prompts once; false: only equal prompts are computed once, and copied."""
     packed_weights_gib: float = Field(1.0, ge=0)
     """On a CPU: GiB of float32 weights to copy into a layout that decodes faster while sampling; 0: none."""
+    weight_copy: bool = True
+    """On a GPU: sample float32 weights and adapters from a copy in the compute type, adapters merged; false: from the
+    weights themselves, which takes less memory and more time."""
 
 
 class HfEngineConfig(HfOptions):

@@ -236,14 +236,37 @@ def _layer_weights(layer: nn.Module, adapters: bool) -> Iterator[tuple[str, Tens
     if not adapters:
         yield from _plain(layer).named_parameters()
         return
+    yield from _merged_layer(layer).named_parameters()
+
+
+def _merged_layer(layer: nn.Module) -> nn.Module:
+    """A copy in float32 of the layer below the adapter, with the adapter added in."""
     # PEFT merges in place, and each kind in a way of its own.
     copy: Any = deepcopy(layer).float()
     if isinstance(copy, AuxiliaryTrainingWrapper):
-        plain = copy.unload_and_optionally_merge_module(merge=True, safe_merge=False, adapter_names=None)
-    else:
-        copy.merge()
-        plain = copy.get_base_layer()
-    yield from plain.named_parameters()
+        plain: nn.Module = copy.unload_and_optionally_merge_module(merge=True, safe_merge=False, adapter_names=None)
+        return plain
+    copy.merge()
+    plain = copy.get_base_layer()
+    return plain
+
+
+@torch.no_grad()
+def copy_in_type(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """A copy of `model` in `dtype` with its adapters added in; weights of that type below no adapter are not copied.
+
+    The model stays as it is, and its attention and mode are no longer the copy's.
+    """
+    layers = _adapted_layers(model)
+    # deepcopy takes these for copies of the originals that it meets.
+    copies: dict[int, Any] = {id(layer): _merged_layer(layer).to(dtype) for layer in layers.values()}
+    for name, weight in model.named_parameters(remove_duplicate=False):
+        inside = any(name.startswith(f"{layer}.") for layer in layers)
+        if not inside and id(weight) not in copies:
+            same = weight.dtype == dtype or not weight.is_floating_point()
+            copies[id(weight)] = weight if same else nn.Parameter(weight.to(dtype), requires_grad=False)
+    copied: PreTrainedModel = deepcopy(model, copies)
+    return copied
 
 
 def _plain(module: nn.Module) -> Any:

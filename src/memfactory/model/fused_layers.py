@@ -60,6 +60,8 @@ class FusedNorm(nn.Module):
         if not torch.is_grad_enabled() and hidden_states.dtype == self.weight.dtype == torch.float32:
             # For a handful of tokens the call of a function of our own would cost more than the norm.
             return nn.functional.rms_norm(hidden_states, self.weight.shape, self.weight, self.variance_epsilon)
+        if not torch.is_grad_enabled() and _has_kernel(hidden_states):
+            return _by_kernel(hidden_states, self.weight, self.variance_epsilon)[0]
         output: Tensor = _RmsNorm.apply(hidden_states, self.weight, self.variance_epsilon)
         return output
 
@@ -102,11 +104,15 @@ class FusedGate(nn.Module):
 class _RmsNorm(torch.autograd.Function):
     """`FusedNorm` with its gradient. With n = x r, r = 1 / sqrt(mean(x^2) + epsilon) and s the slope at n:
 
-    that at x is r (s - n mean(s n)). Only x and r are saved.
+    that at x is r (s - n mean(s n)). Only x and r are saved. A GPU has a kernel for each direction.
     """
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        if _has_kernel(hidden):
+            output, scale = _by_kernel(hidden, weight, epsilon)
+            ctx.save_for_backward(hidden, weight, scale)
+            return output
         precise = hidden.float() if hidden.dtype.itemsize < 4 else hidden
         squares = _dots(precise, precise).unsqueeze(-1)
         scale = squares.div_(hidden.shape[-1]).add_(epsilon).rsqrt_()
@@ -116,6 +122,11 @@ class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
         hidden, weight, scale = ctx.saved_tensors
+        if _has_kernel(hidden):
+            wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[1]]
+            arguments = gradient.contiguous(), hidden.to(gradient.dtype), weight.shape, scale, weight.to(gradient.dtype)
+            one, other = torch.ops.aten._fused_rms_norm_backward(*arguments, wanted)
+            return one.to(hidden.dtype), other.to(weight.dtype) if wanted[1] else None, None
         normed = hidden.to(scale.dtype) * scale
         into_weight = None
         if ctx.needs_input_grad[1]:
@@ -125,6 +136,18 @@ class _RmsNorm(torch.autograd.Function):
         along = _dots(slope, normed).unsqueeze(-1).div_(hidden.shape[-1])
         into_hidden = torch.addcmul(slope, normed, along, value=-1).mul_(scale)
         return into_hidden.to(hidden.dtype), into_weight, None
+
+
+def _has_kernel(hidden: Tensor) -> bool:
+    """Whether the norm of these states is one kernel: on CUDA, in the versions of torch that have its gradient too."""
+    return hidden.is_cuda and hasattr(torch.ops.aten, "_fused_rms_norm_backward")
+
+
+def _by_kernel(hidden: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """The norm and r. The operator and not `rms_norm`, which autocast would compute in float32 at two casts more."""
+    dtype = torch.promote_types(hidden.dtype, weight.dtype)
+    output, scale = torch.ops.aten._fused_rms_norm(hidden.to(dtype), weight.shape, weight.to(dtype), epsilon)
+    return output, scale
 
 
 def _dots(one: Tensor, other: Tensor, dim: int = -1) -> Tensor:

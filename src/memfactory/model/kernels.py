@@ -5,6 +5,7 @@ Fast kernels on devices that have them, the formula elsewhere. It knows no trees
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -57,6 +58,8 @@ def attend_block(
         )
         # The seventh is the debug mask, which no backward pass takes.
         return output, weight, tuple(state[:6])
+    if mask is not None and _takes_mask(query, key):
+        return *_attend_masked(query, key, value, scale, mask), ()
     return *attend_by_formula(query, key, value, scale, causal, mask), ()
 
 
@@ -87,6 +90,39 @@ def attend_block_gradient(
 
 def _has_flash(query: Tensor) -> bool:
     return can_attend(query.device, query.dtype) and query.shape[-1] <= FLASH_WIDTH
+
+
+def _attend_masked(query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """`attend_block` by the memory-efficient kernel, which takes as many query heads as key heads."""
+    bias = mask.expand(*query.shape[:3], key.shape[2])
+    output, weight, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
+        query, key, value, bias, True, scale=scale
+    )
+    # The kernel pads log-sum-exps to whole blocks of queries.
+    return output, weight[:, :, : query.shape[2]]
+
+
+def _takes_mask(query: Tensor, key: Tensor) -> bool:
+    """Whether the memory-efficient kernel takes these heads; its mask must be aligned, and rows of slots are."""
+    fits = query.shape[1] == key.shape[1] and key.shape[2] % 8 == 0 and query.shape[-1] % 8 == 0
+    return fits and query.is_cuda and _masked_kernel_works(query.device, query.dtype, query.shape[-1])
+
+
+@cache
+def _masked_kernel_works(device: torch.device, dtype: torch.dtype, width: int) -> bool:
+    """Whether the memory-efficient kernel gives the formula's output and log-sum-exp, by a trial on two rows."""
+    states = torch.linspace(-2, 2, 2 * 3 * 16 * width, device=device).sin().view(2, 3, 16, width).to(dtype)
+    visible = torch.arange(16, device=device) < torch.tensor([[5], [16]], device=device)
+    inputs = states[:, :, :4], states.roll(1, 2), states.roll(5, 2)
+    mask = additive_mask(visible[:, None, None], dtype)
+    try:
+        ours = _attend_masked(*inputs, width**-0.5, mask)
+    except (RuntimeError, TypeError):
+        return False
+    exact = attend_by_formula(*inputs, width**-0.5, False, mask)
+    return all(
+        torch.allclose(one.float(), other.float(), rtol=2e-2, atol=2e-2) for one, other in zip(ours, exact, strict=True)
+    )
 
 
 def attend_by_formula(

@@ -113,12 +113,15 @@ class Forest:
 class SharedKeys:
     """Prefixes that rows of a decoding step attend to beside their own slots, at most one per row, each stored once.
 
-    `prefixes`: for each the number of its rows, and its keys and values. `rows` [n] are the rows of the first prefix,
-    then those of the second and so on, no row twice; None: all rows in order.
+    `prefixes`: for each the number of its rows, and its keys and values. `rows` are the rows of the first prefix, then
+    those of the second and so on, no row twice: a range of all rows if they stand so, else [n] indices.
     """
 
-    rows: Tensor | None
+    rows: slice | Tensor
     prefixes: tuple[tuple[int, Sequence[Layer]], ...]
+
+
+ALL_ROWS = slice(None)
 
 
 @dataclass(frozen=True)
@@ -145,33 +148,36 @@ class DecodingStep:
         folded = query.to(dtype).reshape(rows, kv_heads, heads // kv_heads, width)
         mask = None if self._mask is None else self._mask.to(dtype)
         output, weight, _ = attend_block(folded, key, value, scale, mask=mask)
+        if not self.shared:
+            return output.reshape(rows, 1, heads, width)
+        # All rows of a prefix become queries of one call, so heads come first; merged in float32, rounded once.
+        queries = folded.transpose(0, 1).contiguous()
+        output, weight = output.transpose(0, 1).to(weight.dtype), weight.transpose(0, 1)
         for shared in self.shared:
-            queries = folded if shared.rows is None else folded[shared.rows]
             other, other_weight = _attend_shared(layer, queries, shared, scale)
-            if shared.rows is None:
+            if shared.rows is ALL_ROWS:
                 output, weight = merge(output, weight, other, other_weight)
             else:
-                before, weight_before = output[shared.rows], weight[shared.rows]
-                output[shared.rows], weight[shared.rows] = merge(before, weight_before, other, other_weight)
-        return output.reshape(rows, 1, heads, width)
+                before, weight_before = output[:, shared.rows], weight[:, shared.rows]
+                output[:, shared.rows], weight[:, shared.rows] = merge(before, weight_before, other, other_weight)
+        return output.transpose(0, 1).to(dtype).reshape(rows, 1, heads, width)
 
 
-def _attend_shared(layer: int, query: Tensor, shared: SharedKeys, scale: float) -> tuple[Tensor, Tensor]:
-    """Attention of query [rows, key heads, n, width] over the prefix of each row: the output in the same shape."""
-    rows, kv_heads, folds, width = query.shape
-    # All rows of a prefix become queries of one call: its keys are read once for all of them.
-    queries = query.transpose(0, 1).reshape(1, kv_heads, rows * folds, width)
+def _attend_shared(layer: int, queries: Tensor, shared: SharedKeys, scale: float) -> tuple[Tensor, Tensor]:
+    """Attention of `shared.rows` of queries [key heads, rows, n, width] over each row's prefix, in the same shape."""
+    own = queries[:, shared.rows]
+    kv_heads, rows, folds, width = own.shape
+    flat = own.reshape(1, kv_heads, rows * folds, width)
     outputs, weights, first = [], [], 0
     for count, layers in shared.prefixes:
         keys, values = layers[layer]
         end = first + count * folds
-        output, weight, _ = attend_block(queries[:, :, first:end], keys, values, scale)
+        output, weight, _ = attend_block(flat[:, :, first:end], keys, values, scale)
         outputs.append(output)
         weights.append(weight)
         first = end
     output, weight = (outputs[0], weights[0]) if len(outputs) == 1 else (torch.cat(outputs, 2), torch.cat(weights, 2))
-    shape = (kv_heads, rows, folds)
-    return output.reshape(*shape, width).transpose(0, 1), weight.reshape(shape).transpose(0, 1)
+    return output.reshape(own.shape), weight.reshape(kv_heads, rows, folds)
 
 
 @contextmanager

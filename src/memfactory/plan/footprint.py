@@ -142,7 +142,8 @@ class Load:
     `kv_tokens` are cached during the rollout, `micro_tokens` go through one forward and backward pass, `chunk_tokens`
     have logits at one time. `cuda`: the run is on a GPU, which `optimizer.kind: auto` and offloading depend on.
     `continued`: the model has an adapter already. Without `prefixes_shared` the engine masks its attention and repeats
-    keys and values of one layer for it. A CPU copies up to `packed_limit` bytes of float32 weights to decode from.
+    keys and values of one layer for it. A CPU copies up to `packed_limit` bytes of float32 weights to decode from; a
+    GPU, with `copies_weights`, all weights that are float32 or below an adapter.
     """
 
     dtype: str
@@ -154,6 +155,7 @@ class Load:
     prefixes_shared: bool = True
     fused_layers: bool = True
     packed_limit: int = 0
+    copies_weights: bool = False
     chunk_tokens: int = 2048
 
 
@@ -186,7 +188,12 @@ def memory_by_component(sizes: Architecture, options: TrainerOptions, load: Load
     chunk = min(load.chunk_tokens, micro_tokens)
     repeats = not load.prefixes_shared and sizes.kv_width != sizes.attention_width
     repeated = 2 * width * sizes.attention_width if repeats else 0
-    packed = packed_bytes(sizes, load.packed_limit) if not cuda and width == precision.masters == 4 else 0
+    copied = 0
+    if cuda and load.copies_weights and width != 4:
+        # Embeddings are below no adapter.
+        copied = width * (n if mixed else n - head * (1 if sizes.tied else 2) if lora is not None else 0)
+    elif not cuda and width == precision.masters == 4:
+        copied = packed_bytes(sizes, load.packed_limit)
     return {
         "weights": precision.masters * n if lora is None else width * n + 4 * trained,
         "optimizer": 0 if offloads(options, cuda=cuda) else moment_bytes(trained, options, cuda=cuda),
@@ -199,7 +206,7 @@ def memory_by_component(sizes: Architecture, options: TrainerOptions, load: Load
         "the head's gradient": 4 * head if lora is None else 0,
         "optimizer's workspace": workspace_bytes(sizes, options, cuda=cuda),
         "key-value cache": sizes.kv_bytes(load.dtype) * kv_tokens,
-        "decoding": repeated * kv_tokens + packed,
+        "decoding": repeated * kv_tokens + copied,
     }
 
 

@@ -51,6 +51,7 @@ def planned_memory(
         prefixes_shared=own is None or own.share_prefixes,
         fused_layers=config.model.fused_layers and sizes.fuses,
         packed_limit=0 if own is None else own.packed_limit,
+        copies_weights=own is not None and own.weight_copy and options.plays,
     )
     memory = memory_by_component(sizes, options, load)
     if isinstance(engine, VllmEngineConfig) and device.cuda:

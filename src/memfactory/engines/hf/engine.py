@@ -32,9 +32,10 @@ _COPIED_TOKENS = 256
 class HfEngine:
     """Samples replies from `model` itself, so each reply comes from the newest weights.
 
-    While conversations are pending the weights must not change (a CPU samples from a copy of them) and the model is in
-    eval mode. When none is left, its mode and its attention kernel are restored, and the memory of cache and copy is
-    freed. Ids without a token of the tokenizer are never sampled, and the model's own generation defaults play no part.
+    While conversations are pending the weights must not change, since sampling may be from a copy of them, and the
+    model is in eval mode. When none is left, its mode and its attention kernel are restored, and the memory of cache
+    and copy is freed. Ids without a token of the tokenizer are never sampled, and the model's own generation defaults
+    play no part.
     A reply's randomness comes from its own `Sampling.seed`.
     Weights in float32 compute in `compute_dtype` (autocast), as in the trainer; None: in float32.
     Raises ConfigError for a model with sliding or chunked attention, PromptTooLong for a prompt that does not fit the
@@ -53,7 +54,12 @@ class HfEngine:
     ) -> None:
         self.chat, self.config = chat, config
         self._forward = Forward(
-            model, chat.vocab_size, chat.pad_id, compute_dtype or torch.float32, config.packed_limit
+            model,
+            chat.vocab_size,
+            chat.pad_id,
+            compute_dtype or torch.float32,
+            config.packed_limit,
+            config.weight_copy,
         )
         # Chosen at the first step: adapters can still be added until then.
         self._prompts: Prompts | None = None

@@ -15,9 +15,9 @@ from transformers import DynamicCache, PreTrainedModel
 from memfactory.engines.hf.cache import LayerStates, SlotCache, round_up
 from memfactory.engines.hf.packed_weights import PackedWeights
 from memfactory.errors import ConfigError
-from memfactory.model.adapters import base_model
+from memfactory.model.adapters import base_model, copy_in_type
 from memfactory.model.kernels import can_attend
-from memfactory.model.tree_attention import NAME, DecodingStep, Forest, SharedKeys
+from memfactory.model.tree_attention import ALL_ROWS, NAME, DecodingStep, Forest, SharedKeys
 from memfactory.model.trial import EXACT, ordinary_ids, relative_distance, rounding
 
 log = logging.getLogger("memfactory")
@@ -27,13 +27,20 @@ MASKED_ATTENTION = ("sdpa", "eager")
 class Forward:
     """`model` as a sampler uses it: in eval mode, without gradients, over the cache of the rows that decode.
 
-    Weights in float32 compute in `compute_dtype`; up to `packed_limit` bytes of them are copied for decoding on a CPU.
+    Weights in float32 compute in `compute_dtype`. For decoding they are copied: on a CPU up to `packed_limit` bytes, on
+    a GPU (`copies_weights`) all in that type and with adapters added in, which takes a fraction of the launches.
     `context` is the most tokens that the model takes (None: no limit); for a model that slides one window over all
     layers it is that window. Raises ConfigError for a model with windows in some layers only.
     """
 
     def __init__(
-        self, model: PreTrainedModel, vocab_size: int, pad_id: int, compute_dtype: torch.dtype, packed_limit: int
+        self,
+        model: PreTrainedModel,
+        vocab_size: int,
+        pad_id: int,
+        compute_dtype: torch.dtype,
+        packed_limit: int,
+        copies_weights: bool = True,
     ) -> None:
         architecture = model.config.get_text_config()
         named = getattr(architecture, "layer_types", None)
@@ -47,7 +54,8 @@ class Forward:
         limits = (getattr(architecture, "max_position_embeddings", None), window)
         self.context: int | None = min((limit for limit in limits if limit), default=None)
         self.cache = SlotCache(architecture.num_hidden_layers, model.device)
-        self._model = model
+        self._trained = self._model = model
+        self._copies_weights = copies_weights
         # transformers 5.24 renamed it.
         parameters = inspect.signature(base_model(model).forward).parameters
         self._cache_name = "cache" if "cache" in parameters else "past_key_values"
@@ -85,6 +93,10 @@ class Forward:
             return
         training, attention = self._before
         self._before = None
+        if self._model is not self._trained:
+            # The trained model was left as it was, and the copy's memory is free from here on.
+            self._model = self._trained
+            return
         self._model.train(training)
         # Tree attention came from another engine over the same model, which restores the kernel itself.
         if attention not in (self._attention, NAME):
@@ -232,8 +244,7 @@ class Forward:
         self.cache.enter([0], [], None)
         self.cache.enter([length], [0], halves[1])
         starts = torch.tensor([second[1], first[1]], device=self.device)
-        one = torch.tensor([0], device=self.device)
-        shared = (SharedKeys(None, ((2, halves[0]),)), SharedKeys(one, ((1, halves[1]),)))
+        shared = (SharedKeys(ALL_ROWS, ((2, halves[0]),)), SharedKeys(slice(0, 1), ((1, halves[1]),)))
         return self.logits_over_prefixes(torch.tensor(last, device=self.device), [0, length], shared, starts)
 
     @property
@@ -245,10 +256,24 @@ class Forward:
 
     def _begin(self) -> None:
         # Read now and not in __init__: adapters in float32 may have been added since, and the model may have moved.
-        mixed = any(weight.dtype == torch.float32 for weight in self._model.parameters())
-        self.cache.dtype = self._compute_dtype if mixed and self._compute_dtype != torch.float32 else None
+        mixed = any(weight.dtype == torch.float32 for weight in self._trained.parameters())
+        converts = mixed and self._compute_dtype != torch.float32
+        if converts and self._copies_weights and self.device.type == "cuda":
+            self._copy_weights()
+        self.cache.dtype = self._compute_dtype if converts and self._model is self._trained else None
         self.cache.move_to(self.device)
         self._settle()
+
+    def _copy_weights(self) -> None:
+        try:
+            self._model = copy_in_type(self._trained, self._compute_dtype)
+        except torch.OutOfMemoryError:
+            self._copies_weights = False
+            log.warning(
+                "%s has no room for a copy of the weights in %s: sampling converts them in every step, which is slower",
+                self.device,
+                self._compute_dtype,
+            )
 
     def _settle(self) -> None:
         """Put the model into eval mode and under the kernel that sampling needs, and remember its mode and kernel."""

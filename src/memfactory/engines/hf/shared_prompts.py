@@ -20,7 +20,7 @@ from memfactory.engines.hf.prefix_cache import Prefix, Prefixes
 from memfactory.engines.hf.prompts import Group
 from memfactory.engines.hf.requests import Row, Waiting
 from memfactory.model.prefix_tree import Range
-from memfactory.model.tree_attention import Forest, Past, SharedKeys
+from memfactory.model.tree_attention import ALL_ROWS, Forest, Past, SharedKeys
 
 
 @dataclass
@@ -213,11 +213,15 @@ class SharedPrompts:
         for level in levels:
             order = [index for indices in level.values() for index in indices]
             prefixes = [(len(indices), prefix.layers) for prefix, indices in level.items() if prefix.layers is not None]
-            # Without gathering and scattering rows, which most levels do not need: a shared instruction is everyone's.
-            whole = order == list(range(len(rows)))
-            places = None if whole else torch.tensor(order, device=self._forward.device)
-            shared.append(SharedKeys(places, tuple(prefixes)))
+            shared.append(SharedKeys(self._rows(order, len(rows)), tuple(prefixes)))
         return tuple(shared)
+
+    def _rows(self, order: list[int], count: int) -> slice | Tensor:
+        """The rows `order` of `count`: a range, as of a shared instruction, needs no gathering and scattering."""
+        first, end = order[0], order[-1] + 1
+        if order != list(range(first, end)):
+            return torch.tensor(order, device=self._forward.device)
+        return ALL_ROWS if end - first == count else slice(first, end)
 
 
 def _length(prefixes: Sequence[Prefix]) -> int:

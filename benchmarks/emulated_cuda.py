@@ -24,22 +24,52 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-import cuda_kernels
+from benchmarks import cuda_kernels
 
 CUDA = torch.device("cuda", 0)
 CPU = torch.device("cpu")
 aten = torch.ops.aten
 # The host needs their results, so it waits for everything that was launched before.
 WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "is_nonzero", "equal", "item"}
-# They make a tensor without computing anything.
-ALLOCATING = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "lift_fresh", "detach", "alias"}
+# They launch nothing.
+ALLOCATING = {
+    "_local_scalar_dense",
+    "empty",
+    "empty_like",
+    "empty_strided",
+    "new_empty",
+    "new_empty_strided",
+    "lift_fresh",
+    "detach",
+    "alias",
+}
 INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}
 # Under autocast CUDA computes them in float32, and the CPU does not.
 FLOAT32 = {"rms_norm", "layer_norm", "softmax", "log_softmax", "logsumexp", "cumsum", "cumprod", "sum", "prod", "pow"}
 FACTORIES = {
     getattr(torch, name)
-    for name in "tensor as_tensor zeros ones empty full arange linspace eye rand randn randint randperm empty_strided "
-    "zeros_like ones_like empty_like full_like rand_like randn_like".split()
+    for name in [
+        "tensor",
+        "as_tensor",
+        "zeros",
+        "ones",
+        "empty",
+        "full",
+        "arange",
+        "linspace",
+        "eye",
+        "rand",
+        "randn",
+        "randint",
+        "randperm",
+        "empty_strided",
+        "zeros_like",
+        "ones_like",
+        "empty_like",
+        "full_like",
+        "rand_like",
+        "randn_like",
+    ]
 }
 
 
@@ -157,13 +187,18 @@ def dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         if parts is not NotImplemented:
             return parts
     check_devices(name, args, kwargs)
-    count(func, name, args)
     inputs, options = tree_map(plain, args), tree_map(plain, kwargs)
     if "device" in options:
         options["device"] = CPU
     result = (replacement or func)(*inputs, **options)
-    if name != "_local_scalar_dense" and shares_storage(result, inputs) and not func._schema.is_mutable:
-        DEVICE.kernels[name] -= 1
+    by_mask = name == "index" and any(
+        isinstance(index, Tensor) and index.dtype == torch.bool for index in tree_leaves(args[1])
+    )
+    if name in WAITING or by_mask:
+        DEVICE.waits[name] += 1
+    view = shares_storage(result, inputs) and not func._schema.is_mutable
+    if not view and name not in ALLOCATING:
+        DEVICE.kernels[name] += 1
     if name.endswith("_") and isinstance(args[0], Tensor):
         return args[0]
     return tree_map(lambda value: CudaTensor(value) if isinstance(value, Tensor) else value, result)
@@ -186,16 +221,6 @@ def check_devices(name: str, args: Any, kwargs: dict[str, Any]) -> None:
     elif any(tensor.dim() or name in ("cat", "stack") for tensor in of_host):
         shapes = [tuple(tensor.shape) for tensor in of_host]
         raise MixedDevices(f"{name}: tensors on cuda:0 and on the CPU, the latter of the shapes {shapes}")
-
-
-def count(func: Any, name: str, args: Any) -> None:
-    by_mask = name in INDEXING and any(
-        isinstance(index, Tensor) and index.dtype == torch.bool for index in tree_leaves(args[1])
-    )
-    if name in WAITING or (by_mask and name == "index"):
-        DEVICE.waits[name] += 1
-    if name not in ALLOCATING and name != "_local_scalar_dense":
-        DEVICE.kernels[name] += 1
 
 
 def shares_storage(result: Any, inputs: Any) -> bool:
@@ -265,6 +290,15 @@ class _Autocast(torch.autocast):
         super().__init__("cpu", *args, **options)
 
 
+def _fused_norm(*args: Any) -> Any:
+    """torch's fused norm: a kernel of CUDA, which the CPU computes by parts before `dispatch` can see it."""
+    return dispatch(_FUSED_NORM.default, args, {}) if isinstance(args[0], CudaTensor) else _FUSED_NORM(*args)
+
+
+_FUSED_NORM = getattr(aten, "_fused_rms_norm", None)
+_fused_norm.default = getattr(_FUSED_NORM, "default", None)  # type: ignore[attr-defined]
+
+
 class _Generator(torch.Generator):
     """A generator of the CPU on any device."""
 
@@ -309,6 +343,7 @@ def emulated_cuda() -> Iterator[Device]:
         mock.patch.object(torch.random, "fork_rng", lambda *places, **options: fork(devices=[])),
         mock.patch.object(torch.cuda, "empty_cache", lambda: None),
         mock.patch.object(nn.Module, "to", _module_moved),
+        mock.patch.object(aten, "_fused_rms_norm", _fused_norm, create=_FUSED_NORM is None),
         _Placement(),
     ):
         yield DEVICE
