@@ -324,6 +324,57 @@ def test_running_out_of_memory_says_what_to_lower(model, chat):
     assert len(sample(engine, asks(1))) == 1
 
 
+@pytest.mark.parametrize("share", [True, False])
+def test_running_out_of_memory_halves_the_rows_and_changes_no_reply(model, chat, share, caplog):
+    prompts = asks(11, same=3, tokens=7)
+    expected = sample(HfEngine(model, chat, HfEngineConfig(share_prefixes=share)), prompts)
+    rows, failures = [], []
+
+    def exhausted(module, args, kwargs):
+        count, width = kwargs["input_ids"].shape
+        rows.append(count)
+        # The second pass over one token of more than three rows: some rows have tokens already, others wait.
+        if count > 3 and width == 1 and len(rows) > 3:
+            failures.append(count)
+            raise torch.OutOfMemoryError("no more\nof it")
+
+    engine = HfEngine(model, chat, HfEngineConfig(max_batch=9, share_prefixes=share))
+    sample(engine, asks(1))
+    rows.clear()
+    handle = model.register_forward_pre_hook(exhausted, with_kwargs=True)
+    try:
+        replies = sample(engine, prompts)
+    finally:
+        handle.remove()
+    assert [reply.tokens.reply_ids for reply in replies] == [reply.tokens.reply_ids for reply in expected]
+    # Nine rows, then four, then two at a time, from here on.
+    assert failures == [9, 4]
+    assert ["at most 4 rows" in caplog.messages[0], "at most 2 rows" in caplog.messages[1]] == [True, True]
+    assert len(caplog.messages) == 2 and "(no more)" in caplog.messages[0]
+    assert sample(engine, prompts) is not None and engine.pending() == 0
+
+
+def test_running_out_of_memory_in_a_prefill_loses_no_conversation(model, chat, caplog):
+    prompts = asks(6, tokens=4)
+    expected = sample(HfEngine(model, chat, HfEngineConfig()), prompts)
+    engine = HfEngine(model, chat, HfEngineConfig())
+    sample(engine, asks(1))
+    left = [2]
+
+    def exhausted(module, args, kwargs):
+        if kwargs["input_ids"].shape[1] > 1 and left[0]:
+            left[0] -= 1
+            raise torch.OutOfMemoryError("no more")
+
+    handle = model.register_forward_pre_hook(exhausted, with_kwargs=True)
+    try:
+        replies = sample(engine, prompts)
+    finally:
+        handle.remove()
+    assert [reply.tokens.reply_ids for reply in replies] == [reply.tokens.reply_ids for reply in expected]
+    assert len(caplog.messages) == 2
+
+
 def test_an_adapter_speaks(small_model_path: Path, chat, model):
     from peft import LoraConfig, get_peft_model
 

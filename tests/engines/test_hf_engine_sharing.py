@@ -196,6 +196,42 @@ def test_a_prefix_is_computed_once_for_later_prompts_too(model):
         engine.cancel()
 
 
+def rows_at_a_time(model, prompts: list[tuple[int, ...]], budget: int, limit: int = 102) -> list[int]:
+    """The rows that decode together in each of 12 steps, as on a GPU: rows copy the end of their prompt."""
+    engine = HfEngine(model, IdChat(stop_ids=frozenset()), HfEngineConfig(max_batch=64, max_batch_tokens=budget))
+    sample(engine, [ask((5,), 1)])
+    engine._prompts = SharedPrompts(engine._forward, 16384, budget, copied_tokens=None)
+    for key, ids in enumerate(prompts):
+        engine.submit(key, *ask(ids, limit, key))
+    counts = []
+    for _ in range(12):
+        engine.step()
+        rows, columns = engine._forward.cache.capacity
+        assert rows * columns + engine._prompts.prefixes.tokens <= budget
+        counts.append(len(engine._rows))
+    engine.cancel()
+    return counts
+
+
+def test_rows_reserve_no_prompt_that_they_share(model):
+    # A tenth of the published sizes: groups of 16 share a chunk of 250 tokens; a memory of 10 to 40 is each row's own.
+    prompts = [
+        some_ids(250, group) + some_ids(10 + 2 * row, 100 + 16 * group + row) for group in range(8) for row in range(16)
+    ]
+    # Slots of 160 (102 + 40) for 64 rows are 10,240 tokens, the chunks of their four groups 1,000.
+    assert max(rows_at_a_time(model, prompts, 13107)) == 64
+    # With nothing to share each row takes up to 102 + 290, so 384 + 32: 31 rows fit.
+    alone = [some_ids(290, 500 + index) for index in range(64)]
+    assert 28 <= rows_at_a_time(model, alone, 13107)[-1] <= 31
+
+
+def test_a_row_whose_sibling_finds_no_room_copies_nothing(model):
+    # The second row would share 200 of its tokens, and there is room for the slots of one alone.
+    first, second = some_ids(200, 1) + some_ids(20, 2), some_ids(200, 1) + some_ids(150, 3)
+    counts = rows_at_a_time(model, [some_ids(30, 4), first, second], 560, limit=60)
+    assert counts[0] == 2
+
+
 def test_a_prefix_outlives_its_rows_until_room_is_needed(model):
     # Slots of 32 for each row, and prompts of 100 and 60 tokens, less one each: 64 + 159 tokens.
     engine = HfEngine(model, IdChat(stop_ids=frozenset()), HfEngineConfig(max_batch_tokens=260))

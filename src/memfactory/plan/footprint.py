@@ -143,7 +143,8 @@ class Load:
     have logits at one time. `cuda`: the run is on a GPU, which `optimizer.kind: auto` and offloading depend on.
     `continued`: the model has an adapter already. Without `prefixes_shared` the engine masks its attention and repeats
     keys and values of one layer for it. A CPU copies up to `packed_limit` bytes of float32 weights to decode from; a
-    GPU, with `copies_weights`, all weights that are float32 or below an adapter.
+    GPU, with `copies_weights`, all weights that are float32 or below an adapter. `prefill_tokens` of prompts go through
+    one pass.
     """
 
     dtype: str
@@ -156,6 +157,7 @@ class Load:
     fused_layers: bool = True
     packed_limit: int = 0
     copies_weights: bool = False
+    prefill_tokens: int = 0
     chunk_tokens: int = 2048
 
 
@@ -207,7 +209,18 @@ def memory_by_component(sizes: Architecture, options: TrainerOptions, load: Load
         "optimizer's workspace": workspace_bytes(sizes, options, cuda=cuda),
         "key-value cache": sizes.kv_bytes(load.dtype) * kv_tokens,
         "decoding": repeated * kv_tokens + copied,
+        "prefill": prefill_bytes(sizes, load, converts=mixed and not load.copies_weights),
     }
+
+
+def prefill_bytes(sizes: Architecture, load: Load, *, converts: bool) -> int:
+    """Bytes of a pass over prompts: their keys and values before they are cut into prefixes, and a layer's states.
+
+    Without a copy of the weights in the compute type normed keys are float32, and both types exist while it `converts`.
+    """
+    keys = sizes.kv_bytes(load.dtype) * (2 if converts else 1)
+    layer = BYTES[load.dtype] * (2 * sizes.intermediate + 2 * sizes.attention_width + 3 * sizes.hidden)
+    return (keys + layer) * load.prefill_tokens
 
 
 def packed_bytes(sizes: Architecture, limit: int) -> int:
@@ -258,7 +271,7 @@ def workspace_bytes(sizes: Architecture, options: TrainerOptions, *, cuda: bool)
 
 
 PHASES = {
-    "rollout": ("key-value cache", "decoding", "vLLM, awake"),
+    "rollout": ("key-value cache", "decoding", "prefill", "caches of frozen models", "vLLM, awake"),
     "training pass": ("gradients", "stored activations", "weights as computed with", "the head's gradient"),
     "optimizer step": ("gradients", "optimizer's workspace"),
 }

@@ -12,7 +12,15 @@ from memfactory.engines.options import HfEngineConfig, VllmEngineConfig, same_en
 from memfactory.errors import ConfigError
 from memfactory.model.loading import compute_dtype, load_architecture, places
 from memfactory.model.options import ModelConfig
-from memfactory.plan.footprint import BYTES, Architecture, Load, architecture, memory_by_component, packed_bytes
+from memfactory.plan.footprint import (
+    BYTES,
+    Architecture,
+    Load,
+    architecture,
+    memory_by_component,
+    packed_bytes,
+    prefill_bytes,
+)
 from memfactory.policy.pass_size import pass_size
 
 
@@ -52,25 +60,25 @@ def planned_memory(
         fused_layers=config.model.fused_layers and sizes.fuses,
         packed_limit=0 if own is None else own.packed_limit,
         copies_weights=own is not None and own.weight_copy and options.plays,
+        prefill_tokens=_prefill_tokens(own, longest) if own is not None and options.plays else 0,
     )
     memory = memory_by_component(sizes, options, load)
     if isinstance(engine, VllmEngineConfig) and device.cuda:
         # While asleep vLLM takes almost no memory.
         reserved = round(engine.gpu_memory_utilization * device.capacity)
         memory |= {"vLLM, awake" if engine.sleep else "vLLM": reserved}
-    frozen, copies = _frozen_bytes(resolved, problems, device)
-    memory |= {"frozen models": frozen} if frozen else {}
-    memory["decoding"] += copies
+    frozen = _frozen_bytes(resolved, problems, longest, device)
+    memory |= {name: size for name, size in frozen.items() if size}
     return memory
 
 
-def _frozen_bytes(resolved: Resolved, problems: list[str], device: Device) -> tuple[int, int]:
-    """The weights of other engines' own models on the policy's device, and their copies while they decode.
+def _frozen_bytes(resolved: Resolved, problems: list[str], longest: int, device: Device) -> dict[str, int]:
+    """The weights of other engines' own models on the policy's device, and all that they hold while they decode.
 
-    Their caches are not counted.
+    They decode beside the policy: one episode's answer is read while others still write.
     """
     loaded: list[HfEngineConfig] = []
-    size = copies = 0
+    weights = caches = 0
     for engine in resolved.config.engines.values():
         if not isinstance(engine, HfEngineConfig) or engine.model is None:
             continue
@@ -81,9 +89,18 @@ def _frozen_bytes(resolved: Resolved, problems: list[str], device: Device) -> tu
         on_gpu = engine.model.device != "cpu" and (device.cuda or torch.cuda.is_available())
         if sizes is not None and on_gpu == device.cuda:
             width = BYTES[compute_type(engine.model, cuda=on_gpu)]
-            size += width * sizes.parameters
-            copies += packed_bytes(sizes, engine.packed_limit) if width == 4 and not on_gpu else 0
-    return size, copies
+            weights += width * sizes.parameters
+            load = Load(
+                dtype=compute_type(engine.model, cuda=on_gpu),
+                kv_tokens=_kv_tokens(engine, longest),
+                prefill_tokens=_prefill_tokens(engine, longest),
+                micro_tokens=0,
+                reference=False,
+                cuda=on_gpu,
+            )
+            caches += sizes.kv_bytes(load.dtype) * load.kv_tokens + prefill_bytes(sizes, load, converts=False)
+            caches += packed_bytes(sizes, engine.packed_limit) if width == 4 and not on_gpu else 0
+    return {"frozen models": weights, "caches of frozen models": caches}
 
 
 def compute_type(model: ModelConfig, *, cuda: bool) -> str:
@@ -98,6 +115,11 @@ def architecture_of(model: ModelConfig, problems: list[str]) -> Architecture | N
     except ConfigError as error:
         problems.append(str(error))
         return None
+
+
+def _prefill_tokens(engine: HfEngineConfig, longest: int) -> int:
+    """Prompt tokens in one pass; `longest` 0: unknown. A longer prompt goes alone."""
+    return max(min(engine.prefill_tokens, engine.max_batch * longest), longest) if longest else engine.prefill_tokens
 
 
 def _kv_tokens(engine: HfEngineConfig, longest: int) -> int:

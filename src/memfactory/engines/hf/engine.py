@@ -6,6 +6,7 @@ prefilled once. It does not know the purpose of the conversations.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import deque
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from memfactory.errors import EngineError, PromptTooLong
 from memfactory.model.chat import ChatFormat
 from memfactory.types import Message, Reply, Sampling
 
+log = logging.getLogger("memfactory")
 # A CPU spends more on attention to this many tokens than on the call for it, so that longer prompts stay shared. On a
 # GPU every call is a launch, and copying always pays.
 _COPIED_TOKENS = 256
@@ -65,6 +67,10 @@ class HfEngine:
         self._prompts: Prompts | None = None
         self._waiting: Waiting = {}
         self._rows: list[Row] = []
+        # Admitted, and not yet decoding.
+        self._entering: list[Row] = []
+        # Lower than configured once memory has run out.
+        self._max_rows, self._max_tokens = config.max_batch, config.max_batch_tokens
         self._next_ids = torch.zeros(0, dtype=torch.long)
         self._sampling: SamplingBatch | None = None
 
@@ -88,34 +94,68 @@ class HfEngine:
         return min(requested, context - prompt)
 
     def step(self) -> list[tuple[Key, Reply]]:
-        """Generate one token for every running conversation; return the finished replies."""
-        if not self.pending():
-            return []
-        try:
-            with self._forward.computing():
-                if self._prompts is None:
-                    self._prompts = self._chosen()
-                self._enter(self._prompts)
-                finished = self._advance(self._prompts)
-        except torch.OutOfMemoryError as error:
+        """Generate one token for every running conversation; return the finished replies.
+
+        When memory runs out, the running conversations begin again with half as many rows at a time, and with the same
+        replies, as each has its own seed.
+        """
+        while self.pending():
+            try:
+                finished = self._step()
+            except torch.OutOfMemoryError as error:
+                reason = str(error).partition("\n")[0]
+            except BaseException:
+                self.cancel()
+                raise
+            else:
+                if not self.pending():
+                    self.cancel()
+                return finished
+            # Only out here is the failed step's memory free: the exception held on to its frames and their tensors.
+            self._shrink(reason)
+        return []
+
+    def _step(self) -> list[tuple[Key, Reply]]:
+        with self._forward.computing():
+            if self._prompts is None:
+                self._prompts = self._chosen()
+            self._enter(self._prompts)
+            return self._advance(self._prompts)
+
+    def _shrink(self, reason: str) -> None:
+        """Begin all running conversations again, half as many at a time; EngineError if there is only one."""
+        running = len(self._rows) + len(self._entering)
+        if running <= 1 or self._prompts is None:
             self.cancel()
             raise EngineError(
-                f"{self._forward.device} ran out of memory while sampling; lower engine.max_batch_tokens (now "
-                f"{self.config.max_batch_tokens}), engine.prefill_tokens or engine.max_batch"
-            ) from error
-        except BaseException:
-            self.cancel()
-            raise
-        if not self.pending():
-            self.cancel()
-        return finished
+                f"{self._forward.device} ran out of memory while sampling ({reason}); lower engine.max_batch_tokens "
+                f"(now {self.config.max_batch_tokens}), engine.prefill_tokens or engine.max_batch"
+            )
+        self._prompts.clear()
+        self._prompts.shrink()
+        self._forward.free_cache()
+        self._max_rows, self._max_tokens = max(1, running // 2), max(1, self._max_tokens // 2)
+        log.warning(
+            "out of memory while sampling %d rows: at most %d rows with %d tokens from here on; lower engine.max_batch "
+            "or engine.max_batch_tokens (%s)",
+            running,
+            self._max_rows,
+            self._max_tokens,
+            reason,
+        )
+        again = [row.restarted() for row in (*self._rows, *self._entering)]
+        rows = [*again, *(row for queue in self._waiting.values() for row in queue)]
+        self._waiting, self._rows, self._entering, self._sampling = {}, [], [], None
+        for row in rows:
+            self._waiting.setdefault(row.prompt, deque()).append(row)
 
     def pending(self) -> int:
-        return len(self._rows) + sum(map(len, self._waiting.values()))
+        return len(self._rows) + len(self._entering) + sum(map(len, self._waiting.values()))
 
     def cancel(self) -> None:
         self._waiting.clear()
         self._rows.clear()
+        self._entering.clear()
         if self._prompts is not None:
             self._prompts.clear()
         self._sampling = None
@@ -137,26 +177,32 @@ class HfEngine:
         groups = self._admitted(prompts)
         if not groups:
             return
+        self._entering = [row for group in groups for row in group]
         begun = prompts.enter(groups, self._rows, self._waiting)
         last = torch.tensor([row.prompt[-1] for row in begun], device=self._forward.device)
         self._next_ids = torch.cat([self._next_ids, last]) if self._rows else last
         self._rows += begun
+        self._entering = []
         self._sampling = None
 
     def _admitted(self, prompts: Prompts) -> list[Group]:
         """Take waiting conversations, first come first served, while `max_batch` and `max_batch_tokens` have room."""
-        count, columns = len(self._rows), max((prompts.columns(row, alone=False) for row in self._rows), default=0)
+        decoding = max((prompts.columns(row, alone=False) for row in self._rows), default=0)
+        admitted: list[Row] = []
         groups: list[Group] = []
-        for prompt in list(self._waiting):
+        order = list(self._waiting)
+        for place, prompt in enumerate(order):
             queue, group = self._waiting[prompt], Group()
-            alone = len(queue) == 1
-            while queue and count < self.config.max_batch:
-                wider = max(columns, prompts.columns(queue[0], alone))
-                if count and (count + 1) * wider + prompts.cost(prompt) > self.config.max_batch_tokens:
+            alone, following = len(queue) == 1, order[place + 1] if place + 1 < len(order) else ()
+            while queue and (count := len(self._rows) + len(admitted)) < self._max_rows:
+                # Anew for each: the rows admitted so far reserve less if this one shares a prefix with them.
+                columns = max((prompts.columns(row, alone=False) for row in admitted), default=decoding)
+                columns = max(decoding, columns, prompts.columns(queue[0], alone, following))
+                if count and (count + 1) * columns + prompts.cost(prompt) > self._max_tokens:
                     break
                 group.append(queue.popleft())
                 prompts.admit(group[-1], alone)
-                count, columns = count + 1, wider
+                admitted.append(group[-1])
             if group:
                 groups.append(group)
             if queue:

@@ -102,6 +102,12 @@ class Forward:
         if attention not in (self._attention, NAME):
             self._model.set_attn_implementation(attention)
 
+    def free_cache(self) -> None:
+        """Free the memory of the cache for good: a GPU's, as torch keeps it, goes back to the driver."""
+        self.cache.release()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
     def use_tree_attention(self) -> bool:
         """Compute tree attention from now on, if the model can; otherwise a warning says why not."""
         reason = self._reason_against_tree_attention()

@@ -20,8 +20,11 @@ class Prompts(Protocol):
     A row is `alone` if no other row of its prompt is admitted beside it.
     """
 
-    def columns(self, row: Row, alone: bool) -> int:
-        """The most slots of the cache that `row` can need. For an admitted row, `alone` does not count any more."""
+    def columns(self, row: Row, alone: bool, following: Sequence[int] = ()) -> int:
+        """The most slots of the cache that `row` can need. For an admitted row, `alone` does not count any more.
+
+        `following` is the prompt that is admitted behind a new one, if there is room.
+        """
         ...
 
     def cost(self, prompt: tuple[int, ...]) -> int:
@@ -44,6 +47,10 @@ class Prompts(Protocol):
         """Take the rows `leaving` out; the result is the former index of each remaining row."""
         ...
 
+    def shrink(self) -> None:
+        """Halve the tokens of the cache and of a prefill pass."""
+        ...
+
     def clear(self) -> None:
         """Drop every prompt."""
 
@@ -59,7 +66,7 @@ class CopiedPrompts:
         # Prefilled prompts of groups of which some conversations have begun and others still wait.
         self._prefilled: dict[tuple[int, ...], list[LayerStates]] = {}
 
-    def columns(self, row: Row, alone: bool) -> int:
+    def columns(self, row: Row, alone: bool, following: Sequence[int] = ()) -> int:
         return round_up(len(row.prompt) + row.limit)
 
     def cost(self, prompt: tuple[int, ...]) -> int:
@@ -86,6 +93,9 @@ class CopiedPrompts:
 
     def leave(self, rows: Sequence[Row], leaving: Sequence[int]) -> list[int]:
         return self._forward.cache.leave(leaving)
+
+    def shrink(self) -> None:
+        self._budget, self._prefill_tokens = max(1, self._budget // 2), max(1, self._prefill_tokens // 2)
 
     def clear(self) -> None:
         """Drop every prompt."""

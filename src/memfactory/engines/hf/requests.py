@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from memfactory.engines.base import Key, stop_place
+from memfactory.engines.hf.sampling import uniforms
 from memfactory.model.chat import ChatFormat
 from memfactory.types import Reply, Sampling, Stop, Tokens
 
@@ -22,6 +23,10 @@ class Row:
     uniforms: Iterator[float]
     reply_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+
+    def restarted(self) -> Row:
+        """The row as it was before its first token, with the same numbers to come."""
+        return Row(self.key, self.prompt, self.sampling, self.limit, uniforms(self.sampling.seed))
 
     def reply(self, chat: ChatFormat) -> Reply | None:
         """The reply if its newest token ended it."""

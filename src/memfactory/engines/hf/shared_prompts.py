@@ -16,10 +16,10 @@ from torch import Tensor
 
 from memfactory.engines.hf.cache import LayerStates, round_up
 from memfactory.engines.hf.forward import Forward
-from memfactory.engines.hf.prefix_cache import Prefix, Prefixes
+from memfactory.engines.hf.prefix_cache import LEAST_SHARED, Prefix, Prefixes
 from memfactory.engines.hf.prompts import Group
 from memfactory.engines.hf.requests import Row, Waiting
-from memfactory.model.prefix_tree import Range
+from memfactory.model.prefix_tree import Range, shared_length
 from memfactory.model.tree_attention import ALL_ROWS, Forest, Past, SharedKeys
 
 
@@ -28,12 +28,14 @@ class _Place:
     """An admitted row attends to the path of `end` in the tree, which holds the first `start` tokens of its prompt.
 
     `alone`: no other row of its prompt was admitted with it. `copied`: its own prefixes were moved into its slots.
+    `entered`: it decodes, and its slots do not change any more.
     """
 
     end: Prefix | None
     start: int
     alone: bool
     copied: bool = False
+    entered: bool = False
 
     def own(self) -> list[Prefix]:
         """The prefixes that no other row holds."""
@@ -64,12 +66,22 @@ class SharedPrompts:
         # The shared keys of each level of the tree and the rows' starts, for as long as the same rows decode.
         self._shared: tuple[tuple[SharedKeys, ...], Tensor] | None = None
 
-    def columns(self, row: Row, alone: bool) -> int:
+    def columns(self, row: Row, alone: bool, following: Sequence[int] = ()) -> int:
         place, known = self._places.get(id(row)), len(row.prompt) - 1
-        if place is not None:
+        if place is not None and place.entered:
             return round_up(row.limit + known - place.start)
-        most = known if self._copied_tokens is None else min(known, self._copied_tokens)
-        return round_up(row.limit + (most if alone else 0))
+        if self._copied_tokens is not None:
+            alone = alone if place is None else place.alone
+            return round_up(row.limit + (min(known, self._copied_tokens) if alone else 0))
+        if place is not None:
+            # Rows that are admitted behind it may share more with it by then, never less.
+            return round_up(row.limit + _length(place.own()))
+        if not alone:
+            return round_up(row.limit)
+        own = self.prefixes.cost(row.prompt[:-1])
+        # The row behind it will share a prefix with it that nobody holds yet.
+        common = min(known, shared_length(row.prompt, following))
+        return round_up(row.limit + (known - common if common - (known - own) >= LEAST_SHARED else own))
 
     def cost(self, prompt: tuple[int, ...]) -> int:
         return self.prefixes.held + self.prefixes.cost(prompt[:-1])
@@ -81,10 +93,12 @@ class SharedPrompts:
 
     def enter(self, groups: Sequence[Group], decoding: Sequence[Row], waiting: Waiting) -> list[Row]:
         begun = [row for group in groups for row in group]
-        own = self._to_copy(begun)
-        for row in begun:
-            self._places[id(row)].start -= _length(own[id(row)])
         rows = len(decoding) + len(begun)
+        own = self._to_copy(begun, (self._budget - self.prefixes.held) // rows)
+        for row in begun:
+            place = self._places[id(row)]
+            place.start -= _length(own[id(row)])
+            place.entered = True
         columns = max(self.columns(row, alone=False) for row in (*decoding, *begun))
         self._needed = max(self._needed, self.prefixes.held)
         # Before the cache grows, so that both never exceed the budget together.
@@ -102,8 +116,8 @@ class SharedPrompts:
     def _evict(self, slots: int) -> None:
         self.prefixes.evict(max(min(self._budget - slots, 2 * self._needed), 0))
 
-    def _to_copy(self, begun: Sequence[Row]) -> dict[int, list[Prefix]]:
-        """The prefixes that each of the rows `begun` copies into its slots."""
+    def _to_copy(self, begun: Sequence[Row], room: int) -> dict[int, list[Prefix]]:
+        """The prefixes that each of the rows `begun` copies into its slots, of which there is `room` for each row."""
         own = {id(row): self._places[id(row)].own() for row in begun}
         if self._copied_tokens is not None:
             # One row's copy makes the slots of all rows longer, so one long prompt forbids all copies. Rows that have
@@ -111,7 +125,12 @@ class SharedPrompts:
             lengths = (_length(place.own()) for place in self._places.values() if not place.copied)
             if not all(0 < length <= self._copied_tokens for length in lengths):
                 return {key: [] for key in own}
-        return own
+            return own
+        if len(self._places) == 1:
+            return own
+        # A row whose prompt was to be shared with one that did not fit attends to it where it is stored.
+        fits = {id(row): round_up(row.limit + _length(own[id(row)])) <= room for row in begun}
+        return {key: prefixes if fits[key] else [] for key, prefixes in own.items()}
 
     def logits(self, rows: Sequence[Row], next_ids: Tensor) -> Tensor:
         if self._shared is None:
@@ -126,6 +145,9 @@ class SharedPrompts:
             self.prefixes.release(self._places.pop(id(rows[index])).end)
         self._shared = None
         return self._forward.cache.leave(leaving)
+
+    def shrink(self) -> None:
+        self._budget, self._prefill_tokens = max(1, self._budget // 2), max(1, self._prefill_tokens // 2)
 
     def clear(self) -> None:
         """Drop every prompt."""
