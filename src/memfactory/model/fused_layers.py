@@ -1,6 +1,7 @@
 """Fused RMSNorm and SwiGLU: they save less for the backward pass and read memory fewer times.
 
 Their results are those of transformers' own layers; a trial on a few states decides whether one replaces another.
+Rotary embeddings, which a GPU computes in fewer kernels, are in `model.rotary`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from transformers import PreTrainedModel
 
 from memfactory.model.linear import use_fast_products
+from memfactory.model.rotary import fuse_rotary
 
 NORM_WEIGHTS, NORM_SETTINGS = {"weight"}, {"variance_epsilon"}
 PARTS = {"gate_proj", "up_proj", "down_proj", "act_fn"}
@@ -23,9 +25,10 @@ def fuse_layers(model: PreTrainedModel) -> None:
     """Let the RMS norms and SwiGLU blocks of `model` compute as here if their results are the same.
 
     Weights and all names stay as they are, those of the modules' classes too. Wide linear layers multiply by oneDNN
-    where that is faster (`model.linear`).
+    where that is faster (`model.linear`), and rotary embeddings take fewer kernels on a GPU (`model.rotary`).
     """
     use_fast_products(model)
+    fuse_rotary(model)
     classes: dict[type, type] = {}
     for module in model.modules():
         original = type(module)

@@ -23,7 +23,17 @@ def can_attend(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def merge(output: Tensor, weight: Tensor, other: Tensor, other_weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Attention over two disjoint sets of keys from that over each: outputs [..., width], log-sum-exps [...].
+    """Attention over two disjoint sets of keys from that over each: outputs [..., width], log-sum-exps [...]."""
+    return merged_output(output, weight, other, other_weight), merged_weight(weight, other_weight)
+
+
+def merged_weight(weight: Tensor, other_weight: Tensor) -> Tensor:
+    """The log-sum-exp of `merge` alone."""
+    return torch.logaddexp(weight, other_weight)
+
+
+def merged_output(output: Tensor, weight: Tensor, other: Tensor, other_weight: Tensor) -> Tensor:
+    """The output of `merge` alone.
 
     With log-sum-exps a and b the second set's fraction of the softmax is e^b / (e^a + e^b) = sigmoid(b - a).
     """
@@ -31,7 +41,7 @@ def merge(output: Tensor, weight: Tensor, other: Tensor, other_weight: Tensor) -
     fraction = (other_weight - weight).sigmoid().unsqueeze(-1)
     # The merge is computed in float32: many blocks are merged one after another, and each would round to bfloat16.
     merged = torch.lerp(output.to(fraction.dtype), other.to(fraction.dtype), fraction)
-    return merged.to(output.dtype), torch.logaddexp(weight, other_weight)
+    return merged.to(output.dtype)
 
 
 def additive_mask(visible: Tensor, dtype: torch.dtype) -> Tensor:

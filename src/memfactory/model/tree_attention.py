@@ -25,7 +25,15 @@ from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
-from memfactory.model.kernels import KernelState, additive_mask, attend_block, attend_block_gradient, merge
+from memfactory.model.kernels import (
+    KernelState,
+    additive_mask,
+    attend_block,
+    attend_block_gradient,
+    merge,
+    merged_output,
+    merged_weight,
+)
 from memfactory.model.prefix_tree import Range
 
 NAME = "memfactory_tree"
@@ -155,11 +163,18 @@ class DecodingStep:
         output, weight = output.transpose(0, 1).to(weight.dtype), weight.transpose(0, 1)
         for shared in self.shared:
             other, other_weight = _attend_shared(layer, queries, shared, scale)
+            before, weight_before = output[:, shared.rows], weight[:, shared.rows]
+            merged = merged_output(before, weight_before, other, other_weight)
             if shared.rows is ALL_ROWS:
-                output, weight = merge(output, weight, other, other_weight)
+                output = merged
             else:
-                before, weight_before = output[:, shared.rows], weight[:, shared.rows]
-                output[:, shared.rows], weight[:, shared.rows] = merge(before, weight_before, other, other_weight)
+                output[:, shared.rows] = merged
+            if shared is self.shared[-1]:
+                break
+            if shared.rows is ALL_ROWS:
+                weight = merged_weight(weight, other_weight)
+            else:
+                weight[:, shared.rows] = merged_weight(weight_before, other_weight)
         return output.transpose(0, 1).to(dtype).reshape(rows, 1, heads, width)
 
 
