@@ -39,16 +39,9 @@ def check_flash(query: Tensor, key: Tensor, value: Tensor) -> None:
     assert query.shape[0] == key.shape[0] and key.shape == value.shape and query.shape[1] % key.shape[1] == 0
 
 
-def flash(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    dropout: float = 0.0,
-    causal: bool = False,
-    debug: bool = False,
-    *,
-    scale: float | None = None,
-) -> tuple[Any, ...]:
+# As torch declares it: behind the three come dropout, whether it is causal, and debugging.
+def flash(query: Tensor, key: Tensor, value: Tensor, *options: Any, scale: float | None = None) -> tuple[Any, ...]:
+    causal = bool(options[1]) if len(options) > 1 else False
     check_flash(query, key, value)
     output, weight = weighted(scores_of(query, key, scale, causal), value, query.dtype)
     state = (None, None, query.shape[2], key.shape[2], torch.empty(2, dtype=torch.uint64), torch.empty(0))
@@ -83,17 +76,11 @@ def flash_backward(*args: Any, scale: float | None = None) -> tuple[Tensor, Tens
     return into_query.to(query.dtype), into_key.to(key.dtype), into_value.to(value.dtype)
 
 
+# As torch declares it: behind them come whether it needs a log-sum-exp, dropout, and whether it is causal.
 def efficient(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    bias: Tensor | None,
-    with_weight: bool,
-    dropout: float = 0.0,
-    causal: bool = False,
-    *,
-    scale: float | None = None,
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, *options: Any, scale: float | None = None
 ) -> tuple[Tensor, ...]:
+    causal = bool(options[2]) if len(options) > 2 else False
     rows, heads, queries, _ = query.shape
     for tensor in (query, key, value):
         assert tensor.dtype == query.dtype and tensor.stride(-1) == 1 and tensor.shape[:2] == (rows, heads)
@@ -121,14 +108,14 @@ def rms_norm(states: Tensor, shape: list[int], weight: Tensor | None, epsilon: f
 
 # As torch declares it.
 def rms_norm_backward(
-    gradient: Tensor, states: Tensor, shape: list[int], scale: Tensor, weight: Tensor | None, wanted: list[bool]
+    gradient: Tensor, states: Tensor, shape: list[int], scale: Tensor, weight: Tensor | None, needed: list[bool]
 ) -> tuple[Tensor | None, Tensor | None]:
     assert gradient.dtype == states.dtype and (weight is None or weight.dtype == states.dtype)
     normed = states.float() * scale
     slope = gradient.float() if weight is None else gradient.float() * weight.float()
     into_states = scale * (slope - normed * (slope * normed).mean(-1, keepdim=True))
-    into_weight = (gradient.float() * normed).flatten(0, -2).sum(0).to(states.dtype) if wanted[1] else None
-    return into_states.to(states.dtype) if wanted[0] else None, into_weight
+    into_weight = (gradient.float() * normed).flatten(0, -2).sum(0).to(states.dtype) if needed[1] else None
+    return into_states.to(states.dtype) if needed[0] else None, into_weight
 
 
 KERNELS = {

@@ -100,7 +100,6 @@ class CudaTensor(torch.Tensor):
 
     @staticmethod
     def __new__(cls, values: Tensor) -> CudaTensor:
-        assert not isinstance(values, CudaTensor)
         tensor = torch.Tensor._make_wrapper_subclass(
             cls, values.size(), strides=values.stride(), storage_offset=values.storage_offset(), dtype=values.dtype
         )
@@ -277,7 +276,8 @@ def _moved(tensor: Tensor, places: Sequence[Any], options: dict[str, Any]) -> Te
         elif isinstance(place, str | torch.device):
             device = place
     if device is not None and _is_cuda(device) != isinstance(tensor, CudaTensor):
-        assert not tensor.requires_grad or isinstance(tensor, CudaTensor), "gradients through an upload"
+        if tensor.requires_grad and not isinstance(tensor, CudaTensor):
+            raise NotImplementedError("gradients through an upload")
         DEVICE.uploads["to"] += _is_cuda(device)
         tensor = CudaTensor(tensor.detach().clone()) if _is_cuda(device) else tensor.cpu()
     return tensor if dtype is None or dtype == tensor.dtype else torch.ops.aten._to_copy(tensor, dtype=dtype)

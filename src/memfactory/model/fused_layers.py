@@ -126,10 +126,10 @@ class _RmsNorm(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
         hidden, weight, scale = ctx.saved_tensors
         if _has_kernel(hidden):
-            wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[1]]
+            mask = [ctx.needs_input_grad[0], ctx.needs_input_grad[1]]
             arguments = gradient.contiguous(), hidden.to(gradient.dtype), weight.shape, scale, weight.to(gradient.dtype)
-            one, other = torch.ops.aten._fused_rms_norm_backward(*arguments, wanted)
-            return one.to(hidden.dtype), other.to(weight.dtype) if wanted[1] else None, None
+            one, other = torch.ops.aten._fused_rms_norm_backward(*arguments, mask)
+            return one.to(hidden.dtype), other.to(weight.dtype) if mask[1] else None, None
         normed = hidden.to(scale.dtype) * scale
         into_weight = None
         if ctx.needs_input_grad[1]:
