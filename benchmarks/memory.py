@@ -10,9 +10,10 @@ report, without the memory of libraries below torch. docs/decisions/0005 has the
 from __future__ import annotations
 
 import argparse
+import gc
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
@@ -20,12 +21,16 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from memfactory.config.grpo import GrpoOptions
+from memfactory.environment import process_count, process_rank
 from memfactory.model.fused_layers import fuse_layers
 from memfactory.model.loading import load_chat
 from memfactory.model.options import ModelConfig
 from memfactory.plan.footprint import Load, architecture, memory_by_component, peak_bytes
+from memfactory.plan.shards import is_sharded, per_process
 from memfactory.policy.batch import TrainingTurn
+from memfactory.policy.making import make_policy
 from memfactory.policy.policy import Policy
+from memfactory.policy.processes import leave_processes
 
 T = TypeVar("T")
 MIB = 2**20
@@ -38,6 +43,11 @@ class Setting:
     name: str
     dtype: str = "float32"
     options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def cannot_shard(self) -> bool:
+        """Whether `train.shard: fsdp2` refuses it."""
+        return "optimizer" in self.options or "master_weights" in self.options
 
 
 KL = {"loss": {"kl_coef": 0.1}}
@@ -117,8 +127,10 @@ def measured(
         model = Qwen3ForCausalLM._from_config(config, dtype=loaded)
         if fused:
             fuse_layers(model)
-        return Policy(model, load_chat(model_config), model_config, options)
+        return make_policy(model, load_chat(model_config), model_config, options, seed=0)
 
+    # The last setting's garbage would be released while this one is counted.
+    gc.collect()
     policy, standing, _ = counted(build)
     most = 0
     for _ in range(2):
@@ -138,20 +150,21 @@ def compare(
     """Bytes predicted and measured for two micro-batches of `tokens` (or as the setting has it) a step."""
     args: dict[str, Any] = {"micro_batch_tokens": tokens, "logprob_chunk_tokens": tokens // 4, **setting.options}
     options = GrpoOptions.model_validate(args)
-    planned = memory_by_component(
-        architecture(config),
-        options,
-        Load(
-            dtype=setting.dtype,
-            kv_tokens=0,
-            micro_tokens=args["micro_batch_tokens"],
-            chunk_tokens=args["logprob_chunk_tokens"],
-            reference=options.loss.needs_reference,
-            cuda=False,
-            fused_layers=fused,
-        ),
+    sizes, count = architecture(config), process_count()
+    load = Load(
+        dtype=setting.dtype,
+        kv_tokens=0,
+        micro_tokens=args["micro_batch_tokens"],
+        chunk_tokens=args["logprob_chunk_tokens"],
+        reference=options.loss.needs_reference,
+        cuda=False,
+        fused_layers=fused,
     )
-    work = turns(2 * args["micro_batch_tokens"] // length, length * 3 // 4, length // 4)
+    planned = memory_by_component(sizes, options, load)
+    planned = per_process(planned, sizes, options, load, count) if is_sharded(options, count) else planned
+    work = turns(count * 2 * args["micro_batch_tokens"] // length, length * 3 // 4, length // 4)[
+        process_rank() :: count
+    ]
     return peak_bytes(planned), measured(config, setting, options, work, fused=fused)
 
 
@@ -164,13 +177,24 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     config = qwen3(args.hidden, args.layers)
-    print(f"{architecture(config).parameters / 1e6:.1f} M parameters, micro-batches of {args.tokens} tokens\n")
-    print("| setting | foretold, MiB | measured, MiB | foretold / measured |\n|---|---|---|---|")
+    sharded = process_count() > 1
+    say = print if process_rank() == 0 else _silent
+    say(f"{architecture(config).parameters / 1e6:.1f} M parameters, micro-batches of {args.tokens} tokens")
+    say(f"{process_count()} processes, each with a part of the model\n" if sharded else "")
+    say("| setting | foretold, MiB | measured, MiB | foretold / measured |\n|---|---|---|---|")
     for setting in SETTINGS:
-        planned, allocated = compare(config, setting, args.tokens, fused=not args.plain_layers)
-        print(
-            f"| {setting.name} | {planned / MIB:.1f} | {allocated / MIB:.1f} | {planned / allocated:.3f} |", flush=True
+        if sharded and setting.cannot_shard:
+            continue
+        options = {**setting.options, **({"shard": "fsdp2"} if sharded else {})}
+        planned, allocated = compare(
+            config, replace(setting, options=options), args.tokens, fused=not args.plain_layers
         )
+        say(f"| {setting.name} | {planned / MIB:.1f} | {allocated / MIB:.1f} | {planned / allocated:.3f} |")
+    leave_processes()
+
+
+def _silent(text: str) -> None:
+    """What another process than the first prints."""
 
 
 if __name__ == "__main__":

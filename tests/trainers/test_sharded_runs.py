@@ -66,6 +66,7 @@ def work(tmp_path, small_model_path, monkeypatch):
     rows = [{"context": f"Fact {n}.", "input": f"What is {n}", "answers": ["x"], "index": n} for n in range(5)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "run.yaml").write_text(CONFIG.format(model=small_model_path))
+    (tmp_path / "model").write_text(str(small_model_path))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -109,8 +110,21 @@ def test_a_sharded_run_ends_as_one_process_and_resumes_in_any_number(work):
     assert [path.name for path in (work / "same" / "checkpoints" / "step-3").glob("*.safetensors")] == []
 
 
-@pytest.mark.parametrize("words", [["train.lora={rank: 4}"]], ids=["lora"])
-def test_other_sharded_runs_end_as_one_process(work, words):
+def test_sharded_fine_tuning_ends_as_one_process(work):
+    # Five conversations a step: in three processes 2, 2 and 1, of which two have the same micro-batch to pass.
+    rows = [{"messages": [{"role": r, "content": f"{r} {n}"} for r in ("user", "assistant")]} for n in range(10)]
+    (work / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sft = {"name": "sft", "shard": "fsdp2", "batch_size": 5, "steps": 2, "optimizer": {"epsilon": 0.01}}
+    model = {"path": (work / "model").read_text(), "device": "cpu"}
+    config = {"model": model, "data": {"train": "chats.jsonl"}, "train": sft, "trackers": []}
+    (work / "sft.yaml").write_text(json.dumps(config))
+    run(work, 3, "train", "sft.yaml", "--output", "three")
+    run(work, 1, "train", "sft.yaml", "--output", "one")
+    assert_close(work / "three", work / "one")
+
+
+def test_sharded_adapters_end_as_one_process(work):
+    words = ["train.lora={rank: 4}"]
     run(work, 2, "train", "run.yaml", "--output", "two", *words)
     run(work, 1, "train", "run.yaml", "--output", "one", *words)
     two, one = (load_file(work / name / "final" / "adapter_model.safetensors") for name in ("two", "one"))

@@ -51,6 +51,9 @@ def train(
         float | None,
         typer.Option(min=1, help="With --dry-run: plan for a CUDA GPU of this many GiB."),
     ] = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="With --dry-run: plan for this many processes on one machine.")
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="The run folder. Default: runs/<config>-<date>-<time>.")] = None,
     trust: Trust = False,
 ) -> None:
@@ -62,10 +65,15 @@ def train(
     words, resume_override = _without_resume(overrides or [])
     if dry_run:
         place = [] if output is None else [f"output={output}"]
-        _show_plan(config, [*words, *place], gpu_gib, trust)
+        _show_plan(config, [*words, *place], gpu_gib, processes or 1, trust)
         return
     if gpu_gib is not None:
         raise ConfigError("--gpu-gib needs --dry-run: it names the GPU that a plan is for")
+    if processes is not None:
+        raise ConfigError(
+            "--processes needs --dry-run: it is for plans. `torchrun --nproc_per_node N -m memfactory train ...` "
+            "starts several processes"
+        )
     start_logging()
     from memfactory.api.training import TrainResult
     from memfactory.api.training import train as run_training
@@ -91,8 +99,8 @@ def _without_resume(overrides: list[str]) -> tuple[list[str], str | None]:
     return [word for word in overrides if not word.startswith("resume=")], values[-1] if values else None
 
 
-def _show_plan(config: str, overrides: list[str], gpu_gib: float | None, trust: bool) -> None:
-    """Print the plan for this machine, or for a GPU of `gpu_gib`.
+def _show_plan(config: str, overrides: list[str], gpu_gib: float | None, processes: int, trust: bool) -> None:
+    """Print the plan of one of `processes` for this machine, or for a GPU of `gpu_gib` each.
 
     A plan for this machine is printed even if the machine lacks something; the lack is reported after the plan.
     """
@@ -108,8 +116,9 @@ def _show_plan(config: str, overrides: list[str], gpu_gib: float | None, trust: 
     from memfactory.plan.memory import Device
     from memfactory.plan.plan import make_plan
 
-    gpu = None if gpu_gib is None else Device(f"a GPU of {gpu_gib:g} GiB", round(gpu_gib * 2**30), cuda=True)
-    plan = make_plan(resolved, gpu)
+    capacity = round((gpu_gib or 0) * 2**30)
+    gpu = None if gpu_gib is None else Device(f"a GPU of {gpu_gib:g} GiB", capacity, cuda=True, processes=processes)
+    plan = make_plan(resolved, gpu, processes)
     stdout().print_rows(plan.render())
     if lacking:
         raise ConfigError(lacking)

@@ -271,8 +271,21 @@ def workspace_bytes(sizes: Architecture, options: TrainerOptions, *, cuda: bool)
 
 
 PHASES = {
-    "rollout": ("key-value cache", "decoding", "prefill", "caches of frozen models", "vLLM, awake"),
-    "training pass": ("gradients", "stored activations", "weights as computed with", "the head's gradient"),
+    "rollout": (
+        "key-value cache",
+        "decoding",
+        "prefill",
+        "caches of frozen models",
+        "vLLM, awake",
+        "whole copy for sampling",
+    ),
+    "training pass": (
+        "gradients",
+        "stored activations",
+        "weights as computed with",
+        "gathered layers",
+        "the head's gradient",
+    ),
     "optimizer step": ("gradients", "optimizer's workspace"),
 }
 # Only the larger of these is present: logits are freed when the first layer's backward pass begins.

@@ -21,16 +21,21 @@ from memfactory.plan.footprint import (
     packed_bytes,
     prefill_bytes,
 )
+from memfactory.plan.shards import is_sharded, per_process
 from memfactory.policy.pass_size import pass_size
 
 
 @dataclass(frozen=True)
 class Device:
-    """The device of a plan: a GPU (`cuda`) or this machine's processor, with `capacity` bytes of memory."""
+    """The device of a plan: a GPU (`cuda`) or this machine's processor, with `capacity` bytes of memory.
+
+    There is one for each of `processes`; those of a processor share its memory.
+    """
 
     name: str
     capacity: int
     cuda: bool
+    processes: int = 1
 
 
 def planned_memory(
@@ -63,6 +68,8 @@ def planned_memory(
         prefill_tokens=_prefill_tokens(own, longest) if own is not None and options.plays else 0,
     )
     memory = memory_by_component(sizes, options, load)
+    if is_sharded(options, device.processes):
+        memory = per_process(memory, sizes, options, load, device.processes)
     if isinstance(engine, VllmEngineConfig) and device.cuda:
         # While asleep vLLM takes almost no memory.
         reserved = round(engine.gpu_memory_utilization * device.capacity)

@@ -17,7 +17,7 @@ from memfactory.config.optimizer import LOW_BIT_PACKAGES, LoraOptions, Optimizer
 from memfactory.config.readiness import low_bit_packages
 from memfactory.config.trained import trainer_options
 from memfactory.config.training import TrainerOptions
-from memfactory.engines.options import EngineConfig, HfEngineConfig, VllmEngineConfig
+from memfactory.engines.options import EngineConfig, HfEngineConfig, VllmEngineConfig, VllmServerConfig
 from memfactory.environment import memory_bytes
 from memfactory.errors import ConfigError
 from memfactory.model.loading import places
@@ -33,6 +33,7 @@ from memfactory.plan.footprint import (
     phase_components,
 )
 from memfactory.plan.memory import Device, architecture_of, compute_type, planned_memory
+from memfactory.plan.shards import is_sharded, loading_bytes
 from memfactory.plan.vllm import Beside, judge_vllm, vllm_row, with_vllm
 from memfactory.plan.work import Forecast, Row, Work
 from memfactory.plugins.boundary import guarded
@@ -96,10 +97,10 @@ class Plan:
         return f"the {phase}, " + ", ".join(f"{name} {present[name] / peaks[phase]:.0%}" for name in largest)
 
 
-def make_plan(resolved: Resolved, device: Device | None = None) -> Plan:
+def make_plan(resolved: Resolved, device: Device | None = None, processes: int = 1) -> Plan:
     """The plan of a training run. Reasons why it is impossible are in its `problems`, not raised.
 
-    `device` is the machine to plan for; None: the config's `model.device` on this machine.
+    `device` is the machine to plan for; None: the config's `model.device` on this machine, with `processes`.
     """
     config, options = resolved.config, trainer_options(resolved.config)
     if options is None:
@@ -117,13 +118,16 @@ def make_plan(resolved: Resolved, device: Device | None = None) -> Plan:
         problems, warnings = tuple(forecast.problems), tuple(forecast.warnings)
         return Plan(f"Plan of {resolved.name}", (*rows, *work.rows), problems=problems, warnings=warnings)
     rows = [("model", config.model.path), *rows, ("optimizer steps", f"{work.steps:,}" if work.steps else "unknown")]
-    return _plan_of_policy(forecast, options.policy, work, [*rows, *work.rows], device)
+    rows += work.rows
+    if device is None:
+        return _plan_of_policy(forecast, options.policy, work, rows, device_of(config.model, processes), here=True)
+    return _plan_of_policy(forecast, options.policy, work, rows, device, here=False)
 
 
 def _plan_of_policy(
-    forecast: Forecast, options: TrainerOptions, work: Work, rows: list[Row], device: Device | None
+    forecast: Forecast, options: TrainerOptions, work: Work, rows: list[Row], device: Device, *, here: bool
 ) -> Plan:
-    """The plan of a run that trains the language model, with its memory."""
+    """The plan of a run that trains the language model, with its memory. `here`: the device is this machine's."""
     resolved, problems, warnings = forecast.resolved, forecast.problems, forecast.warnings
     config = resolved.config
     title = f"Plan of {resolved.name}"
@@ -137,10 +141,8 @@ def _plan_of_policy(
         )
     options = _with_adapter(config.model, options, problems)
     # A lack of this machine's memory, disk or packages does not concern a run that is planned for another.
-    elsewhere = device is not None
-    lacking = warnings if elsewhere else problems
-    packages = LOW_BIT_PACKAGES if elsewhere else low_bit_packages()
-    device = device or device_of(config.model)
+    lacking = problems if here else warnings
+    packages = low_bit_packages() if here else LOW_BIT_PACKAGES
     is_auto, options = options.optimizer.kind == "auto", _with_optimizer(options, device, packages)
     dtype = compute_type(config.model, cuda=device.cuda)
     memory = planned_memory(resolved, options, sizes, work.longest, device, problems)
@@ -152,7 +154,9 @@ def _plan_of_policy(
         rows += [("importance correction", f"{correction}, because {reason}")] if correction != "none" else []
     if options.plays:
         beside = Beside(sizes, dtype, device, trained if options.lora else 0, work.longest)
-        rows += _engine_rows(forecast, beside, memory, elsewhere=elsewhere)
+        rows += _engine_rows(forecast, beside, memory, elsewhere=not here)
+    if is_sharded(options, device.processes):
+        lacking += _loading(loading_bytes(sizes, options, dtype), device.processes, rows)
     _judge_memory(memory, device, _savings(options, config.engine, device), problems, warnings)
     if offloads(options, cuda=device.cuda):
         lacking += _host(moments, options)
@@ -172,6 +176,10 @@ def _engine_rows(forecast: Forecast, beside: Beside, memory: dict[str, int], *, 
     """
     config, choices = forecast.resolved.config, forecast.resolved.choices
     rows: list[Row] = []
+    if beside.device.processes > 1:
+        if isinstance(config.engine, VllmEngineConfig | VllmServerConfig) and not choices:
+            forecast.problems.append(f"engine: kind {config.engine.kind!r} serves a run of one process; write kind: hf")
+        return [("engine", "hf, because vLLM serves a run of one process")] if choices else rows
     engine, problems = config.engine, forecast.problems
     for choice in (choice for choice in choices if choice.place == ("engine",)):
         if elsewhere and beside.device.cuda:
@@ -193,17 +201,26 @@ def _parameter_rows(
     place = f", {moments / GIB:.1f} GiB of moments in the host's memory" if offloads(options, cuda=device.cuda) else ""
     rounding = ", stochastic rounding" if options.stochastic else ""
     what = "LoRA" if options.lora else f"all trained as {options.masters}{rounding}"
-    return [("parameters", f"{sizes.parameters / 1e6:,.1f} M, {what}, {dtype}"), ("optimizer", f"{kind}{place}")]
+    rows = [("parameters", f"{sizes.parameters / 1e6:,.1f} M, {what}, {dtype}"), ("optimizer", f"{kind}{place}")]
+    if device.processes > 1:
+        part = "a part of" if is_sharded(options, device.processes) else "the whole of"
+        rows.append(("processes", f"{device.processes}, each with {part} the model; memory is that of one"))
+    return rows
 
 
 def _savings(options: TrainerOptions, engine: EngineConfig, device: Device) -> str:
     """The settings that would take less memory and are off."""
     kind, full = options.optimizer.kind_on(cuda=device.cuda, stochastic=options.stochastic), options.lora is None
     steps = ["train.lora"] if full else []
-    if device.cuda and kind == "adamw":
+    sharded = is_sharded(options, device.processes)
+    if sharded:
+        steps.append("more processes (the copy for sampling stays whole)" if options.plays else "more processes")
+    elif device.cuda:
+        steps.append("train.shard=fsdp2 over several GPUs")
+    if device.cuda and kind == "adamw" and not (sharded and full):
         offload = " or adamw_offload" if full else ""
         steps.append(f"train.optimizer.kind=adamw_8bit{'_torchao' if options.stochastic else ''}{offload}")
-    if full and not options.stochastic:
+    if full and not options.stochastic and not sharded:
         steps.append("train.master_weights=bfloat16_stochastic")
     if not options.gradient_checkpointing:
         steps.append("train.gradient_checkpointing=true")
@@ -253,6 +270,8 @@ def _with_optimizer(
     kind: OptimizerKind | None = None,
 ) -> TrainerOptions:
     """The options with an optimizer of `kind`; None: that of `auto` on `device` where `packages` can be used."""
+    if is_sharded(options, device.processes) and options.lora is None:
+        kind = "adamw"
     chosen = kind or options.optimizer.kind_on(cuda=device.cuda, stochastic=options.stochastic, packages=packages)
     return options.model_copy(update={"optimizer": options.optimizer.model_copy(update={"kind": chosen})})
 
@@ -268,12 +287,28 @@ def _fits_on_the_device(memory: dict[str, int], device: Device) -> list[str]:
     ]
 
 
-def device_of(model: ModelConfig) -> Device:
-    """The device that `model` is trained on here."""
+def device_of(model: ModelConfig, processes: int = 1) -> Device:
+    """The device that `model` is trained on here, for each of `processes`."""
     if torch.cuda.is_available() and model.device != "cpu":
         properties = torch.cuda.get_device_properties(0)
-        return Device(properties.name, properties.total_memory, cuda=True)
-    return Device("this machine's memory (no GPU is used)", memory_bytes() or 0, cuda=False)
+        return Device(properties.name, properties.total_memory, cuda=True, processes=processes)
+    name = "this machine's memory" if processes == 1 else f"1/{processes} of this machine's memory"
+    return Device(f"{name} (no GPU is used)", (memory_bytes() or 0) // processes, cuda=False, processes=processes)
+
+
+def _loading(size: int, processes: int, rows: list[Row]) -> list[str]:
+    """A problem if the host's memory cannot hold the model, of `size` bytes, in each of `processes` while they read it.
+
+    A row for it is added to `rows`.
+    """
+    rows.append(("host memory at the start", f"{processes} x {size / GIB:,.1f} GiB, on one machine"))
+    available = memory_bytes() or 0
+    if processes * size <= available:
+        return []
+    return [
+        f"each of {processes} processes reads the whole model first, which takes {processes * size / GIB:.1f} GiB of "
+        f"the host's memory; it has {available / GIB:.1f} GiB. Use fewer processes on a machine"
+    ]
 
 
 def _host(moments: int, options: TrainerOptions) -> list[str]:

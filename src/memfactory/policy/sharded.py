@@ -84,7 +84,7 @@ class ShardedPolicy(Policy):
         if self.reference is not None:
             self.reference.network, self.reference.trained = self.network, self.trained
             if self.reference.copy is not None:
-                shard(self.reference.copy, self.device, self.compute_dtype, set())
+                shard(self.reference.copy, self.device, self.compute_dtype, set(), frozen=True)
 
     def set_optimizer(self, options: OptimizerOptions, total_steps: int) -> None:
         # Moments are divided by the processes, and those of other kinds cannot be read by another number of them.

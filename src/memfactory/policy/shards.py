@@ -69,18 +69,27 @@ def same_modules(network: ModuleT) -> ModuleT:
     return deepcopy(network, memo)
 
 
-def shard(model: PreTrainedModel, device: torch.device, dtype: torch.dtype, whole_ones: set[nn.Parameter]) -> None:
+def shard(
+    model: PreTrainedModel,
+    device: torch.device,
+    dtype: torch.dtype,
+    whole_ones: set[nn.Parameter],
+    *,
+    frozen: bool = False,
+) -> None:
     """Shard `model` in place over all processes; its weights are gathered in `dtype`, the type that it computes in.
 
     The parameters `whole_ones` stay whole in each process. Gradients are summed over processes, in float32. Every
-    process must call it, with the same weights.
+    process must call it, with the same weights. A `frozen` model has no backward pass, behind which a trained one frees
+    its embedding and head.
     """
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     gathered = None if dtype == torch.float32 else dtype
     # The states between layers keep their type, as without shards.
     types = MixedPrecisionPolicy(param_dtype=gathered, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for module in (*decoder_layers(model), model):
-        fully_shard(module, mesh=mesh, mp_policy=types, ignored_params=whole_ones)
+        freed = True if frozen or module is not model else None
+        fully_shard(module, mesh=mesh, reshard_after_forward=freed, mp_policy=types, ignored_params=whole_ones)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             # Sums and no means: each token's weight is already that of the whole optimizer step.
