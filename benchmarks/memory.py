@@ -194,7 +194,7 @@ def main() -> None:
 
 
 def _silent(text: str) -> None:
-    """What another process than the first prints."""
+    """Print nothing: another process than the first."""
 
 
 if __name__ == "__main__":
