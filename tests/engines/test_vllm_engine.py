@@ -116,6 +116,27 @@ def test_every_sampling_parameter_is_said(small_model_path: Path):
         talk.parameters(range(10), sampling)
 
 
+@pytest.mark.parametrize(
+    ("beyond", "random", "biased"),
+    [(128, False, True), (129, False, False), (267, True, True), (1024, True, True), (1025, True, False)],
+)
+def test_biases_are_left_out_where_they_cost_much_or_are_refused(small_model_path: Path, beyond, random, biased):
+    chat = load_chat(ModelConfig(path=str(small_model_path)))
+    talk = Conversations(chat, context=10, rows=chat.vocab_size + beyond, random=random)
+    bias = talk.parameters(range(7), Sampling(2))["logit_bias"]
+    assert bias == (dict.fromkeys(range(chat.vocab_size, chat.vocab_size + beyond), -100.0) if biased else None)
+
+
+def test_a_reply_ends_before_an_id_without_a_token(small_model_path: Path, caplog: pytest.LogCaptureFixture):
+    chat = load_chat(ModelConfig(path=str(small_model_path)))
+    talk = Conversations(chat, context=99, rows=chat.vocab_size + 200)
+    for _ in range(2):
+        reply = talk.reply((1,), Sampling(9, SamplingParams(1.0)), (5, chat.vocab_size, 6), [-1.0, -9.0, -2.0], "stop")
+        assert (reply.tokens.reply_ids, reply.tokens.logprobs, reply.stop) == ((5,), (-1.0,), "length")
+    (record,) = caplog.records
+    assert "sampled an id without a token" in record.getMessage()
+
+
 def test_a_reply_ends_before_its_stop_string_and_greedy_is_certain(small_model_path: Path):
     chat = load_chat(ModelConfig(path=str(small_model_path)))
     talk = Conversations(chat, context=99, rows=chat.vocab_size)

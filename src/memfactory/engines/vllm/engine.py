@@ -90,7 +90,7 @@ class VllmEngine:
         context: int = self._engine.model_config.max_model_len
         if options.get("max_model_len") == AS_FITS:
             log.info("engine: vLLM has room for conversations of up to %s tokens", f"{context:,}")
-        self._conversations = Conversations(chat, context=context, rows=shape.vocab_size)
+        self._conversations = Conversations(chat, context=context, rows=shape.vocab_size, random=model.random_weights)
         self._pending: dict[str, tuple[Key, tuple[int, ...], Sampling]] = {}
         self._numbers = 0
         self._asleep = False

@@ -41,7 +41,9 @@ class VllmServerEngine:
         self._retry_policy = RetryPolicy(config.retries, config.backoff)
         self._remote = RemoteModel(self._server, config, random_weights=model.random_weights)
         shape = load_architecture(model).get_text_config()
-        self._conversations = Conversations(chat, context=self._remote.context, rows=shape.vocab_size)
+        self._conversations = Conversations(
+            chat, context=self._remote.context, rows=shape.vocab_size, random=model.random_weights
+        )
         self._pool = RequestPool(config.concurrency, "vllm")
 
     def submit(self, key: Key, messages: Sequence[Message], sampling: Sampling) -> None:
