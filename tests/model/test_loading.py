@@ -13,6 +13,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save
 
 from memfactory.errors import ConfigError
+from memfactory.model import loading
 from memfactory.model.loading import (
     compute_dtype,
     load_chat,
@@ -177,3 +178,22 @@ def test_flash_attention_says_what_it_lacks():
         resolve_attention(flash, CPU)
     with pytest.raises(ConfigError, match=r"needs model\.dtype bfloat16 or float16, not float32"):
         resolve_attention(flash.model_copy(update={"dtype": "float32"}), CUDA)
+
+
+def test_a_gpu_receives_each_tensor_as_it_is_read(monkeypatch, small_model_path: Path):
+    maps, load = [], loading.AutoModelForCausalLM.from_pretrained
+
+    def on_the_host(path, *, device_map=None, **options):
+        maps.append(device_map)
+        return load(path, device_map=None if device_map is None else {"": torch.device("cpu")}, **options)
+
+    monkeypatch.setattr(loading.AutoModelForCausalLM, "from_pretrained", on_the_host)
+    options = {"dtype": torch.float32}
+    gpu = torch.device("cuda", 1)
+    placed, plain = (
+        loading._stored_model(str(small_model_path), options, place) for place in (gpu, torch.device("cpu"))
+    )
+    assert maps == [{"": gpu}, None]
+    assert not any(hasattr(module, "_hf_hook") for module in placed.modules())
+    expected = plain.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in placed.state_dict().items())

@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from memfactory.config import load_config, readiness
 from memfactory.config.optimizer import LoraOptions, OptimizerOptions
 from memfactory.config.training import TrainerOptions
 from memfactory.errors import ConfigError
-from memfactory.policy.optimizer import make_optimizer
+from memfactory.policy.optimizer import make_optimizer, sum_gradients
 from memfactory.policy.sliced_adamw import SlicedAdamW, stochastic_round
 from small_policy import small_policy, some_turns
 
@@ -286,3 +287,20 @@ def test_a_run_that_auto_would_resume_otherwise_is_refused(small_model_path):
     assert state["kind"] == "adamw"
     with pytest.raises(ConfigError, match=r"selected adamw_8bit .* selects adamw here.*memfactory\[bitsandbytes\]"):
         policy.load(small_model_path, {**state, "kind": "adamw_8bit"})
+
+
+# Summing over processes
+
+
+def test_gradients_are_summed_in_place(monkeypatch):
+    summed = []
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: summed.append(tensor.mul_(2)))
+    first, second = parameters()
+    first.grad = torch.ones_like(first)
+    own = first.grad
+    sum_gradients(SimpleNamespace(num_processes=2), [first, second])
+    # A copy would hold the largest gradient, that of the embedding, twice.
+    assert first.grad is own is summed[0] and torch.equal(own, torch.full_like(first, 2))
+    assert torch.equal(second.grad, torch.zeros_like(second))
+    sum_gradients(SimpleNamespace(num_processes=1), [first])
+    assert len(summed) == 2

@@ -176,7 +176,7 @@ def load_model(
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": resolve_attention(config, device)}
     options |= {TRUST: config.trust_remote_code}
     try:
-        model = _random_model(config, place, options) if config.random_weights else _stored_model(path, options)
+        model = _random_model(config, place, options) if config.random_weights else _stored_model(path, options, place)
         model = model.to(place)
     except torch.OutOfMemoryError as error:
         raise ConfigError(f"model.path: {path!r} in {dtype} does not fit into the memory of {place}") from error
@@ -210,13 +210,16 @@ def _shifting_rotation(config: PretrainedConfig) -> str | None:
     return None
 
 
-def _stored_model(path: str, options: dict[str, Any]) -> PreTrainedModel:
+def _stored_model(path: str, options: dict[str, Any], place: torch.device) -> PreTrainedModel:
+    """The model at `path`. A GPU receives each tensor as it is read, so that the host never holds the whole model; a
+    model in a GGUF file is read in host memory."""
+    directly = {"device_map": {"": place}} if place.type == "cuda" else {}
     with without_progress_bar():
         if _is_file(path):
             model, info = gguf_model(path, {name: value for name, value in options.items() if name != TRUST})
         else:
             model, info = AutoModelForCausalLM.from_pretrained(
-                path, local_files_only=_only_here(path), output_loading_info=True, **options
+                path, local_files_only=_only_here(path), output_loading_info=True, **options, **directly
             )
     if info["missing_keys"]:
         # They would be random numbers otherwise.

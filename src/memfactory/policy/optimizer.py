@@ -33,7 +33,9 @@ def sum_gradients(accelerator: Accelerator, parameters: Sequence[Parameter]) -> 
         if own is None:
             # A process without a turn still takes part, or the others would wait for it for ever.
             own = torch.zeros_like(parameter, dtype=torch.float32)
-        parameter.grad = accelerator.reduce(own, reduction="sum")
+        # In place: accelerator.reduce would copy every gradient, 1.6 GB for the embedding of a 4B model.
+        torch.distributed.all_reduce(own)
+        parameter.grad = own
 
 
 def make_optimizer(parameters: Iterable[Parameter], options: OptimizerOptions, seed: int = 0) -> Optimizer:
