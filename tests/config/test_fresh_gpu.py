@@ -53,7 +53,7 @@ def test_a_named_kind_without_its_package_is_refused(fresh):
 
 
 def test_the_plan_counts_the_kind_that_auto_takes_here(fresh, monkeypatch):
-    monkeypatch.setattr(planning, "device_of", lambda model: Device("a GPU", round(79.2 * 2**30), cuda=True))
+    monkeypatch.setattr(planning, "device_of", lambda model, processes: Device("a GPU", round(79.2 * 2**30), cuda=True))
     found = planning.make_plan(fresh("memagent_qwen3_4b.yaml"))
     assert dict(found.work)["optimizer"] == "adamw_offload, 30.0 GiB of moments in the host's memory"
     assert found.problems == () and found.memory["optimizer"] == 0
@@ -64,7 +64,7 @@ def test_the_plan_counts_the_kind_that_auto_takes_here(fresh, monkeypatch):
 
 
 def test_a_host_too_small_for_the_moments_is_a_problem(fresh, monkeypatch):
-    monkeypatch.setattr(planning, "device_of", lambda model: Device("a GPU", round(79.2 * 2**30), cuda=True))
+    monkeypatch.setattr(planning, "device_of", lambda model, processes: Device("a GPU", round(79.2 * 2**30), cuda=True))
     monkeypatch.setattr(planning, "memory_bytes", lambda: 16 * 2**30)
     (problem,) = planning.make_plan(fresh("memagent_qwen3_4b.yaml")).problems
     assert "the host's memory, which has 16.0 GiB" in problem and "(extra bitsandbytes)" in problem
