@@ -87,6 +87,20 @@ class WeightHolder(Protocol):
 
 
 @runtime_checkable
+class SharedHolder(WeightHolder, Protocol):
+    """A WeightHolder outside of the run's processes, which all of them use: the first syncs weights, the others
+    follow."""
+
+    def synced(self) -> Any:
+        """A description of the last sync that can be sent to the other processes."""
+        ...
+
+    def follow(self, synced: Any) -> None:
+        """Use the weights of another process's last sync from here on; nothing may be pending."""
+        ...
+
+
+@runtime_checkable
 class BoundedEngine(Protocol):
     """An engine that knows the context length of its model before the first request."""
 

@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import TypeVar
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_object_list
 
 from memfactory.environment import process_count
@@ -91,6 +91,11 @@ def watched_launcher() -> Iterator[None]:
         yield
     finally:
         done.set()
+
+
+def wait_for_all() -> None:
+    """Wait until every process of the group is here."""
+    PartialState().wait_for_everyone()
 
 
 def of_first_process(value: T | None) -> T:

@@ -33,6 +33,7 @@ from memfactory.rollout import TextsRead
 from memfactory.seeds import stream_seed
 from memfactory.trainers.checkpoint import TrainState, load_state, save_checkpoint
 from memfactory.trainers.order import TrainingTasks
+from memfactory.trainers.weight_sync import sync_weights
 
 log = logging.getLogger("memfactory")
 
@@ -236,7 +237,7 @@ class Trainer(Component[LoopT], Generic[LoopT, TrainedT, DataT], ABC):
             engine.sleep()
 
     def sync_engines(self) -> None:
-        """Send the trained weights to engines with a copy of their own that is out of date.
+        """Send the trained weights to engines with a copy of their own that is out of date. All processes must call it.
 
         The HF engine generates from the trained weights themselves.
         """
@@ -245,7 +246,8 @@ class Trainer(Component[LoopT], Generic[LoopT, TrainedT, DataT], ABC):
             return
         for engine in self._copies():
             if self._synced.get(id(engine)) != weights.version:
-                engine.update_weights(weights)
+                self.trained.ready_to_sample()
+                sync_weights(engine, weights)
                 self._synced[id(engine)] = weights.version
 
     def _copies(self) -> list[WeightHolder]:

@@ -58,8 +58,8 @@ def check_one_process() -> None:
     process."""
     if process_count() > 1:
         raise ConfigError(
-            "engine: kinds 'vllm' and 'vllm_server' serve a run of one process; start it without torchrun or "
-            "accelerate, or write engine.kind: hf"
+            "engine: kind 'vllm' serves a run of one process; start it without torchrun or accelerate, or write "
+            "engine.kind: vllm_server or hf"
         )
 
 

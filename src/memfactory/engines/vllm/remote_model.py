@@ -69,6 +69,14 @@ class RemoteModel:
             self._base_differs = True
         self.updated = True
 
+    def synced(self) -> tuple[str, str | None]:
+        """The name to request the model by, and the version of its weights, after the last sync."""
+        return self.name, self._held
+
+    def follow(self, name: str, version: str | None) -> None:
+        """Request the weights that another process has synced under these."""
+        self.name, self._held, self.updated = name, version, True
+
     def confirm(self) -> None:
         """Raise EngineError unless the server holds the weights of the last sync.
 
@@ -118,7 +126,8 @@ class RemoteModel:
     def _forget_adapter(self) -> None:
         name, self.name = self.name, self._served
         files, self._adapter = self._adapter, None
-        if name != self._served:
+        # Without files of its own another process has synced the adapter, and removes it.
+        if files is not None and name != self._served:
             self._call("/v1/unload_lora_adapter", {"lora_name": name})
         if files is not None:
             files.cleanup()

@@ -12,12 +12,12 @@ from memfactory.engines.base import Key, Outcome, Weights
 from memfactory.engines.endpoint import Refused
 from memfactory.engines.options import VllmServerConfig
 from memfactory.engines.pool import REFUSING_STATUS, RequestPool, RetryPolicy, TryAgain, Waiting, Work
-from memfactory.engines.vllm.checks import check_one_process
 from memfactory.engines.vllm.http import VllmServer
 from memfactory.engines.vllm.remote_model import RemoteModel
 from memfactory.engines.vllm.replies import Conversations
 from memfactory.engines.vllm.weight_transfer import StoredWeights
-from memfactory.errors import EngineError, RequestRefused
+from memfactory.environment import process_count
+from memfactory.errors import ConfigError, EngineError, RequestRefused
 from memfactory.model.chat import ChatFormat
 from memfactory.model.loading import load_architecture
 from memfactory.model.options import ModelConfig
@@ -27,15 +27,15 @@ from memfactory.types import Message, Reply, Sampling
 class VllmServerEngine:
     """Samples replies from the model that the server at `config.url` holds.
 
-    Without a trainer that syncs weights, the weights of `model` are synced before the first conversation. Raises
-    ConfigError if no server answers or its command lacks a needed option; PromptTooLong for a prompt that does not
-    fit, EngineError for a server that goes away and for one that holds other weights.
+    The processes of a run share the server: the first syncs weights, the others follow. Without a trainer that syncs
+    weights, those of `model` are synced before the first conversation. Raises ConfigError if no server answers or its
+    command lacks a needed option; PromptTooLong for a prompt that does not fit, EngineError for a server that goes
+    away and for one that holds other weights.
     """
 
     gives_tokens = True
 
     def __init__(self, model: ModelConfig, chat: ChatFormat, config: VllmServerConfig) -> None:
-        check_one_process()
         self.model, self.chat, self.config = model, chat, config
         self._server = VllmServer(config)
         self._retry_policy = RetryPolicy(config.retries, config.backoff)
@@ -92,6 +92,16 @@ class VllmServerEngine:
             raise ValueError(f"{self._pool.pending()} conversations are pending at the server that is to take weights")
         self._remote.take(weights)
 
+    def synced(self) -> tuple[str, str | None]:
+        """The name and version of the weights that this process has synced, for the other processes of the run."""
+        return self._remote.synced()
+
+    def follow(self, synced: tuple[str, str | None]) -> None:
+        """Use the weights that another process has synced. Nothing may be pending."""
+        if self._pool.pending():
+            raise ValueError(f"{self._pool.pending()} conversations are pending at the server that has new weights")
+        self._remote.follow(*synced)
+
     def _work_or_refusal(self, messages: Sequence[Message], sampling: Sampling) -> Work:
         try:
             return self._work(messages, sampling)
@@ -108,6 +118,11 @@ class VllmServerEngine:
         prompt = self.chat.prompt_ids(messages)
         parameters = self._conversations.parameters(prompt, sampling)
         if not self._remote.updated:
+            if process_count() > 1:
+                raise ConfigError(
+                    "engine: in a run of several processes a vLLM server takes weights from a trainer only; start "
+                    "this command without torchrun or accelerate"
+                )
             self.update_weights(StoredWeights(self.model))
         fields = {**parameters, "model": self._remote.name, "prompt": list(prompt), "return_token_ids": True}
         return lambda waiting: waiting.retry(
