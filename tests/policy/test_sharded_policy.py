@@ -63,9 +63,22 @@ def said(folder: Path) -> str:
     return "\n".join(path.read_text() for path in sorted(folder.glob("rank-*.txt")))
 
 
+def run_one(path: Path, output: Path) -> None:
+    torch.save(three_steps(path, "full"), output / f"{process_rank()}-of-{process_count()}.pt")
+
+
 def run_all(path: Path, output: Path) -> None:
     results = {kind: three_steps(path, kind) for kind in KINDS}
     torch.save(results, output / f"{process_rank()}-of-{process_count()}.pt")
+
+
+def assert_steps(processes: list[dict], alone: dict) -> None:
+    """Each process measured the steps of one alone, and has its weights."""
+    for one in processes:
+        for expected, measured in zip(alone["measured"], one["measured"], strict=True):
+            assert measured == pytest.approx(expected, rel=1e-5, abs=1e-6)
+        for name, expected in alone["weights"].items():
+            assert float((one["weights"][name] - expected).norm() / expected.norm()) < 1e-5, name
 
 
 @pytest.fixture(scope="module")
@@ -80,13 +93,17 @@ def results(small_model_path: Path, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_sharded_processes_take_the_steps_of_one(kind: str, results: list[dict]) -> None:
     alone, *processes = (result[kind] for result in results)
-    for one in processes:
-        for expected, measured in zip(alone["measured"], one["measured"], strict=True):
-            assert measured == pytest.approx(expected, rel=1e-5, abs=1e-6)
-        for name, expected in alone["weights"].items():
-            assert float((one["weights"][name] - expected).norm() / expected.norm()) < 1e-5, name
+    assert_steps(processes, alone)
     given = processes[0]["logprobs"] | processes[1]["logprobs"]
     assert given.keys() == alone["logprobs"].keys()
     for place, expected in alone["logprobs"].items():
         for one, other in zip(expected, given[place], strict=True):
             assert one == pytest.approx(other, abs=2e-5)
+
+
+@pytest.mark.slow
+def test_four_sharded_processes_take_the_steps_of_one(small_model_path: Path, tmp_path: Path) -> None:
+    # Three prompts: one process has none in the first step and the last, and three have none in the second.
+    assert in_processes(4, lambda rank: run_one(small_model_path, tmp_path), tmp_path) == [0] * 4, said(tmp_path)
+    run_one(small_model_path, tmp_path)
+    assert_steps([torch.load(tmp_path / f"{rank}-of-4.pt") for rank in range(4)], torch.load(tmp_path / "0-of-1.pt"))
