@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import gc
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from benchmarks.gpu.findings import Report
+
+# Words of the warnings that a fast way was refused.
+REFUSALS = ("not shared", "not possible", "out of memory", "no room for a copy")
 
 
 @dataclass(frozen=True)
@@ -21,6 +26,24 @@ class Check:
     folder: Path
     small: bool
     deadline: float
+
+    @staticmethod
+    @contextmanager
+    def refusals() -> Iterator[list[str]]:
+        """The warnings that the toolkit gives meanwhile about fast ways that it does not take."""
+        texts: list[str] = []
+
+        class Collector(logging.Handler):
+            def emit(self, record: logging.LogRecord) -> None:
+                if any(words in record.getMessage() for words in REFUSALS):
+                    texts.append(record.getMessage())
+
+        handler, log = Collector(logging.WARNING), logging.getLogger("memfactory")
+        log.addHandler(handler)
+        try:
+            yield texts
+        finally:
+            log.removeHandler(handler)
 
     @property
     def device(self) -> torch.device:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,8 +25,6 @@ NO_KL = Expected(-1e-6, 1e-6)
 SAME_NORM = Expected(0.99, 1.01)
 # A training takes about this long on a GPU, after the first.
 SECONDS = 12
-# Words of the warnings that a fast way was refused.
-REFUSALS = ("not shared", "not possible", "out of memory")
 
 
 @dataclass(frozen=True)
@@ -67,10 +63,10 @@ def run(check: Check) -> None:
         if not check.has_time(way.name, SECONDS):
             continue
         with report.guarded(way.name):
-            result, warnings = trained(check, way)
+            result, refusals = trained(check, way)
             judge(check, way.name, result, MISMATCH_FLOAT32 if way.name == FLOAT32 else MISMATCH)
             if not way.refused:
-                report.judged(f"{way.name}, warnings", not warnings, "; ".join(warnings) or "none")
+                report.judged(f"{way.name}, refused", not refusals, "; ".join(refusals) or "nothing")
             if way.name == FLOAT32 and reference is not None:
                 compare(check, result, reference)
             if way.name == "bfloat16":
@@ -105,26 +101,9 @@ def trained(check: Check, way: Way) -> tuple[TrainResult, list[str]]:
         settings |= {"agent.max_chunks": 1, "agent.memory_tokens": 4, "agent.answer_tokens": 4}
         settings |= {"data.train.rows": 4, "train.count_zero_variance": True}
     folder = check.folder / way.name.replace(" ", "-").replace(",", "")
-    with warnings_of("memfactory") as warnings:
+    with check.refusals() as refusals:
         result = train(CONFIG, settings | way.settings, output=folder)
-    return result, [text for text in warnings if any(words in text for words in REFUSALS)]
-
-
-@contextmanager
-def warnings_of(name: str) -> Iterator[list[str]]:
-    """The warnings that the logger `name` gives meanwhile."""
-    texts: list[str] = []
-
-    class Collector(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            texts.append(record.getMessage())
-
-    handler = Collector(logging.WARNING)
-    logging.getLogger(name).addHandler(handler)
-    try:
-        yield texts
-    finally:
-        logging.getLogger(name).removeHandler(handler)
+    return result, refusals
 
 
 def judge(check: Check, name: str, result: TrainResult, mismatch: Expected) -> None:

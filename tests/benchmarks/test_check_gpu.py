@@ -11,10 +11,12 @@ import pytest
 import torch
 
 import scripts.check_gpu as check_gpu
-from benchmarks.gpu import attention, machine, tiny
+from benchmarks.gpu import attention, decoding, machine, tiny, training, whole_step
 from benchmarks.gpu.check import Check
 from benchmarks.gpu.findings import Expected, Finding, Report, exit_code, read_findings
 from benchmarks.gpu.sections import SECTIONS, Section
+
+SECTION_MODULES = [machine, attention, tiny, decoding, training, whole_step]
 
 
 @pytest.fixture
@@ -28,7 +30,7 @@ def findings_of(check: Check) -> dict[str, Finding]:
     return {finding.name: finding for finding in findings}
 
 
-@pytest.mark.parametrize("module", [machine, attention, tiny], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", SECTION_MODULES, ids=lambda module: module.__name__)
 def test_a_section_in_miniature_is_as_expected(check: Check, module):
     module.run(check)
     findings = findings_of(check)
