@@ -62,7 +62,7 @@ def test_a_kind_may_be_left_out_in_a_file_too(folder):
 def test_a_helper_without_a_kind_is_told_its_own_kinds(folder):
     told = problems_of(folder, "engines.judge.timeout=3")
     assert [words.partition("engines.judge: ")[2] for words in told] == [
-        "needs `kind`, one of 'hf', 'vllm', 'vllm_server', 'openai'"
+        "needs `kind`, one of 'hf', 'vllm', 'auto', 'vllm_server', 'openai'"
     ]
     assert "needs `kind`, one of 'swanlab', 'jsonl', 'console'" in problems_of(folder, "trackers=[{mode: local}]")[0]
 
