@@ -95,6 +95,13 @@ def server():
 
 
 @pytest.fixture
+def second():
+    double = Server()
+    yield double
+    double.close()
+
+
+@pytest.fixture
 def work(tmp_path, small_model_path, server, monkeypatch):
     rows = [{"context": f"Fact {n}.", "input": f"What is {n}", "answers": ["x"], "index": n} for n in range(5)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -113,17 +120,20 @@ def trained_weights(folder: Path) -> dict[str, torch.Tensor]:
     return dict(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).named_parameters())
 
 
-@pytest.mark.parametrize("shard", ["none", "fsdp2"])
-def test_one_process_syncs_and_both_request(work, server, shard):
-    codes, said = run(work, f"train.shard={shard}")
+@pytest.mark.parametrize(("shard", "count"), [("none", 1), ("fsdp2", 2)])
+def test_one_process_syncs_and_both_request(work, server, second, shard, count):
+    servers = [server, second][:count]
+    codes, said = run(work, f"train.shard={shard}", f"engine.url={[double.url for double in servers]}")
     assert codes == [0, 0], said
-    # At the start and after each of two steps, and never by both.
-    assert len(server.versions) == 3 and len({version.partition("-")[0] for version in server.versions}) == 1
     final = trained_weights(work / "two" / "final")
-    assert server.tensors.keys() == final.keys()
-    assert all(torch.equal(server.tensors[name], value) for name, value in final.items())
     before = trained_weights(work / "two" / "checkpoints" / "step-1") if shard == "none" else {}
-    assert not any(torch.equal(server.tensors[name], value) for name, value in before.items())
+    for double in servers:
+        # At the start and after each of two steps, and never by both.
+        assert len(double.versions) == 3 and len({version.partition("-")[0] for version in double.versions}) == 1
+        assert double.versions == server.versions and double.replies > 0
+        assert double.tensors.keys() == final.keys()
+        assert all(torch.equal(double.tensors[name], value) for name, value in final.items())
+        assert not any(torch.equal(double.tensors[name], value) for name, value in before.items())
 
 
 @pytest.fixture

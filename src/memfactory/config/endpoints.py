@@ -31,14 +31,20 @@ def address_key(endpoint: Endpoint) -> str:
     return "url" if isinstance(endpoint, VllmServerConfig) else "base_url"
 
 
+def addresses(endpoint: Endpoint) -> tuple[str, ...]:
+    """The addresses that are written down for an endpoint; none: the user's environment names it."""
+    if isinstance(endpoint, VllmServerConfig):
+        return endpoint.urls
+    return (endpoint.base_url,) if endpoint.base_url else ()
+
+
 def check_addresses(config: RunConfig, problems: Problems) -> None:
     """Report every address that cannot be used."""
     for path, endpoint in endpoints(config):
-        key = address_key(endpoint)
-        address = getattr(endpoint, key)
-        problem = address_problem(address) if address else None
-        if problem:
-            problems.add((*path, key), problem)
+        for address in addresses(endpoint):
+            problem = address_problem(address)
+            if problem:
+                problems.add((*path, address_key(endpoint)), problem)
 
 
 def check_key(path: KeyPath, endpoint: Endpoint, problems: Problems) -> None:

@@ -113,13 +113,14 @@ class VllmServerConfig(Sampled):
 
     kind: Literal["vllm_server"] = "vllm_server"
     """The kind of the engine."""
-    url: str = "http://127.0.0.1:8000"
-    """The server's address, on this machine."""
+    url: str | tuple[str, ...] = "http://127.0.0.1:8000"
+    """The server's address, on this machine; or a list of several servers' addresses. Each request goes to the server
+    with the fewest open ones."""
     adapter: Literal["lora", "merged"] = "lora"
     """The weights to sync for a LoRA adapter in training: the adapter alone (lora), or the whole merged model
     (merged)."""
     concurrency: int = Field(256, ge=1)
-    """Requests in flight at one time."""
+    """Requests in flight at one time, for each server."""
     timeout: float = Field(600.0, gt=0)
     """Timeout of a request in seconds."""
     retries: int = Field(4, ge=0)
@@ -135,6 +136,21 @@ class VllmServerConfig(Sampled):
     temporary folder."""
     api_key_env: str | None = None
     """The environment variable that holds the server's key; null: it has none."""
+
+    @field_validator("url")
+    @classmethod
+    def _each_server_once(cls, url: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if not url:
+            raise ValueError("no address is given; write the address of a server")
+        twice = [] if isinstance(url, str) else [address for address in url if url.count(address) > 1]
+        if twice:
+            raise ValueError(f"{twice[0]} is given twice; each server is named once")
+        return url
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """The addresses of all servers."""
+        return (self.url,) if isinstance(self.url, str) else self.url
 
 
 class OpenAIEngineConfig(Sampled):

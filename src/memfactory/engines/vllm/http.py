@@ -16,17 +16,17 @@ LARGEST = 512 * MIB
 
 
 class VllmServer:
-    """The server at `config.url`.
+    """The server at `url`, under the options of `config`.
 
     Raises ConfigError for an address that cannot be used, and for a key whose environment variable is unset or
     malformed.
     """
 
-    def __init__(self, config: VllmServerConfig) -> None:
-        problem = address_problem(config.url)
+    def __init__(self, config: VllmServerConfig, url: str) -> None:
+        problem = address_problem(url)
         if problem:
             raise ConfigError(f"engine.url: {problem}")
-        self.url = config.url.rstrip("/").removesuffix("/v1")
+        self.url = url.rstrip("/").removesuffix("/v1")
         self.name = f"the vLLM server at {shown_address(self.url)}"
         self.timeout = config.timeout
         key = read_key(config.api_key_env, self.name)

@@ -1,4 +1,4 @@
-"""The model of a vLLM server: weight sync, and checks that the server still holds the last weights.
+"""The model of one vLLM server: it takes weights, and is checked to hold the last ones still.
 
 The server is started with the worker extension of `worker.py`; docs/vllm.md gives the command.
 """
@@ -6,22 +6,15 @@ The server is started with the worker extension of `worker.py`; docs/vllm.md giv
 from __future__ import annotations
 
 import logging
-import secrets
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable
 from typing import Any
 
-from torch import Tensor
-
-from memfactory.engines.base import Weights
 from memfactory.engines.endpoint import Refused
 from memfactory.engines.options import VllmServerConfig
 from memfactory.engines.pool import RetryPolicy, TryAgain, Waiting
 from memfactory.engines.vllm.checks import check_version
 from memfactory.engines.vllm.http import VllmServer
-from memfactory.engines.vllm.weight_transfer import PassingPlace, write_weights
 from memfactory.errors import ConfigError, EngineError
 
 log = logging.getLogger("memfactory")
@@ -29,60 +22,91 @@ NEEDED = (
     "VLLM_SERVER_DEV_MODE=1, --worker-extension-cls memfactory.engines.vllm.worker.WeightReceiver and "
     "--logprobs-mode processed_logprobs (docs/vllm.md gives the whole command)"
 )
+UNKNOWN_STATUS = (400, 404)
+"""HTTP statuses with which vLLM refuses to remove an adapter that it does not have."""
+Synced = tuple[str, str | None]
+"""The name of a model in requests, and the version of its weights; None: those that its server was started with."""
 # A token that stands in every vocabulary; which one it is does not matter.
 TOKEN = 0
 BIAS = 100.0
 
 
 class RemoteModel:
-    """The model of `server`.
+    """The model of one server.
 
-    `name` is its name in requests; each adapter has its own. `context`: its tokens. `updated`: whether weights were
-    synced. Raises ConfigError if no server answers or it was started without NEEDED.
+    `name` is its name in requests; each adapter has its own. `context`: its tokens. `base_differs`: whether its whole
+    weights are others than those below the adapter in training. Raises ConfigError if no server answers or it was
+    started without NEEDED.
     """
 
     def __init__(self, server: VllmServer, config: VllmServerConfig, *, random_weights: bool) -> None:
         self.server, self.config = server, config
         self._retry_policy = RetryPolicy(config.retries, config.backoff)
+        self._random_weights = random_weights
         served = self._reached()
         self._served: str = served["id"]
-        self.name, self.context, self.updated = self._served, int(served["max_model_len"]), False
+        self.name, self.context = self._served, int(served["max_model_len"])
         # The weights that the server holds, by a name that no others have; None: those that it was started with.
         self._held = self._first_version()
-        self._base_differs = self._held is not None or random_weights
-        self._run, self._updates = secrets.token_hex(4), 0
-        self._place = PassingPlace(config.weights_folder)
-        self._adapter: tempfile.TemporaryDirectory[str] | None = None
+        self.base_differs = self._held is not None or random_weights
+        self._has_adapter = False
         self._check_logprobs()
 
-    def take(self, weights: Weights) -> None:
-        """Sync `weights`. Raises EngineError if the server does not confirm them."""
-        self.updated = False
-        self._forget_adapter()
-        if self.config.adapter == "lora" and weights.has_adapter:
-            if self._base_differs:
-                self._sync(weights.base)
-                self._base_differs = False
-            self._sync_adapter(weights)
-        else:
-            self._sync(weights.whole)
-            self._base_differs = True
-        self.updated = True
+    def receive(self, folder: str, version: str) -> None:
+        """Take the whole weights in `folder` and clear the prefix cache of the former ones."""
+        self._held = version
+        self._call("/collective_rpc", {"method": "memfactory_receive", "args": [folder, version]})
+        self.confirm()
+        answer = self._call("/reset_prefix_cache", {})
+        if isinstance(answer, dict) and answer.get("success") is False:
+            raise EngineError(f"{self.server.name} did not clear the prefix cache of the former weights")
 
-    def synced(self) -> tuple[str, str | None]:
+    def load_adapter(self, name: str, folder: str) -> None:
+        """Take the adapter in `folder` on top of the base."""
+        try:
+            self._call("/v1/load_lora_adapter", {"lora_name": name, "lora_path": folder})
+        except Refused as error:
+            raise EngineError(
+                f"{error}. It accepts adapters if it was started with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, "
+                "--enable-lora and a --max-lora-rank that is large enough; or write engine.adapter: merged"
+            ) from error
+        self.name, self._has_adapter = name, True
+        self.confirm()
+
+    def forget_adapter(self) -> None:
+        """Remove the adapter that this process has loaded, if any."""
+        name, self.name = self.name, self._served
+        had_adapter, self._has_adapter = self._has_adapter, False
+        if not had_adapter:
+            return
+        try:
+            self._call("/v1/unload_lora_adapter", {"lora_name": name})
+        except Refused as error:
+            # A server that was started anew has none.
+            if error.status not in UNKNOWN_STATUS:
+                raise
+
+    def look(self) -> None:
+        """Notice a server that was started anew since the last sync: its base may be another one."""
+        version = self._held_there()
+        if version != self._held:
+            log.warning("%s was restarted; it gets the weights anew", self.server.name)
+            self._held, self.base_differs = version, version is not None or self._random_weights
+
+    def synced(self) -> Synced:
         """The name to request the model by, and the version of its weights, after the last sync."""
         return self.name, self._held
 
     def follow(self, name: str, version: str | None) -> None:
         """Request the weights that another process has synced under these."""
-        self.name, self._held, self.updated = name, version, True
+        self.name, self._held = name, version
 
     def confirm(self) -> None:
         """Raise EngineError unless the server holds the weights of the last sync.
 
         Each sync has its own version, so replies before the server's answer come from these weights too.
         """
-        version = Waiting(0, threading.Event()).retry(self._version, self._retry_policy, self.server.name)
+        version = self._held_there()
         if version != self._held:
             started = "the weights of its start"
             raise EngineError(
@@ -90,47 +114,8 @@ class RemoteModel:
                 f"{version or started}: it was restarted, or another run uses it. Continue with --resume"
             )
 
-    def close(self) -> None:
-        """Leave no adapter behind, if the server still answers."""
-        try:
-            self._forget_adapter()
-        except EngineError as error:
-            log.warning("an adapter could not be removed from the server: %s", error)
-
-    def _sync(self, weights: Callable[[], Iterable[tuple[str, Tensor]]]) -> None:
-        """Pass a whole model's weights, by the names of the Hugging Face model's parameters."""
-        self._updates += 1
-        self._held = f"{self._run}-{self._updates}"
-        with self._place.written(lambda folder: write_weights(folder, weights())) as folder:
-            self._call("/collective_rpc", {"method": "memfactory_receive", "args": [folder, self._held]})
-        self.confirm()
-        answer = self._call("/reset_prefix_cache", {})
-        if isinstance(answer, dict) and answer.get("success") is False:
-            raise EngineError(f"{self.server.name} did not clear the prefix cache of the former weights")
-
-    def _sync_adapter(self, weights: Weights) -> None:
-        self._updates += 1
-        name = f"memfactory-{self._run}-{self._updates}"
-        # The server reads an adapter again after it has dropped it, and dies if the files are gone.
-        self._adapter = self._place.written(weights.write_adapter)
-        try:
-            self._call("/v1/load_lora_adapter", {"lora_name": name, "lora_path": self._adapter.name})
-        except Refused as error:
-            raise EngineError(
-                f"{error}. It accepts adapters if it was started with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, "
-                "--enable-lora and a --max-lora-rank that is large enough; or write engine.adapter: merged"
-            ) from error
-        self.name = name
-        self.confirm()
-
-    def _forget_adapter(self) -> None:
-        name, self.name = self.name, self._served
-        files, self._adapter = self._adapter, None
-        # Without files of its own another process has synced the adapter, and removes it.
-        if files is not None and name != self._served:
-            self._call("/v1/unload_lora_adapter", {"lora_name": name})
-        if files is not None:
-            files.cleanup()
+    def _held_there(self) -> str | None:
+        return Waiting(0, threading.Event()).retry(self._version, self._retry_policy, self.server.name)
 
     def _version(self) -> str | None:
         """The weights that the server holds, as all of its workers say."""
