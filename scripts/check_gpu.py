@@ -31,7 +31,7 @@ from benchmarks.gpu.findings import Finding, exit_code, read_findings  # noqa: E
 from benchmarks.gpu.sections import SECTIONS, Section  # noqa: E402
 
 NAMES = [section.name for section in SECTIONS]
-COLUMNS = f"{'section':10} {'finding':58} {'measured':>20} {'expected':>16}  verdict"
+COLUMNS = f"{'section':10} {'finding':66} {'measured':>20} {'expected':>16}  verdict"
 # A section that takes longer than this many times its seconds hangs.
 SLACK = 2.0
 # A section in less than this fraction of its seconds is not worth its start.
@@ -134,7 +134,7 @@ def run_process(command: Sequence[str], limit: float, log: Path) -> str | None:
 def row(finding: Finding) -> str:
     """One line of the table; under those that are off, failed or skipped their note."""
     measured, expected = finding.measured[:60], finding.expected
-    line = f"{finding.section:10} {finding.name:58} {measured:>20} {expected:>16}  {finding.verdict}"
+    line = f"{finding.section:10} {finding.name:66} {measured:>20} {expected:>16}  {finding.verdict}"
     if not finding.note or finding.verdict == "ok":
         return line
     notes = finding.note.splitlines()

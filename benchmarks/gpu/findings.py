@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -75,12 +76,13 @@ class Report:
     def measured(
         self, name: str, value: float, unit: str = "", expected: Expected | None = None, note: str = ""
     ) -> None:
-        """A number, with its range if it has one."""
+        """A number, with its range if it has one. One that is not finite is a text, since JSON has no such numbers."""
+        shown: Value = value if math.isfinite(value) else str(value)
         if expected is None:
-            self.add(Finding(self.section, name, "noted", value, unit, note=note))
+            self.add(Finding(self.section, name, "noted", shown, unit, note=note))
             return
         verdict: Verdict = "ok" if expected.holds(value) else "off"
-        self.add(Finding(self.section, name, verdict, value, unit, expected.low, expected.high, note))
+        self.add(Finding(self.section, name, verdict, shown, unit, expected.low, expected.high, note))
 
     def noted(self, name: str, value: str, note: str = "") -> None:
         """A text that nothing is expected of."""

@@ -46,4 +46,4 @@ def subject(check: Check) -> Subject:
     if check.small:
         return Subject("miniature", write_model(check.folder / "model", MINIATURE))
     name = LARGE if check.memory >= LARGE_GPU else MEDIUM
-    return Subject(name.rpartition("/")[2], write_model(check.folder / "model", name))
+    return Subject(name.rpartition("/")[2].removesuffix("-Instruct-2507"), write_model(check.folder / "model", name))

@@ -73,6 +73,12 @@ def test_a_range_has_its_bounds_and_no_nan():
     ]
 
 
+def test_a_number_that_is_not_finite_is_off_and_valid_json(check: Check):
+    check.report.measured("KL", float("nan"), "nats", Expected(-1, 1))
+    (finding,) = findings_of(check).values()
+    assert (finding.verdict, finding.value, finding.measured) == ("off", "nan", "nan nats")
+
+
 @pytest.mark.parametrize(
     ("verdicts", "code"),
     [(["ok", "noted"], 0), (["ok", "off"], 1), (["failed", "skipped"], 1), (["skipped", "ok"], 3)],
