@@ -1,6 +1,7 @@
 """The plan of vLLM beside the policy: what it reserves, what its cache holds, and when it cannot start."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -95,3 +96,19 @@ def test_the_models_own_length_does_not_fit_the_published_4b_config(planned):
 def test_a_gpu_too_small_for_a_second_copy_of_the_weights_is_a_problem(planned):
     found = planned("{kind: vllm}", Device("a GPU of 16 GiB", 16 * 2**30, cuda=True))
     assert [text for text in found.problems if text.startswith("vLLM does not start: of the 6.4 GiB")]
+
+
+@pytest.mark.parametrize(
+    ("engine", "refused"),
+    [
+        ("vllm", True),
+        ("vllm_server", False),
+        ("{kind: vllm_server, url: ['http://127.0.0.1:1']}", False),
+        ("hf", False),
+    ],
+)
+def test_only_vllm_in_the_training_process_is_refused_in_several(planned, engine, refused):
+    found = planned(engine, replace(GPU, processes=2))
+    told = [text for text in found.problems if "serves a run of one process" in text]
+    assert bool(told) is refused and not [text for text in found.problems if "vllm_server'" in text]
+    assert all("vllm_server for servers that all processes share" in text for text in told)

@@ -17,7 +17,7 @@ from memfactory.config.optimizer import LOW_BIT_PACKAGES, LoraOptions, Optimizer
 from memfactory.config.readiness import low_bit_packages
 from memfactory.config.trained import trainer_options
 from memfactory.config.training import TrainerOptions
-from memfactory.engines.options import EngineConfig, HfEngineConfig, VllmEngineConfig, VllmServerConfig
+from memfactory.engines.options import EngineConfig, HfEngineConfig, VllmEngineConfig
 from memfactory.environment import memory_bytes
 from memfactory.errors import ConfigError
 from memfactory.model.loading import places
@@ -174,14 +174,18 @@ def _engine_rows(forecast: Forecast, beside: Beside, memory: dict[str, int], *, 
     Nobody knows whether vLLM is installed on another machine, so a plan for one counts the engine `hf`, and warns if
     vLLM would not fit there.
     """
-    config, choices = forecast.resolved.config, forecast.resolved.choices
+    config = forecast.resolved.config
+    choices = [choice for choice in forecast.resolved.choices if choice.place == ("engine",)]
     rows: list[Row] = []
     if beside.device.processes > 1:
-        if isinstance(config.engine, VllmEngineConfig | VllmServerConfig) and not choices:
-            forecast.problems.append(f"engine: kind {config.engine.kind!r} serves a run of one process; write kind: hf")
-        return [("engine", "hf, because vLLM serves a run of one process")] if choices else rows
+        if isinstance(config.engine, VllmEngineConfig) and not choices:
+            forecast.problems.append(
+                "engine: kind 'vllm' serves a run of one process; write kind: hf, or vllm_server for servers that all "
+                "processes share"
+            )
+        return [("engine", "hf, because vLLM in a training process serves a run of one")] if choices else rows
     engine, problems = config.engine, forecast.problems
-    for choice in (choice for choice in choices if choice.place == ("engine",)):
+    for choice in choices:
         if elsewhere and beside.device.cuda:
             rows.append(("engine", "hf is planned; auto takes vllm where it is installed"))
             engine, problems = choice.auto.vllm(), forecast.warnings
