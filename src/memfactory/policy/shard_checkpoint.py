@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -56,13 +57,15 @@ def read_shards(
             f"the weights in {folder / SHARDS} are not those of this model: {len(strange)} tensors differ (such as "
             f"{strange[0].removeprefix('weights/')})"
         )
+    groups = {id(own): group for group in optimizer.param_groups for own in group["params"]}
     state: dict[str, Tensor] = {}
     for name, weight in weights.items():
         state[f"weights/{name}"] = weight.detach()
         own = trained[name]
+        count = torch.tensor(0.0, device=step_device(groups[id(own)], own))
         for key in (*MOMENTS, "step"):
             if f"{key}/{name}" in sizes:
-                value = torch.zeros_like(own, dtype=torch.float32) if key in MOMENTS else torch.tensor(0.0)
+                value = torch.zeros_like(own, dtype=torch.float32) if key in MOMENTS else count
                 optimizer.state[own][key] = value
                 state[f"{key}/{name}"] = _as_shard(value, weight) if key in MOMENTS else value
     load(state, checkpoint_id=folder / SHARDS, no_dist=not torch.distributed.is_initialized())
@@ -79,8 +82,15 @@ def take_shard(target: Tensor, whole: Tensor) -> None:
     target.to_local().copy_(part.to_local())
 
 
-def sharded_state(state: Mapping[str, Tensor], own: nn.Parameter, weight: Tensor) -> dict[str, Tensor]:
-    """This process's part of AdamW's state of a whole weight, for `own`, its shard of `weight`.
+def step_device(group: Mapping[str, Any], own: nn.Parameter) -> torch.device:
+    """Where AdamW keeps the number of steps of `own`: a fused or capturable kernel reads it on the device of `own`."""
+    return own.device if group.get("fused") or group.get("capturable") else torch.device("cpu")
+
+
+def sharded_state(
+    state: Mapping[str, Tensor], own: nn.Parameter, weight: Tensor, group: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """This process's part of AdamW's state of a whole weight, for `own` of `group`, its shard of `weight`.
 
     Raises MemFactoryError for the state of an optimizer of another kind.
     """
@@ -92,7 +102,7 @@ def sharded_state(state: Mapping[str, Tensor], own: nn.Parameter, weight: Tensor
     moments = {key: torch.zeros_like(own, dtype=torch.float32) for key in MOMENTS}
     for key, value in moments.items():
         take_shard(_as_shard(value, weight), state[key])
-    return {"step": state["step"].clone(), **moments}
+    return {"step": state["step"].to(step_device(group, own), copy=True), **moments}
 
 
 def _as_shard(value: Tensor, weight: Tensor) -> Tensor:

@@ -213,7 +213,7 @@ class ShardedPolicy(Policy):
             for index, parameter in zip(saved["params"], group["params"], strict=True):
                 state = optimizer["optimizer"]["state"].get(index)
                 if state is not None:
-                    self.optimizer.state[parameter] = sharded_state(state, parameter, own[id(parameter)])
+                    self.optimizer.state[parameter] = sharded_state(state, parameter, own[id(parameter)], group)
 
     def _sharded_parameters(self) -> dict[str, Parameter]:
         return {name: value for name, value in self.network.named_parameters() if value.requires_grad}
