@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from memfactory.api.traces import write_traces
 from memfactory.config import load_config
 from memfactory.errors import ConfigError
+from memfactory.files.assets import asset
 from memfactory.model.loading import load_tokenizer
 from memfactory.model.near_models import FORMS, is_model, model_hint, nearest_place
 from memfactory.model.options import ModelConfig
@@ -124,3 +126,24 @@ def test_traces_warn_of_no_setting_of_the_trainer(folder, caplog):
     assert any("eval_every" in text for text in load_config("tiny", ["train=grpo", "train.eval_every=3"]).warnings)
     write_traces(CONFIG, folder / "t.jsonl", "model.path=tiny")
     assert "train." not in caplog.text
+
+
+def test_traces_take_a_tokenizer_without_a_model(folder):
+    own = asset("tiny") / "tokenizer.json"
+    write_traces(CONFIG, folder / "model.jsonl", "model.path=tiny")
+    Path("own").mkdir()
+    shutil.copy(own, "own/tokenizer.json")
+    for name in ("own", "own/tokenizer.json"):
+        write_traces(CONFIG, folder / "alone.jsonl", f"model.path={name}")
+        assert (folder / "alone.jsonl").read_bytes() == (folder / "model.jsonl").read_bytes()
+        with pytest.raises(ConfigError, match=r"model.path"):
+            load_config("tiny", [f"model.path={name}"], command="eval")
+
+
+def test_traces_tell_of_a_folder_or_file_that_is_no_tokenizer(folder):
+    Path("empty").mkdir()
+    Path("broken.json").write_text("[]")
+    with pytest.raises(ConfigError, match=r"empty is not a model folder: .*\(a tokenizer.json alone is enough\)"):
+        write_traces(CONFIG, folder / "t.jsonl", "model.path=empty")
+    with pytest.raises(ConfigError, match=r"the tokenizer '.*broken.json' that measures the chunks cannot be loaded"):
+        write_traces(CONFIG, folder / "t.jsonl", "model.path=broken.json")

@@ -14,6 +14,8 @@ from memfactory.data.writing import WRITERS, OnProgress, Report, write_rows
 from memfactory.demonstrations import Demonstrations, Demonstrator, checked_kinds, demonstrations
 from memfactory.engines.options import OpenAIEngineConfig
 from memfactory.errors import ConfigError, DataError
+from memfactory.files.places import expanded
+from memfactory.model.near_models import is_tokenizer
 from memfactory.types import Codec
 
 EXAMPLES = 3
@@ -74,6 +76,10 @@ def _codec(resolved: Resolved) -> Codec:
         from memfactory.model.codec import FileCodec
 
         return FileCodec(config.engine.tokenizer or config.model.path)
+    if is_tokenizer(expanded(config.model.path)):
+        from memfactory.model.codec import FileCodec
+
+        return FileCodec(config.model.path)
     from memfactory.model.loading import load_chat
 
     return load_chat(config.model)

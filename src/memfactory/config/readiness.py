@@ -28,7 +28,7 @@ from memfactory.errors import nearest
 from memfactory.files.places import expanded
 from memfactory.memory.options import OpenAIEmbedderConfig
 from memfactory.model.gguf_file import against_vllm, gguf_instead, gguf_problem, is_gguf
-from memfactory.model.near_models import TINY, is_adapter, model_hint, nearest_place
+from memfactory.model.near_models import TINY, is_adapter, is_tokenizer, model_hint, nearest_place
 from memfactory.model.options import ModelConfig
 from memfactory.registry import MODULES, Options
 from memfactory.trackers.options import SwanlabConfig
@@ -127,10 +127,12 @@ class Readiness:
         if path == TINY:
             return
         folder, file = self._folder(path), locate(path, self.base_dir)
+        if self.command == "traces" and is_tokenizer(folder or file or Path(path)):
+            return
         if folder is not None:
             if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
                 instead = gguf_instead(folder) or "it has no config.json"
-                self.problems.add(place, f"{folder} is not a model folder: {instead}")
+                self.problems.add(place, f"{folder} is not a model folder: {instead}{self._of_traces()}")
         elif file is not None or is_gguf(path):
             problem = gguf_problem(file or Path(path))
             if problem is not None:
@@ -146,8 +148,9 @@ class Readiness:
         if self.command != "traces":
             return ""
         return (
-            ". Traces take only the tokenizer of the model: name the one that the training begins with, such as "
-            "model.path=models/smollm2 after `memfactory data model smollm2 --output models/smollm2`"
+            ". Traces take only the tokenizer of the model (a tokenizer.json alone is enough): name the one that the "
+            "training begins with, such as model.path=models/smollm2 after `memfactory data model smollm2 --output "
+            "models/smollm2`"
         )
 
     def _module_weights(self) -> None:

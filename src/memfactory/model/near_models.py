@@ -24,6 +24,13 @@ def is_model(place: Path) -> bool:
     return any((place / name).is_file() for name in names) or (place.suffix.lower() == SUFFIX and place.is_file())
 
 
+def is_tokenizer(place: Path) -> bool:
+    """Whether `place` is a tokenizer without a model: a folder with a tokenizer.json, or such a file."""
+    if place.suffix == ".json" and place.is_file():
+        return True
+    return (place / "tokenizer.json").is_file() and not is_model(place)
+
+
 def is_adapter(place: Path) -> bool:
     """Whether `place` looks like an adapter's folder."""
     return (place / "adapter_config.json").is_file()
