@@ -82,6 +82,26 @@ def test_float32_trains_with_the_same_bits_as_without_it(small_model_path):
     assert auto == none and all(torch.equal(a, b) for a, b in zip(weights, same, strict=True))
 
 
+def test_turns_without_logprobs_are_not_corrected_by_auto(config, small_model_path, caplog):
+    """A user's trainer may not know them."""
+    found = config("model.dtype=bfloat16")
+    options = with_correction(trainer_options(found.config), found.config, cuda=False)
+    turns = some_turns(sampled=False)
+
+    def trained(loss):
+        policy = small_policy(small_model_path)
+        policy.set_loss(loss)
+        return [policy.update(turns) for _ in range(2)]
+
+    assert options.loss.sampler_correction == "token_truncate"
+    measures = trained(options.loss)
+    (warning,) = [record.message for record in caplog.records if "have no sampler_logprobs" in record.message]
+    assert "leaves out token_truncate, which train.loss.sampler_correction: auto selected" in warning
+    assert measures == trained(LossOptions(sampler_correction="none"))
+    with pytest.raises(ValueError, match="token_truncate needs the sampler's log-probabilities"):
+        trained(LossOptions(sampler_correction="token_truncate"))
+
+
 # One turn of three tokens, sampled by e^.1, e^1 and e^-1 too seldom: weights 1.105171, 2.718282 and 0.367879.
 LOGPROBS = torch.tensor([[-1.0, -1.0, -1.0]])
 SAMPLED = LOGPROBS - torch.tensor([0.1, 1, -1])

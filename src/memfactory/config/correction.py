@@ -28,7 +28,7 @@ def with_correction(options: LoopOptions, config: RunConfig, *, cuda: bool) -> L
     if loss is None:
         return options
     correction, _ = chosen_correction(config, cuda=cuda)
-    return options.model_copy(update={"loss": loss.model_copy(update={"sampler_correction": correction})})
+    return options.model_copy(update={"loss": loss.with_automatic(correction)})
 
 
 def auto_loss(options: LoopOptions) -> LossOptions | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from memfactory.config.objectives import ObjectiveOptions
 from memfactory.errors import unknown
@@ -84,6 +84,7 @@ class LossOptions(Options):
     """Sequence corrections: the weight of a turn is the geometric mean or the product of its tokens' weights."""
     mask_truncated: bool = False
     """Turns truncated at their longest length are not trained on; other turns of their trajectory are."""
+    _automatic: bool = PrivateAttr(False)
 
     def without_effect(self) -> Mapping[str, str]:
         correction = self.sampler_correction
@@ -113,6 +114,17 @@ class LossOptions(Options):
     def corrects(self) -> bool:
         """Whether the loss weighs tokens by policy / sampler; `auto` must have been chosen before."""
         return self.sampler_correction not in ("auto", "none")
+
+    @property
+    def automatic(self) -> bool:
+        """Whether `auto` chose the correction: turns without the sampler's log-probabilities are then not corrected."""
+        return self._automatic
+
+    def with_automatic(self, correction: Correction) -> LossOptions:
+        """These options with the correction that `auto` stands for."""
+        chosen = self.model_copy(update={"sampler_correction": correction})
+        chosen._automatic = True
+        return chosen
 
     @property
     def named_objective(self) -> tuple[str, dict[str, Any]]:

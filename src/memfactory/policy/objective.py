@@ -125,7 +125,8 @@ def token_losses(
     on-policy: r is exactly 1 and only its gradient remains.
     The KL term and the entropy bonus are neither corrected nor clipped; with `kl_unbiased` the KL is multiplied by r,
     whose gradient turns that of k3 into the KL's own (arXiv 2512.02556). Only `logprobs` and `entropies` receive a
-    gradient. With `kl_in_reward` the loss has no KL term.
+    gradient. With `kl_in_reward` the loss has no KL term. A correction that `auto` chose is left out where
+    `inputs.sampler_logprobs` is None; one that a user wrote raises ValueError there.
     """
     objective = make_objective(options) if objective is None else objective
     coefficient = (options.kl_coef if kl_coef is None else kl_coef) if options.kl_in_loss else 0.0
@@ -175,7 +176,7 @@ def _check_inputs(inputs: LossInputs, options: LossOptions, kl_coef: float) -> N
     """Raise ValueError for log-probabilities that the options need and `inputs` lack."""
     if kl_coef > 0 and inputs.reference_logprobs is None:
         raise ValueError("kl_coef is above 0 but there are no reference log-probabilities")
-    if options.corrects and inputs.sampler_logprobs is None:
+    if options.corrects and not options.automatic and inputs.sampler_logprobs is None:
         raise ValueError(f"{options.sampler_correction} needs the sampler's log-probabilities")
 
 

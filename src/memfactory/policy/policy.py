@@ -85,6 +85,7 @@ class Policy(SavedPolicy):
         self.temperature = options.sampling.temperature
         self.skipped_steps = 0
         self.changes = 0
+        self._warned_uncorrected = False
         # Optimizer steps, taken or skipped, since the process began: a resumed run counts from 0.
         self.updates = 0
 
@@ -269,11 +270,26 @@ class Policy(SavedPolicy):
         totals = summed_totals(turns, self.accelerator)
         if totals.tokens == 0:
             return {}
+        self._warn_uncorrected(turns)
         weights = token_weights(turns, self.loss, totals)
         parts = self._within_memory(turns, lambda: self._accumulate(turns, weights))
         measures = merged(parts, self.accelerator, self.device)
         self._sum_gradients()
         return measures
+
+    def _warn_uncorrected(self, turns: Sequence[TrainingTurn]) -> None:
+        """Warn once if the correction that `auto` chose is left out."""
+        loss = self.loss
+        if self._warned_uncorrected or not (loss.corrects and loss.automatic):
+            return
+        if any(turn.sampler_logprobs is None for turn in turns):
+            self._warned_uncorrected = True
+            log.warning(
+                "the trainer's turns have no sampler_logprobs, so the loss leaves out %s, which "
+                "train.loss.sampler_correction: auto selected. Give each TrainingTurn its reply's "
+                "log-probabilities, or write sampler_correction: none",
+                loss.sampler_correction,
+            )
 
     def _sum_gradients(self) -> None:
         """Give every process the sum of all gradients."""
