@@ -1,6 +1,7 @@
 """`engine: auto`: vLLM where it can serve the model, else hf, with the reason; the written config stays as it is."""
 
 import json
+from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
@@ -101,3 +102,18 @@ def test_the_published_configs_fit_80_gigabytes_on_either_engine(tmp_path, name,
     assert "of the longest conversations" in dict(plan.work)["vLLM"]
     small = make_plan(found, Device("a GPU of 24 GiB", 24 * 2**30, cuda=True))
     assert [text for text in small.warnings if text.startswith("with vLLM about ")]
+
+
+@pytest.mark.parametrize("device", [GPU, replace(GPU, processes=2), Device("a processor", 2**40, cuda=False)])
+def test_a_plan_for_elsewhere_is_the_same_whether_this_machine_has_vllm_or_not(tmp_path, request, device, monkeypatch):
+    text = RUN.replace("tiny", QWEN.path) + "train: {name: grpo, steps: 1}\ndata: {train: {name: facts, rows: 2}}\n"
+    (tmp_path / "run.yaml").write_text(text)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    without = make_plan(load_config(tmp_path / "run.yaml"), device)
+    request.getfixturevalue("on_gpu")
+    found = load_config(tmp_path / "run.yaml")
+    assert found.config.engine.kind == "vllm"
+    plan = make_plan(found, device)
+    assert (plan.memory, plan.problems) == (without.memory, without.problems) and plan.memory["key-value cache"]
+    assert "vLLM" not in "".join(plan.memory) and "because vLLM" not in dict(plan.work).get("importance correction", "")
+    assert dict(plan.work)["engine"].startswith("hf")

@@ -47,6 +47,11 @@ def as_written(config: RunConfig, choices: Sequence[EngineChoice]) -> RunConfig:
     return _with_engines(config, {choice.place: choice.auto for choice in choices})
 
 
+def with_hf(config: RunConfig, choices: Sequence[EngineChoice]) -> RunConfig:
+    """The configuration with the engine hf in the place of each choice."""
+    return _with_engines(config, {choice.place: choice.auto.hf() for choice in choices})
+
+
 def _with_engines(config: RunConfig, engines: dict[KeyPath, EngineConfig]) -> RunConfig:
     if not engines:
         return config

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ import torch
 
 from memfactory.config import Resolved
 from memfactory.config.correction import auto_loss, chosen_correction
+from memfactory.config.engine_choice import with_hf
 from memfactory.config.optimizer import LOW_BIT_PACKAGES, LoraOptions, OptimizerKind
 from memfactory.config.readiness import low_bit_packages
 from memfactory.config.trained import trainer_options
@@ -102,6 +103,9 @@ def make_plan(resolved: Resolved, device: Device | None = None, processes: int =
 
     `device` is the machine to plan for; None: the config's `model.device` on this machine, with `processes`.
     """
+    if device is not None or processes > 1:
+        # `auto` was resolved for one process on this machine.
+        resolved = replace(resolved, config=with_hf(resolved.config, resolved.choices))
     config, options = resolved.config, trainer_options(resolved.config)
     if options is None:
         raise ConfigError("train: this config names no trainer")
@@ -191,7 +195,8 @@ def _engine_rows(forecast: Forecast, beside: Beside, memory: dict[str, int], *, 
             engine, problems = choice.auto.vllm(), forecast.warnings
             forecast.warnings += with_vllm(engine, memory, beside)
         else:
-            rows.append(("engine", f"{choice.engine.kind}, because {choice.reason}"))
+            reason = "no CUDA GPU is planned for" if elsewhere else choice.reason
+            rows.append(("engine", f"{config.engine.kind}, because {reason}"))
     if isinstance(engine, VllmEngineConfig) and beside.device.cuda:
         rows.append(vllm_row(beside.vllm(engine), beside.longest))
         judge_vllm(engine, beside.vllm(engine), beside.longest, problems, forecast.warnings)
