@@ -11,8 +11,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from memfactory.config import Resolved, load_values
+from memfactory.config import Resolved, load_config, load_values
+from memfactory.config.correction import with_correction
+from memfactory.config.readiness import on_gpu
 from memfactory.config.trained import options_of_trainer
+from memfactory.config.training import LoopOptions
 from memfactory.errors import ConfigError, MemFactoryError
 from memfactory.files.checkpoints import checkpoint_damage, checkpoints, newest_intact
 from memfactory.files.locks import LOCK, folder_lock, new_folder
@@ -46,6 +49,7 @@ RESUMABLE_ENGINE = (
     "url",
     "base_url",
     "api_key_env",
+    "stream",
     "weights_folder",
     "concurrency",
     "timeout",
@@ -56,6 +60,7 @@ RESUMABLE_ENGINE = (
     "update_timeout",
 )
 """Keys of engines for resources and addresses: errors ask users to change them before a run goes on."""
+_CORRECTION = "train.loss.sampler_correction"
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,7 @@ def open_run_folder(resolved: Resolved, resume: str | None) -> Iterator[RunFolde
             _refuse_used(folder)
         else:
             if (folder / "config.yaml").is_file():
-                refuse_another_config(folder, resolved.values)
+                refuse_another_config(folder, resolved)
             checkpoint = _newest(folder, resume) if checkpoint is None else _intact(checkpoint)
         _tell_of_other_plugins(folder, resolved)
         yield RunFolder(folder, checkpoint, _identity(folder) or (0, 0))
@@ -118,7 +123,7 @@ def _chosen(resolved: Resolved, resume: str | None) -> tuple[Path | None, Path |
         log.warning("--resume: %s holds no earlier run of %s, so a new one starts", RUNS, resolved.name)
         return None, None
     # Several seeds or settings of one config stand side by side; the run that goes on is the newest with these.
-    same = [folder for folder in earlier if not _differences(folder, resolved.values)]
+    same = [folder for folder in earlier if not _differences(folder, resolved)]
     folder = (same or earlier)[-1]
     log.info("--resume: continuing %s", folder)
     return folder, None
@@ -169,9 +174,9 @@ def _refuse_used(folder: Path) -> None:
         )
 
 
-def refuse_another_config(folder: Path, values: Mapping[str, object]) -> None:
+def refuse_another_config(folder: Path, resolved: Resolved) -> None:
     """Raise ConfigError when the run in `folder` was started with settings that make it another run."""
-    different = _differences(folder, values)
+    different = _differences(folder, resolved)
     if different:
         raise ConfigError([f"{folder} cannot be resumed with a different configuration:", *different])
 
@@ -192,19 +197,49 @@ def _tell_of_other_plugins(folder: Path, resolved: Resolved) -> None:
         )
 
 
-def _differences(folder: Path, values: Mapping[str, object]) -> list[str]:
+def _differences(folder: Path, resolved: Resolved) -> list[str]:
+    """The settings of the run in `folder` that are others in `resolved`, a line each."""
     path = folder / "config.yaml"
     if not path.is_file():
         return []
     try:
-        before, now = _leaves(load_values(path)), _leaves(values)
+        before, now = _leaves(load_values(path)), _leaves(resolved.values)
     except ConfigError as error:
         return list(error.problems)
+    different = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+    if different:
+        before |= _read_today(folder, resolved, before, now)
     return [
         f"{key}: {before.get(key)!r} in {folder}, now {now.get(key)!r}"
-        for key in sorted({*before, *now})
+        for key in different
         if before.get(key) != now.get(key) and not _may_differ(key, str(now.get("train.name")))
     ]
+
+
+def _read_today(
+    folder: Path, resolved: Resolved, before: Mapping[str, object], now: Mapping[str, object]
+) -> dict[str, object]:
+    """The keys that an earlier version, which wrote `before`, did not know, at their defaults for that run.
+
+    A `sampler_correction` that stands for that of `resolved` is given as it is written there.
+    """
+    try:
+        earlier = load_config(folder)
+    except ConfigError:
+        return {}
+    values = {key: value for key, value in _leaves(earlier.values).items() if key in now and key not in before}
+    if _CORRECTION in before and _correction(earlier) == _correction(resolved):
+        values[_CORRECTION] = now.get(_CORRECTION)
+    return values
+
+
+def _correction(resolved: Resolved) -> object:
+    """The importance correction of a run on this machine, also where `auto` stands for it; None if it has none."""
+    config = resolved.config
+    if config.train is None or not isinstance(config.train.options, LoopOptions):
+        return None
+    options = with_correction(config.train.options, config, cuda=on_gpu(config.model))
+    return getattr(getattr(options, "loss", None), "sampler_correction", None)
 
 
 def _may_differ(key: str, trainer: str) -> bool:
