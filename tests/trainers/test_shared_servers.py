@@ -188,6 +188,22 @@ def test_a_sync_that_fails_is_an_error_in_both_processes(server, together):
     assert len(server.versions) == 1
 
 
+def test_any_failure_of_the_first_process_ends_both(together, monkeypatch):
+    def fail(engine, weights):
+        raise OSError(28, "No space left on device")
+
+    def work(engine, weights):
+        raised = OSError if PartialState().is_main_process else EngineError
+        with pytest.raises(raised, match="No space left on device") as caught:
+            sync_weights(engine, weights)
+        if raised is EngineError:
+            assert str(caught.value).startswith("the first process could not sync weights (OSError: ")
+
+    monkeypatch.setattr(VllmServerEngine, "update_weights", fail)
+    codes, said = together(work)
+    assert codes == [0, 0], said
+
+
 def test_without_a_trainer_several_processes_are_refused(server, small_model_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     engine = connected(server, small_model_path)

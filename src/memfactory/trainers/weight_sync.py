@@ -21,8 +21,8 @@ class Failure:
 def sync_weights(engine: WeightHolder, weights: Weights) -> None:
     """Give `engine` the policy's weights. Every process must call it.
 
-    An engine that the processes share takes them from the first one alone. Raises EngineError in all processes if it
-    refuses them.
+    An engine that the processes share takes them from the first one alone. If an error of any kind ends that,
+    the others raise EngineError with its reason.
     """
     if process_count() == 1 or not isinstance(engine, SharedHolder):
         engine.update_weights(weights)
@@ -44,7 +44,15 @@ def _lead(engine: SharedHolder, weights: Weights) -> None:
     try:
         engine.update_weights(weights)
         synced = engine.synced()
-    except EngineError as error:
-        of_first_process(Failure(str(error)))
+    except Exception as error:
+        # Of any kind: without a word the others would wait for one that never comes.
+        of_first_process(Failure(_reason(error)))
         raise
     of_first_process(synced)
+
+
+def _reason(error: Exception) -> str:
+    """The words for the first process's `error` in the other processes."""
+    if isinstance(error, EngineError):
+        return str(error)
+    return f"the first process could not sync weights ({type(error).__name__}: {error})"
