@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from memfactory.config.grpo import GrpoOptions
+from memfactory.config.sft import SftOptions
 from memfactory.plan.footprint import Architecture, Load, memory_by_component, phase_components
 from memfactory.plan.shards import is_sharded, loading_bytes, per_process
 
@@ -64,3 +67,14 @@ def test_one_process_holds_the_whole_model(shard, processes, sharded):
 def test_host_memory_holds_the_model_and_its_reference_before_they_are_divided():
     assert loading_bytes(SIZES, GrpoOptions(loss={"kl_coef": 0.1}), "bfloat16") == 8 * 4200
     assert loading_bytes(SIZES, GrpoOptions(lora={"rank": 2}), "bfloat16") == 2 * 4200
+
+
+def test_the_whole_copy_is_there_also_if_a_server_samples():
+    # The key-value cache is the server's, but it is sent the weights of the copy.
+    remote = replace(LOAD, kv_tokens=0)
+    chosen = GrpoOptions(shard="fsdp2")
+    memory = per_process(memory_by_component(SIZES, chosen, remote), SIZES, chosen, remote, 4)
+    assert memory["whole copy for sampling"] == 2 * 4200
+    learned = SftOptions(shard="fsdp2")
+    memory = per_process(memory_by_component(SIZES, learned, remote), SIZES, learned, remote, 4)
+    assert memory["whole copy for sampling"] == 0

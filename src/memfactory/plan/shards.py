@@ -43,7 +43,7 @@ def per_process(
             divided["decoding"] = memory["decoding"] - width * sizes.parameters
     summed = (width + 4 + 4 + 4) * layer if full else 0
     divided[GATHERED] = width * (rest + 3 * layer) + summed
-    divided[WHOLE] = width * sizes.parameters if load.kv_tokens else 0
+    divided[WHOLE] = width * sizes.parameters if options.plays else 0
     return divided
 
 

@@ -157,7 +157,7 @@ class ShardedPolicy(Policy):
         return not self.sharded_weights
 
     def weights(self) -> PolicyWeights:
-        # The engines of several processes sample from the twin; those with a copy of their own are refused.
+        # The engine hf samples from the twin; vLLM servers are sent its weights. vLLM in a training process is refused.
         return PolicyWeights(self.twin.network, self.compute_dtype, self.changes)
 
     def ready_to_sample(self) -> None:
