@@ -64,7 +64,7 @@ sede: 3
     assert problems[4].endswith("given 0")
     assert "there is 'optimizer.learning_rate'." in problems[5]
     assert "'pppo'; did you mean 'ppo'?" in problems[6]
-    assert problems[7].endswith("did you mean 'vllm'? There are: 'hf', 'vllm', 'vllm_server', 'openai'")
+    assert problems[7].endswith("did you mean 'vllm'? There are: 'hf', 'vllm', 'auto', 'vllm_server', 'openai'")
     assert "did you mean 'seed'?" in problems[8]
 
 
@@ -127,7 +127,7 @@ def test_a_wrong_override_is_quoted(folder, override, message):
         (BASE + "engines: {judge: {kind: openai}}", "x.yaml:4: engines.judge.model: is missing"),
         (
             BASE + "engines: {judge: {model: a}}",
-            "x.yaml:4: engines.judge: needs `kind`, one of 'hf', 'vllm', 'vllm_server', 'openai'",
+            "x.yaml:4: engines.judge: needs `kind`, one of 'hf', 'vllm', 'auto', 'vllm_server', 'openai'",
         ),
         (BASE + "base: y.yaml", "x.yaml:4: base: no config is called 'y.yaml'"),
         (BASE + "base: x.yaml", "x.yaml: base: a circle of configs based on each other"),
