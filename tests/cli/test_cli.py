@@ -13,7 +13,7 @@ from memfactory.cli.app import _with_values, run
 from memfactory.cli.runs import _without_resume
 from memfactory.errors import EngineError
 
-BARE = SimpleNamespace(run=None, warnings=())
+BARE = SimpleNamespace(run=None, warnings=(), choices=())
 BASE = "model: tiny\nagent: memory_agent\nenv: longcontext\n"
 
 

@@ -99,4 +99,4 @@ def test_a_rung_without_its_file_says_where_to_get_it(folder, name, capsys):
     assert run(["data", "traces", f"configs/smollm2_{name}.yaml", *TINY, "--output", "traces.jsonl"]) == 2
     said = capsys.readouterr().err
     place = {"squad": "SQuAD-explorer", "hotpotqa": "hotpotqa.github.io"}[name]
-    assert "there is no such file" in said and place in said
+    assert "there is no file" in said and place in said

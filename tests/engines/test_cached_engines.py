@@ -280,9 +280,10 @@ def test_the_plan_counts_the_weights_of_each_engine_once(tmp_path, small_model_p
     )
     # Four bytes for the model that two names share, two for the one in half precision.
     assert plan.memory["frozen models"] == 6 * parameters
-    # The policy is `tiny`, 5.4 MB; while they decode, the frozen engine in float32 has a copy of its weights too.
-    alone = make_plan(load_config(written(tmp_path, "{mirror: {kind: hf}}", more), ["agent.engine=policy"]))
-    assert plan.memory["decoding"] - alone.memory["decoding"] == 4 * parameters
+    # While they decode, the frozen engine in float32 has a copy of its weights too.
+    uncopied = written(tmp_path, engines.replace("kind: hf, model", "kind: hf, packed_weights_gib: 0, model"), more)
+    without = make_plan(load_config(uncopied, ["agent.interface=generate", "agent.engine=policy"]))
+    assert plan.memory["caches of frozen models"] - without.memory["caches of frozen models"] == 4 * parameters
     assert peak_bytes(plan.memory) - peak_bytes({**plan.memory, "frozen models": 0}) == 6 * parameters
 
 

@@ -170,7 +170,10 @@ class Readiness:
         file = getattr(dataset.options, "path", None) if dataset is not None else None
         if isinstance(file, str) and locate(file, self.base_dir) is None and self._folder(file) is None:
             places = " or ".join(dict.fromkeys((str(Path.cwd()), str(self.base_dir.resolve()))))
-            self.problems.add((*path, "path"), f"there is no file {file!r} in {places}")
+            where = getattr(dataset.options, "published", "") if dataset is not None else ""
+            self.problems.add(
+                (*path, "path"), f"there is no file {file!r} in {places}" + (f"; {where}" if where else "")
+            )
 
     def _compute(self, place: KeyPath, model: ModelConfig) -> None:
         if model.device.startswith("cuda") and not has_cuda():

@@ -38,6 +38,22 @@ def sum_gradients(accelerator: Accelerator, parameters: Sequence[Parameter]) -> 
         parameter.grad = own
 
 
+class WholeGradients:
+    """Sums and clips gradients that each process holds whole, for a policy, which inherits it."""
+
+    accelerator: Accelerator
+    trained: list[Parameter]
+    max_grad_norm: float
+
+    def _sum_gradients(self) -> None:
+        """Give every process the sum of all gradients."""
+        sum_gradients(self.accelerator, self.trained)
+
+    def _clipped_norm(self) -> float:
+        """The norm of the whole gradient, which is then clipped to `max_grad_norm`."""
+        return float(self.accelerator.clip_grad_norm_(self.trained, self.max_grad_norm))
+
+
 def make_optimizer(parameters: Iterable[Parameter], options: OptimizerOptions, seed: int = 0) -> Optimizer:
     """AdamW (arXiv 1711.05101) of `options.kind` over the parameters that require a gradient; only matrices decay.
 

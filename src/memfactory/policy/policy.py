@@ -42,7 +42,7 @@ from memfactory.policy.marks import marked
 from memfactory.policy.measures import Measures, measured, merged
 from memfactory.policy.objective import token_losses
 from memfactory.policy.objectives.base import make_objective
-from memfactory.policy.optimizer import Schedule, fitting, kind_for, make_optimizer, sum_gradients
+from memfactory.policy.optimizer import Schedule, WholeGradients, fitting, kind_for, make_optimizer
 from memfactory.policy.processes import check_processes, make_accelerator
 from memfactory.policy.reference import Reference
 from memfactory.policy.saving import SavedPolicy
@@ -54,7 +54,7 @@ T = TypeVar("T")
 log = logging.getLogger("memfactory")
 
 
-class Policy(SavedPolicy):
+class Policy(SavedPolicy, WholeGradients):
     """A causal language model that is trained whole (float32 weights, or bfloat16) or through LoRA adapters (float32).
 
     `model` is loaded for training (`load_model(..., training=True)`). It is changed in place, so an engine that holds
@@ -267,10 +267,10 @@ class Policy(SavedPolicy):
 
         The measures are those of all processes; they are empty if no process has a turn.
         """
+        self._warn_uncorrected(turns)
         totals = summed_totals(turns, self.accelerator)
         if totals.tokens == 0:
             return {}
-        self._warn_uncorrected(turns)
         weights = token_weights(turns, self.loss, totals)
         parts = self._within_memory(turns, lambda: self._accumulate(turns, weights))
         measures = merged(parts, self.accelerator, self.device)
@@ -291,26 +291,19 @@ class Policy(SavedPolicy):
                 loss.sampler_correction,
             )
 
-    def _sum_gradients(self) -> None:
-        """Give every process the sum of all gradients."""
-        sum_gradients(self.accelerator, self.trained)
-
     def _zero_gradients(self) -> None:
         self.optimizer.zero_grad()
-
-    def _clipped_norm(self) -> float:
-        """The norm of the whole gradient, which is then clipped to `max_grad_norm`."""
-        return float(self.accelerator.clip_grad_norm_(self.trained, self.max_grad_norm))
 
     def _accumulate(self, turns: Sequence[TrainingTurn], weights: Sequence[float]) -> list[Measures]:
         """Leave the gradient of this process's turns in the parameters; the measures of each micro-batch."""
         # Here and not by the caller: after running out of memory it starts over, without half a gradient.
         self._zero_gradients()
+        micro_batches = self._micro_batches(turns, weights)
         parts: list[Measures] = []
         self.model.train()
         try:
             with self.forward.ready(self.model):
-                for indices, batch in self._micro_batches(turns, weights):
+                for indices, batch in micro_batches:
                     logprobs, entropies = self.forward.logprobs(
                         self.model,
                         batch,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from random import Random
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -27,6 +27,7 @@ from memfactory.registry import DATASETS
 class HotpotQaOptions(ParagraphOptions):
     """Options of `hotpotqa`."""
 
+    published: ClassVar[str] = WHERE
     heldout: float = Field(0.25, ge=0, le=1)
     """The fraction of the questions that is held out, chosen by the hashes of their ids. Training questions that need
     one of their supporting paragraphs are in neither split."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from random import Random
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -21,8 +21,9 @@ Heading = Literal["none", "title", "number"]
 
 
 class ParagraphOptions(DatasetOptions):
-    """Options of the datasets with a few paragraphs in each row."""
+    """Options of the datasets with a few paragraphs in each row. `published` says where their files come from."""
 
+    published: ClassVar[str] = ""
     path: str
     """The file; relative to the working directory, else to the config's folder."""
     split: Literal["train", "heldout", "all"] = "train"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from random import Random
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -37,6 +37,7 @@ SPLITS: tuple[Literal["train", "heldout"], ...] = ("train", "heldout")
 class SquadOptions(ParagraphOptions):
     """Options of `squad`."""
 
+    published: ClassVar[str] = WHERE
     heldout: Annotated[float, Field(ge=0, le=1)] | list[str] = 0.25
     """The held-out articles: a fraction of them, chosen by the hashes of the titles, or a list of titles."""
     unanswerable: str | None = Field(None, min_length=1)
