@@ -207,7 +207,7 @@ def _differences(folder: Path, resolved: Resolved) -> list[str]:
     except ConfigError as error:
         return list(error.problems)
     different = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
-    if different:
+    if any(key not in before or key == _CORRECTION for key in different):
         before |= _read_today(folder, resolved, before, now)
     return [
         f"{key}: {before.get(key)!r} in {folder}, now {now.get(key)!r}"

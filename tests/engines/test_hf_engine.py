@@ -308,6 +308,15 @@ def test_a_sleeping_engine_does_not_disturb_another_on_its_model(model, chat):
         model.eval()
 
 
+def sampled_under(hook, engine, model, prompts):
+    """The replies while `hook` runs before each pass of `model`."""
+    handle = model.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        return sample(engine, prompts)
+    finally:
+        handle.remove()
+
+
 def test_running_out_of_memory_says_what_to_lower(model, chat):
     def exhausted(module, args, kwargs):
         raise torch.OutOfMemoryError("no more")
@@ -341,11 +350,7 @@ def test_running_out_of_memory_halves_the_rows_and_changes_no_reply(model, chat,
     engine = HfEngine(model, chat, HfEngineConfig(max_batch=9, share_prefixes=share))
     sample(engine, asks(1))
     rows.clear()
-    handle = model.register_forward_pre_hook(exhausted, with_kwargs=True)
-    try:
-        replies = sample(engine, prompts)
-    finally:
-        handle.remove()
+    replies = sampled_under(exhausted, engine, model, prompts)
     assert [reply.tokens.reply_ids for reply in replies] == [reply.tokens.reply_ids for reply in expected]
     # Nine rows, then four, then two at a time, from here on.
     assert failures == [9, 4]
@@ -366,11 +371,7 @@ def test_running_out_of_memory_in_a_prefill_loses_no_conversation(model, chat, c
             left[0] -= 1
             raise torch.OutOfMemoryError("no more")
 
-    handle = model.register_forward_pre_hook(exhausted, with_kwargs=True)
-    try:
-        replies = sample(engine, prompts)
-    finally:
-        handle.remove()
+    replies = sampled_under(exhausted, engine, model, prompts)
     assert [reply.tokens.reply_ids for reply in replies] == [reply.tokens.reply_ids for reply in expected]
     assert len(caplog.messages) == 2
 

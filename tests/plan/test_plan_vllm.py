@@ -13,7 +13,7 @@ from memfactory.model.options import ModelConfig
 from memfactory.plan.footprint import architecture, phase_bytes
 from memfactory.plan.memory import Device
 from memfactory.plan.plan import make_plan
-from memfactory.plan.vllm import GIB, VllmMemory, judge_vllm, vllm_memory, vllm_row
+from memfactory.plan.vllm import GIB, VllmMemory, check_vllm, vllm_memory, vllm_row
 
 GPU = Device("a GPU of 80 GB", round(79.2 * 2**30), cuda=True)
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -35,7 +35,7 @@ def planned(tmp_path):
 
 def judged(memory, longest, **options):
     problems, warnings = [], []
-    judge_vllm(VllmEngineConfig(**options), memory, longest, problems, warnings)
+    check_vllm(VllmEngineConfig(**options), memory, longest, problems, warnings)
     return problems, warnings
 
 

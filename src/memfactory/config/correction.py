@@ -16,7 +16,7 @@ def chosen_correction(config: RunConfig, *, cuda: bool) -> tuple[Correction, str
     """
     if isinstance(config.engine, VllmEngineConfig | VllmServerConfig):
         return "token_truncate", "vLLM and the trainer round differently"
-    dtype = ("bfloat16" if cuda else "float32") if config.model.dtype == "auto" else config.model.dtype
+    dtype = config.model.compute_type(cuda=cuda)
     if dtype != "float32":
         return "token_truncate", f"the engine and the trainer round differently in {dtype}"
     return "none", "the engine and the trainer compute alike in float32"

@@ -60,9 +60,7 @@ def resolve_device(name: str) -> torch.device:
 
 def compute_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
     """The model's compute type; auto is bfloat16 on CUDA and float32 elsewhere."""
-    if config.dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return _DTYPES[config.dtype]
+    return _DTYPES[config.compute_type(cuda=device.type == "cuda")]
 
 
 def resolve_attention(config: ModelConfig, device: torch.device) -> str:

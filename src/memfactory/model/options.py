@@ -37,6 +37,12 @@ class ModelConfig(Options):
     template_options: dict[str, Scalar] = Field(default_factory=dict)
     """Passed to the chat template, such as enable_thinking: false."""
 
+    def compute_type(self, *, cuda: bool) -> str:
+        """The name of the type that the model computes in, on a GPU or on a processor."""
+        if self.dtype == "auto":
+            return "bfloat16" if cuda else "float32"
+        return self.dtype
+
     @field_validator("template_options")
     @classmethod
     def _switches_are_true_or_false(cls, options: dict[str, Scalar]) -> dict[str, Scalar]:

@@ -10,7 +10,7 @@ from memfactory.config import Resolved
 from memfactory.config.training import TrainerOptions
 from memfactory.engines.options import HfEngineConfig, VllmEngineConfig, same_engine
 from memfactory.errors import ConfigError
-from memfactory.model.loading import compute_dtype, load_architecture, places
+from memfactory.model.loading import load_architecture, places
 from memfactory.model.options import ModelConfig
 from memfactory.plan.footprint import (
     BYTES,
@@ -54,7 +54,7 @@ def planned_memory(
     own = engine if isinstance(engine, HfEngineConfig) else None
     size = pass_size(options, load_architecture(config.model), cpu=not device.cuda)
     load = Load(
-        dtype=compute_type(config.model, cuda=device.cuda),
+        dtype=config.model.compute_type(cuda=device.cuda),
         kv_tokens=_kv_tokens(own, longest) if own is not None and options.plays else 0,
         micro_tokens=max(size.micro_batch_tokens, longest),
         chunk_tokens=size.chunk_tokens,
@@ -95,10 +95,10 @@ def _frozen_bytes(resolved: Resolved, problems: list[str], longest: int, device:
         sizes = architecture_of(engine.model, problems)
         on_gpu = engine.model.device != "cpu" and (device.cuda or torch.cuda.is_available())
         if sizes is not None and on_gpu == device.cuda:
-            width = BYTES[compute_type(engine.model, cuda=on_gpu)]
+            width = BYTES[engine.model.compute_type(cuda=on_gpu)]
             weights += width * sizes.parameters
             load = Load(
-                dtype=compute_type(engine.model, cuda=on_gpu),
+                dtype=engine.model.compute_type(cuda=on_gpu),
                 kv_tokens=_kv_tokens(engine, longest),
                 prefill_tokens=_prefill_tokens(engine, longest),
                 micro_tokens=0,
@@ -108,11 +108,6 @@ def _frozen_bytes(resolved: Resolved, problems: list[str], longest: int, device:
             caches += sizes.kv_bytes(load.dtype) * load.kv_tokens + prefill_bytes(sizes, load, converts=False)
             caches += packed_bytes(sizes, engine.packed_limit) if width == 4 and not on_gpu else 0
     return {"frozen models": weights, "caches of frozen models": caches}
-
-
-def compute_type(model: ModelConfig, *, cuda: bool) -> str:
-    """The name of the type that `model` computes in, on a GPU or on a processor."""
-    return str(compute_dtype(model, torch.device("cuda" if cuda else "cpu"))).removeprefix("torch.")
 
 
 def architecture_of(model: ModelConfig, problems: list[str]) -> Architecture | None:

@@ -33,9 +33,9 @@ from memfactory.plan.footprint import (
     phase_bytes,
     phase_components,
 )
-from memfactory.plan.memory import Device, architecture_of, compute_type, planned_memory
+from memfactory.plan.memory import Device, architecture_of, planned_memory
 from memfactory.plan.shards import is_sharded, loading_bytes
-from memfactory.plan.vllm import Beside, judge_vllm, vllm_row, with_vllm
+from memfactory.plan.vllm import GIB, PlannedModel, check_vllm, vllm_row, with_vllm
 from memfactory.plan.work import Forecast, Row, Work
 from memfactory.plugins.boundary import guarded
 from memfactory.registry import MODULES, TRAINERS
@@ -43,7 +43,6 @@ from memfactory.registry import MODULES, TRAINERS
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-GIB = 2**30
 # A GPU's driver, and the gaps that an allocator leaves.
 SPARE_FRACTION = 0.06
 
@@ -148,7 +147,7 @@ def _plan_of_policy(
     lacking = problems if here else warnings
     packages = low_bit_packages() if here else LOW_BIT_PACKAGES
     is_auto, options = options.optimizer.kind == "auto", _with_optimizer(options, device, packages)
-    dtype = compute_type(config.model, cuda=device.cuda)
+    dtype = config.model.compute_type(cuda=device.cuda)
     memory = planned_memory(resolved, options, sizes, work.longest, device, problems)
     trained = sizes.parameters if options.lora is None else adapter_parameters(sizes, options.lora.rank)
     moments = moment_bytes(trained, options, cuda=device.cuda)
@@ -157,11 +156,11 @@ def _plan_of_policy(
         correction, reason = chosen_correction(config, cuda=device.cuda)
         rows += [("importance correction", f"{correction}, because {reason}")] if correction != "none" else []
     if options.plays:
-        beside = Beside(sizes, dtype, device, trained if options.lora else 0, work.longest)
-        rows += _engine_rows(forecast, beside, memory, elsewhere=not here)
+        planned = PlannedModel(sizes, dtype, device, trained if options.lora else 0, work.longest)
+        rows += _engine_rows(forecast, planned, memory, elsewhere=not here)
     if is_sharded(options, device.processes):
         lacking += _loading(loading_bytes(sizes, options, dtype), device.processes, rows)
-    _judge_memory(memory, device, _savings(options, config.engine, device), problems, warnings)
+    _check_memory(memory, device, _savings(options, config.engine, device), problems, warnings)
     if offloads(options, cuda=device.cuda):
         lacking += _host(moments, options)
         if is_auto:
@@ -172,7 +171,7 @@ def _plan_of_policy(
     return Plan(title, tuple(rows), memory, device.name, device.capacity, tuple(problems), tuple(warnings))
 
 
-def _engine_rows(forecast: Forecast, beside: Beside, memory: dict[str, int], *, elsewhere: bool) -> list[Row]:
+def _engine_rows(forecast: Forecast, planned: PlannedModel, memory: dict[str, int], *, elsewhere: bool) -> list[Row]:
     """Rows about the engine that `auto` stands for and about vLLM, which is judged.
 
     Nobody knows whether vLLM is installed on another machine, so a plan for one counts the engine `hf`, and warns if
@@ -181,7 +180,7 @@ def _engine_rows(forecast: Forecast, beside: Beside, memory: dict[str, int], *, 
     config = forecast.resolved.config
     choices = [choice for choice in forecast.resolved.choices if choice.place == ("engine",)]
     rows: list[Row] = []
-    if beside.device.processes > 1:
+    if planned.device.processes > 1:
         if isinstance(config.engine, VllmEngineConfig) and not choices:
             forecast.problems.append(
                 "engine: kind 'vllm' serves a run of one process; write kind: hf, or vllm_server for servers that all "
@@ -190,16 +189,16 @@ def _engine_rows(forecast: Forecast, beside: Beside, memory: dict[str, int], *, 
         return [("engine", "hf, because vLLM in a training process serves a run of one")] if choices else rows
     engine, problems = config.engine, forecast.problems
     for choice in choices:
-        if elsewhere and beside.device.cuda:
+        if elsewhere and planned.device.cuda:
             rows.append(("engine", "hf is planned; auto takes vllm where it is installed"))
             engine, problems = choice.auto.vllm(), forecast.warnings
-            forecast.warnings += with_vllm(engine, memory, beside)
+            forecast.warnings += with_vllm(engine, memory, planned)
         else:
             reason = "no CUDA GPU is planned for" if elsewhere else choice.reason
             rows.append(("engine", f"{config.engine.kind}, because {reason}"))
-    if isinstance(engine, VllmEngineConfig) and beside.device.cuda:
-        rows.append(vllm_row(beside.vllm(engine), beside.longest))
-        judge_vllm(engine, beside.vllm(engine), beside.longest, problems, forecast.warnings)
+    if isinstance(engine, VllmEngineConfig) and planned.device.cuda:
+        rows.append(vllm_row(planned.vllm(engine), planned.longest))
+        check_vllm(engine, planned.vllm(engine), planned.longest, problems, forecast.warnings)
     return rows
 
 
@@ -237,7 +236,7 @@ def _savings(options: TrainerOptions, engine: EngineConfig, device: Device) -> s
     return ", ".join([*steps, f"a smaller train.micro_batch_tokens{batch}", "or another model"])
 
 
-def _judge_memory(
+def _check_memory(
     memory: dict[str, int], device: Device, savings: str, problems: list[str], warnings: list[str]
 ) -> None:
     """A peak beyond the device's memory is a problem; one so near it that fragmentation decides is a warning."""

@@ -72,7 +72,7 @@ def vllm_memory(
 
 
 @dataclass(frozen=True)
-class Beside:
+class PlannedModel:
     """The model beside which vLLM runs on `device`: its `sizes`, and the type it computes in.
 
     `longest` are the tokens of the longest conversation (0: unknown), `adapter_parameters` those of an adapter.
@@ -89,18 +89,18 @@ class Beside:
         return vllm_memory(engine, self.sizes, self.dtype, self.device.capacity, self.adapter_parameters)
 
 
-def with_vllm(engine: VllmEngineConfig, memory: dict[str, int], beside: Beside) -> list[str]:
+def with_vllm(engine: VllmEngineConfig, memory: dict[str, int], planned: PlannedModel) -> list[str]:
     """A warning if a rollout with `engine` in place of the engine `hf`, whose plan is `memory`, exceeds the device."""
     alone = {name: size for name, size in memory.items() if name not in PHASES["rollout"]}
-    reserved = beside.vllm(engine).reserved
+    reserved = planned.vllm(engine).reserved
     peak = peak_bytes({**alone, "vLLM, awake" if engine.sleep else "vLLM": reserved})
-    if peak <= beside.device.capacity:
+    if peak <= planned.device.capacity:
         return []
-    fraction = math.floor(100 * (beside.device.capacity - peak + reserved) / beside.device.capacity) / 100
+    fraction = math.floor(100 * (planned.device.capacity - peak + reserved) / planned.device.capacity) / 100
     remedy = f"lower engine.gpu_memory_utilization to {fraction:g}" if fraction > 0 else "write engine.kind: hf"
     return [
-        f"with vLLM about {peak / GIB:.1f} GiB are needed, but {beside.device.name} has "
-        f"{beside.device.capacity / GIB:.1f} GiB; {remedy}"
+        f"with vLLM about {peak / GIB:.1f} GiB are needed, but {planned.device.name} has "
+        f"{planned.device.capacity / GIB:.1f} GiB; {remedy}"
     ]
 
 
@@ -110,7 +110,7 @@ def vllm_row(memory: VllmMemory, longest: int) -> tuple[str, str]:
     return "vLLM", f"{text}, {memory.tokens / longest:.1f} of the longest conversations" if longest else text
 
 
-def judge_vllm(
+def check_vllm(
     engine: VllmEngineConfig, memory: VllmMemory, longest: int, problems: list[str], warnings: list[str]
 ) -> None:
     """A problem if vLLM cannot start or cannot hold the longest conversation; `longest` 0: unknown.
